@@ -1,0 +1,57 @@
+# Wayleave. `make` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+export CGO_ENABLED ?= 1
+
+STATE ?= $(CURDIR)/.demo
+GOVULNDB ?= file://$(CURDIR)/.tools/vulndb
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools: ## fetch the pinned Envoy, OpenBao and test clients into .tools/
+	@deploy/tools/fetch.sh binaries clients
+
+.PHONY: build
+build: ## build bin/wayleave
+	@go build -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: tools build ## see a placeholder leave a worker and a real token arrive (ONCE=1 checks and exits)
+	@bin/demo --state "$(STATE)" $(if $(ONCE),--once)
+
+.PHONY: test
+test: tools lint unit e2e ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
+
+.PHONY: lint
+lint: ## gofmt, vet, golangci-lint, govulncheck
+	@deploy/tools/fetch.sh lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)" || { echo "gofmt: run 'make fmt'" >&2; exit 1; }
+	go vet ./...
+	golangci-lint run
+	govulncheck -db "$(GOVULNDB)" ./...
+
+.PHONY: unit
+unit: ## unit tests and fuzz seeds, with the race detector
+	go test -race $$(go list ./... | grep -v '/e2e$$')
+
+.PHONY: e2e
+e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
+	go test -race -timeout 15m ./e2e
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (default 20s)
+	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	  echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-20s} $$p; done; done
+
+.PHONY: fmt
+fmt: ## format and tidy
+	gofmt -w $$(git ls-files '*.go')
+	go mod tidy
+
+.PHONY: clean
+clean: ## remove what was built and fetched, and the demo's state
+	rm -rf bin .tools .demo

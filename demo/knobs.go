@@ -1,0 +1,171 @@
+package demo
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// This file is how a test or the demo script makes a Provider misbehave, and asks it what happened.
+
+type knobs struct {
+	accessTTL     time.Duration
+	allow         []string // nil: every scope
+	rotate        bool
+	before, after time.Duration
+	failures      int
+	failStatus    int
+	failBody      string
+	losses        int
+	down          bool
+}
+
+// call is what is to go wrong with one token call.
+type call struct {
+	before, after time.Duration
+	status        int
+	body          string
+	lose          bool
+}
+
+// SetAccessTTL sets the life of access tokens issued from now on.
+func (p *Provider) SetAccessTTL(d time.Duration) { p.set(func(k *knobs) { k.accessTTL = d }) }
+
+// AllowScopes sets which scopes are granted of those requested, at the consent and at each refresh. None: all are.
+func (p *Provider) AllowScopes(scopes ...string) {
+	p.set(func(k *knobs) { k.allow = slices.Clone(scopes) })
+}
+
+// SetRotation sets whether a refresh replaces the refresh token (the default) or answers without one and keeps the old.
+func (p *Provider) SetRotation(on bool) { p.set(func(k *knobs) { k.rotate = on }) }
+
+// SetLatency delays every token call, before and after tokens are spent and issued. A client that gives up in between
+// does not stop it.
+func (p *Provider) SetLatency(before, after time.Duration) {
+	p.set(func(k *knobs) { k.before, k.after = before, after })
+}
+
+// FailNext makes the next n token calls fail with status and body, with nothing spent.
+func (p *Provider) FailNext(n, status int, body string) {
+	p.set(func(k *knobs) { k.failures, k.failStatus, k.failBody = n, status, body })
+}
+
+// LoseAnswers makes the next n token calls spend and issue tokens and then reset the connection instead of answering.
+func (p *Provider) LoseAnswers(n int) { p.set(func(k *knobs) { k.losses = n }) }
+
+// SetDown makes every connection be reset as soon as a request is read.
+func (p *Provider) SetDown(down bool) { p.set(func(k *knobs) { k.down = down }) }
+
+// ExpireAccess ends every access token issued so far; refresh tokens stay.
+func (p *Provider) ExpireAccess() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.ledger.access)
+}
+
+// RevokeAll ends every consent given so far.
+func (p *Provider) RevokeAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.ledger.families() {
+		p.ledger.kill(f)
+	}
+}
+
+// Issue gives a consent without a browser and returns its tokens.
+func (p *Provider) Issue(scopes ...string) (access, refresh string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.ledger.open(slices.Clone(scopes), p.opts.Now(), p.knobs.accessTTL)
+	return t.access, t.refresh
+}
+
+// Stats are counts since the start.
+type Stats struct {
+	TokenCalls int // requests at /token that were read, whatever came of them
+	Exchanges  int // codes that became tokens
+	Refreshes  int // refreshes that succeeded, also when the answer was lost on purpose
+	Reuses     int // spent refresh tokens presented again
+	Revoked    int // consents ended, by reuse or on request
+	// Presented counts how often each refresh token came to a decision, by the hexadecimal SHA-256 of the token.
+	Presented map[string]int
+}
+
+// MaxPresented returns how often the most presented refresh token was presented.
+func (s Stats) MaxPresented() int {
+	most := 0
+	for _, n := range s.Presented {
+		most = max(most, n)
+	}
+	return most
+}
+
+// Stats returns a snapshot.
+func (p *Provider) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.stats
+	s.Reuses, s.Revoked, s.Presented = p.ledger.reuses, p.ledger.revoked, maps.Clone(p.ledger.presented)
+	return s
+}
+
+// Requests returns the last requests received, oldest first.
+func (p *Provider) Requests() []Request { return p.rec.requests() }
+
+// Saw reports whether any request ever carried s in its address or a header; see API.Saw.
+func (p *Provider) Saw(s string) bool { return p.rec.saw(s) }
+
+func (p *Provider) set(change func(*knobs)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.knobs)
+}
+
+// planCall counts a token call and takes its faults from the knobs.
+func (p *Provider) planCall() call {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.TokenCalls++
+	k := &p.knobs
+	c := call{before: k.before, after: k.after}
+	switch {
+	case k.failures > 0:
+		k.failures--
+		c.status, c.body = k.failStatus, k.failBody
+	case k.losses > 0:
+		k.losses--
+		c.lose = true
+	}
+	return c
+}
+
+func (p *Provider) isDown() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.knobs.down
+}
+
+func (p *Provider) allowed(scopes []string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.allowedLocked(scopes)
+}
+
+func (p *Provider) allowedLocked(scopes []string) []string {
+	if len(p.knobs.allow) == 0 {
+		return slices.Clone(scopes)
+	}
+	return subtract(scopes, subtract(scopes, p.knobs.allow))
+}
+
+func (p *Provider) pause(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-p.done:
+	}
+}

@@ -1,0 +1,155 @@
+package demo
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Beginnings of the secrets the demo issues.
+const (
+	AccessPrefix  = "demo-at-"
+	RefreshPrefix = "demo-rt-"
+	codePrefix    = "demo-ac-"
+	workerPrefix  = "demo-wt-"
+)
+
+func newSecret(prefix string) string {
+	b := make([]byte, 16)
+	rand.Read(b)
+	return prefix + hex.EncodeToString(b)
+}
+
+// fingerprint names a secret without showing it.
+func fingerprint(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// ledger is the table of tokens. A family is everything that came from one consent; presenting a refresh token that was
+// spent already revokes the family (RFC 9700 §4.14.2). Its user locks.
+type ledger struct {
+	access    map[string]accessToken
+	refresh   map[string]*refreshToken
+	presented map[string]int // fingerprint of a refresh token → times
+	reuses    int
+	revoked   int // families
+}
+
+type family struct {
+	scopes []string
+	dead   bool
+}
+
+type accessToken struct {
+	family  *family
+	scopes  []string
+	expires time.Time
+}
+
+type refreshToken struct {
+	family *family
+	spent  bool
+}
+
+// issued is one answer of the ledger.
+type issued struct {
+	access, refresh string // refresh is empty when the old one stays
+	scopes          []string
+	family          *family
+}
+
+func newLedger() ledger {
+	return ledger{access: map[string]accessToken{}, refresh: map[string]*refreshToken{}, presented: map[string]int{}}
+}
+
+// open starts a family.
+func (l *ledger) open(scopes []string, now time.Time, ttl time.Duration) issued {
+	f := &family{scopes: scopes}
+	t := issued{refresh: newSecret(RefreshPrefix), scopes: scopes, family: f}
+	l.refresh[t.refresh] = &refreshToken{family: f}
+	t.access = l.mint(f, scopes, now, ttl)
+	return t
+}
+
+func (l *ledger) mint(f *family, scopes []string, now time.Time, ttl time.Duration) string {
+	a := newSecret(AccessPrefix)
+	l.access[a] = accessToken{family: f, scopes: scopes, expires: now.Add(ttl)}
+	return a
+}
+
+// renew spends a refresh token. want narrows the access token; nil is everything the family has, cut to what allowed
+// lets through. code is an OAuth error code, or empty.
+func (l *ledger) renew(token string, want []string, allowed func([]string) []string, rotate bool, now time.Time, ttl time.Duration) (t issued, code string) {
+	r, ok := l.refresh[token]
+	if ok {
+		l.presented[fingerprint(token)]++
+	}
+	switch {
+	case !ok || r.family.dead:
+		return t, "invalid_grant"
+	case r.spent:
+		l.reuses++
+		l.kill(r.family)
+		return t, "invalid_grant"
+	case len(subtract(want, r.family.scopes)) > 0:
+		return t, "invalid_scope" // and unspent
+	}
+	if want == nil {
+		want = r.family.scopes
+	}
+	t = issued{scopes: allowed(want), family: r.family}
+	if rotate {
+		r.spent = true
+		t.refresh = newSecret(RefreshPrefix)
+		l.refresh[t.refresh] = &refreshToken{family: r.family}
+	}
+	t.access = l.mint(r.family, t.scopes, now, ttl)
+	return t, ""
+}
+
+func (l *ledger) kill(f *family) {
+	if !f.dead {
+		f.dead = true
+		l.revoked++
+	}
+}
+
+// scopesOf returns what an access token allows; ok is whether it is live.
+func (l *ledger) scopesOf(access string, now time.Time) (scopes []string, ok bool) {
+	a, ok := l.access[access]
+	if !ok || a.family.dead || !now.Before(a.expires) {
+		return nil, false
+	}
+	return a.scopes, true
+}
+
+// revoke ends a family, or an access token alone (RFC 7009 §2.1).
+func (l *ledger) revoke(token string) {
+	if r, ok := l.refresh[token]; ok {
+		l.kill(r.family)
+	}
+	delete(l.access, token)
+}
+
+func (l *ledger) families() []*family {
+	all := map[*family]bool{}
+	for r := range maps.Values(l.refresh) {
+		all[r.family] = true
+	}
+	return slices.Collect(maps.Keys(all))
+}
+
+// subtract returns what of a is not in b.
+func subtract(a, b []string) []string {
+	var rest []string
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}

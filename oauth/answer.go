@@ -1,0 +1,241 @@
+package oauth
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"wayleave/secret"
+)
+
+// Limits on what an answer can make us believe.
+const (
+	shortestLife  = time.Minute // for an expires_in below a second: such a token is used, and nothing spins
+	longestLife   = 365 * 24 * time.Hour
+	longestWait   = 24 * time.Hour
+	longestLabel  = 200 // bytes of an account name
+	longestCode   = 64  // bytes of an error code
+	shortestClash = 8   // bytes of an error code that count as a piece of a secret
+)
+
+// answer is one HTTP answer, read.
+type answer struct {
+	host   string
+	sent   time.Time
+	status int
+	header http.Header
+	body   []byte
+	fault  error // the body is not whole
+}
+
+// fields is a JSON object whose values are looked at one by one: names match exactly, and a value of an unexpected type
+// counts as absent rather than spoiling the rest.
+type fields map[string]json.RawMessage
+
+func (f fields) text(key string) string {
+	var s string
+	if json.Unmarshal(f[key], &s) != nil {
+		return ""
+	}
+	return s
+}
+
+func (f fields) object(key string) fields {
+	var o fields
+	if json.Unmarshal(f[key], &o) != nil {
+		return nil
+	}
+	return o
+}
+
+// read turns an answer into a Token or an Error. sent are the secrets of the request.
+func (c Config) read(a answer, sent []string) (Token, *Error) {
+	if a.status/100 != 2 {
+		return Token{}, c.failure(a, sent)
+	}
+	broken := func(err error, hint string) (Token, *Error) {
+		return Token{}, &Error{Outcome: Unknown, Status: a.status, Err: err, Hint: hint, host: a.host}
+	}
+	if a.fault != nil {
+		return broken(a.fault, "the token may have been spent")
+	}
+	var f fields
+	if json.Unmarshal(a.body, &f) != nil || f == nil {
+		return broken(errNotJSON, "something else than the token endpoint answered, or the provider changed: check token_url")
+	}
+	access := f.text("access_token")
+	if access == "" {
+		// Some providers report errors with status 200.
+		if raw := string(f["error"]); raw != "" && raw != "null" || string(f["ok"]) == "false" {
+			return Token{}, c.failure(a, sent)
+		}
+		return broken(errNoToken, "the provider changed? check token_url and token_format")
+	}
+	refresh := f.text("refresh_token")
+	if !isToken(access) || !isToken(refresh) {
+		return broken(errBadToken, "it was not used; connect again if this lasts")
+	}
+	tok := Token{Access: secret.New(access), Refresh: secret.New(refresh), Account: account(f)}
+	tok.Expiry = c.expiry(f, a.sent, &tok.Notes)
+	tok.Scopes = c.scopes(f, &tok.Notes)
+	if t := f.text("token_type"); t != "" && !strings.EqualFold(t, "bearer") {
+		tok.Notes = append(tok.Notes, "token_type is not bearer; it is used as a bearer token")
+	}
+	return tok, nil
+}
+
+// failure judges an answer that is not a success. Only a parsed code in a 400, 401 or 2xx answer can say that the grant
+// is invalid; a 5xx proves nothing, whatever its body says.
+func (c Config) failure(a answer, sent []string) *Error {
+	e := &Error{Outcome: Refused, Status: a.status, RetryAfter: retryAfter(a.header, a.sent), host: a.host}
+	if a.status >= 500 || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
+		e.Outcome = Unknown
+	} else if a.fault == nil {
+		e.Code = c.code(a.body, sent)
+	}
+	if e.Code == "server_error" || e.Code == "temporarily_unavailable" {
+		e.Outcome = Unknown // a failure of the provider's, under whatever status
+	}
+	definite := a.status == http.StatusBadRequest || a.status == http.StatusUnauthorized || a.status/100 == 2
+	if definite && e.Code == "invalid_grant" {
+		e.Outcome = InvalidGrant
+	}
+	e.Hint = c.hint(a.status, e.Code)
+	return e
+}
+
+// code finds the error code of a JSON answer: {"error":"code"} (RFC 6749 §5.2) or {"error":{"code":…}} or
+// {"error":{"type":…}}. What does not look like a code, or could be a piece of what we sent, is not repeated.
+func (c Config) code(body []byte, sent []string) string {
+	var f fields
+	if json.Unmarshal(body, &f) != nil {
+		return ""
+	}
+	code := f.text("error")
+	for _, key := range []string{"code", "type"} {
+		if code == "" {
+			code = f.object("error").text(key)
+		}
+	}
+	if rfc, ok := c.ErrorCodes[code]; ok {
+		return rfc
+	}
+	if !isErrorCode(code) {
+		return ""
+	}
+	for _, s := range sent {
+		if strings.Contains(code, s) || len(code) >= shortestClash && strings.Contains(s, code) {
+			return ""
+		}
+	}
+	return code
+}
+
+// isErrorCode is narrower than RFC 6749 §5.2 allows, and as wide as codes in use are.
+func isErrorCode(s string) bool {
+	return s != "" && len(s) <= longestCode && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_'
+	})
+}
+
+// isToken reports whether s can stand in a header as it is: visible ASCII only. The empty string can.
+func isToken(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// expiry reads expires_in, a number that some providers send as a string.
+func (c Config) expiry(f fields, sent time.Time, notes *[]string) time.Time {
+	raw := f.text("expires_in")
+	if raw == "" {
+		raw = string(f["expires_in"])
+	}
+	seconds, err := strconv.ParseFloat(strings.TrimSpace(raw), 64)
+	switch {
+	case err != nil && !math.IsInf(seconds, 0), math.IsNaN(seconds):
+		if c.DefaultTTL > 0 {
+			return sent.Add(c.DefaultTTL)
+		}
+		return time.Time{}
+	case seconds < 1:
+		*notes = append(*notes, "expires_in is less than a second; the token is used for a minute")
+		return sent.Add(shortestLife)
+	case seconds > longestLife.Seconds():
+		*notes = append(*notes, "expires_in is more than a year; taken as a year")
+		return sent.Add(longestLife)
+	}
+	return sent.Add(time.Duration(seconds * float64(time.Second)))
+}
+
+// scopes reads scope, a list in one string or an array. Absent and empty both mean unchanged: an empty string is no
+// scope value (RFC 6749 §3.3), so it cannot mean "no scopes".
+func (c Config) scopes(f fields, notes *[]string) []string {
+	raw, has := f["scope"]
+	if !has || string(raw) == "null" {
+		return nil
+	}
+	list := f.text("scope")
+	if list == "" {
+		var parts []string
+		if json.Unmarshal(raw, &parts) == nil {
+			list = strings.Join(parts, " ")
+		}
+	}
+	scopes, dropped := splitScopes(list, c.ScopeSeparator)
+	if scopes == nil {
+		*notes = append(*notes, "scope is present but empty; taken as unchanged")
+	}
+	if dropped > 0 {
+		*notes = append(*notes, "scope holds values with characters that RFC 6749 does not allow; they are not counted as granted")
+	}
+	return scopes
+}
+
+// account names the consenting account: the provider's own field, else the identity token's e-mail or subject. The
+// identity token came straight from the token endpoint over TLS, which OpenID Connect Core §3.1.3.7 accepts in place of
+// checking its signature; and it is only displayed.
+func account(f fields) string {
+	claims := idClaims(f.text("id_token"))
+	own := f.object("account")
+	for _, s := range []string{own.text("email_address"), own.text("email"), claims.text("email"), own.text("name"), own.text("uuid"), claims.text("sub")} {
+		if s != "" && len(s) <= longestLabel && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
+			return s
+		}
+	}
+	return ""
+}
+
+func idClaims(jwt string) fields {
+	parts := strings.Split(jwt, ".")
+	if len(parts) != 3 {
+		return nil
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return nil
+	}
+	var f fields
+	if json.Unmarshal(payload, &f) != nil {
+		return nil
+	}
+	return f
+}
+
+// retryAfter reads Retry-After, seconds or a date (RFC 9110 §10.2.3).
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	v := strings.TrimSpace(h.Get("Retry-After"))
+	var wait time.Duration
+	if seconds, err := strconv.ParseFloat(v, 64); err == nil {
+		if !(seconds > 0) {
+			return 0
+		}
+		wait = time.Duration(min(seconds, longestWait.Seconds()) * float64(time.Second))
+	} else if at, err := http.ParseTime(v); err == nil {
+		wait = at.Sub(now)
+	}
+	return min(max(wait, 0), longestWait)
+}

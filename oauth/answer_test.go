@@ -1,0 +1,225 @@
+package oauth
+
+import (
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func readBody(c Config, body string) (Token, *Error) {
+	return c.read(answer{host: "h", sent: noon, status: 200, body: []byte(body)}, nil)
+}
+
+func TestLifetimes(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for _, tt := range []struct {
+		json string // the expires_in member, or ""
+		def  time.Duration
+		want time.Duration // -1: zero time
+		note bool
+	}{
+		{``, 0, -1, false},
+		{``, time.Hour, time.Hour, false},
+		{`"expires_in":null,`, time.Hour, time.Hour, false},
+		{`"expires_in":"",`, time.Hour, time.Hour, false},
+		{`"expires_in":"soon",`, time.Hour, time.Hour, false},
+		{`"expires_in":true,`, 0, -1, false},
+		{`"expires_in":{"s":1},`, 0, -1, false},
+		{`"expires_in":"NaN",`, time.Hour, time.Hour, false},
+		{`"expires_in":3600,`, time.Minute, time.Hour, false},
+		{`"expires_in":"3600",`, 0, time.Hour, false},
+		{`"expires_in":" 3600 ",`, 0, time.Hour, false},
+		{`"expires_in":3600.5,`, 0, time.Hour + 500*time.Millisecond, false},
+		{`"expires_in":"3.6e3",`, 0, time.Hour, false},
+		{`"expires_in":2,`, time.Hour, 2 * time.Second, false},
+		{`"expires_in":0,`, time.Hour, time.Minute, true},
+		{`"expires_in":"0",`, 0, time.Minute, true},
+		{`"expires_in":-1,`, 0, time.Minute, true},
+		{`"expires_in":1e-9,`, 0, time.Minute, true},
+		{`"expires_in":1e12,`, 0, year, true},
+		{`"expires_in":1e999,`, 0, year, true},
+		{`"expires_in":"Inf",`, 0, year, true},
+		{`"expires_in":31536000,`, 0, year, false},
+	} {
+		tok, err := readBody(Config{DefaultTTL: tt.def}, `{`+tt.json+`"access_token":"a"}`)
+		if err != nil {
+			t.Errorf("%s: %v", tt.json, err)
+			continue
+		}
+		want := time.Time{}
+		if tt.want >= 0 {
+			want = noon.Add(tt.want)
+		}
+		if !tok.Expiry.Equal(want) || (len(tok.Notes) > 0) != tt.note {
+			t.Errorf("%s (default %v): expiry %v, notes %q; want %v", tt.json, tt.def, tok.Expiry, tok.Notes, want)
+		}
+	}
+}
+
+// Absent and empty mean unchanged; narrower means narrower.
+func TestScopesOfAnAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		json, separator string
+		want            []string
+		note            bool
+	}{
+		{``, "", nil, false},
+		{`"scope":null,`, "", nil, false},
+		{`"scope":"",`, "", nil, true},
+		{`"scope":"  ",`, "", nil, true},
+		{`"scope":[],`, "", nil, true},
+		{`"scope":17,`, "", nil, true},
+		{`"scope":"b a b",`, "", []string{"a", "b"}, false},
+		{`"scope":"user:inference",`, "", []string{"user:inference"}, false},
+		{`"scope":["b","a"],`, "", []string{"a", "b"}, false},
+		{`"scope":"repo,gist read:org",`, ",", []string{"gist", "read:org", "repo"}, false},
+		{`"scope":"a,b",`, "", []string{"a,b"}, false},
+		{`"scope":"a b\"c d\\e",`, "", []string{"a"}, true},
+		{`"scope":"b\u00e4d",`, "", []string{}, true},
+	} {
+		tok, err := readBody(Config{ScopeSeparator: tt.separator}, `{`+tt.json+`"access_token":"a","expires_in":9}`)
+		if err != nil {
+			t.Errorf("%s: %v", tt.json, err)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, tok.Scopes); diff != "" || (len(tok.Notes) > 0) != tt.note {
+			t.Errorf("%s: notes %q, scopes (-want +got):\n%s", tt.json, tok.Notes, diff)
+		}
+	}
+}
+
+// No refresh token in the answer means that the one we have stays.
+func TestAbsentRefreshTokenIsZero(t *testing.T) {
+	for _, member := range []string{``, `,"refresh_token":""`, `,"refresh_token":null`, `,"refresh_token":false`} {
+		tok, err := readBody(Config{}, `{"access_token":"a"`+member+`}`)
+		if err != nil || !tok.Refresh.IsZero() {
+			t.Errorf("%s: %v", member, err)
+		}
+	}
+}
+
+// A token that cannot stand in a header as it is, is not taken: it would split the header.
+func TestUnusableTokensAreRefused(t *testing.T) {
+	for _, bad := range []string{"a b", "a\\n", "a\\r\\nx-evil: 1", "a\\u0000", "\\ta", "a\\u007f", "t\\u00f6ken", "a\\ud800"} {
+		for _, body := range []string{`{"access_token":"` + bad + `"}`, `{"access_token":"good","refresh_token":"` + bad + `"}`} {
+			if _, err := readBody(Config{}, body); err == nil || err.Outcome != Unknown {
+				t.Errorf("%s: %v", body, err)
+			}
+		}
+	}
+}
+
+func TestAccount(t *testing.T) {
+	id := func(claims string) string {
+		return `"x.` + base64.RawURLEncoding.EncodeToString([]byte(claims)) + `.y"`
+	}
+	for _, tt := range []struct{ json, want string }{
+		{`"account":{"uuid":"u-1","email_address":"op@example.com"}`, "op@example.com"},
+		{`"account":{"uuid":"u-1"}`, "u-1"},
+		{`"account":"op"`, ""},
+		{`"id_token":` + id(`{"email":"op@example.com","sub":"1"}`), "op@example.com"},
+		{`"id_token":` + id(`{"sub":"1"}`), "1"},
+		{`"id_token":` + id(`[]`), ""},
+		{`"id_token":"a.!.c"`, ""},
+		{`"id_token":"abc"`, ""},
+		{`"account":{"email_address":"\u001b[2J"}`, ""},
+		{`"account":{"email_address":"` + strings.Repeat("x", 999) + `"}`, ""},
+	} {
+		tok, err := readBody(Config{}, `{"access_token":"a",`+tt.json+`}`)
+		if err != nil || tok.Account != tt.want {
+			t.Errorf("%s: got %q, %v; want %q", tt.json, tok.Account, err, tt.want)
+		}
+	}
+}
+
+func TestMissingScopes(t *testing.T) {
+	for _, tt := range []struct{ have, want, missing []string }{
+		{nil, nil, nil},
+		{nil, []string{"b", "a", "b"}, []string{"a", "b"}},
+		{[]string{"a", "b"}, []string{"b"}, nil},
+		{[]string{"a"}, []string{"A", "a", "aa"}, []string{"A", "aa"}},
+	} {
+		if diff := cmp.Diff(tt.missing, MissingScopes(tt.have, tt.want)); diff != "" {
+			t.Errorf("have %q, want %q (-want +got):\n%s", tt.have, tt.want, diff)
+		}
+	}
+}
+
+func TestScopeAtRefresh(t *testing.T) {
+	for _, tt := range []struct {
+		mode               RefreshScope
+		granted, requested []string
+		want               string
+	}{
+		{"", []string{"a"}, []string{"a"}, ""},
+		{ScopeOmit, []string{"a"}, []string{"a"}, ""},
+		{ScopeGranted, []string{"a", "b"}, []string{"c"}, "a b"},
+		{ScopeGranted, nil, []string{"c"}, ""},
+		{ScopeRequested, []string{"a", "b"}, []string{"b", "c"}, "b"},
+		{ScopeRequested, nil, []string{"b", "c"}, "b c"},
+		{ScopeRequested, []string{}, []string{"b"}, ""},
+	} {
+		if got := (Config{RefreshScope: tt.mode}).scopeAtRefresh(tt.granted, tt.requested); got != tt.want {
+			t.Errorf("%s, granted %q, requested %q: got %q, want %q", tt.mode, tt.granted, tt.requested, got, tt.want)
+		}
+	}
+}
+
+// Whatever the endpoint answers: no panic, a token only if usable, an error that repeats nothing.
+func FuzzRead(f *testing.F) {
+	f.Add(200, goodAnswer, "")
+	f.Add(200, `{"ok":false,"error":{"code":"x"}}`, ",")
+	f.Add(400, `{"error":"invalid_grant"}`, " ")
+	f.Add(500, `{"error":"invalid_grant"}`, "")
+	f.Add(200, `{"access_token":"a","expires_in":1e999,"scope":["a",1]}`, "")
+	f.Fuzz(func(t *testing.T, status int, body, separator string) {
+		status = 200 + (status%400+400)%400
+		cfg := Config{ScopeSeparator: separator, ErrorCodes: map[string]string{"x": "invalid_grant"}}
+		tok, err := cfg.read(answer{host: "h", sent: noon, status: status, body: []byte(body)}, []string{oldRefresh})
+		if err != nil {
+			if strings.Contains(fmt.Sprintf("%v%+v", err, *err), oldRefresh) {
+				t.Fatal("the error repeats what we sent")
+			}
+			if err.Outcome == InvalidGrant && (err.Code != "invalid_grant" || status >= 300 && status != 400 && status != 401) {
+				t.Fatalf("status %d, code %q counts as an invalid grant", status, err.Code)
+			}
+			return
+		}
+		if status/100 != 2 || tok.Access.IsZero() || !isToken(tok.Access.Reveal()) || !isToken(tok.Refresh.Reveal()) {
+			t.Fatal("an unusable token was taken")
+		}
+		if !tok.Expiry.IsZero() && (!tok.Expiry.After(noon) || tok.Expiry.After(noon.Add(longestLife))) {
+			t.Fatalf("expiry %v", tok.Expiry)
+		}
+	})
+}
+
+// Scopes are sorted, unique and well-formed, and writing them and reading them again changes nothing.
+func FuzzScopes(f *testing.F) {
+	f.Add("user:inference user:profile", " ")
+	f.Add("repo,gist read:org", ",")
+	f.Add("a\x00b \" \\", "")
+	f.Fuzz(func(t *testing.T, list, separator string) {
+		scopes, _ := splitScopes(list, separator)
+		if !slices.IsSorted(scopes) || len(slices.Compact(slices.Clone(scopes))) != len(scopes) {
+			t.Fatalf("not a sorted set: %q", scopes)
+		}
+		for _, s := range scopes {
+			if !isScope(s) {
+				t.Fatalf("%q is no scope", s)
+			}
+		}
+		if len(scopes) == 0 {
+			return
+		}
+		again, dropped := splitScopes(strings.Join(scopes, " "), separator)
+		if dropped != 0 || !slices.Equal(again, scopes) {
+			t.Fatalf("%q became %q", scopes, again)
+		}
+	})
+}

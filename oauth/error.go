@@ -1,0 +1,163 @@
+package oauth
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Outcome says what a failed call means for the code or refresh token it carried. The zero value is the one that
+// promises least.
+type Outcome int
+
+const (
+	// Unknown: it may have been spent. Timeouts, resets, 5xx, unreadable answers.
+	Unknown Outcome = iota
+	// NotSent: nothing left this machine; it is certainly unspent.
+	NotSent
+	// Refused: the provider refused the call for another reason than the token, which is unspent: a rate limit, a wrong
+	// client, a scope, or an endpoint that is not there any more.
+	Refused
+	// InvalidGrant: the provider says that this code or refresh token is not valid (RFC 6749 §5.2). Nothing but a parsed
+	// error code in a 400, 401 or 2xx answer counts as saying so.
+	InvalidGrant
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case NotSent:
+		return "not sent"
+	case Refused:
+		return "refused"
+	case InvalidGrant:
+		return "invalid grant"
+	}
+	return "outcome unknown"
+}
+
+// Error is a failed call. It never holds an answer's body, a token, or anything the other side wrote but an error code.
+type Error struct {
+	Outcome Outcome
+	// Status is the HTTP status; 0 when no answer came.
+	Status int
+	// Code is the error code, translated to RFC 6749 §5.2 where Config.ErrorCodes says how; empty when there was none.
+	Code string
+	// RetryAfter is how long the provider asks us to wait; 0 when it does not say. At most a day.
+	RetryAfter time.Duration
+	// Hint is the next step for an operator.
+	Hint string
+	// Err is the cause when it was not an answer: a network error, a deadline.
+	Err error
+
+	host string
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "token endpoint %s: ", e.host)
+	switch {
+	case e.Status != 0 && e.Code != "":
+		fmt.Fprintf(&b, "status %d, %s", e.Status, e.Code)
+	case e.Status != 0:
+		fmt.Fprintf(&b, "status %d", e.Status)
+	default:
+		b.WriteString(e.Outcome.String())
+	}
+	if e.Err != nil {
+		fmt.Fprintf(&b, ": %v", e.Err)
+	}
+	if e.Hint != "" {
+		fmt.Fprintf(&b, ": %s", e.Hint)
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Causes of our own making.
+var (
+	errBroken    = errors.New("the connection broke before a whole answer came")
+	errTooLarge  = errors.New("the answer is larger than any token answer")
+	errNotJSON   = errors.New("the answer is not a JSON object")
+	errNoToken   = errors.New("the answer has no access token")
+	errBadToken  = errors.New("the answer holds a token with white space or control characters")
+	errNoRefresh = errors.New("there is no refresh token")
+)
+
+// safeCause keeps of a transport error what cannot quote the other side: net/http repeats the bytes of a malformed
+// answer in its errors, and url.Error repeats the address.
+func safeCause(err error) error {
+	var (
+		op      *net.OpError
+		dns     *net.DNSError
+		verify  *tls.CertificateVerificationError
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		errno   syscall.Errno
+		timeout net.Error
+	)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return context.DeadlineExceeded
+	case errors.As(err, &op) && op.Op == "dial":
+		return op
+	case errors.As(err, &dns):
+		return dns
+	case errors.As(err, &verify):
+		return verify
+	case errors.As(err, &unknown):
+		return unknown
+	case errors.As(err, &name):
+		return name
+	case errors.As(err, &errno):
+		return fmt.Errorf("%w: %w", errBroken, errno)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: %w", errBroken, io.ErrUnexpectedEOF)
+	}
+	return errBroken
+}
+
+// hint names the settings that usually explain an answer.
+func (c Config) hint(status int, code string) string {
+	style, format, scope := or(c.AuthStyle, AuthNone), or(c.TokenFormat, FormatForm), or(c.RefreshScope, ScopeOmit)
+	switch {
+	case status >= 500:
+		return "the provider failed and the token may have been spent"
+	case status == 429:
+		return "the provider limits this client: wait; if it lasts for hours, check user_agent and token_headers"
+	case status >= 300 && status < 400:
+		return "redirects are not followed with secrets: set token_url to the final address"
+	case status == 404 || status == 405 || status == 410:
+		return "provider changed? there is no token endpoint at token_url any more"
+	case status == 403:
+		return "provider changed, or a bot wall stands in front of it: check token_url, token_headers and user_agent"
+	case code == "invalid_grant":
+		return "the code or refresh token is not valid (any more): connect again"
+	case code == "invalid_scope":
+		return fmt.Sprintf("check the scopes, and refresh_scope (now %s)", scope)
+	case code == "invalid_request":
+		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params", format, scope)
+	case code == "invalid_client" || code == "unauthorized_client" || status == 401:
+		return fmt.Sprintf("check client_id, the client secret and auth_style (now %s)", style)
+	case status == 400 || status == 415 || status == 422:
+		return fmt.Sprintf("check token_format (now %s), token_params and token_headers", format)
+	}
+	return "check the provider's settings"
+}
+
+func or[T ~string](v, def T) T {
+	if v == "" {
+		return def
+	}
+	return v
+}

@@ -1,0 +1,98 @@
+// Package provider owns what is known about each provider, as data: its endpoints and OAuth habits, what a worker's
+// environment has to look like for its clients to use a placeholder, and how its errors are shaped. Presets are embedded
+// YAML and every field can be overridden by an operator, because public knowledge about providers changes and
+// contradicts itself. Speaking the protocol is left to package oauth, applying an environment to package worker.
+package provider
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"maps"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+
+	"wayleave/oauth"
+)
+
+// ErrorFormat is the shape of a provider's error bodies, in which refusals of our own are written too, so that its
+// clients show their text.
+type ErrorFormat string
+
+// Error formats. Empty means FormatGeneric.
+const (
+	FormatAnthropic ErrorFormat = "anthropic" // {"type":"error","error":{"type":…,"message":…}}
+	FormatOpenAI    ErrorFormat = "openai"    // {"error":{"message":…,"type":…,"code":…}}
+	FormatGitHub    ErrorFormat = "github"    // {"message":…,"documentation_url":…}
+	FormatGeneric   ErrorFormat = "generic"   // {"error":…,"message":…}
+)
+
+// Provider is an OAuth 2 authorization server, its API and the clients of that API.
+type Provider struct {
+	// Name under which the configuration knows it.
+	Name string `yaml:"-" json:"-"`
+
+	oauth.Config `yaml:",inline"`
+
+	// Scopes a grant requests when it names none.
+	Scopes []string `yaml:"scopes,omitempty"`
+	// PlaceholderPrefix is the beginning that clients expect of a token, for example "sk-ant-oat01-"; characters
+	// A-Z a-z 0-9 . _ ~ - only.
+	PlaceholderPrefix string `yaml:"placeholder_prefix,omitempty"`
+
+	// Env are variables set for a worker in every mode: name to template (see Render).
+	Env map[string]string `yaml:"env,omitempty"`
+	// Unset are variables removed in every mode, because clients would prefer them to the placeholder.
+	Unset []string `yaml:"unset,omitempty"`
+	// DefaultMode is the entry of EnvModes used when a profile chooses none. Empty: no mode, Env and Unset alone.
+	DefaultMode string `yaml:"default_mode,omitempty"`
+	// EnvModes are the ways in which a client of this provider can be given the placeholder.
+	EnvModes map[string]Mode `yaml:"env_modes,omitempty"`
+
+	// EnsureHeaders are values that must be in these list headers of a request that gets the real token; they are merged
+	// into what the client sent (RFC 9110 §5.3), never replacing it and never twice.
+	EnsureHeaders map[string]string `yaml:"ensure_headers,omitempty"`
+	// EnsurePaths are the path prefixes that EnsureHeaders apply to. Empty: every path.
+	EnsurePaths []string `yaml:"ensure_paths,omitempty"`
+
+	// ErrorFormat of refusals: anthropic, openai, github or generic (default).
+	ErrorFormat ErrorFormat `yaml:"error_format,omitempty" jsonschema:"enum=anthropic,enum=openai,enum=github,enum=generic"`
+	// RefusalStatus replaces the HTTP status of a refusal: reason (as in x-wayleave-reason) to status, 400 to 599.
+	RefusalStatus map[string]int `yaml:"refusal_status,omitempty"`
+	// RefusedHosts are endpoints that a worker never reaches through us, as host or host/path prefix: a client that
+	// refreshed by itself there would receive real tokens and spend the shared refresh token. The token and revocation
+	// endpoints are among them without being named; see Refused.
+	RefusedHosts []string `yaml:"refused_hosts,omitempty"`
+
+	// ALPN protocols offered to workers on intercepted connections: h2, http/1.1, in order of preference.
+	ALPN []string `yaml:"alpn,omitempty" jsonschema:"enum=h2,enum=http/1.1"`
+	// BasicUser is the user name that goes with a token sent as Basic, as git does. Empty: the client's own stays.
+	BasicUser string `yaml:"basic_user,omitempty"`
+}
+
+//go:embed presets.yaml
+var presetsYAML []byte
+
+// Presets returns the names of the presets, sorted.
+func Presets() []string { return slices.Sorted(maps.Keys(mustDecode())) }
+
+// Preset returns a preset. It is the caller's own copy, maps and lists included.
+func Preset(name string) (Provider, bool) {
+	p, ok := mustDecode()[name]
+	if ok {
+		p.Name = name
+	}
+	return p, ok
+}
+
+// mustDecode reads the embedded file, strictly. It is part of the program, so a fault in it is a bug.
+func mustDecode() map[string]Provider {
+	var presets map[string]Provider
+	dec := yaml.NewDecoder(bytes.NewReader(presetsYAML))
+	dec.KnownFields(true)
+	if err := dec.Decode(&presets); err != nil {
+		panic(fmt.Sprintf("provider: presets.yaml: %v", err))
+	}
+	return presets
+}

@@ -1,0 +1,227 @@
+package provider
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+)
+
+// preset returns a preset with what an operator has to add.
+func preset(t *testing.T, name string) Provider {
+	t.Helper()
+	p, ok := Preset(name)
+	if !ok {
+		t.Fatalf("no preset %s", name)
+	}
+	switch name {
+	case "github":
+		p.ClientID, p.ClientSecret = "id", secret.New("s")
+	case "oauth2":
+		p.ClientID, p.AuthorizeURL, p.TokenURL = "id", "https://as.example/a", "https://as.example/t"
+	}
+	return p
+}
+
+// Every preset is complete, apart from what only an operator can know.
+func TestPresetsAreValid(t *testing.T) {
+	if diff := cmp.Diff([]string{"anthropic", "github", "oauth2", "openai-codex"}, Presets()); diff != "" {
+		t.Fatal(diff)
+	}
+	for _, name := range Presets() {
+		p := preset(t, name)
+		if f := p.Validate(); f != nil {
+			t.Errorf("%s: %v", name, f)
+		}
+		if p.Name != name {
+			t.Errorf("%s is called %q", name, p.Name)
+		}
+	}
+	if p, ok := Preset("nobody"); ok || p.Name != "" {
+		t.Error("there is a preset that nobody wrote")
+	}
+}
+
+func TestPresetIsACopy(t *testing.T) {
+	p, _ := Preset("anthropic")
+	p.EnvModes["auth_token"].Env["X"] = "y"
+	p.EnsureHeaders["x"] = "y"
+	p.Unset[0] = "X"
+	q, _ := Preset("anthropic")
+	fresh, _ := Preset("anthropic")
+	if diff := cmp.Diff(fresh, q); diff != "" || q.EnsureHeaders["x"] != "" || q.Unset[0] == "X" {
+		t.Error("changing one copy of a preset changes the next")
+	}
+}
+
+// The variables, files and notes that each client needs, in full.
+func TestRender(t *testing.T) {
+	const ph = "sk-ant-oat01-wlplaceholderabc"
+	all := []string{"user:inference", "user:profile", "user:sessions:claude_code"}
+	remoteControlOff := []string{"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_GROWTHBOOK", "DISABLE_TELEMETRY"}
+	for _, tt := range []struct {
+		name, provider, mode string
+		scopes               []string
+		want                 Rendered
+		removes              []string // at least these
+		keeps                []string // none of these is removed
+		says                 []string
+	}{
+		{
+			name: "auth_token is the default and sets exactly one variable", provider: "anthropic", scopes: all,
+			want:    Rendered{Env: map[string]string{"ANTHROPIC_AUTH_TOKEN": ph}},
+			removes: []string{"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_SCOPES"},
+			keeps:   remoteControlOff,
+			says:    []string{"remote control is off", "oauth_env"},
+		},
+		{
+			name: "oauth_env declares the scopes of the grant", provider: "anthropic", mode: "oauth_env", scopes: all,
+			want:    Rendered{Env: map[string]string{"CLAUDE_CODE_OAUTH_TOKEN": ph, "CLAUDE_CODE_OAUTH_SCOPES": "user:inference user:profile user:sessions:claude_code"}},
+			removes: append([]string{"ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"}, remoteControlOff...),
+		},
+		{
+			name: "oauth_env never declares more, and says what is missing", provider: "anthropic", mode: "oauth_env", scopes: []string{"user:inference"},
+			want: Rendered{Env: map[string]string{"CLAUDE_CODE_OAUTH_TOKEN": ph, "CLAUDE_CODE_OAUTH_SCOPES": "user:inference"}},
+			says: []string{"(user:profile user:sessions:claude_code)", "reconnect"},
+		},
+		{
+			name: "login_file", provider: "anthropic", mode: "login_file", scopes: all,
+			want: Rendered{
+				Env:   map[string]string{"CLAUDE_CONFIG_DIR": "{files}"},
+				Files: map[string]string{".credentials.json": `{"claudeAiOauth":{"accessToken":"` + ph + `","expiresAt":4102444800000,"scopes":["user:inference","user:profile","user:sessions:claude_code"]}}` + "\n"},
+			},
+			removes: append([]string{"ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"}, remoteControlOff...),
+			says:    []string{"configuration directory of its own"},
+		},
+		{
+			name: "codex", provider: "openai-codex",
+			want:    Rendered{Env: map[string]string{"CODEX_ACCESS_TOKEN": ph}},
+			removes: []string{"CODEX_API_KEY", "OPENAI_API_KEY"},
+		},
+		{
+			name: "github", provider: "github",
+			want: Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
+		},
+		{name: "generic", provider: "oauth2", want: Rendered{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := preset(t, tt.provider).Render(tt.mode, ph, tt.scopes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range tt.removes {
+				if !slices.Contains(got.Unset, name) {
+					t.Errorf("%s is not removed", name)
+				}
+			}
+			for _, name := range got.Unset {
+				if _, set := got.Env[name]; set || slices.Contains(tt.keeps, name) {
+					t.Errorf("%s is removed", name)
+				}
+			}
+			for _, s := range tt.says {
+				if !strings.Contains(got.Note, s) {
+					t.Errorf("note %q does not say %q", got.Note, s)
+				}
+			}
+			if len(tt.says) == 0 && got.Note != "" || strings.Contains(got.Note, "\n") {
+				t.Errorf("note %q", got.Note)
+			}
+			tt.want.Unset, tt.want.Note = got.Unset, got.Note
+			if tt.want.Env == nil {
+				tt.want.Env = map[string]string{}
+			}
+			if tt.want.Files == nil {
+				tt.want.Files = map[string]string{}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			for _, content := range got.Files {
+				if !json.Valid([]byte(content)) {
+					t.Errorf("not JSON: %s", content)
+				}
+			}
+		})
+	}
+}
+
+func TestRenderRefuses(t *testing.T) {
+	p := preset(t, "anthropic")
+	if _, err := p.Render("nothing", "ph", nil); err == nil || !strings.Contains(err.Error(), "auth_token, login_file, oauth_env") {
+		t.Errorf("unknown mode: %v", err)
+	}
+	for _, ph := range []string{`a"b`, "a b", "a\nb", "{scopes}", "a:b", "ä"} {
+		if _, err := p.Render("", ph, nil); err == nil {
+			t.Errorf("placeholder %q was accepted", ph)
+		}
+	}
+	// No scopes are an empty list, and a scope cannot smuggle a template in.
+	r, err := p.Render("login_file", "ph", nil)
+	if err != nil || !strings.Contains(r.Files[".credentials.json"], `"scopes":[]`) {
+		t.Errorf("no scopes: %v, %s", err, r.Files)
+	}
+	r, err = p.Render("login_file", "ph", []string{"{placeholder}"})
+	if err != nil || !strings.Contains(r.Files[".credentials.json"], `"scopes":["{placeholder}"]`) {
+		t.Errorf("a scope that looks like a template: %v, %s", err, r.Files)
+	}
+}
+
+// What is set is not removed, whichever way the two came together.
+func TestSetWinsOverUnset(t *testing.T) {
+	p := Provider{Env: map[string]string{"A": "1"}, Unset: []string{"A", "C", "B", "B"}, EnvModes: map[string]Mode{"m": {Env: map[string]string{"B": "{placeholder}", "A": "2"}, Unset: []string{"A"}}}}
+	got, err := p.Render("m", "ph", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Rendered{Env: map[string]string{"A": "2", "B": "ph"}, Unset: []string{"C"}, Files: map[string]string{}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	p := Provider{Config: oauth.Config{TokenURL: "https://AS.example:8443/oauth/token", RevokeURL: "https://as.example/revoke"}, RefusedHosts: []string{"old.example/token", "as.example/revoke"}}
+	if diff := cmp.Diff([]string{"as.example/oauth/token", "as.example/revoke", "old.example/token"}, p.Refused()); diff != "" {
+		t.Error(diff)
+	}
+	for _, name := range []string{"anthropic", "openai-codex", "github"} {
+		if p := preset(t, name); len(p.Refused()) == 0 || p.Refused() == nil {
+			t.Errorf("%s refuses nothing", name)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	p := preset(t, "oauth2")
+	p.PlaceholderPrefix = "a b"
+	p.Env = map[string]string{"1A": "x", "B": "{place_holder}"}
+	p.Unset = []string{"A=B"}
+	p.DefaultMode = "m"
+	p.EnvModes = map[string]Mode{"n": {Env: map[string]string{"A": "{token}"}, Files: map[string]string{"../x": "", "/x": "", "a/../b": "", "ok/x.json": "{scope}"}, Note: "a\nb"}}
+	p.EnsureHeaders = map[string]string{"bad name": "x"}
+	p.EnsurePaths = []string{"v1"}
+	p.ErrorFormat = "xml"
+	p.RefusalStatus = map[string]int{"needs_reconnect": 200}
+	p.RefusedHosts = []string{"https://h/x", "H.example", "h/x?y", "ok.example/x"}
+	p.ALPN = []string{"h3"}
+	p.BasicUser = "a:b"
+	p.TokenURL = "http://as.example"
+	var keys []string
+	for _, f := range p.Validate() {
+		keys = append(keys, f.Key)
+	}
+	want := []string{
+		"token_url", "placeholder_prefix", "env", "env.B", "unset", "default_mode", "env_modes.n.env.A", "env_modes.n.files.ok/x.json",
+		"env_modes.n.files", "env_modes.n.files", "env_modes.n.files", "env_modes.n.note", "ensure_headers.bad name", "ensure_paths", "error_format",
+		"refusal_status.needs_reconnect", "refused_hosts", "refused_hosts", "refused_hosts", "alpn", "basic_user",
+	}
+	if diff := cmp.Diff(want, keys); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
