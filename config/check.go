@@ -1,0 +1,142 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+)
+
+// checker looks at a decoded configuration with its defaults. It adds to doc.faults, except for what could not be read:
+// that has its fault already.
+type checker struct {
+	*Config
+	doc      *document
+	warnings Faults
+}
+
+// check adds what is wrong with c to doc.faults and returns the warnings; none when anything is wrong, because
+// one misspelt name would bring several.
+func check(c *Config, doc *document) Faults {
+	k := &checker{Config: c, doc: doc}
+	k.vault()
+	k.process()
+	k.providers()
+	k.grants()
+	k.routes()
+	k.profiles()
+	k.workers()
+	if len(doc.faults) > 0 {
+		return nil
+	}
+	k.modes()
+	k.unused()
+	k.warnings.sort()
+	return k.warnings
+}
+
+func (k *checker) fault(path, what, fix string) {
+	if !k.doc.isBroken(path) {
+		k.doc.fault(path, k.doc.find(path), what, fix)
+	}
+}
+
+func (k *checker) warn(path, what, fix string) {
+	at := k.doc.find(path)
+	k.warnings = append(k.warnings, Fault{File: k.doc.file, Line: at.line, Column: at.column, Key: path, What: what, Fix: fix})
+}
+
+// reference checks that a name is one of the keys declared in a section that could be read.
+func (k *checker) reference(path, kind, name, section string, declared []string) {
+	switch {
+	case name == "":
+		k.fault(path, "is missing", "name a "+kind)
+	case !slices.Contains(declared, name) && !k.doc.isBroken(section):
+		k.fault(path, fmt.Sprintf("%s %s is not declared", kind, quote(name)), choose(name, declared))
+	}
+}
+
+var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+func (k *checker) name(path, name string) {
+	if !namePattern.MatchString(name) {
+		k.fault(path, quote(name)+" is not a name", "use 1 to 63 of a-z 0-9 . _ - and start with a letter or digit")
+	}
+}
+
+// unique reports items written twice; the list is at path.
+func (k *checker) unique(path string, items []string) {
+	seen := map[string]int{}
+	for i, s := range items {
+		if first, twice := seen[s]; twice && s != "" {
+			k.fault(item(path, i), quote(s)+" is the same as item "+fmt.Sprint(first+1), "remove one")
+		} else {
+			seen[s] = i
+		}
+	}
+}
+
+// notEmpty reports a list that is written but has no items, where that would mean nothing is allowed.
+func (k *checker) notEmpty(path string, n int) {
+	if n == 0 && k.doc.given(path) {
+		k.fault(path, "an empty list", "remove the key for the default, or list what is meant")
+	}
+}
+
+var mountPattern = regexp.MustCompile(`^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$`)
+
+func (k *checker) vault() {
+	v := k.Vault
+	if v.Address != "" {
+		if what, fix := vaultProblem(v.Address); what != "" {
+			k.fault("vault.address", what, fix)
+		}
+	}
+	for _, m := range []struct{ path, mount string }{
+		{"vault.mount", v.Mount}, {"vault.pki_mount", v.PKIMount}, {"vault.auth.mount", v.Auth.Mount},
+	} {
+		if !mountPattern.MatchString(m.mount) {
+			k.fault(m.path, quote(m.mount)+" is not the path of a mount", "write it without slashes at the ends, such as teams/wayleave")
+		}
+	}
+	if v.Mount == v.PKIMount {
+		k.fault("vault.pki_mount", "is the same as mount", "use two mounts: one of type kv, one of type pki")
+	}
+	switch a := v.Auth; a.Method {
+	case "token":
+		for _, s := range []struct{ key, value string }{{"role_id", a.RoleID}, {"secret_id_file", a.SecretIDFile}} {
+			if s.value != "" {
+				k.fault("vault.auth."+s.key, "is not used by method token", "set vault.auth.method: approle, or remove it")
+			}
+		}
+	case "approle":
+		if a.RoleID == "" {
+			k.fault("vault.auth.role_id", "is missing: method approle needs it", "write what `vault read auth/"+a.Mount+"/role/<role>/role-id` shows")
+		}
+		if a.SecretIDFile == "" {
+			k.fault("vault.auth.secret_id_file", "is missing: method approle needs it", "name the file that holds the secret id")
+		}
+		if a.TokenFile != "" {
+			k.fault("vault.auth.token_file", "is not used by method approle", "set vault.auth.method: token, or remove it")
+		}
+	}
+}
+
+// process checks listen, envoy and upstream.
+func (k *checker) process() {
+	if a, err := netip.ParseAddrPort(k.Listen.Proxy); err != nil || a.Port() == 0 {
+		k.fault("listen.proxy", quote(k.Listen.Proxy)+" is not an IP address and a port", "write 127.0.0.1:3128 for this machine, 0.0.0.0:3128 for every address")
+	}
+	k.unique("upstream.ca_files", k.Upstream.CAFiles)
+	for i, name := range k.Upstream.CAFiles {
+		if name == "" {
+			k.fault(item("upstream.ca_files", i), "an empty file name", "remove it")
+		}
+	}
+	metadata := netip.MustParseAddr("169.254.169.254")
+	for i, p := range k.Upstream.AllowPrivate {
+		if p.Contains(metadata) {
+			k.warn(item("upstream.allow_private", i), "contains 169.254.169.254, where clouds hand out machine credentials", "name narrower networks")
+		}
+	}
+}

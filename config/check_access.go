@@ -1,0 +1,145 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/provider"
+)
+
+// This file checks who may use what: grants, profiles, workers, and what nobody uses.
+
+func keys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func (k *checker) grants() {
+	declared := slices.Concat(keys(k.Providers), provider.Presets())
+	slices.Sort(declared)
+	declared = slices.Compact(declared)
+	for _, name := range keys(k.Grants) {
+		g, path := k.Grants[name], join("grants", name)
+		k.name(path, name)
+		k.reference(path+".provider", "provider", g.Provider, "providers", declared)
+		k.scopes(path+".scopes", g.Scopes, k.Providers[g.Provider].ScopeSeparator)
+	}
+}
+
+// scopeToken is a scope of RFC 6749 section 3.3.
+var scopeToken = regexp.MustCompile(`^[\x21\x23-\x5B\x5D-\x7E]+$`)
+
+// scopes checks a list of scopes; separator is what the provider writes between them, "" for a space.
+func (k *checker) scopes(path string, scopes []string, separator string) {
+	k.unique(path, scopes)
+	for i, s := range scopes {
+		switch at := item(path, i); {
+		case strings.ContainsAny(s, " ,") && (separator == "" || separator == " "), separator != "" && strings.Contains(s, separator):
+			k.fault(at, quote(s)+" is more than one scope", "write each as an item of its own: "+strings.Join(strings.FieldsFunc(s, isScopeSeparator), ", "))
+		case !scopeToken.MatchString(s):
+			k.fault(at, quote(s)+" is not a scope", "a scope is printable ASCII without space, quote and backslash")
+		}
+	}
+}
+
+func isScopeSeparator(r rune) bool { return r == ' ' || r == ',' }
+
+func (k *checker) profiles() {
+	for _, name := range keys(k.Profiles) {
+		p, path := k.Profiles[name], join("profiles", name)
+		k.name(path, name)
+		k.unique(path+".grants", p.Grants)
+		for i, g := range p.Grants {
+			k.reference(item(path+".grants", i), "grant", g, "grants", keys(k.Grants))
+		}
+		if p.SessionTTL < time.Minute || p.SessionTTL > 720*time.Hour {
+			k.fault(path+".session_ttl", fmt.Sprintf("%s is out of range", p.SessionTTL), "write a duration from 1m to 720h")
+		}
+	}
+}
+
+// modes warns about placeholders that a profile's workers cannot use as it says.
+func (k *checker) modes() {
+	for _, name := range keys(k.Profiles) {
+		p, path := k.Profiles[name], join("profiles", name)
+		owner := map[string]string{} // environment variable to grant
+		usesMode := false
+		for i, g := range p.Grants {
+			of, at := k.Providers[k.Grants[g].Provider], item(path+".grants", i)
+			mode := k.EnvMode(name, g)
+			usesMode = usesMode || mode == p.ClaudeCode
+			if missing := oauth.MissingScopes(k.Grants[g].Scopes, of.EnvModes[mode].NeedsScopes); len(missing) > 0 {
+				k.warn(at, fmt.Sprintf("grant %s does not ask for %s, without which clients in mode %s do not work fully", quote(g), strings.Join(missing, ", "), mode),
+					"add it to "+join("grants", g)+".scopes")
+			}
+			for _, variable := range slices.Concat(keys(of.Env), keys(of.EnvModes[mode].Env)) {
+				if other := owner[variable]; other != "" && other != g {
+					k.warn(at, fmt.Sprintf("grant %s sets %s as grant %s does, and the last one wins", quote(g), variable, quote(other)), "put them in two profiles, or give one of them a provider with other env")
+					break
+				}
+				owner[variable] = g
+			}
+		}
+		if k.doc.given(path+".claude_code") && !usesMode {
+			k.warn(path+".claude_code", "has no effect: no grant of the profile is of a provider with such a mode", "remove it, or add the grant")
+		}
+	}
+}
+
+var hexDigest = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func (k *checker) workers() {
+	holder := map[string]string{}
+	for _, name := range keys(k.Workers) {
+		w, path := k.Workers[name], join("workers", name)
+		k.name(path, name)
+		k.reference(path+".profile", "profile", w.Profile, "profiles", keys(k.Profiles))
+		switch digest := w.TokenSHA256; {
+		case digest == "":
+		case !hexDigest.MatchString(digest):
+			// The value is not shown: it may be the token itself.
+			k.fault(path+".token_sha256", "is not 64 lower-case hexadecimal digits", `write what this prints: printf %s "$token" | sha256sum`)
+		case w.TokenFile != "":
+			k.fault(path+".token_file", "written beside token_sha256", "keep one of the two")
+		case holder[digest] != "":
+			k.fault(path+".token_sha256", "is the token of worker "+quote(holder[digest])+" too", "give each worker a token of its own")
+		default:
+			holder[digest] = name
+		}
+	}
+}
+
+// unused warns about what is declared and cannot have an effect.
+func (k *checker) unused() {
+	routed, allowed := map[string]bool{}, map[string]bool{}
+	for _, r := range k.Routes {
+		routed[r.Grant] = true
+	}
+	for _, p := range k.Profiles {
+		for _, g := range p.Grants {
+			allowed[g] = true
+		}
+	}
+	for _, name := range keys(k.Grants) {
+		switch path := join("grants", name); {
+		case !routed[name]:
+			k.warn(path, "used by no route", "add a route with grant: "+name+", or remove it")
+		case !allowed[name]:
+			k.warn(path, "in no profile, so that no worker may use it", "add it to profiles.<name>.grants, or remove it")
+		}
+	}
+	for _, name := range keys(k.Providers) {
+		path := join("providers", name)
+		if k.doc.given(path) && !slices.ContainsFunc(slices.Collect(maps.Values(k.Grants)), func(g Grant) bool { return g.Provider == name }) {
+			k.warn(path, "used by no grant", "remove it")
+		}
+	}
+	if len(k.Routes) == 0 {
+		k.warn("routes", "there are none, so that no request gets a credential", "add a route")
+	}
+	if len(k.Workers) == 0 {
+		k.warn("workers", "there are none, so that nobody can connect", "add a worker")
+	}
+}

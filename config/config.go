@@ -1,0 +1,320 @@
+// Package config owns the one YAML file: what can be written in it, what its values default to, and what is wrong with it.
+//
+// The comments of the struct fields below are the manual; the JSON Schema (Schema) is made from them.
+// Load reads strictly and reports everything wrong at once, each fault with its line and its fix. It needs no secret and
+// no network: LoadSecrets reads the files and variables the configuration names, and is called by whoever will use them.
+// What the values do is left to the packages they are handed to by cmd/wayleave.
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wayleave/provider"
+	"wayleave/secret"
+)
+
+// A Config is one configuration file, with every default filled in.
+//
+// A relative file name in it is relative to the directory of the file; Path resolves it.
+// Names (of providers, grants, routes, profiles, workers) are 1 to 63 of a-z 0-9 . _ - and start with a letter or digit.
+//
+// A host is a lower-case DNS name such as api.example.com, or *.example.com for every name below example.com at any
+// depth, with :port when the port is not 443. Where several patterns match a connection the most specific one decides:
+// an exact name before a wildcard, a longer wildcard before a shorter one. A host that nothing matches is refused.
+type Config struct {
+	// Where grants, the certificate authority and the session keys are kept: HashiCorp Vault or OpenBao.
+	Vault Vault `yaml:"vault"`
+
+	// Where workers connect.
+	Listen Listen `yaml:"listen"`
+
+	// The Envoy process that carries the traffic.
+	Envoy Envoy `yaml:"envoy"`
+
+	// How destinations are reached.
+	Upstream Upstream `yaml:"upstream"`
+
+	// OAuth providers by name. One that is used as it is delivered needs no entry: a grant names the preset itself.
+	// An entry is a preset and the keys in which it differs; a list or map written here replaces the preset's whole.
+	Providers map[string]Provider `yaml:"providers"`
+
+	// Consents of an operator at a provider, by name. A grant starts to work with `wayleave grant connect <name>`.
+	Grants map[string]Grant `yaml:"grants"`
+
+	// Destinations whose requests get a credential. Their TLS is terminated by the gate.
+	Routes []Route `yaml:"routes" jsonschema:"uniqueItems=true"`
+
+	// Hosts that are let through with their bytes untouched and without a credential.
+	// A name is either tunnelled or routed, whatever the port: TLS names carry no port.
+	Tunnel []string `yaml:"tunnel" jsonschema:"uniqueItems=true,pattern=^([*]\\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1\\,5})?$"`
+
+	// Hosts that are refused although a wildcard in routes or tunnel matches them. The most specific pattern decides
+	// here too: an exact name in routes or tunnel stays open under a wildcard in deny.
+	Deny []string `yaml:"deny" jsonschema:"uniqueItems=true,pattern=^([*]\\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1\\,5})?$"`
+
+	// What a set of workers may use, by name.
+	Profiles map[string]Profile `yaml:"profiles"`
+
+	// Who may connect, by name.
+	Workers map[string]Worker `yaml:"workers"`
+
+	// Dir is the directory of the file.
+	Dir string `yaml:"-"`
+
+	// Warnings are what looks unintended but works. They are looked for only when there is no fault.
+	Warnings Faults `yaml:"-"`
+}
+
+// Vault says where HashiCorp Vault or OpenBao is and how the gate logs in.
+type Vault struct {
+	// An https:// URL, an http:// URL on a loopback address, or unix:///path/of/socket.
+	// Default: $VAULT_ADDR. When that is empty too, `wayleave up` starts an OpenBao of its own and `wayleave serve` refuses.
+	Address string `yaml:"address"`
+
+	// Namespace of Vault Enterprise or OpenBao. Default: none.
+	Namespace string `yaml:"namespace"`
+
+	// PEM file of the authority that signed the server's certificate. Default: the system's.
+	CAFile string `yaml:"ca_file"`
+
+	// Path of the KV version 2 mount that holds the grants. It must exist; `wayleave vault setup` makes it.
+	Mount string `yaml:"mount" jsonschema:"default=wayleave"`
+
+	// Path of the PKI mount whose root signs the gate's intermediate. `wayleave vault setup` makes it.
+	PKIMount string `yaml:"pki_mount" jsonschema:"default=wayleave-pki"`
+
+	// How the gate logs in.
+	Auth Auth `yaml:"auth"`
+}
+
+// Auth says how the gate logs in to Vault.
+type Auth struct {
+	// token: a token made by somebody else, renewed as long as Vault allows.
+	// approle: a log-in of our own with role_id and secret_id_file, repeated when its token ends; for anything that stays up.
+	Method string `yaml:"method" jsonschema:"enum=token,enum=approle,default=token"`
+
+	// File that holds the token, for method token. Default: the token is in $VAULT_TOKEN.
+	TokenFile string `yaml:"token_file"`
+
+	// Role id, for method approle. It is a name, not a secret.
+	RoleID string `yaml:"role_id"`
+
+	// File that holds the secret id, for method approle.
+	SecretIDFile string `yaml:"secret_id_file"`
+
+	// Path of the AppRole mount, for method approle.
+	Mount string `yaml:"mount" jsonschema:"default=approle"`
+
+	// Token is filled by LoadSecrets, for method token.
+	Token secret.Text `yaml:"-"`
+
+	// SecretID is filled by LoadSecrets, for method approle.
+	SecretID secret.Text `yaml:"-"`
+}
+
+// Listen says where workers connect.
+type Listen struct {
+	// IP address and port of Envoy's proxy listener, such as 0.0.0.0:3128 for every address.
+	// Workers authenticate to it with session tokens in clear text: beyond this machine, use a network you trust.
+	Proxy string `yaml:"proxy" jsonschema:"default=127.0.0.1:3128"`
+}
+
+// Envoy says which Envoy runs and what it logs.
+type Envoy struct {
+	// Envoy binary, 1.40 or later. Default: $WAYLEAVE_ENVOY, then the one fetched by `make tools`, then the one in $PATH.
+	Binary string `yaml:"binary"`
+
+	// What Envoy logs. trace and debug are refused: they print requests with their real credentials.
+	LogLevel string `yaml:"log_level" jsonschema:"enum=info,enum=warning,enum=error,enum=critical,enum=off,default=warning" why:"trace and debug print requests with their real credentials"`
+}
+
+// Upstream says how destinations are reached.
+type Upstream struct {
+	// PEM files of authorities that may sign the certificates of routed hosts, in addition to the system's.
+	CAFiles []string `yaml:"ca_files" jsonschema:"uniqueItems=true"`
+
+	// Resolvers that names are looked up with, as ip:port. Default: the system's.
+	DNSResolvers []netip.AddrPort `yaml:"dns_resolvers" jsonschema:"uniqueItems=true"`
+
+	// Private networks a name may resolve to, as CIDR. Default: none: loopback, link-local, private and
+	// cloud metadata addresses are refused after look-up, so that a name cannot be pointed at the inside.
+	AllowPrivate []netip.Prefix `yaml:"allow_private" jsonschema:"uniqueItems=true"`
+}
+
+// A Provider is a preset and the keys in which this provider differs from it.
+type Provider struct {
+	// Preset to start from. Default: the preset with the entry's own name, and oauth2, which knows no endpoints, for any other name.
+	Preset string `yaml:"preset"`
+
+	// File that holds the client secret. Only for providers that gave the client one; see auth_style.
+	ClientSecretFile string `yaml:"client_secret_file"`
+
+	// Name of the environment variable that holds the client secret, instead of client_secret_file.
+	ClientSecretEnv string `yaml:"client_secret_env"`
+
+	provider.Provider `yaml:",inline"`
+}
+
+// A Grant is an operator's consent at a provider.
+type Grant struct {
+	// Entry of providers, or preset.
+	Provider string `yaml:"provider" jsonschema:"required"`
+
+	// Scopes to ask for, as the provider names them. Default: those of the provider's preset, if it has any.
+	// A change takes effect with the next `wayleave grant connect <name>`: a refresh can never widen a grant (RFC 6749 section 6).
+	Scopes []string `yaml:"scopes" jsonschema:"uniqueItems=true"`
+
+	// Account to connect, in words for the operator who does it. Default: none.
+	Account string `yaml:"account"`
+}
+
+// A Route is hosts whose requests get the credential of one grant.
+type Route struct {
+	// Name in logs and messages. Default: the first host, with any for * and - for the colon before a port.
+	Name string `yaml:"name" jsonschema:"pattern=^[a-z0-9][a-z0-9._-]{0\\,62}$"`
+
+	// Hosts of the route. Several routes may share a host when their grants differ and no profile holds two of them: the
+	// profile of the worker then says which route is meant.
+	Hosts []string `yaml:"hosts" jsonschema:"required,minItems=1,uniqueItems=true,pattern=^([*]\\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1\\,5})?$"`
+
+	// Grant whose access token replaces the worker's placeholder.
+	Grant string `yaml:"grant" jsonschema:"required"`
+
+	// Scopes the grant must hold for any request of this route; without them it is refused with the way to reconnect.
+	// Each must be among the scopes the grant asks for. Default: none.
+	RequiredScopes []string `yaml:"required_scopes" jsonschema:"uniqueItems=true"`
+
+	// Methods that are let through, in upper case. TRACE and CONNECT never are: TRACE echoes the credential.
+	// Default: every other method.
+	Methods []string `yaml:"methods" jsonschema:"minItems=1,uniqueItems=true,pattern=^[A-Z][A-Z-]*$"`
+
+	// Rules for some of the paths. The first one that matches decides; a path without a match has the route's own settings.
+	Paths []Rule `yaml:"paths" jsonschema:"uniqueItems=true"`
+
+	// Headers the credential is read from and written to.
+	Header Header `yaml:"header"`
+
+	// Protocols offered to workers and upstream. Default: the provider's, else both. Some clients break on one of them.
+	ALPN []string `yaml:"alpn" jsonschema:"enum=h2,enum=http/1.1,minItems=1,uniqueItems=true"`
+
+	// host:port to dial instead of the host's own address, such as 10.0.0.7:8443. The name in TLS and the certificate
+	// check stay those of the host. Default: the host's own address.
+	ConnectTo string `yaml:"connect_to"`
+
+	// What happens to a credential that is not the worker's placeholder: pass sends it on untouched, as clients
+	// that also hold bearers of the provider's own need; refuse refuses the request.
+	ForeignBearer string `yaml:"foreign_bearer" jsonschema:"enum=pass,enum=refuse,default=pass"`
+
+	// What happens to a request without a credential: pass sends it on without one, refuse refuses it.
+	NoCredential string `yaml:"no_credential" jsonschema:"enum=pass,enum=refuse,default=pass"`
+}
+
+// A Rule is what is different for some of a route's paths. It has either prefix or exact.
+type Rule struct {
+	// Start of the path, from its first / on. /v1/code also matches /v1/codes; /v1/code/ does not.
+	Prefix string `yaml:"prefix" jsonschema:"pattern=^/"`
+
+	// The whole path, without the query.
+	Exact string `yaml:"exact" jsonschema:"pattern=^/"`
+
+	// Methods the rule is for; with another method, the next rules are looked at. Default: every method.
+	Methods []string `yaml:"methods" jsonschema:"minItems=1,uniqueItems=true,pattern=^[A-Z][A-Z-]*$"`
+
+	// Scopes the grant must hold, in addition to the route's. Default: none.
+	RequiredScopes []string `yaml:"required_scopes" jsonschema:"uniqueItems=true"`
+
+	// Refuses the request; the text is shown to the worker as the reason. Default: not refused.
+	Deny string `yaml:"deny"`
+}
+
+// A Header says where in a request the credential is.
+type Header struct {
+	// Header in which workers send the placeholder, in lower case.
+	In string `yaml:"in" jsonschema:"default=authorization,pattern=^[^A-Z: ]+$"`
+
+	// Word before the placeholder, compared without regard to case. Basic: the placeholder is the password, as git sends it.
+	// Default: Bearer when the header is authorization, else none.
+	InScheme string `yaml:"in_scheme"`
+
+	// Header in which the token is sent, in lower case. Default: the one it came in.
+	Out string `yaml:"out" jsonschema:"pattern=^[^A-Z: ]+$"`
+
+	// Word before the token. Default: in_scheme when the header is the one it came in, else Bearer for authorization
+	// and none for others.
+	OutScheme string `yaml:"out_scheme"`
+}
+
+// A Profile is what a set of workers may use.
+type Profile struct {
+	// Grants whose placeholders the workers get.
+	Grants []string `yaml:"grants" jsonschema:"uniqueItems=true"`
+
+	// How long a session lasts, from 1m to 720h. A worker that runs longer enrols again.
+	SessionTTL time.Duration `yaml:"session_ttl" jsonschema:"default=24h"`
+
+	// How Claude Code is given its placeholder. Only matters for grants of a provider that has such modes, as anthropic does.
+	// auth_token: in ANTHROPIC_AUTH_TOKEN, nothing else; the client then keeps its remote control off.
+	// oauth_env: in CLAUDE_CODE_OAUTH_TOKEN, with the scopes the grant really holds; remote control works.
+	// login_file: in a credentials file of its own, never over a real log-in; remote control works.
+	ClaudeCode string `yaml:"claude_code" jsonschema:"enum=auth_token,enum=oauth_env,enum=login_file,default=auth_token"`
+}
+
+// A Worker is a client of the gate. It has token_sha256 or token_file, or neither: then `wayleave up` makes a token and
+// keeps it in its state directory, and `wayleave serve` refuses to start.
+type Worker struct {
+	// Entry of profiles.
+	Profile string `yaml:"profile" jsonschema:"required"`
+
+	// SHA-256 of the worker's token, in 64 lower-case hexadecimal digits: printf %s "$token" | sha256sum
+	TokenSHA256 string `yaml:"token_sha256" jsonschema:"pattern=^([0-9a-f]{64})?$"`
+
+	// File that holds the worker's token.
+	TokenFile string `yaml:"token_file"`
+
+	// TokenDigest is the SHA-256 of the worker's token in lower-case hexadecimal: token_sha256, or what LoadSecrets
+	// found in token_file. Empty when the worker has neither.
+	TokenDigest string `yaml:"-"`
+}
+
+// Values of Route.ForeignBearer and Route.NoCredential.
+const (
+	Pass   = "pass"
+	Refuse = "refuse"
+)
+
+// Load reads the configuration at path. The error is of type Faults unless the file cannot be read at all.
+func Load(path string) (*Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w; name another file with --config", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse reads a configuration from memory; name is the file name for messages and for relative file names.
+// The error is of type Faults.
+func Parse(name string, data []byte) (*Config, error) {
+	c := &Config{Dir: filepath.Dir(name)}
+	doc := read(name, data, c)
+	if !doc.broken[""] {
+		c.applyDefaults(doc.given)
+		c.Warnings = check(c, doc)
+	}
+	if len(doc.faults) > 0 {
+		doc.faults.sort()
+		return nil, doc.faults
+	}
+	return c, nil
+}
+
+// Path resolves a file name written in the configuration: a relative one is relative to the directory of the file.
+func (c *Config) Path(name string) string {
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(c.Dir, name)
+}

@@ -1,0 +1,103 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// place is a position in the file, both numbers 1-based.
+type place struct{ line, column int }
+
+// document is one file being read: where each key is, and what is wrong so far.
+type document struct {
+	file   string
+	at     map[string]place // by key path
+	broken map[string]bool  // key paths whose value could not be read
+	faults Faults
+}
+
+func (d *document) fault(path string, at place, what, fix string) {
+	d.faults = append(d.faults, Fault{File: d.file, Line: max(at.line, 1), Column: max(at.column, 1), Key: path, What: what, Fix: fix})
+}
+
+// badValue reports a value that cannot be used, and remembers that later checks need not look at it.
+func (d *document) badValue(path string, n *yaml.Node, what, fix string) {
+	d.broken[path] = true
+	d.fault(path, placeOf(n), what, fix)
+}
+
+// given reports whether the file has a value at path.
+func (d *document) given(path string) bool {
+	_, ok := d.at[path]
+	return ok
+}
+
+// find returns where path is, or where the nearest section around it is.
+func (d *document) find(path string) place {
+	for {
+		if p, ok := d.at[path]; ok {
+			return p
+		}
+		path = parent(path)
+	}
+}
+
+// isBroken reports whether path, or a section around it, could not be read.
+func (d *document) isBroken(path string) bool {
+	for {
+		if d.broken[path] {
+			return true
+		}
+		if path == "" {
+			return false
+		}
+		path = parent(path)
+	}
+}
+
+// isBrokenWithin reports whether something below path could not be read.
+func (d *document) isBrokenWithin(path string) bool {
+	for p := range d.broken {
+		if rest, ok := strings.CutPrefix(p, path); ok && (strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "[")) {
+			return true
+		}
+	}
+	return false
+}
+
+// parent cuts the last key or index off a path; the parent of a top-level key is "".
+func parent(path string) string {
+	return path[:max(strings.LastIndexAny(path, ".["), 0)]
+}
+
+var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// join appends a key to a path; keys that would make the path hard to read are quoted.
+func join(path, key string) string {
+	switch {
+	case !plainKey.MatchString(key):
+		return path + "[" + quote(key) + "]"
+	case path == "":
+		return key
+	}
+	return path + "." + key
+}
+
+// item appends an index to a path.
+func item(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
+
+// quote shows a string of the file in a message, cut when it is long.
+func quote(s string) string {
+	if r := []rune(s); len(r) > 64 {
+		s = string(r[:64]) + "…"
+	}
+	return strconv.Quote(s)
+}
+
+func placeOf(n *yaml.Node) place { return place{n.Line, n.Column} }
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" }

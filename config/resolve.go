@@ -1,0 +1,69 @@
+package config
+
+import (
+	"maps"
+	"slices"
+
+	"wayleave/provider"
+)
+
+// This file answers what the wiring asks of a valid configuration. The routes themselves need no answer: Config.Routes
+// has every default filled in.
+
+// ProviderOf returns the provider of a grant: its preset with the overrides of the file, and its client secret after
+// LoadSecrets. It reports false for a grant that does not exist.
+func (c *Config) ProviderOf(grant string) (provider.Provider, bool) {
+	g, ok := c.Grants[grant]
+	if !ok {
+		return provider.Provider{}, false
+	}
+	p, ok := c.Providers[g.Provider]
+	return p.Provider, ok
+}
+
+// RequestedScopes returns the scopes a grant asks for: those written in the file, or those its provider asks for by default.
+func (c *Config) RequestedScopes(grant string) []string { return c.Grants[grant].Scopes }
+
+// InterceptHosts returns the DNS names, without ports, whose TLS the gate terminates: sorted, each once.
+// They may start with "*.".
+func (c *Config) InterceptHosts() []string {
+	names := map[string]bool{}
+	for _, r := range c.Routes {
+		for _, pattern := range r.Hosts {
+			name, _ := SplitHost(pattern)
+			names[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// CredentialHeaders returns the headers any route reads a credential from or writes one to: lower case, sorted, each once.
+func (c *Config) CredentialHeaders() []string {
+	names := map[string]bool{}
+	for _, r := range c.Routes {
+		names[r.Header.In], names[r.Header.Out] = true, true
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// RefusedEndpoints returns what workers never reach because the providers in use give out tokens there, as host or
+// host/path prefix: sorted, each once.
+func (c *Config) RefusedEndpoints() []string {
+	endpoints := map[string]bool{}
+	for _, g := range c.Grants {
+		for _, e := range c.Providers[g.Provider].Refused() {
+			endpoints[e] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(endpoints))
+}
+
+// EnvMode returns the mode in which workers of a profile get the placeholder of a grant, for provider.Provider.Render.
+// It is the profile's claude_code where the grant's provider has that mode, and the provider's own default elsewhere.
+func (c *Config) EnvMode(profile, grant string) string {
+	p, mode := c.Providers[c.Grants[grant].Provider], c.Profiles[profile].ClaudeCode
+	if _, ok := p.EnvModes[mode]; ok {
+		return mode
+	}
+	return p.DefaultMode
+}

@@ -1,0 +1,91 @@
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"wayleave/secret"
+)
+
+// LoadSecrets reads the files and environment variables the configuration names, into the fields that are not part of
+// the file: the Vault log-in, the client secrets of the providers in use, and the digests of workers' tokens.
+// It is not part of Load so that a configuration can be checked where its secrets are not. The error joins everything
+// that could not be read; each part names the key, and none holds a secret.
+func (c *Config) LoadSecrets(getenv func(string) string) error {
+	var errs []error
+	file := func(key, name string) secret.Text {
+		s, err := readSecret(c.Path(name))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+		return s
+	}
+
+	switch auth := &c.Vault.Auth; {
+	case auth.Method == "approle":
+		auth.SecretID = file("vault.auth.secret_id_file", auth.SecretIDFile)
+	case auth.TokenFile != "":
+		auth.Token = file("vault.auth.token_file", auth.TokenFile)
+	default:
+		auth.Token = secret.New(getenv("VAULT_TOKEN"))
+	}
+
+	inUse := map[string]bool{}
+	for _, g := range c.Grants {
+		inUse[g.Provider] = true
+	}
+	for _, name := range keys(c.Providers) {
+		p, path := c.Providers[name], join("providers", name)
+		switch {
+		case !inUse[name]:
+		case p.ClientSecretFile != "":
+			p.ClientSecret = file(path+".client_secret_file", p.ClientSecretFile)
+		case p.ClientSecretEnv != "":
+			p.ClientSecret = secret.New(getenv(p.ClientSecretEnv))
+			if p.ClientSecret.IsZero() {
+				errs = append(errs, fmt.Errorf("%s.client_secret_env: $%s is not set; export it, or use client_secret_file", path, p.ClientSecretEnv))
+			}
+		}
+		c.Providers[name] = p
+	}
+
+	holder := map[string]string{}
+	for _, name := range keys(c.Workers) {
+		w, path := c.Workers[name], join("workers", name)
+		if w.TokenFile != "" {
+			if token := file(path+".token_file", w.TokenFile); !token.IsZero() {
+				digest := sha256.Sum256([]byte(token.Reveal()))
+				w.TokenDigest = hex.EncodeToString(digest[:])
+			}
+		}
+		c.Workers[name] = w
+		if w.TokenDigest == "" {
+			continue
+		}
+		if other, taken := holder[w.TokenDigest]; taken {
+			errs = append(errs, fmt.Errorf("%s: has the same token as worker %q; give each worker a token of its own", path, other))
+		}
+		holder[w.TokenDigest] = name
+	}
+	return errors.Join(errs...)
+}
+
+// readSecret reads a file that holds one secret on one line.
+func readSecret(name string) (secret.Text, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return secret.Text{}, err
+	}
+	text := strings.TrimRight(string(data), "\r\n")
+	switch {
+	case text == "":
+		return secret.Text{}, fmt.Errorf("%s is empty; write the secret into it", name)
+	case strings.ContainsAny(text, "\r\n"):
+		return secret.Text{}, fmt.Errorf("%s has several lines; a secret is one", name)
+	}
+	return secret.New(text), nil
+}
