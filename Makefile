@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export CGO_ENABLED ?= 1
+# The toolchain of go.mod, whatever is installed: it has the security fixes that govulncheck asks for.
+export GOTOOLCHAIN := $(shell awk '/^toolchain/ { print $$2 }' go.mod)
 
 STATE ?= $(CURDIR)/.demo
 GOVULNDB ?= file://$(CURDIR)/.tools/vulndb

@@ -20,7 +20,7 @@ type claim struct {
 func (k *checker) routes() {
 	names := map[string]int{}
 	claims := map[string][]claim{} // by pattern
-	chains := map[string]claim{} // by name: how its TLS is handled
+	chains := map[string]claim{}   // by name: how its TLS is handled
 	for i, pattern := range k.Tunnel {
 		path := item("tunnel", i)
 		if k.host(pattern, 2, claim{path: path, by: "tunnel"}, claims) {

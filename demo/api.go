@@ -154,7 +154,7 @@ func (a *API) sessionWorker(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]bool{"ok": true})
 }
 
-// echo describes the request. Credentials are masked, so that its answers can be shown.
+// echo describes the request. Credentials are masked, so that its answers can be shown; a hash tells them apart.
 func echo(w http.ResponseWriter, r *http.Request) {
 	size, sum, err := consume(w, r)
 	if err != nil {
@@ -172,6 +172,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{
 		"method": r.Method, "host": r.Host, "path": r.URL.Path, "query": r.URL.RawQuery, "proto": r.Proto,
 		"headers": headers, "body_bytes": size, "body_sha256": sum,
+		"authorization_sha256": fingerprint(r.Header.Get("Authorization")),
 	})
 }
 
@@ -234,6 +235,7 @@ func echoMessages(w http.ResponseWriter, r *http.Request) {
 		return // Accept has answered
 	}
 	defer conn.CloseNow()
+	conn.SetReadLimit(16 << 20)
 	for {
 		kind, data, err := conn.Read(r.Context())
 		if err != nil {

@@ -111,7 +111,7 @@ func (d *Demo) serve(ctx context.Context, l net.Listener, h http.Handler) {
 		ErrorLog:          log.New(io.Discard, "", 0), // handshakes that clients break off
 	}
 	d.servers = append(d.servers, srv)
-	d.serving.Go(func() { srv.Serve(l) })
+	d.serving.Go(func() { _ = srv.Serve(l) }) // it ends when Close closes l
 }
 
 func (d *Demo) begin() bool {

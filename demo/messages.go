@@ -47,7 +47,7 @@ func messages(w http.ResponseWriter, r *http.Request) {
 	s := newStream(w)
 	send := func(kind string, fields map[string]any) {
 		fields["type"] = kind
-		s.send(kind, fields) // a client that left ends the request by itself
+		_ = s.send(kind, fields) // a client that left ends the request by itself
 	}
 	send("message_start", map[string]any{"message": answer})
 	send("content_block_start", map[string]any{"index": 0, "content_block": map[string]any{"type": "text", "text": ""}})
@@ -70,7 +70,9 @@ func (m message) prompt() string {
 	var blocks []struct {
 		Text string `json:"text"`
 	}
-	json.Unmarshal(content, &blocks)
+	if json.Unmarshal(content, &blocks) != nil {
+		return ""
+	}
 	var parts []string
 	for _, b := range blocks {
 		if b.Text != "" {

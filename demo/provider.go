@@ -179,7 +179,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		}
 		w.WriteHeader(plan.status)
-		io.WriteString(w, plan.body)
+		fmt.Fprint(w, plan.body)
 		return
 	}
 	t, ttl, code := p.commit(params)
@@ -316,7 +316,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(v)
+	_ = json.NewEncoder(w).Encode(v) // fails only when the client has left
 }
 
 // reset breaks the connection with a RST where it can, without any answer.
@@ -326,7 +326,7 @@ func reset(w http.ResponseWriter) {
 		panic(http.ErrAbortHandler)
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		tcp.SetLinger(0)
+		_ = tcp.SetLinger(0)
 	}
 	conn.Close()
 }

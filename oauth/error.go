@@ -38,8 +38,9 @@ func (o Outcome) String() string {
 		return "refused"
 	case InvalidGrant:
 		return "invalid grant"
+	default:
+		return "outcome unknown"
 	}
-	return "outcome unknown"
 }
 
 // Error is a failed call. It never holds an answer's body, a token, or anything the other side wrote but an error code.

@@ -59,6 +59,8 @@ func (c Config) joinScopes(scopes []string) string {
 // are left out (RFC 6749 §6 forbids widening); nil granted means that nobody knows what it holds.
 func (c Config) scopeAtRefresh(granted, requested []string) string {
 	switch c.RefreshScope {
+	case ScopeOmit:
+		return ""
 	case ScopeGranted:
 		return c.joinScopes(granted)
 	case ScopeRequested:

@@ -1,0 +1,419 @@
+package ca_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/ca"
+	"wayleave/vault/vaulttest"
+)
+
+var domains = []string{"api.example.com", "*.wild.example.com", "wild.example.com", "under_score.example.org", strings.Repeat("a", 63) + ".long.example"}
+
+// signers runs a test over the signer in memory and over a real OpenBao with the gateway's policy.
+func signers(t *testing.T, test func(*testing.T, ca.Signer)) {
+	t.Run("memory", func(t *testing.T) { test(t, vaulttest.NewMemory()) })
+	t.Run("openbao", func(t *testing.T) { test(t, vaulttest.Start(t).Gateway) })
+}
+
+func newAuthority(t *testing.T, s ca.Signer, cfg ca.Config) *ca.Authority {
+	t.Helper()
+	if cfg.Domains == nil {
+		cfg.Domains = domains
+	}
+	a, err := ca.New(t.Context(), s, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func certificates(t *testing.T, text []byte) (certs []*x509.Certificate) {
+	t.Helper()
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs = append(certs, c)
+	}
+	return certs
+}
+
+// verify is what a worker written in Go does.
+func verify(t *testing.T, a *ca.Authority, leaf ca.Leaf, host string, at time.Time) error {
+	t.Helper()
+	chain := certificates(t, leaf.CertificatePEM)
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AppendCertsFromPEM(a.RootPEM())
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between, CurrentTime: at})
+	return err
+}
+
+func TestLeaf(t *testing.T) {
+	signers(t, func(t *testing.T, s ca.Signer) {
+		a := newAuthority(t, s, ca.Config{LeafTTL: time.Hour})
+		for _, host := range []string{"api.example.com", "wild.example.com", "a.wild.example.com", "a.b.wild.example.com", "under_score.example.org", domains[4]} {
+			leaf, err := a.Leaf(host)
+			if err != nil {
+				t.Errorf("%s: %v", host, err)
+				continue
+			}
+			if err := verify(t, a, leaf, host, time.Now()); err != nil {
+				t.Errorf("%s: %v", host, err)
+			}
+			if _, err := tls.X509KeyPair(leaf.CertificatePEM, leaf.KeyPEM); err != nil {
+				t.Errorf("%s: %v", host, err)
+			}
+			chain := certificates(t, leaf.CertificatePEM)
+			if len(chain) != 2 {
+				t.Fatalf("%s: chain of %d, want leaf and intermediate", host, len(chain))
+			}
+			c, in := chain[0], chain[1]
+			if diff := cmp.Diff([]string{host}, c.DNSNames); diff != "" {
+				t.Errorf("%s: %s", host, diff)
+			}
+			critical := map[string]bool{}
+			for _, e := range c.Extensions {
+				critical[e.Id.String()] = e.Critical
+			}
+			const keyUsage, alternativeName, basicConstraints = "2.5.29.15", "2.5.29.17", "2.5.29.19"
+			if c.IsCA || !c.BasicConstraintsValid || !critical[keyUsage] || !critical[alternativeName] || !critical[basicConstraints] ||
+				len(c.SubjectKeyId) == 0 || !bytes.Equal(c.AuthorityKeyId, in.SubjectKeyId) || len(c.IPAddresses)+len(c.URIs)+len(c.EmailAddresses) > 0 {
+				t.Errorf("%s: %+v", host, c)
+			}
+			if diff := cmp.Diff([]x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, c.ExtKeyUsage); diff != "" {
+				t.Errorf("%s: %s", host, diff)
+			}
+			if c.NotBefore.Before(in.NotBefore) || c.NotAfter.After(in.NotAfter) || time.Since(c.NotBefore) < 4*time.Minute || !leaf.NotAfter.Truncate(time.Second).Equal(c.NotAfter) {
+				t.Errorf("%s: valid %v to %v, said %v; the intermediate %v to %v", host, c.NotBefore, c.NotAfter, leaf.NotAfter, in.NotBefore, in.NotAfter)
+			}
+			if c.KeyUsage != x509.KeyUsageDigitalSignature || c.SerialNumber.Sign() <= 0 {
+				t.Errorf("%s: key usage %v, serial %v", host, c.KeyUsage, c.SerialNumber)
+			}
+		}
+		first, _ := a.Leaf("api.example.com")
+		second, _ := a.Leaf("api.example.com")
+		if bytes.Equal(first.KeyPEM, second.KeyPEM) || certificates(t, first.CertificatePEM)[0].SerialNumber.Cmp(certificates(t, second.CertificatePEM)[0].SerialNumber) == 0 {
+			t.Error("two leaves share a key or a serial number")
+		}
+	})
+}
+
+// The name is what somebody sent as SNI.
+func TestNamesNotAllowed(t *testing.T) {
+	a := newAuthority(t, vaulttest.NewMemory(), ca.Config{})
+	for _, host := range []string{
+		"", ".", "example.com", "b.api.example.com", "xapi.example.com", "api.example.com.", ".api.example.com", "api..example.com",
+		"API.example.com", "*.wild.example.com", "*.example.com", "a.*.wild.example.com", "xwild.example.com", ".wild.example.com",
+		"-a.wild.example.com", "a-.wild.example.com", "a/b.wild.example.com", "a\x00.wild.example.com", "a b.wild.example.com",
+		"a\n.wild.example.com", "ä.wild.example.com", "a:443.wild.example.com", "api.example.com:443", "api.example.com/x", "api.example.com\x00.evil.example",
+		"127.0.0.1", "::1", "[::1]", "1.2.3.4.wild.example.com.5", "com", strings.Repeat("a", 64) + ".wild.example.com", strings.Repeat("a.", 120) + "wild.example.com",
+	} {
+		if _, err := a.Leaf(host); !errors.Is(err, ca.ErrNameNotAllowed) {
+			t.Errorf("%q: %v, want %v", host, err, ca.ErrNameNotAllowed)
+		} else if strings.ContainsAny(err.Error(), "\x00\n") || len(err.Error()) > 2000 {
+			t.Errorf("%q: the error carries it raw: %q", host, err)
+		}
+	}
+}
+
+func FuzzLeaf(f *testing.F) {
+	a, err := ca.New(context.Background(), vaulttest.NewMemory(), ca.Config{Domains: domains})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, d := range append(domains, "a.wild.example.com", "*.wild.example.com", "A.wild.example.com", "a\x00.wild.example.com", "a..wild.example.com") {
+		f.Add(d)
+	}
+	f.Fuzz(func(t *testing.T, host string) {
+		leaf, err := a.Leaf(host)
+		if err != nil {
+			if !errors.Is(err, ca.ErrNameNotAllowed) {
+				t.Errorf("%q: %v", host, err)
+			}
+			return
+		}
+		// Whatever gets a leaf is a name a client can verify, and nothing but it.
+		if err := verify(t, a, leaf, host, time.Now()); err != nil {
+			t.Errorf("%q: %v", host, err)
+		}
+		if host != strings.ToLower(host) || strings.ContainsAny(host, "*/: \x00") {
+			t.Errorf("%q got a leaf", host)
+		}
+	})
+}
+
+func TestBadDomains(t *testing.T) {
+	for _, bad := range [][]string{nil, {""}, {"*"}, {"*."}, {"*.*.example.com"}, {"a.*.example.com"}, {"Example.com"}, {"example.com."}, {"example.com:443"}, {"10.0.0.1"}, {"ok.example", "a b"}} {
+		if _, err := ca.New(t.Context(), vaulttest.NewMemory(), ca.Config{Domains: bad}); err == nil {
+			t.Errorf("%q accepted", bad)
+		}
+	}
+}
+
+// The constraints cover the domains and nothing that need not be: a name under one already there adds none.
+func TestNameConstraints(t *testing.T) {
+	signers(t, func(t *testing.T, s ca.Signer) {
+		a := newAuthority(t, s, ca.Config{Domains: []string{"*.b.example", "b.example", "x.b.example", "*.y.b.example", "a.example", "ab.example"}})
+		leaf, err := a.Leaf("x.b.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := certificates(t, leaf.CertificatePEM)[1]
+		if diff := cmp.Diff([]string{"a.example", "ab.example", "b.example"}, in.PermittedDNSDomains); diff != "" {
+			t.Error(diff)
+		}
+		if !in.PermittedDNSDomainsCritical || !in.MaxPathLenZero {
+			t.Errorf("critical %v, path length %d", in.PermittedDNSDomainsCritical, in.MaxPathLen)
+		}
+	})
+}
+
+// OpenSSL in its strict mode, which Python 3.13 uses by default, accepts the chain.
+func TestStrictOpenSSL(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("no openssl on PATH")
+	}
+	signers(t, func(t *testing.T, s ca.Signer) {
+		a := newAuthority(t, s, ca.Config{})
+		dir := t.TempDir()
+		write := func(name string, text []byte) string {
+			t.Helper()
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}
+		root := write("root.pem", a.RootPEM())
+		for _, host := range []string{"api.example.com", "a.b.wild.example.com", domains[4]} {
+			leaf, err := a.Leaf(host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			chain := write("chain.pem", leaf.CertificatePEM)
+			out, err := exec.Command(openssl, "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", host, "-CAfile", root, "-untrusted", chain, chain).CombinedOutput()
+			if err != nil {
+				t.Errorf("%s: %v\n%s", host, err, out)
+			}
+		}
+	})
+}
+
+// A handshake with a strict Python client.
+func TestStrictPython(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("no python3 on PATH")
+	}
+	const script = `
+import socket, ssl, sys
+root, port, host = sys.argv[1:]
+context = ssl.create_default_context(cafile=root)
+context.verify_flags |= ssl.VERIFY_X509_STRICT
+with socket.create_connection(("127.0.0.1", int(port))) as s, context.wrap_socket(s, server_hostname=host) as tls:
+    assert tls.recv(5) == b"hello"
+`
+	signers(t, func(t *testing.T, s ca.Signer) {
+		a := newAuthority(t, s, ca.Config{})
+		root := filepath.Join(t.TempDir(), "root.pem")
+		if err := os.WriteFile(root, a.RootPEM(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			leaf, err := a.Leaf(hello.ServerName)
+			if err != nil {
+				return nil, err
+			}
+			pair, err := tls.X509KeyPair(leaf.CertificatePEM, leaf.KeyPEM)
+			return &pair, err
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(conn, "hello")
+				conn.Close()
+			}
+		}()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		for host, ok := range map[string]bool{"api.example.com": true, "deep.er.wild.example.com": true, "other.example.com": false} {
+			out, err := exec.Command(python, "-c", script, root, port, host).CombinedOutput()
+			if (err == nil) != ok {
+				t.Errorf("%s: %v, want it to work: %v\n%s", host, err, ok, out)
+			}
+		}
+	})
+}
+
+// The intermediate is replaced at two thirds of its life; a leaf of the old one stays good, and each new leaf fits in the
+// life of its intermediate.
+func TestRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var rotations atomic.Int32
+		a := newAuthority(t, vaulttest.NewMemory(), ca.Config{IntermediateTTL: 24 * time.Hour, LeafTTL: 48 * time.Hour, OnRotate: func() { rotations.Add(1) }})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.Run(ctx) }()
+
+		old, err := a.Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := certificates(t, old.CertificatePEM)[1]
+		if !old.NotAfter.Equal(before.NotAfter) {
+			t.Errorf("a leaf of 48 h ends at %v, its intermediate at %v", old.NotAfter, before.NotAfter)
+		}
+		time.Sleep(14 * time.Hour)
+		if rotations.Load() != 0 {
+			t.Error("replaced before 14 of 24 hours")
+		}
+		time.Sleep(2*time.Hour + time.Minute)
+		if rotations.Load() != 1 {
+			t.Errorf("%d rotations after two thirds, want 1", rotations.Load())
+		}
+		fresh, err := a.Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if certificates(t, fresh.CertificatePEM)[1].Equal(before) {
+			t.Error("the new leaf is of the old intermediate")
+		}
+		for name, leaf := range map[string]ca.Leaf{"old": old, "new": fresh} {
+			if err := verify(t, a, leaf, "api.example.com", time.Now()); err != nil {
+				t.Errorf("%s leaf: %v", name, err)
+			}
+		}
+		time.Sleep(10 * 24 * time.Hour)
+		if n := rotations.Load(); n < 15 || n > 19 {
+			t.Errorf("%d rotations in about 11 days of 14.4 to 16 hours", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// While the signer is away leaves are minted as long as the intermediate lasts, then not; when it is back, they are again.
+func TestSignerAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := vaulttest.NewMemory()
+		a := newAuthority(t, m, ca.Config{IntermediateTTL: 24 * time.Hour})
+		var attempts atomic.Int32
+		m.Inject(func(op, _ string) vaulttest.Fault {
+			attempts.Add(1)
+			return vaulttest.Fault{Before: errors.New("away")}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.Run(ctx) }()
+		time.Sleep(23*time.Hour + 59*time.Minute)
+		leaf, err := a.Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := verify(t, a, leaf, "api.example.com", time.Now()); err != nil {
+			t.Error(err)
+		}
+		if n := attempts.Load(); n < 50 || n > 200 {
+			t.Errorf("%d attempts in eight to ten hours", n)
+		}
+		time.Sleep(time.Minute)
+		if _, err := a.Leaf("api.example.com"); err == nil || errors.Is(err, ca.ErrNameNotAllowed) {
+			t.Errorf("after its end: %v", err)
+		}
+		m.Inject(nil)
+		time.Sleep(5 * time.Minute)
+		if _, err := a.Leaf("api.example.com"); err != nil {
+			t.Errorf("the signer is back: %v", err)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// oddSigner answers with chains that must not be used.
+type oddSigner struct {
+	*vaulttest.Memory
+	change func([][]byte) [][]byte
+}
+
+func (s oddSigner) SignIntermediate(ctx context.Context, csr []byte, domains []string, ttl time.Duration) ([][]byte, error) {
+	chain, err := s.Memory.SignIntermediate(ctx, csr, domains, ttl)
+	return s.change(chain), err
+}
+
+func TestUselessIntermediates(t *testing.T) {
+	m := vaulttest.NewMemory()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func([][]byte) [][]byte{
+		"nothing": func([][]byte) [][]byte { return nil },
+		"no DER":  func([][]byte) [][]byte { return [][]byte{[]byte("x")} },
+		"another key": func([][]byte) [][]byte {
+			c, _ := m.SignIntermediate(t.Context(), foreign, domains, time.Hour)
+			return c
+		},
+		"the root": func(c [][]byte) [][]byte { return c[1:] },
+	} {
+		if _, err := ca.New(t.Context(), oddSigner{m, change}, ca.Config{Domains: domains}); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := ca.New(t.Context(), m, ca.Config{Domains: domains, IntermediateTTL: -time.Hour}); err == nil {
+		t.Error("an intermediate that has ended was accepted")
+	}
+	m.Inject(func(op, _ string) vaulttest.Fault { return vaulttest.Fault{Before: context.DeadlineExceeded} })
+	if _, err := ca.New(t.Context(), m, ca.Config{Domains: domains}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("signer's error: %v", err)
+	}
+}
+
+func BenchmarkLeaf(b *testing.B) {
+	a, err := ca.New(b.Context(), vaulttest.NewMemory(), ca.Config{Domains: domains})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := a.Leaf("api.example.com"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+	"sigs.k8s.io/yaml"
+
+	"wayleave/config"
+	"wayleave/envoy"
+	"wayleave/xds"
+)
+
+// addConfigFlag adds -c; WAYLEAVE_CONFIG names the file when the flag does not.
+func addConfigFlag(c *cobra.Command, path *string) {
+	c.Flags().StringVarP(path, "config", "c", os.Getenv("WAYLEAVE_CONFIG"), "configuration file (default $WAYLEAVE_CONFIG)")
+}
+
+// loadConfig reads the configuration and the secrets it names, and prints its warnings.
+func loadConfig(c *cobra.Command, path string) (*config.Config, error) {
+	cfg, err := checkConfig(c, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.LoadSecrets(os.Getenv); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// checkConfig reads the configuration alone.
+func checkConfig(c *cobra.Command, path string) (*config.Config, error) {
+	if path == "" {
+		return nil, usageError{errors.New("no configuration: name the file with -c or WAYLEAVE_CONFIG")}
+	}
+	cfg, err := config.Load(path)
+	var faults config.Faults
+	if errors.As(err, &faults) {
+		return nil, fmt.Errorf("%d in the configuration; nothing was started or changed\n%w", len(faults), faults)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range cfg.Warnings {
+		fmt.Fprintf(c.ErrOrStderr(), "warning: %v\n", w)
+	}
+	return cfg, nil
+}
+
+func newConfig() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "config",
+		Short: "Check the configuration, print its schema, or render what Envoy gets",
+	}
+	c.AddCommand(newConfigCheck(), newConfigSchema(), newConfigRender())
+	return c
+}
+
+func newConfigCheck() *cobra.Command {
+	var path string
+	c := &cobra.Command{
+		Use:     "check",
+		Short:   "Report every fault of the configuration with its line and its fix",
+		Example: `  wayleave config check -c wayleave.yaml`,
+		Args:    exactArgs(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := checkConfig(c, path)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s is good: revision %.12s, %d routes, %d grants, %d workers\n",
+				path, cfg.Hash(), len(cfg.Routes), len(cfg.Grants), len(cfg.Workers))
+			return nil
+		},
+	}
+	addConfigFlag(c, &path)
+	return c
+}
+
+func newConfigSchema() *cobra.Command {
+	return &cobra.Command{
+		Use:     "schema",
+		Short:   "Print the JSON Schema of the configuration, for editors",
+		Example: `  wayleave config schema > wayleave.schema.json`,
+		Args:    exactArgs(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := c.OutOrStdout().Write(config.Schema())
+			return err
+		},
+	}
+}
+
+func newConfigRender() *cobra.Command {
+	var path, runDir string
+	var onlyBootstrap, validate bool
+	c := &cobra.Command{
+		Use:   "render",
+		Short: "Print the Envoy bootstrap and resources that the configuration becomes",
+		Example: `  wayleave config render -c wayleave.yaml
+  wayleave config render -c wayleave.yaml --validate
+  wayleave config render -c wayleave.yaml --bootstrap > envoy.yaml`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := checkConfig(c, path)
+			if err != nil {
+				return err
+			}
+			g := gate{cfg: cfg, sockets: runDir}
+			boot := bootstrap(cfg, runDir)
+			if onlyBootstrap {
+				out, err := boot.YAML()
+				if err != nil {
+					return err
+				}
+				_, err = c.OutOrStdout().Write(out)
+				return err
+			}
+			build, err := envoyConfig(cfg, g.socket(apiSocket), "/dev/stdout")
+			if err != nil {
+				return err
+			}
+			resources, err := xds.Build(build)
+			if err != nil {
+				return err
+			}
+			if !validate {
+				return printResources(c.OutOrStdout(), resources)
+			}
+			binary, err := findEnvoy(c.Context(), cfg.Envoy.Binary)
+			if err != nil {
+				return err
+			}
+			static, err := envoy.Static(boot, resources.All())
+			if err != nil {
+				return err
+			}
+			if err := envoy.Validate(c.Context(), binary.Path, static); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "Envoy %s accepts the configuration (revision %.12s)\n", binary.Version, cfg.Hash())
+			return nil
+		},
+	}
+	addConfigFlag(c, &path)
+	c.Flags().StringVar(&runDir, "run-dir", "/run/wayleave", "directory of the sockets between Envoy and the gate")
+	c.Flags().BoolVar(&onlyBootstrap, "bootstrap", false, "print only the bootstrap that Envoy is started with")
+	c.Flags().BoolVar(&validate, "validate", false, "ask Envoy whether it accepts the configuration, and print only its answer")
+	return c
+}
+
+// printResources prints each resource as a YAML document. The certificates that verify upstreams are only counted: they
+// are long, and no secret.
+func printResources(w io.Writer, r *xds.Resources) error {
+	for _, message := range r.All() {
+		if s, ok := message.(*tlsv3.Secret); ok {
+			pem := s.GetValidationContext().GetTrustedCa().GetInlineBytes()
+			fmt.Fprintf(w, "---\n# secret %s: %d certificates\n", s.GetName(), bytes.Count(pem, []byte("BEGIN CERTIFICATE")))
+			continue
+		}
+		wrapped, err := anypb.New(message)
+		if err != nil {
+			return err
+		}
+		asJSON, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(wrapped)
+		if err != nil {
+			return err
+		}
+		text, err := yaml.JSONToYAML(asJSON)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "---\n%s", text)
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+)
+
+// authorization is one run of the authorization code flow (RFC 6749 §4.1 with PKCE, RFC 7636) from a terminal.
+type authorization struct {
+	client   *oauth.Client
+	redirect string // the provider's fixed redirect URL; empty: a callback on loopback (RFC 8252 §7.3)
+	scopes   []string
+	in       io.Reader              // where a code may be pasted
+	out      io.Writer              // where the URL is printed
+	open     func(url string) error // opens a browser; nil: don't
+}
+
+// run prints the URL, waits for the callback or for a pasted answer, and exchanges the code.
+func (a authorization) run(ctx context.Context) (oauth.Token, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	state, pkce := oauth.NewState(), oauth.NewPKCE()
+	codes := make(chan secret.Text, 2)
+
+	redirect := a.redirect
+	if redirect == "" {
+		var err error
+		if redirect, err = listenForCallback(ctx, state, codes); err != nil {
+			return oauth.Token{}, err
+		}
+	}
+	url := a.client.AuthorizationURL(state, pkce, redirect, a.scopes)
+	fmt.Fprintf(a.out, "Open this page, sign in and agree:\n\n  %s\n\n", url)
+	if a.open != nil {
+		if err := a.open(url); err != nil {
+			fmt.Fprintf(a.out, "(no browser could be opened here: %v)\n", err)
+		}
+	}
+	if a.redirect == "" {
+		fmt.Fprint(a.out, "Waiting for the answer. On another machine? Paste the address the browser ends up at:\n")
+	} else {
+		fmt.Fprint(a.out, "Then paste the code it shows (or the address it ends up at):\n")
+	}
+
+	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.
+	pasted := make(chan error, 1)
+	go func() { pasted <- readPasted(a.in, a.out, state, codes) }()
+
+	for {
+		select {
+		case code := <-codes:
+			fmt.Fprint(a.out, "Exchanging the code…\n")
+			return a.client.Exchange(ctx, code, state, pkce, redirect)
+		case err := <-pasted:
+			// With a callback to wait for, the end of standard input means only that nobody types here.
+			if a.redirect != "" {
+				return oauth.Token{}, err
+			}
+			pasted = nil
+		case <-ctx.Done():
+			return oauth.Token{}, fmt.Errorf("nobody answered: %w; run the command again", context.Cause(ctx))
+		}
+	}
+}
+
+// readPasted reads lines until one is a usable answer; it returns only when the input ends.
+func readPasted(in io.Reader, out io.Writer, state string, codes chan<- secret.Text) error {
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" {
+			continue
+		}
+		code, err := oauth.ParseCallback(line, state)
+		if err != nil {
+			fmt.Fprintf(out, "%v; paste it again:\n", err)
+			continue
+		}
+		codes <- code
+		return nil
+	}
+	return errors.New("the input ended before a code was pasted; run the command again on a terminal, or pipe the code in")
+}
+
+// listenForCallback serves the redirect on loopback until ctx ends and returns its URL.
+func listenForCallback(ctx context.Context, state string, codes chan<- secret.Text) (string, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("listening for the provider's answer: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /callback", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Referrer-Policy", "no-referrer")
+		code, err := oauth.ParseCallback(r.URL.String(), state)
+		if err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, "Wayleave could not use this answer: %v.\nGo back to the terminal.\n", err)
+			return
+		}
+		select {
+		case codes <- code:
+		default: // answered already
+		}
+		fmt.Fprint(w, "Wayleave has the answer. Close this page and go back to the terminal.\n")
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	go func() { _ = srv.Serve(l) }()
+	context.AfterFunc(ctx, func() {
+		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = srv.Shutdown(shut) // lets the page of the answer that ended us arrive
+	})
+	return "http://" + l.Addr().String() + "/callback", nil
+}
+
+// browser returns what opens a URL here: $BROWSER, the system's opener, or nil when there is no display.
+func browser() func(url string) error {
+	start := func(name string, args ...string) func(string) error {
+		return func(url string) error {
+			cmd := exec.Command(name, append(args, url)...) //nolint:noctx // the browser outlives the command
+			cmd.Stdout, cmd.Stderr = nil, nil
+			if err := cmd.Start(); err != nil {
+				return err
+			}
+			go func() { _ = cmd.Wait() }()
+			return nil
+		}
+	}
+	if b := strings.Fields(os.Getenv("BROWSER")); len(b) > 0 {
+		return start(b[0], b[1:]...)
+	}
+	switch {
+	case runtime.GOOS == "darwin":
+		return start("open")
+	case os.Getenv("DISPLAY") != "" || os.Getenv("WAYLAND_DISPLAY") != "":
+		return start("xdg-open")
+	}
+	return nil
+}

@@ -1,0 +1,110 @@
+// Command wayleave is the egress credential gateway: the operator's CLI, the worker's launcher and the server.
+//
+// This package owns the subcommands and the wiring; what each part does is in the package it is named after.
+// Start reading at serve.go: it is the architecture, top to bottom.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. `wayleave run` ends with its child's code instead.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// exitCode ends the process with a code and prints nothing more.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// usageError marks a mistake in the command line rather than a failure of the work.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() { os.Exit(realMain()) }
+
+// realMain is main without os.Exit, so that tests can run the command in a process of their own.
+func realMain() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var code exitCode
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &code):
+		return int(code)
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "wayleave: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "wayleave: %v\n", err)
+		return exitFailure
+	}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "wayleave",
+		Short: "Egress credential gateway: workers carry placeholders, the gate carries the credentials",
+		Example: `  wayleave up -c wayleave.yaml                  # everything on this machine, for real providers
+  wayleave grant connect claude -c wayleave.yaml  # an operator connects an account once
+  wayleave run -- claude -p "hello"               # a worker with placeholders only
+  wayleave doctor -c wayleave.yaml                # what is here, what is missing, and what to do`,
+		Version:       version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
+	})
+	root.AddCommand(newUp(), newServe(), newRun(), newGrant(), newConfig(), newWorker(), newVault(), newDoctor())
+	return root
+}
+
+// version is the module's version as the Go toolchain recorded it.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// newLog logs to w as text, one line per event.
+func newLog(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// exactArgs is cobra.ExactArgs with our usage exit code and a line that names what is missing.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("%s wants %v; see '%s --help'", c.CommandPath(), names, c.CommandPath())}
+		}
+		return nil
+	}
+}

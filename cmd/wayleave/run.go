@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"wayleave/secret"
+	"wayleave/worker"
+)
+
+func newRun() *cobra.Command {
+	var gateURL, workerName string
+	c := &cobra.Command{
+		Use:   "run [flags] -- COMMAND [ARG…]",
+		Short: "Run a worker with placeholders in its environment and the gate as its way out",
+		Long: `Run enrols at the gate with a worker token, gives the command an environment in which its credentials are
+placeholders, its proxy is the gate and its trust store knows the gate's CA, and passes signals and the exit code through.
+
+The gate is --gate or WAYLEAVE_GATE, the token WAYLEAVE_TOKEN; without them, those of a 'wayleave up' on this machine.
+WAYLEAVE_TOKEN is not passed on.`,
+		Example: `  wayleave run -- claude -p "hello"
+  wayleave run -- python worker.py
+  WAYLEAVE_GATE=http://gate.internal:3128 WAYLEAVE_TOKEN=… wayleave run -- make release`,
+		Args: cobra.ArbitraryArgs,
+	}
+	dir := addStateFlag(c)
+	c.Flags().StringVar(&gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128")
+	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
+	// Everything after the command's name is the command's own.
+	c.Flags().SetInterspersed(false)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageError{errors.New("run wants a command: wayleave run -- COMMAND [ARG…]")}
+		}
+		st := state{*dir}
+		gate, err := gateAddress(gateURL, st)
+		if err != nil {
+			return err
+		}
+		token := secret.New(strings.TrimSpace(os.Getenv("WAYLEAVE_TOKEN")))
+		if token.IsZero() {
+			if token, err = st.workerToken(workerName); err != nil {
+				return err
+			}
+		}
+		enrolment, err := worker.Enrol(c.Context(), gate, token)
+		if err != nil {
+			return err
+		}
+		files, remove, err := writeWorkerFiles(enrolment)
+		if err != nil {
+			return err
+		}
+		defer remove()
+		env, report := worker.Environment(enrolment, os.Environ(), files)
+		for _, line := range report {
+			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %s\n", line)
+		}
+		// The child lives as long as it wants, and the signals that would end us are its own.
+		child := exec.CommandContext(context.WithoutCancel(c.Context()), args[0], args[1:]...)
+		child.Env, child.Stdin, child.Stdout, child.Stderr = env, os.Stdin, os.Stdout, os.Stderr
+		code, err := worker.RunChild(child)
+		if err != nil {
+			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %v\n", err)
+		}
+		if code != 0 {
+			return exitCode(code)
+		}
+		return nil
+	}
+	return c
+}
+
+// gateAddress is the URL of the proxy listener: as given, or as `up` on this machine wrote it down.
+func gateAddress(given string, st state) (*url.URL, error) {
+	if given == "" {
+		g, err := st.readGate()
+		if err != nil {
+			return nil, err
+		}
+		given = g.Proxy
+	}
+	u, err := url.Parse(given)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, usageError{fmt.Errorf("%q is not a gate's URL; it looks like http://host:3128", given)}
+	}
+	return u, nil
+}
+
+// writeWorkerFiles writes the CA files and what else the environment points to, in a directory of this worker's own.
+func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
+	roots, _, err := worker.SystemRoots(os.Getenv)
+	if err != nil {
+		return worker.Files{}, nil, err
+	}
+	dir, err := os.MkdirTemp("", "wayleave-run-")
+	if err != nil {
+		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w", err)
+	}
+	remove := func() { _ = os.RemoveAll(dir) }
+	files, err := worker.WriteFiles(dir, e, roots)
+	if err != nil {
+		remove()
+		return worker.Files{}, nil, err
+	}
+	return files, remove, nil
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"wayleave/secret"
+)
+
+// state is the directory that `wayleave up` owns and the other commands find things in:
+//
+//	lock               held while `up` runs: one gate per directory
+//	gate.json          where workers on this machine reach the gate
+//	ca.pem             the root that workers trust
+//	vault/             the embedded OpenBao: data, unseal material, the operator's token
+//	workers/NAME.token enrolment tokens that `up` made
+//	envoy/             bootstrap and logs
+//	run/               sockets
+type state struct{ dir string }
+
+// gateFile is gate.json.
+type gateFile struct {
+	Proxy string `json:"proxy"` // base URL of the proxy listener
+}
+
+// addStateFlag adds --state and returns where its value will be.
+func addStateFlag(c *cobra.Command) *string {
+	return c.Flags().String("state", defaultStateDir(), "directory of a gate started with 'wayleave up' on this machine")
+}
+
+// defaultStateDir follows the XDG base directory specification.
+func defaultStateDir() string {
+	if d := os.Getenv("WAYLEAVE_STATE"); d != "" {
+		return d
+	}
+	if d := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(d) {
+		return filepath.Join(d, "wayleave")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "."
+	}
+	return filepath.Join(home, ".local", "state", "wayleave")
+}
+
+func (s state) path(elem ...string) string { return filepath.Join(append([]string{s.dir}, elem...)...) }
+
+// lock makes the directory and takes it for this process; the lock ends with the process, however it ends.
+func (s state) lock() (release func(), err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state directory: %w", err)
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("closing the state directory to others: %w", err)
+	}
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the state directory's lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another 'wayleave up' is using %s; stop it, or give this one a directory of its own with --state", s.dir)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// maxSocketPath is what fits in sockaddr_un.sun_path with its terminating NUL, less our longest socket name.
+func maxSocketPath() int {
+	if runtime.GOOS == "linux" {
+		return 108 - len("/admin.sock") - 1
+	}
+	return 104 - len("/admin.sock") - 1
+}
+
+// socketDir returns a private directory short enough for unix sockets: run/ below the state, or one below the
+// system's temporary directory when the state's own path is too long.
+func (s state) socketDir() (dir string, remove func(), err error) {
+	dir = s.path("run")
+	remove = func() {}
+	if len(dir) > maxSocketPath() {
+		if dir, err = os.MkdirTemp("", "wayleave-"); err != nil {
+			return "", nil, fmt.Errorf("making a directory for sockets: %w", err)
+		}
+		remove = func() { _ = os.RemoveAll(dir) }
+	} else if err = os.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, fmt.Errorf("making a directory for sockets: %w", err)
+	}
+	return dir, remove, nil
+}
+
+func (s state) writeGate(g gateFile) error {
+	b, err := json.Marshal(g)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path("gate.json"), append(b, '\n'), 0o600)
+}
+
+func (s state) readGate() (gateFile, error) {
+	var g gateFile
+	b, err := os.ReadFile(s.path("gate.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return g, fmt.Errorf("no gate was started in %s; start one with 'wayleave up', or name one with --gate or WAYLEAVE_GATE", s.dir)
+	}
+	if err != nil {
+		return g, err
+	}
+	if err := json.Unmarshal(b, &g); err != nil {
+		return g, fmt.Errorf("reading %s: %w; 'wayleave up' writes it anew at its next start", s.path("gate.json"), err)
+	}
+	return g, nil
+}
+
+func (s state) workerTokenPath(name string) string { return s.path("workers", name+".token") }
+
+// workerToken reads the enrolment token that `up` made for the named worker, or for the only one when name is empty.
+func (s state) workerToken(name string) (secret.Text, error) {
+	if name == "" {
+		names, err := filepath.Glob(s.path("workers", "*.token"))
+		if err != nil || len(names) == 0 {
+			return secret.Text{}, fmt.Errorf("no worker token in %s; set WAYLEAVE_TOKEN to the one your operator gave you", s.dir)
+		}
+		if len(names) > 1 {
+			var list []string
+			for _, n := range names {
+				list = append(list, strings.TrimSuffix(filepath.Base(n), ".token"))
+			}
+			return secret.Text{}, usageError{fmt.Errorf("several workers are configured (%s); say which with --worker", strings.Join(list, ", "))}
+		}
+		return readSecretFile(names[0])
+	}
+	return readSecretFile(s.workerTokenPath(name))
+}
+
+// readSecretFile reads a file that holds one secret and a newline.
+func readSecretFile(path string) (secret.Text, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return secret.Text{}, fmt.Errorf("reading a secret: %w", err)
+	}
+	t := secret.New(strings.TrimSpace(string(b)))
+	if t.IsZero() {
+		return t, fmt.Errorf("%s is empty; it should hold one secret", path)
+	}
+	return t, nil
+}

@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+
+	"github.com/spf13/cobra"
+
+	"wayleave/config"
+	"wayleave/envoy"
+	"wayleave/program"
+	"wayleave/supervise"
+	"wayleave/vault/embedded"
+	"wayleave/xds"
+)
+
+func newUp() *cobra.Command {
+	var configPath string
+	c := &cobra.Command{
+		Use:   "up -c wayleave.yaml",
+		Short: "Run everything on this machine: OpenBao, the gate and Envoy",
+		Long: `Up starts an OpenBao of its own (unless the configuration or VAULT_ADDR names a Vault), the gate, and Envoy, keeps
+them running, and stops them with Ctrl-C. What it makes is kept in --state; the next start resumes it.`,
+		Example: `  wayleave up -c wayleave.yaml
+  wayleave up -c wayleave.yaml --state ./state`,
+		Args: exactArgs(),
+	}
+	dir := addStateFlag(c)
+	addConfigFlag(c, &configPath)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, err := loadConfig(c, configPath)
+		if err != nil {
+			return err
+		}
+		log := newLog(c.ErrOrStderr(), slog.LevelInfo)
+		return upper{cfg: cfg, configPath: configPath, state: state{*dir}, out: c.OutOrStdout(), log: log}.up(c.Context())
+	}
+	return c
+}
+
+// upper is one `wayleave up`.
+type upper struct {
+	cfg        *config.Config
+	configPath string
+	state      state
+	out        io.Writer
+	log        *slog.Logger
+}
+
+// up runs the three parts until ctx ends or one of them gives up. Each starts when the one it needs is ready, and they
+// stop in reverse: no request is cut by a gate that left first, and no rotated token by a store that did.
+func (u upper) up(ctx context.Context) error {
+	binary, err := findEnvoy(ctx, u.cfg.Envoy.Binary)
+	if err != nil {
+		return err
+	}
+	release, err := u.state.lock()
+	if err != nil {
+		return err
+	}
+	defer release()
+	sockets, removeSockets, err := u.state.socketDir()
+	if err != nil {
+		return err
+	}
+	defer removeSockets()
+	workers, err := configuredWorkers(u.cfg, &u.state)
+	if err != nil {
+		return err
+	}
+
+	identity := vaultConfig(u.cfg)
+	if identity.Address == "" {
+		bao, err := findBao(ctx)
+		if err != nil {
+			return err
+		}
+		u.say("starting OpenBao %s (%s); its data is in %s", bao.Version, bao.Path, u.state.path("vault"))
+		server, err := embedded.Start(ctx, embedded.Config{StateDir: u.state.dir, Binary: bao.Path, Log: u.log})
+		if err != nil {
+			return err
+		}
+		defer server.Stop()
+		identity = server.Gateway()
+	}
+
+	u.say("starting the gate")
+	fleets := make(chan *xds.Server, 1) // buffered: the gate does not wait for us
+	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, caFile: u.state.path("ca.pem"), accessLog: u.state.path("envoy", "access.log"), log: u.log}
+	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s *xds.Server) { fleets <- s }) })
+	defer u.stopped("the gate", gatePart.stop)
+	var fleet *xds.Server
+	select {
+	case fleet = <-fleets:
+	case <-gatePart.done:
+		return gatePart.err()
+	case <-ctx.Done():
+		return nil
+	}
+
+	u.say("starting Envoy %s (%s)", binary.Version, binary.Path)
+	ready := make(chan struct{}, 1)
+	process, err := u.envoyProcess(g, binary, fleet, ready)
+	if err != nil {
+		return err
+	}
+	envoyPart := start(ctx, func(ctx context.Context) error { return supervise.Run(ctx, process) })
+	defer u.stopped("Envoy", envoyPart.stop)
+
+	for {
+		select {
+		case <-ready:
+			if err := u.announce(); err != nil {
+				return err
+			}
+		case <-gatePart.done:
+			return fmt.Errorf("the gate ended: %w", gatePart.err())
+		case <-envoyPart.done:
+			return fmt.Errorf("Envoy ended: %w", envoyPart.err()) //nolint:staticcheck,revive // a name
+		case <-ctx.Done():
+			u.say("stopping")
+			return nil
+		}
+	}
+}
+
+func (u upper) say(format string, a ...any) { fmt.Fprintf(u.out, "wayleave: "+format+"\n", a...) }
+
+func (u upper) stopped(name string, stop func() error) {
+	if err := stop(); err != nil && !errors.Is(err, context.Canceled) {
+		u.say("%s did not stop cleanly: %v", name, err)
+	}
+}
+
+// part is something that runs in the background until it is stopped or fails.
+type part struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	failed *error
+}
+
+// start runs f with a context that keeps ctx's values but ends only with stop.
+func start(ctx context.Context, f func(context.Context) error) part {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p := part{cancel, make(chan struct{}), new(error)}
+	go func() {
+		defer close(p.done)
+		*p.failed = f(ctx)
+	}()
+	return p
+}
+
+func (p part) err() error { <-p.done; return *p.failed }
+
+func (p part) stop() error { p.cancel(); return p.err() }
+
+// envoyProcess writes Envoy's bootstrap and says how the process is run. ready gets a value each time an Envoy, the
+// first or a restarted one, has taken the whole configuration.
+func (u upper) envoyProcess(g gate, binary program.Binary, fleet *xds.Server, ready chan<- struct{}) (supervise.Process, error) {
+	boot := bootstrap(u.cfg, g.sockets)
+	text, err := boot.YAML()
+	if err != nil {
+		return supervise.Process{}, err
+	}
+	if err := os.MkdirAll(u.state.path("envoy"), 0o700); err != nil {
+		return supervise.Process{}, fmt.Errorf("making Envoy's directory: %w", err)
+	}
+	path := u.state.path("envoy", "bootstrap.yaml")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return supervise.Process{}, fmt.Errorf("writing Envoy's bootstrap: %w", err)
+	}
+	output, err := os.OpenFile(u.state.path("envoy", "envoy.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return supervise.Process{}, fmt.Errorf("opening Envoy's log: %w", err)
+	}
+	return supervise.Process{
+		Name: "envoy",
+		Command: func() *exec.Cmd {
+			cmd := exec.Command(binary.Path, boot.Args(path)...) //nolint:noctx // supervise ends it
+			cmd.Env = cleanEnvironment()
+			return cmd
+		},
+		Ready: func(ctx context.Context) error {
+			if err := envoy.Ready(ctx, g.socket(adminSocket)); err != nil {
+				return err
+			}
+			return converged(fleet)
+		},
+		Log:     output,
+		PIDFile: u.state.path("envoy", "envoy.pid"),
+		OnEvent: func(e supervise.Event) { u.event(e, ready) },
+	}, nil
+}
+
+// cleanEnvironment is what a child that carries credentials gets of our environment: nothing that loads code or keys
+// into it.
+func cleanEnvironment() []string {
+	var env []string
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "LANG", "TZ"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// converged returns nil when an Envoy is connected and has taken everything it was sent. Its own word that it is live
+// is not enough: with a configuration it refused it is live too.
+func converged(fleet *xds.Server) error {
+	nodes := fleet.Nodes()
+	if len(nodes) == 0 {
+		return errors.New("no Envoy is connected")
+	}
+	for _, n := range nodes {
+		for _, t := range n.Types {
+			if t.Error != "" {
+				return fmt.Errorf("Envoy refused a %s: %s", t.Type, t.Error) //nolint:staticcheck,revive // a name
+			}
+		}
+		if !n.Current() {
+			return fmt.Errorf("%s has not taken all of its configuration yet", n.ID)
+		}
+	}
+	return nil
+}
+
+// event reports what happened to Envoy. It runs in the supervisor's goroutine and must not block.
+func (u upper) event(e supervise.Event, ready chan<- struct{}) {
+	switch e.Kind {
+	case supervise.Ready:
+		select {
+		case ready <- struct{}{}:
+		default: // one that nobody has looked at yet says the same
+		}
+	case supervise.Orphan:
+		u.say("ended the %s of an earlier run (process %d)", e.Process, e.PID)
+	case supervise.Exited:
+		u.log.Error("a child ended", "process", e.Process, "pid", e.PID, "err", e.Err, "output", e.Tail)
+	case supervise.Restart:
+		u.log.Warn("starting a child again", "process", e.Process, "after", e.Delay)
+	case supervise.Started:
+		u.log.Info("started a child", "process", e.Process, "pid", e.PID)
+	}
+}
+
+// announce says that workers may come, and how.
+func (u upper) announce() error {
+	proxy := "http://" + u.cfg.Listen.Proxy
+	if err := u.state.writeGate(gateFile{Proxy: proxy}); err != nil {
+		return fmt.Errorf("writing down where the gate is: %w", err)
+	}
+	u.say("ready: workers connect to %s", proxy)
+	u.say("  run one:            wayleave run --state %s -- COMMAND", u.state.dir)
+	u.say("  see what you have:  wayleave grant list --state %s -c %s", u.state.dir, u.configPath)
+	return nil
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"wayleave/ca"
+	"wayleave/config"
+	"wayleave/envoy"
+	"wayleave/extproc"
+	"wayleave/grant"
+	"wayleave/oauth"
+	"wayleave/worker"
+	"wayleave/xds"
+)
+
+// This file turns the one configuration into what each part takes. Every function is pure but for reading files the
+// configuration names; a fact that two parts need is written once here.
+
+// Envoy waits longer for our answer than we wait for a token, so that the worker reads our words and not Envoy's.
+const (
+	swapDeadline   = 20 * time.Second
+	messageTimeout = 25 * time.Second
+)
+
+// grantSpecs says what is to be kept usable.
+func grantSpecs(cfg *config.Config) []grant.Spec {
+	var specs []grant.Spec
+	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
+		p, _ := cfg.ProviderOf(name)
+		specs = append(specs, grant.Spec{
+			Name: name, Provider: p.Name, Scopes: cfg.RequestedScopes(name), OAuth: oauth.NewClient(p.Config, nil, nil),
+		})
+	}
+	return specs
+}
+
+// credentials renders what a session holds: a placeholder for each grant of its profile, in the provider's way.
+func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keeper) func(context.Context, worker.Session) ([]worker.Credential, error) {
+	return func(_ context.Context, s worker.Session) ([]worker.Credential, error) {
+		profile := cfg.Profiles[s.Profile]
+		var out []worker.Credential
+		for _, name := range profile.Grants {
+			p, _ := cfg.ProviderOf(name)
+			placeholder := keyring.Placeholder(s.ID, name, p.PlaceholderPrefix)
+			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, grants.Summary(name).Granted)
+			if err != nil {
+				return nil, fmt.Errorf("rendering %s for a worker: %w", name, err)
+			}
+			out = append(out, worker.Credential{
+				Grant: name, Provider: p.Name, Placeholder: placeholder,
+				Env: r.Env, Unset: r.Unset, Files: r.Files, Note: r.Note,
+			})
+		}
+		return out, nil
+	}
+}
+
+// swapConfig says who may connect where and what is swapped for what.
+func swapConfig(cfg *config.Config) extproc.Config {
+	out := extproc.Config{
+		Tunnel: cfg.Tunnel, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(),
+		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{},
+	}
+	for name, w := range cfg.Workers {
+		out.Workers[name] = w.Profile
+	}
+	for name, p := range cfg.Profiles {
+		out.Profiles[name] = extproc.Profile{Grants: p.Grants}
+	}
+	for _, r := range cfg.Routes {
+		p, _ := cfg.ProviderOf(r.Grant)
+		route := extproc.Route{
+			Name: r.Name, Credential: r.Grant, Hosts: r.Hosts,
+			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
+			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths,
+			Scopes: r.RequiredScopes, Methods: r.Methods, Foreign: r.ForeignBearer, Absent: r.NoCredential,
+			ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
+		}
+		for _, rule := range r.Paths {
+			route.Rules = append(route.Rules, extproc.Rule{
+				PathPrefix: rule.Prefix, PathExact: rule.Exact, Methods: rule.Methods, Scopes: rule.RequiredScopes, Deny: rule.Deny,
+			})
+		}
+		out.Routes = append(out.Routes, route)
+	}
+	return out
+}
+
+// envoyConfig says how Envoy listens, intercepts and reaches the providers.
+func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, error) {
+	roots, err := upstreamRoots(cfg)
+	if err != nil {
+		return xds.Config{}, err
+	}
+	out := xds.Config{
+		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
+		APISocket: apiSocket, CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
+		AccessLogPath: accessLog,
+	}
+	for _, r := range cfg.Upstream.DNSResolvers {
+		out.DNSResolvers = append(out.DNSResolvers, r.String())
+	}
+	for name := range cfg.Grants {
+		p, _ := cfg.ProviderOf(name)
+		out.EnsureHeaders = slices.AppendSeq(out.EnsureHeaders, maps.Keys(p.EnsureHeaders))
+	}
+	// Routes that share a host differ in whose credential is meant, which is not Envoy's business.
+	shared := map[string]bool{}
+	for _, r := range cfg.Routes {
+		route := xds.Route{Name: r.Name, ALPN: r.ALPN, ConnectTo: r.ConnectTo}
+		for _, h := range r.Hosts {
+			if !shared[h] {
+				route.Hosts = append(route.Hosts, h)
+			}
+			shared[h] = true
+		}
+		if len(route.Hosts) > 0 {
+			out.Routes = append(out.Routes, route)
+		}
+	}
+	return out, nil
+}
+
+// credentialHeaders are those that never leave with a placeholder in them: what the routes use, and what APIs commonly use.
+func credentialHeaders(cfg *config.Config) []string {
+	all := append(cfg.CredentialHeaders(), "authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "api-key", "private-token", "cookie")
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// bootstrap is what Envoy starts with: where the gate is, and nothing else.
+func bootstrap(cfg *config.Config, sockets string) envoy.Bootstrap {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "wayleave"
+	}
+	return envoy.Bootstrap{
+		NodeID: host, GateSocket: filepath.Join(sockets, gateSocket), AdminSocket: filepath.Join(sockets, adminSocket),
+		LogLevel: cfg.Envoy.LogLevel,
+	}
+}
+
+// upstreamRoots are the authorities that may sign for a provider: the system's, and those of the configuration.
+func upstreamRoots(cfg *config.Config) ([]byte, error) {
+	roots, _, err := worker.SystemRoots(os.Getenv)
+	if err != nil {
+		return nil, fmt.Errorf("reading the system's root certificates: %w", err)
+	}
+	for _, name := range cfg.Upstream.CAFiles {
+		more, err := os.ReadFile(cfg.Path(name))
+		if err != nil {
+			return nil, fmt.Errorf("upstream.ca_files: %w", err)
+		}
+		roots = worker.Bundle(roots, more)
+	}
+	if len(roots) == 0 {
+		return nil, errors.New("no root certificates on this system: install ca-certificates, or name files in upstream.ca_files")
+	}
+	return roots, nil
+}
+
+// mint lets Envoy's requests for certificates reach the authority.
+func mint(a *ca.Authority) xds.Minter {
+	return func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		leaf, err := a.Leaf(host)
+		return leaf.CertificatePEM, leaf.KeyPEM, leaf.NotAfter, err
+	}
+}
+
+// grpcOptions suit Envoy: it opens a stream per request and pings its xDS connection.
+func grpcOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(1 << 20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	}
+}

@@ -1,0 +1,41 @@
+# The gateway: keeps grants usable and holds the key of a short-lived intermediate CA.
+# It cannot delete a grant, change a policy, or read anything outside these paths.
+
+# Grants with their tokens, their public summaries, and the keys that sessions are signed with.
+path "wayleave/data/grants/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/data/status/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/data/keys/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/metadata/grants/*" {
+  capabilities = ["list", "read"]
+}
+path "wayleave/metadata/status/*" {
+  capabilities = ["list", "read"]
+}
+path "wayleave/metadata/keys/*" {
+  capabilities = ["list", "read"]
+}
+
+# An intermediate CA is signed only with name constraints, and never one that could sign further CAs. A parameter that
+# is not listed (use_csr_values, not_after, alt_names, issuer_ref, ...) is refused.
+path "wayleave-pki/root/sign-intermediate" {
+  capabilities        = ["create", "update"]
+  required_parameters = ["permitted_dns_domains", "max_path_length", "ttl"]
+  allowed_parameters = {
+    "csr"                   = []
+    "common_name"           = ["Wayleave gateway"]
+    "permitted_dns_domains" = []
+    "max_path_length"       = ["0"]
+    "not_before_duration"   = ["5m"]
+    "ttl"                   = []
+    "exclude_cn_from_sans"  = ["true"]
+  }
+}
+path "wayleave-pki/cert/ca" {
+  capabilities = ["read"]
+}

@@ -1,0 +1,13 @@
+# The viewer: sees which grants there are and how they are. No secret is in what it may read.
+
+path "wayleave/data/status/*" {
+  capabilities = ["read"]
+}
+path "wayleave/metadata/status/*" {
+  capabilities = ["list", "read"]
+}
+
+# The certificate that workers trust.
+path "wayleave-pki/cert/ca" {
+  capabilities = ["read"]
+}

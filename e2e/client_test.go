@@ -1,0 +1,98 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+// worker is what a process inside `wayleave run` knows, taken out so that a test can be many workers at once.
+type worker struct {
+	proxy       *url.URL // with the session's user and password
+	roots       *x509.CertPool
+	placeholder string
+}
+
+// enrol runs the launcher as the named worker and keeps the environment it makes.
+func (g *gate) enrol(t *testing.T, name, variable string) worker {
+	t.Helper()
+	const mark = "-- the CA follows --"
+	c := g.command("wayleave", "run", "--worker", name, "--", "sh", "-c", "env; echo '"+mark+"'; cat \"$NODE_EXTRA_CA_CERTS\"")
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if err != nil {
+		t.Fatalf("enrolling %s: %v\n%s", name, err, stderr.String())
+	}
+	env, ca, _ := strings.Cut(string(out), mark)
+	w := worker{roots: x509.NewCertPool()}
+	if !w.roots.AppendCertsFromPEM([]byte(ca)) {
+		t.Fatalf("no CA in the worker's environment:\n%s", out)
+	}
+	for line := range strings.Lines(env) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch name {
+		case "HTTPS_PROXY":
+			if w.proxy, err = url.Parse(value); err != nil {
+				t.Fatal(err)
+			}
+		case variable:
+			w.placeholder = value
+		}
+	}
+	if w.proxy == nil || w.placeholder == "" {
+		t.Fatalf("the worker's environment lacks HTTPS_PROXY or %s:\n%s", variable, env)
+	}
+	return w
+}
+
+// client returns an HTTP client with a connection pool of its own.
+func (w worker) client(t *testing.T, http2 bool) *http.Client {
+	t.Helper()
+	tr := &http.Transport{Proxy: http.ProxyURL(w.proxy), TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: http2}
+	if !http2 {
+		tr.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// request prepares a request with the worker's placeholder.
+func (w worker) request(method, url string, body io.Reader) *http.Request {
+	req, err := http.NewRequestWithContext(context.Background(), method, url, body)
+	if err != nil {
+		panic(err) // a test's own URL
+	}
+	req.Header.Set("Authorization", "Bearer "+w.placeholder)
+	return req
+}
+
+// answer is a response, read.
+type answer struct {
+	status int
+	reason string // x-wayleave-reason
+	proto  string
+	header http.Header
+	body   string
+}
+
+func (a answer) String() string {
+	return fmt.Sprintf("%d %s %s %.300s", a.status, a.proto, a.reason, a.body)
+}
+
+func do(c *http.Client, req *http.Request) (answer, error) {
+	resp, err := c.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, resp.Header.Get("x-wayleave-reason"), resp.Proto, resp.Header, string(b)}, err
+}

@@ -1,0 +1,330 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"wayleave/demo"
+)
+
+// patience is how long anything may take before a test gives up on it. It decides no outcome of a healthy run.
+const patience = 60 * time.Second
+
+var (
+	binDir   string // holds wayleave and demo, built with the race detector
+	toolsBin string // holds envoy and bao
+	python   string // has the client libraries
+)
+
+func TestMain(m *testing.M) {
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func runTests(m *testing.M) (int, error) {
+	root, err := filepath.Abs("..")
+	if err != nil {
+		return 0, err
+	}
+	toolsBin = filepath.Join(root, ".tools", "bin")
+	python = filepath.Join(root, ".tools", "clients", "bin", "python")
+	for _, tool := range []string{filepath.Join(toolsBin, "envoy"), filepath.Join(toolsBin, "bao"), python} {
+		if _, err := os.Stat(tool); err != nil {
+			return 0, fmt.Errorf("%w; run 'make tools'", err)
+		}
+	}
+	// The product looks for its tools beside its own bin directory.
+	top, err := os.MkdirTemp("", "wle2e")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = os.RemoveAll(top) }()
+	binDir = filepath.Join(top, "bin")
+	if err := os.Symlink(filepath.Dir(toolsBin), filepath.Join(top, ".tools")); err != nil {
+		return 0, err
+	}
+	build := exec.Command("go", "build", "-race", "-o", binDir+string(filepath.Separator), "./cmd/...")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("building: %w\n%s", err, out)
+	}
+	return m.Run(), nil
+}
+
+// world is a stand-in provider and API, and a directory in which one gate runs against them.
+type world struct {
+	*demo.Demo
+	dir   string
+	proxy string // ip:port of the gate's proxy listener
+	env   []string
+}
+
+// newWorld starts the stand-ins. The directory is short, since unix sockets go into it.
+func newWorld(dir string) (*world, error) {
+	d, err := demo.Start(demo.Options{Hosts: []string{"api.demo.test", "other.demo.test", "*.wild.demo.test"}})
+	if err != nil {
+		return nil, err
+	}
+	proxy, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	vault, err := freeAddress() // for stories with a Vault of their own
+	if err != nil {
+		return nil, err
+	}
+	w := &world{Demo: d, dir: dir, proxy: proxy}
+	w.env = []string{
+		"PATH=" + strings.Join([]string{binDir, toolsBin, os.Getenv("PATH")}, string(filepath.ListSeparator)),
+		"HOME=" + dir, "TMPDIR=" + os.TempDir(),
+		"WAYLEAVE_CONFIG=" + filepath.Join(dir, "wayleave.yaml"), "WAYLEAVE_STATE=" + filepath.Join(dir, "state"),
+		"BROWSER=" + filepath.Join(binDir, "demo") + " approve",
+		"PROXY=" + proxy, "PROVIDER=" + d.ProviderURL, "API=" + d.APIAddr, "CLIENT_ID=" + d.Provider.ClientID(),
+		"PYTHON=" + python, "VAULT_PORT=" + port(vault), "GORACE=halt_on_error=1 exitcode=66",
+	}
+	if err := os.WriteFile(filepath.Join(dir, "api-ca.pem"), d.CA.PEM(), 0o600); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *world) getenv(name string) string {
+	for _, kv := range w.env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// configure writes the configuration, with $NAME filled in from the world's environment.
+func (w *world) configure(text string) error {
+	return os.WriteFile(w.getenv("WAYLEAVE_CONFIG"), []byte(os.Expand(text, w.getenv)), 0o600)
+}
+
+// command prepares a command in the world's directory and environment.
+func (w *world) command(name string, args ...string) *exec.Cmd {
+	path := name // looked up in our own PATH, unless it is one of ours or of the tools
+	for _, dir := range []string{binDir, toolsBin} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			path = filepath.Join(dir, name)
+		}
+	}
+	c := exec.Command(path, args...)
+	c.Dir, c.Env = w.dir, w.env
+	return c
+}
+
+func (w *world) saved(name string) string { return filepath.Join(w.dir, name) }
+
+// gate is a running `wayleave up`.
+type gate struct {
+	*world
+	cmd  *exec.Cmd
+	out  *output
+	done chan struct{}
+}
+
+// up starts `wayleave up` and returns when it is ready.
+func (w *world) up() (*gate, error) {
+	g := &gate{world: w, cmd: w.command("wayleave", "up"), out: newOutput(w.saved("up.log")), done: make(chan struct{})}
+	g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := g.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { _ = g.cmd.Wait(); close(g.done) }()
+	if err := g.waitOutput("wayleave: ready"); err != nil {
+		g.kill()
+		return nil, err
+	}
+	return g, nil
+}
+
+// waitOutput waits until the gate has printed text.
+func (g *gate) waitOutput(text string) error {
+	for deadline := time.After(patience); ; {
+		seen, changed := g.out.contains(text)
+		if seen {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-g.done:
+			if seen, _ := g.out.contains(text); seen {
+				return nil
+			}
+			return fmt.Errorf("the gate ended before it printed %q:\n%s", text, g.out)
+		case <-deadline:
+			return fmt.Errorf("the gate did not print %q:\n%s", text, g.out)
+		}
+	}
+}
+
+// signal sends a signal and waits for the gate to end.
+func (g *gate) signal(s syscall.Signal) error {
+	if err := g.cmd.Process.Signal(s); err != nil {
+		return err
+	}
+	select {
+	case <-g.done:
+		return nil
+	case <-time.After(patience):
+		return errors.New("the gate did not end")
+	}
+}
+
+func (g *gate) kill() {
+	_ = g.cmd.Process.Kill()
+	<-g.done
+}
+
+// stop ends the gate as Ctrl-C does and reports a data race or an unclean end.
+func (g *gate) stop() error {
+	select {
+	case <-g.done:
+		return nil
+	default:
+	}
+	if err := g.signal(syscall.SIGINT); err != nil {
+		g.kill()
+		return fmt.Errorf("%w:\n%s", err, g.out)
+	}
+	if code := g.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("the gate ended with %d:\n%s", code, g.out)
+	}
+	return nil
+}
+
+// output collects what a process prints, in memory for waiting and in a file for the leak check.
+type output struct {
+	mu      sync.Mutex
+	buf     bytes.Buffer
+	file    *os.File
+	changed chan struct{}
+}
+
+func newOutput(path string) *output {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		f = nil
+	}
+	return &output{file: f, changed: make(chan struct{})}
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.file != nil {
+		_, _ = o.file.Write(p)
+	}
+	close(o.changed)
+	o.changed = make(chan struct{})
+	return o.buf.Write(p)
+}
+
+// contains reports whether text was printed, and returns a channel that is closed at the next output.
+func (o *output) contains(text string) (bool, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return bytes.Contains(o.buf.Bytes(), []byte(text)), o.changed
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// start is a world with a configuration, a running gate and connected grants, for tests in Go.
+func start(t *testing.T, config string, grants ...string) *gate {
+	t.Helper()
+	dir := shortDir(t)
+	w, err := newWorld(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close() })
+	if err := w.configure(config); err != nil {
+		t.Fatal(err)
+	}
+	g, err := w.up()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.stop(); err != nil {
+			t.Error(err)
+		}
+		if err := w.leaks(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("the gate printed:\n%s", g.out)
+		}
+	})
+	for _, name := range grants {
+		if out, err := w.command("wayleave", "grant", "connect", name).CombinedOutput(); err != nil {
+			t.Fatalf("connecting %s: %v\n%s", name, err, out)
+		}
+	}
+	return g
+}
+
+// shortDir is a temporary directory whose path leaves room for socket names.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+func port(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
+
+// eventually asks again until ok holds; the last error says what was wrong.
+func eventually(ok func() error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ok()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("still after %v: %w", patience, err)
+		case <-tick.C:
+		}
+	}
+}
+
+var _ io.Writer = (*output)(nil)

@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+)
+
+// issued matches any secret of the stand-in provider, whole: what a log shows masked is too short for it.
+var issued = regexp.MustCompile(`demo-(?:at|rt|wt)-[A-Za-z0-9_-]{12,}`)
+
+// leaks looks for real tokens in everything the world's directory holds: logs, state, what commands printed, what
+// clients saved, and OpenBao's own files.
+func (w *world) leaks() error {
+	var found []error
+	files := 0
+	err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return ignoreVanished(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return ignoreVanished(err)
+		}
+		files++
+		if hit := issued.Find(b); hit != nil {
+			found = append(found, fmt.Errorf("%s holds a real token (%.12s…)", path, hit))
+		}
+		return nil
+	})
+	if files < 5 {
+		found = append(found, fmt.Errorf("only %d files to look at: the check is not looking", files))
+	}
+	return errors.Join(append(found, err)...)
+}
+
+// Files may vanish while they are listed: sockets, spools, OpenBao's temporary files.
+func ignoreVanished(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// adminLeaks looks for real tokens and private keys in what Envoy tells about itself.
+func (g *gate) adminLeaks() error {
+	sockets, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock"))
+	if err != nil || len(sockets) != 1 {
+		return fmt.Errorf("no admin socket in the state directory: %v %w", sockets, err)
+	}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", sockets[0])
+		},
+	}}
+	for _, page := range []string{"/config_dump?include_eds", "/stats", "/clusters", "/certs", "/listeners", "/server_info"} {
+		resp, err := client.Get("http://admin" + page)
+		if err != nil {
+			return err
+		}
+		b, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		if len(b) == 0 {
+			return fmt.Errorf("%s is empty: the check is not looking", page)
+		}
+		if hit := issued.Find(b); hit != nil {
+			return fmt.Errorf("%s shows a real token (%.12s…)", page, hit)
+		}
+		if bytes.Contains(b, []byte("PRIVATE KEY")) {
+			return fmt.Errorf("%s shows a private key", page)
+		}
+	}
+	return nil
+}

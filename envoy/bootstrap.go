@@ -1,0 +1,242 @@
+package envoy
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
+	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
+	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/bootstrap/internal_listener/v3"
+	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"sigs.k8s.io/yaml"
+)
+
+// Bootstrap is what one Envoy starts from. It holds no more than how to reach the gate; the rest comes from there.
+type Bootstrap struct {
+	NodeID  string // names this Envoy among its fleet
+	Cluster string // names the fleet; empty: "wayleave"
+	// GateSocket is the unix socket of the gate's gRPC services.
+	GateSocket string
+	// AdminSocket is the unix socket Envoy's admin interface is to listen on.
+	AdminSocket string
+	// LogLevel is Envoy's: error, warning, info or debug; empty: warning. At debug the components that would
+	// print headers stay at info.
+	LogLevel string
+	// MaxConnections is how many worker connections Envoy accepts at once; zero: 20,000.
+	MaxConnections int64
+}
+
+const (
+	gateCluster        = "gate"
+	defaultConnections = 20_000
+	// regexProgramSize replaces Envoy's limit of 100 instructions, which the list of headers ext_proc may change
+	// passes. The expressions are ours, not a worker's.
+	regexProgramSize = 4000
+)
+
+// YAML returns the configuration file.
+func (b Bootstrap) YAML() ([]byte, error) {
+	m, err := b.message()
+	if err != nil {
+		return nil, err
+	}
+	return toYAML(m)
+}
+
+// Args are Envoy's arguments, without the program's name, to run with the file config.
+func (b Bootstrap) Args(config string) []string {
+	level := b.LogLevel
+	if level == "" {
+		level = "warning"
+	}
+	// misc warns of each use of a field that is "work in progress", which address ranges are: dozens of lines for
+	// each configuration.
+	components := "misc:error"
+	if level == "debug" {
+		// These print headers, and after the swap authorization is the real credential.
+		components += ",http:info,http2:info,ext_proc:info,ext_authz:info,router:info,filter:info,connection:info,client:info,grpc:info,rbac:info,config:info"
+	}
+	return []string{"-c", config, "--log-level", level, "--component-log-level", components, "--use-dynamic-base-id", "--drain-time-s", "600"}
+}
+
+func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
+	if b.NodeID == "" {
+		return nil, fmt.Errorf("envoy bootstrap: the node id is empty")
+	}
+	if !slices.Contains([]string{"", "error", "warning", "info", "debug"}, b.LogLevel) {
+		return nil, fmt.Errorf("envoy bootstrap: log level %q is not error, warning, info or debug (trace prints credentials)", b.LogLevel)
+	}
+	for _, path := range []string{b.GateSocket, b.AdminSocket} {
+		if err := checkSocket(path); err != nil {
+			return nil, fmt.Errorf("envoy bootstrap: %w", err)
+		}
+	}
+	cluster := b.Cluster
+	if cluster == "" {
+		cluster = "wayleave"
+	}
+	internalListener, err := anypb.New(&internalv3.InternalListener{BufferSizeKb: wrapperspb.UInt32(64)})
+	if err != nil {
+		return nil, err
+	}
+	gate, err := gate(b.GateSocket)
+	if err != nil {
+		return nil, err
+	}
+	overload, err := connectionLimit(b.MaxConnections)
+	if err != nil {
+		return nil, err
+	}
+	runtime, err := structpb.NewStruct(map[string]any{"re2.max_program_size.error_level": regexProgramSize})
+	if err != nil {
+		return nil, err
+	}
+	return &bootstrapv3.Bootstrap{
+		Node:  &corev3.Node{Id: b.NodeID, Cluster: cluster},
+		Admin: &bootstrapv3.Admin{Address: pipe(b.AdminSocket), IgnoreGlobalConnLimit: true},
+		BootstrapExtensions: []*corev3.TypedExtensionConfig{{
+			Name:        "envoy.bootstrap.internal_listener",
+			TypedConfig: internalListener,
+		}},
+		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{
+			AdsConfig: adsSource(),
+			LdsConfig: fromADS(),
+			CdsConfig: fromADS(),
+		},
+		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{gate}},
+		StatsConfig:     statsWithoutCertificates(),
+		OverloadManager: overload,
+		LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
+			Name:           "static",
+			LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: runtime},
+		}}},
+	}, nil
+}
+
+// checkSocket refuses paths that do not fit a sockaddr_un (unix(7)).
+func checkSocket(path string) error {
+	switch {
+	case path == "" || path[0] != '/':
+		return fmt.Errorf("socket %q is not an absolute path", path)
+	case len(path) > 107:
+		return fmt.Errorf("socket path %q has %d bytes, and the system takes 107: use a shorter directory", path, len(path))
+	}
+	return nil
+}
+
+// adsSource is one delta stream for everything. Envoy's own back-off makes it wait up to 30 seconds after the gate
+// is back.
+func adsSource() *corev3.ApiConfigSource {
+	return &corev3.ApiConfigSource{
+		ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
+		TransportApiVersion:       corev3.ApiVersion_V3,
+		SetNodeOnFirstMessageOnly: true,
+		GrpcServices: []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+				ClusterName: gateCluster,
+				RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
+					BaseInterval: durationpb.New(250 * time.Millisecond),
+					MaxInterval:  durationpb.New(2 * time.Second),
+				}},
+			},
+		}}},
+	}
+}
+
+func fromADS() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
+}
+
+// gate is the cluster of ADS, ext_proc and ext_authz. It is static, so that no configuration can take it away.
+func gate(socket string) (*clusterv3.Cluster, error) {
+	options, err := anypb.New(&upstreamhttpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{ConnectionKeepalive: &corev3.KeepaliveSettings{
+						Interval: durationpb.New(15 * time.Second),
+						Timeout:  durationpb.New(15 * time.Second),
+					}},
+				},
+			},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &clusterv3.Cluster{
+		Name:                 gateCluster,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		ConnectTimeout:       durationpb.New(time.Second),
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options,
+		},
+		// Each request under way is a stream, and the default limit is 1,024.
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+			MaxPendingRequests: wrapperspb.UInt32(100_000),
+			MaxRequests:        wrapperspb.UInt32(100_000),
+		}}},
+		LoadAssignment: &endpointv3.ClusterLoadAssignment{
+			ClusterName: gateCluster,
+			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: pipe(socket)}},
+			}}}},
+		},
+	}, nil
+}
+
+func pipe(path string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path, Mode: 0o600}}}
+}
+
+// statsWithoutCertificates leaves out the gauges that each leaf certificate would add: their number is the
+// workers' to choose.
+func statsWithoutCertificates() *metricsv3.StatsConfig {
+	return &metricsv3.StatsConfig{StatsMatcher: &metricsv3.StatsMatcher{
+		StatsMatcher: &metricsv3.StatsMatcher_ExclusionList{ExclusionList: &matcherv3.ListStringMatcher{
+			Patterns: []*matcherv3.StringMatcher{{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+				SafeRegex: &matcherv3.RegexMatcher{Regex: `.*\.ssl\.certificate\..*`},
+			}}},
+		}},
+	}}
+}
+
+// connectionLimit keeps a flood of connections from using up the file descriptors.
+func connectionLimit(n int64) (*overloadv3.OverloadManager, error) {
+	if n <= 0 {
+		n = defaultConnections
+	}
+	monitor, err := anypb.New(&connectionsv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: n})
+	if err != nil {
+		return nil, err
+	}
+	return &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
+		Name:       "envoy.resource_monitors.global_downstream_max_connections",
+		ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: monitor},
+	}}}, nil
+}
+
+// toYAML goes by JSON, whose text protojson deliberately varies; YAML is always the same.
+func toYAML(m proto.Message) ([]byte, error) {
+	j, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("writing envoy's configuration: %w", err)
+	}
+	return yaml.JSONToYAML(j)
+}

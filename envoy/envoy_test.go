@@ -1,0 +1,144 @@
+package envoy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"wayleave/envoy"
+	"wayleave/envoy/envoytest"
+	"wayleave/program"
+)
+
+// The real Envoy is of a version we say we support.
+func TestProgram(t *testing.T) {
+	b, err := program.Find(t.Context(), envoy.Program, envoytest.Binary(t), "")
+	if err != nil || b.Version == "" {
+		t.Fatalf("%+v %v", b, err)
+	}
+}
+
+func sound() envoy.Bootstrap {
+	return envoy.Bootstrap{NodeID: "n1", GateSocket: "/run/wayleave/gate.sock", AdminSocket: "/run/wayleave/admin.sock"}
+}
+
+func TestBootstrapIsValid(t *testing.T) {
+	y, err := sound().YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := sound().YAML()
+	if err != nil || string(again) != string(y) {
+		t.Errorf("not the same twice (%v)", err)
+	}
+	if err := envoy.Validate(t.Context(), envoytest.Binary(t), y); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBootstrapFaults(t *testing.T) {
+	tests := map[string]func(*envoy.Bootstrap){
+		"node id":              func(b *envoy.Bootstrap) { b.NodeID = "" },
+		"not an absolute path": func(b *envoy.Bootstrap) { b.GateSocket = "gate.sock" },
+		"use a shorter":        func(b *envoy.Bootstrap) { b.AdminSocket = "/" + strings.Repeat("d", 107) },
+		"prints credentials":   func(b *envoy.Bootstrap) { b.LogLevel = "trace" },
+	}
+	for want, change := range tests {
+		b := sound()
+		change(&b)
+		if _, err := b.YAML(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error with %q, got %v", want, err)
+		}
+	}
+}
+
+// At debug, no component that prints headers is at debug.
+func TestArgsCapComponents(t *testing.T) {
+	b := sound()
+	b.LogLevel = "debug"
+	args := strings.Join(b.Args("/x.yaml"), " ")
+	for _, component := range []string{"http:info", "http2:info", "ext_proc:info", "ext_authz:info", "router:info"} {
+		if !strings.Contains(args, component) {
+			t.Errorf("no %s in %s", component, args)
+		}
+	}
+}
+
+// Validate tells Envoy's judgement from a failure to ask for it, and gives its words.
+func TestValidate(t *testing.T) {
+	binary := envoytest.Binary(t)
+	bad := &clusterv3.Cluster{Name: "c", ConnectTimeout: durationpb.New(1), LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED}
+	config, err := envoy.Static(sound(), []proto.Message{bad})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = envoy.Validate(t.Context(), binary, config)
+	if !errors.Is(err, envoy.ErrInvalid) || !strings.Contains(err.Error(), "cluster provided LB") || strings.Contains(err.Error(), "/tmp") {
+		t.Errorf("of a bad cluster: %v", err)
+	}
+	if err := envoy.Validate(t.Context(), binary, []byte("nonsense: 1")); !errors.Is(err, envoy.ErrInvalid) || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("of nonsense: %v", err)
+	}
+	if err := envoy.Validate(t.Context(), "/no/such/envoy", nil); err == nil || errors.Is(err, envoy.ErrInvalid) {
+		t.Errorf("without envoy: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := envoy.Validate(ctx, binary, config); err == nil || errors.Is(err, envoy.ErrInvalid) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestStaticRefusesStrangers(t *testing.T) {
+	if _, err := envoy.Static(sound(), []proto.Message{durationpb.New(1)}); err == nil || !strings.Contains(err.Error(), "google.protobuf.Duration") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestAdmin(t *testing.T) {
+	socket := filepath.Join(envoytest.Dir(t), "admin.sock")
+	if err := envoy.Ready(t.Context(), socket); err == nil || errors.Is(err, envoy.ErrNotReady) {
+		t.Errorf("of nobody: %v", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := "PRE_INITIALIZING"
+	var drained string
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /server_info", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"version":"abc/1.40.0/Clean/RELEASE/BoringSSL","state":%q,"uptime_current_epoch":"65s"}`, state)
+	})
+	mux.HandleFunc("POST /drain_listeners", func(w http.ResponseWriter, r *http.Request) { drained = r.URL.RawQuery })
+	server := &http.Server{Handler: mux}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+
+	if err := envoy.Ready(t.Context(), socket); !errors.Is(err, envoy.ErrNotReady) || !strings.Contains(err.Error(), "pre_initializing") {
+		t.Errorf("while it starts: %v", err)
+	}
+	state = "LIVE"
+	if err := envoy.Ready(t.Context(), socket); err != nil {
+		t.Error(err)
+	}
+	info, err := envoy.ServerInfo(t.Context(), socket)
+	if err != nil || info.Version != "1.40.0" || info.Uptime.Seconds() != 65 {
+		t.Errorf("info %+v, %v", info, err)
+	}
+	if err := envoy.Drain(t.Context(), socket); err != nil || !strings.Contains(drained, "graceful") {
+		t.Errorf("drain %q, %v", drained, err)
+	}
+	if _, err := envoy.ConfigDump(t.Context(), socket); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("of what it does not know: %v", err)
+	}
+}

@@ -1,0 +1,274 @@
+package extproc
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"wayleave/worker"
+)
+
+// decision is what happens to one request. Exactly one of three: refused (refusal is set), swapped (swap is set), or
+// passed as it is.
+type decision struct {
+	refusal *refusal
+	swap    *swap
+
+	// For every request that is forwarded.
+	remove       []string // headers that must not leave
+	addSocketKey bool     // Sec-WebSocket-Key is missing
+
+	// What is known of the request, for the answer and the log.
+	route   *Route         // nil: none found
+	session worker.Session // zero: none known
+	host    string
+}
+
+// swap is a placeholder to be replaced.
+type swap struct {
+	grant  string
+	scopes []string // the grant must hold
+	out    outgoing
+	remove string   // the header the placeholder came in, when the token leaves in another
+	set    []header // list headers with what they must contain
+}
+
+// decide is the whole of the policy, in the order in which it protects: who is calling, whether what they ask is
+// coherent, which route that is, and only then the credential. No step looks at what a later one decides.
+func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
+	d := decision{host: shown(r.authority)}
+	refuse := func(f refusal) decision {
+		d.refusal, d.swap = &f, nil
+		return d
+	}
+
+	// Who is calling: the connection says so, no header does.
+	session, err := worker.ParseIdentity(r.identity)
+	if err != nil {
+		return refuse(refusal{reason: proxyAuthRequired})
+	}
+	d.session = session
+	if session.Expired(now) || p.ended(session) {
+		return refuse(refusal{reason: sessionExpired})
+	}
+
+	// One name, three times: what CONNECT asked for, what TLS asked for, what HTTP asks for.
+	connect, err := parseAuthority(r.connectAuthority, 0)
+	name, ok := dnsName(r.serverName)
+	if err != nil || !ok || name != connect.host || !r.isFor(connect) {
+		return refuse(refusal{reason: misdirected, host: d.host})
+	}
+	d.host = connect.String()
+
+	// Which route, and which of its rules.
+	route := p.routeFor(p.find(connect), session.Profile)
+	if route == nil {
+		return refuse(refusal{reason: hostNotAllowed, host: d.host, detail: askOperator(session.Profile)})
+	}
+	d.route = route
+	about := refusal{grant: route.Credential, host: d.host, header: route.HeaderIn}
+	because := func(reason, detail string) decision {
+		about.reason, about.detail = reason, detail
+		return refuse(about)
+	}
+	// TRACE echoes the request with its credential (RFC 9110 section 9.3.8), CONNECT leaves what was checked.
+	if !validMethod(r.method) {
+		return because(policyDenied, "this method is not forwarded")
+	}
+	if r.path != "*" && !strings.HasPrefix(r.path, "/") {
+		return because(policyDenied, "the path is not one")
+	}
+	paths := readings(r.path)
+	if underAny(paths, p.refusedPaths(connect)) {
+		return because(tokenEndpoint, "")
+	}
+	if len(route.Methods) > 0 && !slices.Contains(route.Methods, r.method) {
+		return because(policyDenied, fmt.Sprintf("%s is not among the methods of route %s", r.method, route.Name))
+	}
+	rule, plain := ruleFor(route.Rules, r.method, paths)
+	if !plain {
+		return because(policyDenied, "the path can be read in more than one way, and route "+route.Name+" has different rules for them; send it in its plain form")
+	}
+	scopes := route.Scopes
+	if rule != nil {
+		if rule.Deny != "" {
+			return because(policyDenied, rule.Deny)
+		}
+		scopes = union(scopes, rule.Scopes)
+	}
+
+	// One credential, where the upstream will look for it.
+	lines := r.values(route.HeaderIn)
+	if len(lines) > 1 || r.lists("connection", func(item string) bool { return p.credentialHeaders[item] }) {
+		return because(duplicateCredential, "")
+	}
+	var value string
+	if len(lines) == 1 {
+		value = lines[0]
+	}
+	credential := present(route, value)
+	if credential.joined() {
+		return because(duplicateCredential, "")
+	}
+	candidates := credential.candidates()
+	other := r.otherCredential(p, route.HeaderIn)
+	if len(candidates) > 0 && other {
+		return because(duplicateCredential, "")
+	}
+
+	// A placeholder anywhere else would leave as it is.
+	if where := r.misplaced(route.HeaderIn); where != "" {
+		return because(misplacedPlaceholder, where)
+	}
+
+	d.remove, d.addSocketKey = r.unforwarded(), r.lacksSocketKey()
+	switch {
+	case len(candidates) > 0: // swapped, or refused below
+	case value == "" && !other && route.Absent == Refuse:
+		return because(policyDenied, fmt.Sprintf("route %s wants a credential: send the placeholder for %s in %s", route.Name, route.Credential, route.HeaderIn))
+	case (value != "" || other) && route.Foreign == Refuse:
+		return because(policyDenied, fmt.Sprintf("route %s takes no other credential than the placeholder for %s", route.Name, route.Credential))
+	case !p.mayUse(session.Profile, route.Credential):
+		return because(hostNotAllowed, askOperator(session.Profile))
+	default:
+		return d // passed
+	}
+
+	// The placeholder: this session's, for this route's credential, byte for byte.
+	for _, c := range candidates {
+		if !credential.understood || !sessions.IsPlaceholder(c, session.ID, route.Credential, route.PlaceholderPrefix) {
+			return because(notYourPlaceholder, "")
+		}
+	}
+	if !p.mayUse(session.Profile, route.Credential) {
+		return because(policyDenied, fmt.Sprintf("profile %s does not have %s", session.Profile, route.Credential))
+	}
+	d.swap = &swap{
+		grant:  route.Credential,
+		scopes: scopes,
+		out:    outgoingFor(route, credential),
+		set:    r.ensure(route, paths),
+	}
+	if route.HeaderOut != route.HeaderIn {
+		d.swap.remove = route.HeaderIn
+	}
+	return d
+}
+
+// validMethod reports whether s is a method (RFC 9110 section 9.1) that is ever forwarded. Methods are told apart by
+// case, but an upstream that does not should not echo either.
+func validMethod(s string) bool {
+	for i := range len(s) {
+		if c := s[i] | 0x20; (c < 'a' || c > 'z') && s[i] != '-' && s[i] != '_' {
+			return false
+		}
+	}
+	switch strings.ToUpper(s) {
+	case "", "CONNECT", "TRACE", "TRACK":
+		return false
+	}
+	return true
+}
+
+// isFor reports whether the request names e, in :authority and in Host if there is one too.
+func (r *request) isFor(e endpoint) bool {
+	for _, authority := range append(r.values("host"), r.authority) {
+		if got, err := parseAuthority(authority, httpsPort); err != nil || got != e {
+			return false
+		}
+	}
+	return true
+}
+
+// otherCredential reports whether a credential is in another header than in.
+func (r *request) otherCredential(p *policy, in string) bool {
+	return slices.ContainsFunc(r.headers, func(h header) bool {
+		return h.value != "" && h.name != in && p.credentialHeaders[h.name]
+	})
+}
+
+// misplaced says where a placeholder is outside the header called in, or returns "".
+func (r *request) misplaced(in string) string {
+	if holdsMarker(r.path) {
+		return "the path or query"
+	}
+	for _, h := range r.headers {
+		if holdsMarker(h.name) {
+			return "the name of a header"
+		}
+		if h.name != in && holdsMarker(h.value) {
+			return shown(h.name)
+		}
+	}
+	return ""
+}
+
+// unforwarded are the headers of the request that are for a proxy, or that only we may write.
+func (r *request) unforwarded() []string {
+	var out []string
+	for _, h := range r.headers {
+		if h.name == "proxy-authorization" || h.name == "proxy-connection" || strings.HasPrefix(h.name, "x-wayleave-") {
+			out = append(out, h.name)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// lacksSocketKey reports whether the request opens a WebSocket without the key HTTP/1.1 wants: over HTTP/2 (RFC 8441)
+// there is none, and Envoy adds none when it goes on as HTTP/1.1.
+func (r *request) lacksSocketKey() bool {
+	return !r.has("sec-websocket-key") && r.lists("upgrade", func(item string) bool { return item == "websocket" })
+}
+
+// ensure returns the list headers of the route that lack what they must contain, complete.
+func (r *request) ensure(route *Route, paths []string) []header {
+	if len(route.EnsurePaths) > 0 && !underAny(paths[:1], route.EnsurePaths) {
+		return nil
+	}
+	var out []header
+	for _, name := range ensured(route) {
+		sent := r.values(name)
+		missing := false
+		list := strings.Join(sent, ",")
+		for item := range strings.SplitSeq(route.EnsureHeaders[name], ",") {
+			item = strings.TrimSpace(item)
+			if item == "" || slices.ContainsFunc(strings.Split(list, ","), func(have string) bool { return strings.TrimSpace(have) == item }) {
+				continue
+			}
+			missing = true
+			list = strings.TrimPrefix(list+","+item, ",")
+		}
+		if missing {
+			out = append(out, header{name, list})
+		}
+	}
+	return out
+}
+
+// union is a and what b adds to it; a is not changed.
+func union(a, b []string) []string {
+	out := slices.Clone(a)
+	for _, s := range b {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// shown makes text from a request fit for a message: short, and printable ASCII.
+func shown(s string) string {
+	const limit = 100
+	printable := strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), limit)])
+	if len(s) > limit {
+		printable += "..."
+	}
+	return printable
+}

@@ -1,0 +1,698 @@
+package extproc
+
+import (
+	"encoding/base64"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"wayleave/secret"
+	"wayleave/vault/vaulttest"
+	"wayleave/worker"
+)
+
+var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+var testConfig = Config{
+	Routes: []Route{{
+		Name: "anthropic", Hosts: []string{"api.anthropic.com"}, Credential: "claude", PlaceholderPrefix: "sk-ant-oat01-",
+		Scopes: []string{"user:inference"}, ErrorFormat: "anthropic", Status: map[string]int{"needs_reconnect": 400, "policy_denied": 400},
+		EnsureHeaders: map[string]string{"Anthropic-Beta": "oauth-2025-04-20"}, EnsurePaths: []string{"/v1/messages"},
+		Rules: []Rule{
+			{PathExact: "/v1/organizations", Deny: "organization administration is not for workers"},
+			{PathPrefix: "/v1/code/", Scopes: []string{"user:sessions:claude_code", "user:inference"}},
+			{PathPrefix: "/readonly/", Methods: []string{"POST"}, Deny: "read only"},
+		},
+	}, {
+		Name: "github", Hosts: []string{"github.com", "api.github.com", "*.githubusercontent.com"}, Credential: "github", PlaceholderPrefix: "gho_", BasicUser: "x-access-token",
+	}, {
+		Name: "keyed", Hosts: []string{"keyed.example.com:8443"}, Credential: "keyed", HeaderIn: "x-api-key", Methods: []string{"GET"},
+		Foreign: Refuse, Absent: Refuse,
+	}, {
+		Name: "turned", Hosts: []string{"turned.example.com"}, Credential: "turned", HeaderIn: "x-api-key", HeaderOut: "authorization",
+	}, {
+		Name: "basic", Hosts: []string{"basic.example.com"}, Credential: "basic", SchemeOut: "Basic", BasicUser: "oauth2",
+	}, {
+		Name: "plain", Hosts: []string{"plain.example.com"}, Credential: "plain",
+	}, {
+		Name: "custom", Hosts: []string{"custom.example.com"}, Credential: "custom", HeaderIn: "x-auth", SchemeIn: "Key",
+	}, {
+		Name: "other", Hosts: []string{"other.example.com"}, Credential: "others",
+	}, {
+		Name: "wild", Hosts: []string{"*.wild.example.com"}, Credential: "plain",
+	}},
+	Tunnel:  []string{"pypi.org", "*.pythonhosted.org"},
+	Deny:    []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
+	Refused: []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
+	Profiles: map[string]Profile{
+		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom"}},
+		"poor":    {},
+	},
+	Workers: map[string]string{"ci": "default", "poor": "poor", "moved": "poor"},
+}
+
+// fixture is a policy, and a session that it knows.
+type fixture struct {
+	policy         *policy
+	keyring        *worker.Keyring
+	session, other worker.Session
+	token          secret.Text
+}
+
+func newFixture(t testing.TB) *fixture {
+	t.Helper()
+	k, err := worker.LoadKeyring(t.Context(), vaulttest.NewMemory())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{policy: newPolicy(testConfig), keyring: k}
+	if f.session, f.token, err = k.Issue("ci", "default", time.Hour, now); err != nil {
+		t.Fatal(err)
+	}
+	if f.other, _, err = k.Issue("ci", "default", time.Hour, now); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// placeholder of the fixture's session.
+func (f *fixture) placeholder(credential, prefix string) string {
+	return f.keyring.Placeholder(f.session.ID, credential, prefix)
+}
+
+func (f *fixture) claude() string { return f.placeholder("claude", "sk-ant-oat01-") }
+
+// to is a request with nothing wrong, to host on 443.
+func (f *fixture) to(host, method, path string, headers ...string) request {
+	r := request{
+		method: method, authority: host, path: path,
+		identity: f.session.Identity(), connectAuthority: host + ":443", serverName: host,
+	}
+	for i := 0; i < len(headers); i += 2 {
+		r.headers = append(r.headers, header{headers[i], headers[i+1]})
+	}
+	return r
+}
+
+func (f *fixture) anthropic(method, path string, headers ...string) request {
+	return f.to("api.anthropic.com", method, path, headers...)
+}
+
+func basicAuth(user, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}
+
+// What is swapped, and into what.
+func TestDecideSwaps(t *testing.T) {
+	f := newFixture(t)
+	claude, github := f.claude(), f.placeholder("github", "gho_")
+	keyed, turned, basic, plain, custom := f.placeholder("keyed", ""), f.placeholder("turned", ""), f.placeholder("basic", ""), f.placeholder("plain", ""), f.placeholder("custom", "")
+	for _, c := range []struct {
+		name    string
+		request request
+		header  string
+		value   string // with TOKEN for the token
+		scopes  []string
+		remove  string
+		set     []header
+	}{
+		{"bearer", f.anthropic("POST", "/v1/complete", "authorization", "Bearer "+claude), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"bearer in lower case", f.anthropic("POST", "/v1/complete", "authorization", "bearer "+claude), "authorization", "bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"several spaces", f.anthropic("POST", "/v1/complete", "authorization", "Bearer   "+claude), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"a rule adds scopes", f.anthropic("POST", "/v1/code/sessions?x=1", "authorization", "Bearer "+claude), "authorization", "Bearer TOKEN", []string{"user:inference", "user:sessions:claude_code"}, "", nil},
+		{"a rule for another method", f.anthropic("GET", "/readonly/x", "authorization", "Bearer "+claude), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"list header added", f.anthropic("POST", "/v1/messages?beta=true", "authorization", "Bearer "+claude), "authorization", "Bearer TOKEN", []string{"user:inference"}, "",
+			[]header{{"anthropic-beta", "oauth-2025-04-20"}}},
+		{"list header merged", f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+claude, "anthropic-beta", "a, b"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "",
+			[]header{{"anthropic-beta", "a, b,oauth-2025-04-20"}}},
+		{"list header in two lines merged", f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+claude, "anthropic-beta", "a", "anthropic-beta", "b"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "",
+			[]header{{"anthropic-beta", "a,b,oauth-2025-04-20"}}},
+		{"list header complete", f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+claude, "anthropic-beta", "a, oauth-2025-04-20 ,b"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"list header with a longer item", f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+claude, "anthropic-beta", "oauth-2025-04-20x"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "",
+			[]header{{"anthropic-beta", "oauth-2025-04-20x,oauth-2025-04-20"}}},
+		{"token scheme", f.to("api.github.com", "GET", "/user", "authorization", "token "+github), "authorization", "token TOKEN", nil, "", nil},
+		{"Basic password", f.to("github.com", "GET", "/r.git/info/refs", "authorization", basicAuth("x-access-token", github)), "authorization", basicAuth("x-access-token", "TOKEN"), nil, "", nil},
+		{"Basic password, another user", f.to("github.com", "GET", "/r.git/info/refs", "authorization", basicAuth("me", github)), "authorization", basicAuth("x-access-token", "TOKEN"), nil, "", nil},
+		{"Basic user", f.to("github.com", "GET", "/r.git/info/refs", "authorization", basicAuth(github, "x-oauth-basic")), "authorization", basicAuth("x-access-token", "TOKEN"), nil, "", nil},
+		{"Basic both", f.to("github.com", "GET", "/", "authorization", basicAuth(github, github)), "authorization", basicAuth("x-access-token", "TOKEN"), nil, "", nil},
+		{"Basic without a user of its own: password", f.to("plain.example.com", "GET", "/", "authorization", basicAuth("me", plain)), "authorization", basicAuth("me", "TOKEN"), nil, "", nil},
+		{"Basic without a user of its own: user", f.to("plain.example.com", "GET", "/", "authorization", basicAuth(plain, "x")), "authorization", basicAuth("TOKEN", "x"), nil, "", nil},
+		{"Basic without a user of its own: both", f.to("plain.example.com", "GET", "/", "authorization", basicAuth(plain, plain)), "authorization", basicAuth("TOKEN", "TOKEN"), nil, "", nil},
+		{"wildcard host", f.to("raw.githubusercontent.com", "GET", "/", "authorization", "Bearer "+github), "authorization", "Bearer TOKEN", nil, "", nil},
+		{"raw header", func() request {
+			r := f.to("keyed.example.com", "GET", "/", "x-api-key", keyed)
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}(), "x-api-key", "TOKEN", nil, "", nil},
+		{"in one header, out another", f.to("turned.example.com", "GET", "/", "x-api-key", turned), "authorization", "Bearer TOKEN", nil, "x-api-key", nil},
+		{"in as Bearer, out as Basic", f.to("basic.example.com", "GET", "/", "authorization", "Bearer "+basic), "authorization", basicAuth("oauth2", "TOKEN"), nil, "", nil},
+		{"in as Basic, out as Basic", f.to("basic.example.com", "GET", "/", "authorization", basicAuth("me", basic)), "authorization", basicAuth("oauth2", "TOKEN"), nil, "", nil},
+		{"a scheme of its own", f.to("custom.example.com", "GET", "/", "x-auth", "key "+custom), "x-auth", "key TOKEN", nil, "", nil},
+		{"port named", func() request {
+			r := f.anthropic("GET", "/v1/models", "authorization", "Bearer "+claude)
+			r.authority = "api.anthropic.com:443"
+			return r
+		}(), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"names in upper case", func() request {
+			r := f.anthropic("GET", "/v1/models", "authorization", "Bearer "+claude)
+			r.authority, r.connectAuthority, r.serverName = "API.Anthropic.com", "api.ANTHROPIC.com:443", "Api.Anthropic.Com"
+			return r
+		}(), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"odd but harmless path", f.anthropic("GET", "/v1/files/a%2Fb;c/../d", "authorization", "Bearer "+claude), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"empty second credential header", f.anthropic("GET", "/v1/models", "authorization", "Bearer "+claude, "x-api-key", ""), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"cookie beside", f.anthropic("GET", "/v1/models", "authorization", "Bearer "+claude, "cookie", "a=b"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+		{"hop-by-hop of other headers", f.anthropic("GET", "/v1/models", "authorization", "Bearer "+claude, "connection", "keep-alive, upgrade"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := decide(f.policy, f.keyring, &c.request, now)
+			if d.refusal != nil {
+				t.Fatalf("refused: %s", d.refusal.message())
+			}
+			if d.swap == nil {
+				t.Fatal("passed")
+			}
+			if d.swap.out.header != c.header || d.swap.out.value("TOKEN") != c.value {
+				t.Errorf("%s: %s, want %s: %s", d.swap.out.header, d.swap.out.value("TOKEN"), c.header, c.value)
+			}
+			if d.swap.remove != c.remove || d.swap.grant != d.route.Credential {
+				t.Errorf("remove %q, grant %q", d.swap.remove, d.swap.grant)
+			}
+			if diff := cmp.Diff(c.scopes, d.swap.scopes); diff != "" {
+				t.Error("scopes", diff)
+			}
+			if diff := cmp.Diff(c.set, d.swap.set, cmp.AllowUnexported(header{})); diff != "" {
+				t.Error("list headers", diff)
+			}
+		})
+	}
+}
+
+// What leaves as it is: another credential, or none, is none of ours.
+func TestDecidePasses(t *testing.T) {
+	f := newFixture(t)
+	for _, c := range []struct {
+		name      string
+		request   request
+		remove    []string
+		socketKey bool
+	}{
+		{"nothing", f.anthropic("GET", "/"), nil, false},
+		{"empty header", f.anthropic("GET", "/", "authorization", ""), nil, false},
+		{"another bearer", f.anthropic("GET", "/v1/code/sessions/x/worker/events/stream", "authorization", "Bearer other-jwt.a.b"), nil, false},
+		{"an API key of the worker's own", f.anthropic("POST", "/v1/messages", "x-api-key", "sk-own"), nil, false},
+		{"both of its own", f.anthropic("POST", "/v1/messages", "authorization", "Bearer own", "x-api-key", "sk-own"), nil, false},
+		{"Basic of its own", f.to("github.com", "GET", "/", "authorization", basicAuth("me", "own")), nil, false},
+		{"Basic without a colon", f.to("github.com", "GET", "/", "authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("x"))), nil, false},
+		{"a scheme with parameters", f.anthropic("GET", "/", "authorization", `Digest username="a", realm="b"`), nil, false},
+		{"no scheme", f.anthropic("GET", "/", "authorization", "abc"), nil, false},
+		{"OPTIONS *", f.anthropic("OPTIONS", "*"), nil, false},
+		{"extension method", f.anthropic("PROPFIND", "/"), nil, false},
+		{"proxy headers and ours", f.anthropic("GET", "/", "proxy-authorization", "Basic eA==", "proxy-connection", "close", "x-wayleave-identity", "root", "X-other", "1"),
+			[]string{"proxy-authorization", "proxy-connection", "x-wayleave-identity"}, false},
+		{"WebSocket without a key", f.anthropic("GET", "/ws", "upgrade", "WebSocket"), nil, true},
+		{"WebSocket with a key", f.anthropic("GET", "/ws", "upgrade", "websocket", "sec-websocket-key", "x"), nil, false},
+		{"another upgrade", f.anthropic("GET", "/ws", "upgrade", "h2c"), nil, false},
+		{"wildcard", f.to("a.b.wild.example.com", "GET", "/"), nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := decide(f.policy, f.keyring, &c.request, now)
+			if d.refusal != nil {
+				t.Fatalf("refused: %s", d.refusal.message())
+			}
+			if d.swap != nil {
+				t.Fatal("swapped")
+			}
+			if diff := cmp.Diff(c.remove, d.remove); diff != "" {
+				t.Error(diff)
+			}
+			if d.addSocketKey != c.socketKey {
+				t.Errorf("addSocketKey = %v", d.addSocketKey)
+			}
+		})
+	}
+}
+
+// Every reason decide can have, by several ways each. A case takes one good request, which would be swapped, apart.
+func TestDecideRefuses(t *testing.T) {
+	f := newFixture(t)
+	claude := f.claude()
+	b64 := base64.StdEncoding.EncodeToString
+	good := func(change func(r *request)) request {
+		r := f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+claude)
+		change(&r)
+		return r
+	}
+	authorization := func(value string) request {
+		return good(func(r *request) { r.headers[0].value = value })
+	}
+	more := func(headers ...string) request {
+		return good(func(r *request) {
+			for i := 0; i < len(headers); i += 2 {
+				r.headers = append(r.headers, header{headers[i], headers[i+1]})
+			}
+		})
+	}
+	at := func(path string) request { return good(func(r *request) { r.path = path }) }
+	method := func(m string) request { return good(func(r *request) { r.method = m }) }
+	identity := func(s string) request { return good(func(r *request) { r.identity = s }) }
+	names := func(connect, sni, authority string) request {
+		return good(func(r *request) { r.connectAuthority, r.serverName, r.authority = connect, sni, authority })
+	}
+	as := func(worker, profile string, r request) request {
+		s, _, err := f.keyring.Issue(worker, profile, time.Hour, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.identity = s.Identity()
+		for i := range r.headers {
+			r.headers[i].value = strings.ReplaceAll(r.headers[i].value, claude, f.keyring.Placeholder(s.ID, "claude", "sk-ant-oat01-"))
+		}
+		return r
+	}
+	if r := good(func(*request) {}); decide(f.policy, f.keyring, &r, now).swap == nil {
+		t.Fatal("the good request is not swapped")
+	}
+
+	for _, c := range []struct {
+		reason  string
+		name    string
+		request request
+	}{
+		{proxyAuthRequired, "no identity", identity("")},
+		{proxyAuthRequired, "not an identity", identity("-")},
+		{proxyAuthRequired, "half an identity", identity(f.session.ID + "|ci|default")},
+		{proxyAuthRequired, "identity in a header", good(func(r *request) {
+			r.identity = ""
+			r.headers = append(r.headers, header{"x-wayleave-identity", f.session.Identity()}, header{"wayleave.identity", f.session.Identity()})
+		})},
+
+		{sessionExpired, "over", identity(worker.Session{ID: f.session.ID, Worker: "ci", Profile: "default", Expires: now}.Identity())},
+		{sessionExpired, "long over", identity(worker.Session{ID: f.session.ID, Worker: "ci", Profile: "default", Expires: now.Add(-1000 * time.Hour)}.Identity())},
+		{sessionExpired, "the worker is gone", as("gone", "default", good(func(*request) {}))},
+		{sessionExpired, "the worker has another profile now", as("moved", "default", good(func(*request) {}))},
+
+		{policyDenied, "TRACE", method("TRACE")},
+		{policyDenied, "trace in lower case", method("trace")},
+		{policyDenied, "TRACK", method("TRACK")},
+		{policyDenied, "CONNECT inside", method("CONNECT")},
+		{policyDenied, "no method", method("")},
+		{policyDenied, "two methods", method(repeated)},
+		{policyDenied, "method with a space", method("GET /x")},
+		{policyDenied, "a method the route does not have", func() request {
+			r := f.to("keyed.example.com", "POST", "/", "x-api-key", f.placeholder("keyed", ""))
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
+		{policyDenied, "a denied path", at("/v1/organizations")},
+		{policyDenied, "a denied path with a query", at("/v1/organizations?a=/v1/messages")},
+		{policyDenied, "a denied method on a path", at("/readonly/x")},
+		{policyDenied, "a denied path, percent-encoded", at("/v1/organi%7aations")},
+		{policyDenied, "a denied path, percent-encoded twice", at("/v1/organi%257aations")},
+		{policyDenied, "a denied path by way of another", at("/v1/code/../organizations")},
+		{policyDenied, "a denied path by way of another, encoded", at("/v1/code/%2e%2e/organizations")},
+		{policyDenied, "a denied path by way of another, encoded slash", at("/v1/code/..%2forganizations")},
+		{policyDenied, "a denied path with a backslash", at(`/v1/code/..\organizations`)},
+		{policyDenied, "a denied path with slashes", at("//v1///organizations")},
+		{policyDenied, "a denied path with parameters", at("/v1;a=b/organizations;c")},
+		{policyDenied, "a rule's scopes evaded by encoding", at("/v1/c%6fde/sessions")},
+		{policyDenied, "no path", at("")},
+		{policyDenied, "a path that is a URL", at("https://evil.example.com/")},
+		{policyDenied, "no credential where one is wanted", func() request {
+			r := f.to("keyed.example.com", "GET", "/")
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
+		{policyDenied, "another credential where none is taken", func() request {
+			r := f.to("keyed.example.com", "GET", "/", "x-api-key", "own")
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
+		{policyDenied, "another credential in another header where none is taken", func() request {
+			r := f.to("keyed.example.com", "GET", "/", "authorization", "Bearer own")
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
+		{policyDenied, "a profile without the credential", as("poor", "poor", good(func(*request) {}))},
+		{policyDenied, "an own placeholder the profile no longer has", f.to("other.example.com", "GET", "/", "authorization", "Bearer "+f.placeholder("others", ""))},
+
+		{misdirected, "another authority", names("api.anthropic.com:443", "api.anthropic.com", "evil.example.com")},
+		{misdirected, "another authority of ours", names("api.anthropic.com:443", "api.anthropic.com", "github.com")},
+		{misdirected, "another server name", names("api.anthropic.com:443", "github.com", "api.anthropic.com")},
+		{misdirected, "another CONNECT", names("github.com:443", "api.anthropic.com", "api.anthropic.com")},
+		{misdirected, "another port of CONNECT", names("api.anthropic.com:444", "api.anthropic.com", "api.anthropic.com")},
+		{misdirected, "another port of the authority", names("api.anthropic.com:443", "api.anthropic.com", "api.anthropic.com:444")},
+		{misdirected, "no port where one is needed", names("keyed.example.com:8443", "keyed.example.com", "keyed.example.com")},
+		{misdirected, "no CONNECT", names("", "api.anthropic.com", "api.anthropic.com")},
+		{misdirected, "CONNECT without a port", names("api.anthropic.com", "api.anthropic.com", "api.anthropic.com")},
+		{misdirected, "no server name", names("api.anthropic.com:443", "", "api.anthropic.com")},
+		{misdirected, "no authority", names("api.anthropic.com:443", "api.anthropic.com", "")},
+		{misdirected, "final dot in the authority", names("api.anthropic.com:443", "api.anthropic.com", "api.anthropic.com.")},
+		{misdirected, "final dot everywhere", names("api.anthropic.com.:443", "api.anthropic.com.", "api.anthropic.com.")},
+		{misdirected, "user in the authority", names("api.anthropic.com:443", "api.anthropic.com", "evil@api.anthropic.com")},
+		{misdirected, "two authorities", names("api.anthropic.com:443", "api.anthropic.com", repeated)},
+		{misdirected, "authorities joined", names("api.anthropic.com:443", "api.anthropic.com", "api.anthropic.com,evil.example.com")},
+		{misdirected, "another Host", more("host", "evil.example.com")},
+
+		{hostNotAllowed, "no route", names("evil.example.com:443", "evil.example.com", "evil.example.com")},
+		{hostNotAllowed, "no route on this port", names("api.anthropic.com:8443", "api.anthropic.com", "api.anthropic.com:8443")},
+		{hostNotAllowed, "a tunnel is not a route", names("pypi.org:443", "pypi.org", "pypi.org")},
+		{hostNotAllowed, "a wildcard does not cover its own suffix", names("wild.example.com:443", "wild.example.com", "wild.example.com")},
+		{hostNotAllowed, "denied under a wildcard", names("telemetry.wild.example.com:443", "telemetry.wild.example.com", "telemetry.wild.example.com")},
+		{hostNotAllowed, "denied by a longer wildcard", names("x.deep.wild.example.com:443", "x.deep.wild.example.com", "x.deep.wild.example.com")},
+		{hostNotAllowed, "passing on a route the profile does not have", f.to("other.example.com", "GET", "/", "authorization", "Bearer own")},
+
+		{tokenEndpoint, "token endpoint", at("/v1/oauth/token")},
+		{tokenEndpoint, "token endpoint and more", at("/v1/oauth/token/x?y")},
+		{tokenEndpoint, "token endpoint, encoded", at("/v1/oauth/%74oken")},
+		{tokenEndpoint, "token endpoint, encoded twice", at("/v1/oauth/%2574oken")},
+		{tokenEndpoint, "token endpoint with dots", at("/v1/x/../oauth/token")},
+		{tokenEndpoint, "token endpoint with slashes", at("/v1//oauth/token")},
+		{tokenEndpoint, "without a credential", f.to("github.com", "POST", "/login/oauth/access_token")},
+
+		{duplicateCredential, "placeholder, then another", more("authorization", "Bearer evil")},
+		{duplicateCredential, "another, then placeholder", good(func(r *request) { r.headers = append([]header{{"authorization", "Bearer evil"}}, r.headers...) })},
+		{duplicateCredential, "placeholder twice", more("authorization", "Bearer "+claude)},
+		{duplicateCredential, "placeholder and nothing", more("authorization", "")},
+		{duplicateCredential, "two others", f.anthropic("GET", "/", "authorization", "Bearer a", "authorization", "Bearer b")},
+		{duplicateCredential, "joined", authorization("Bearer " + claude + ",Bearer evil")},
+		{duplicateCredential, "joined with a space", authorization("Bearer evil, Bearer " + claude)},
+		{duplicateCredential, "others joined", authorization("Bearer a,Bearer b")},
+		{duplicateCredential, "joined without a scheme", f.to("turned.example.com", "GET", "/", "x-api-key", f.placeholder("turned", "")+", evil")},
+		{duplicateCredential, "Basic joined", f.to("github.com", "GET", "/", "authorization", basicAuth("u", f.placeholder("github", "gho_"))+","+basicAuth("u", "evil"))},
+		{duplicateCredential, "another header of credentials too", more("x-api-key", "evil")},
+		{duplicateCredential, "a header of another route too", more("x-auth", "Key evil")},
+		{duplicateCredential, "the outgoing header too", f.to("turned.example.com", "GET", "/", "x-api-key", f.placeholder("turned", ""), "authorization", "Bearer evil")},
+		{duplicateCredential, "hop-by-hop", more("connection", "close, Authorization")},
+		{duplicateCredential, "hop-by-hop in a second line", more("connection", "close", "connection", "x-api-key")},
+
+		{misplacedPlaceholder, "query", at("/v1/messages?key=" + claude)},
+		{misplacedPlaceholder, "path", at("/v1/" + claude + "/x")},
+		{misplacedPlaceholder, "query, percent-encoded", at("/v1/messages?key=" + strings.ReplaceAll(claude, "wl", "%77%6C"))},
+		{misplacedPlaceholder, "query, percent-encoded twice", at("/v1/messages?key=" + strings.ReplaceAll(claude, "wl", "%2577%256c"))},
+		{misplacedPlaceholder, "query, percent-encoded beside nonsense", at("/v1/messages?x=%zz&key=" + strings.ReplaceAll(claude, "wl", "%77%6C"))},
+		{misplacedPlaceholder, "query, base64", at("/v1/messages?state=" + url.QueryEscape(b64([]byte(`{"t":"`+claude+`"}`))))},
+		{misplacedPlaceholder, "query, in upper case", at("/v1/messages?key=" + strings.ToUpper(claude))},
+		{misplacedPlaceholder, "another header", more("x-forwarded-authorization", "Bearer "+claude)},
+		{misplacedPlaceholder, "cookie", more("cookie", "a=b; session="+claude)},
+		{misplacedPlaceholder, "cookie, base64", more("cookie", "session="+b64([]byte("xx"+claude)))},
+		{misplacedPlaceholder, "user agent", more("user-agent", "curl "+claude)},
+		{misplacedPlaceholder, "proxy-authorization", more("proxy-authorization", "Bearer "+claude)},
+		{misplacedPlaceholder, "somebody else's", more("x-note", f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"))},
+		{misplacedPlaceholder, "the name of a header", more("x-"+worker.Marker, "1")},
+		{misplacedPlaceholder, "referer", more("referer", "https://x/?k="+url.QueryEscape(claude))},
+		{misplacedPlaceholder, "API key on a bearer route", f.anthropic("GET", "/", "x-api-key", claude)},
+		{misplacedPlaceholder, "bearer on an API key route", f.to("turned.example.com", "GET", "/", "authorization", "Bearer "+f.placeholder("turned", ""))},
+		{misplacedPlaceholder, "underscores", more("x_api_key", claude)},
+
+		{notYourPlaceholder, "another session's", authorization("Bearer " + f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"))},
+		{notYourPlaceholder, "another credential's", authorization("Bearer " + f.placeholder("github", "gho_"))},
+		{notYourPlaceholder, "another credential's with this prefix", authorization("Bearer " + f.placeholder("github", "sk-ant-oat01-"))},
+		{notYourPlaceholder, "another prefix", authorization("Bearer " + f.placeholder("claude", "gho_"))},
+		{notYourPlaceholder, "one character more", authorization("Bearer " + claude + "a")},
+		{notYourPlaceholder, "one character less", authorization("Bearer " + claude[:len(claude)-1])},
+		{notYourPlaceholder, "only the marker", authorization("Bearer sk-ant-oat01-" + worker.Marker)},
+		{notYourPlaceholder, "upper case", authorization("Bearer " + strings.ToUpper(claude))},
+		{notYourPlaceholder, "percent-encoded", authorization("Bearer " + strings.ReplaceAll(claude, "-", "%2D"))},
+		{notYourPlaceholder, "quoted", authorization(`Bearer "` + claude + `"`)},
+		{notYourPlaceholder, "with a parameter", authorization("Bearer " + claude + "; a=b")},
+		{notYourPlaceholder, "trailing space", authorization("Bearer " + claude + " ")},
+		{notYourPlaceholder, "tab after the scheme", authorization("Bearer\t" + claude)},
+		{notYourPlaceholder, "no scheme", authorization(claude)},
+		{notYourPlaceholder, "another scheme", authorization("Negotiate " + claude)},
+		{notYourPlaceholder, "parameters of another scheme", authorization(`Digest username="a", response="` + claude + `"`)},
+		{notYourPlaceholder, "a scheme where there is none", f.to("turned.example.com", "GET", "/", "x-api-key", "Bearer "+f.placeholder("turned", ""))},
+		{notYourPlaceholder, "Basic with another session's", authorization(basicAuth("u", f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-")))},
+		{notYourPlaceholder, "Basic with one of two wrong", authorization(basicAuth(f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"), claude))},
+		{notYourPlaceholder, "Basic with a suffix", authorization(basicAuth("u", claude+"\n"))},
+		{notYourPlaceholder, "Basic with a second colon", authorization(basicAuth("u", claude+":x"))},
+		{notYourPlaceholder, "Basic without a colon", authorization("Basic " + b64([]byte(claude)))},
+		{notYourPlaceholder, "Basic without padding", authorization(strings.TrimRight(basicAuth("u", claude+"aa"), "="))},
+		{notYourPlaceholder, "Basic in two layers", authorization(basicAuth("u", b64([]byte(claude))))},
+	} {
+		t.Run(c.reason+"/"+c.name, func(t *testing.T) {
+			d := decide(f.policy, f.keyring, &c.request, now)
+			if d.refusal == nil {
+				t.Fatalf("not refused; swapped: %v", d.swap != nil)
+			}
+			if d.swap != nil {
+				t.Error("refused and swapped")
+			}
+			if d.refusal.reason != c.reason {
+				t.Errorf("refused as %s, want %s: %s", d.refusal.reason, c.reason, d.refusal.message())
+			}
+			if m := d.refusal.message(); strings.Contains(m, worker.Marker) || strings.Contains(m, "{") {
+				t.Errorf("message: %s", m)
+			}
+		})
+	}
+}
+
+// The order of the checks is part of the policy: nobody learns from a refusal what an earlier step protects.
+func TestDecideOrder(t *testing.T) {
+	f := newFixture(t)
+	wrongEverything := func() request {
+		r := f.anthropic("TRACE", "/v1/oauth/token?k="+f.claude(), "authorization", "Bearer "+worker.Marker, "authorization", "x")
+		r.identity, r.authority = "", "evil.example.com"
+		return r
+	}
+	steps := []struct {
+		want string
+		fix  func(r *request)
+	}{
+		{proxyAuthRequired, func(r *request) {
+			r.identity = worker.Session{ID: f.session.ID, Worker: "ci", Profile: "default"}.Identity()
+		}},
+		{sessionExpired, func(r *request) { r.identity = f.session.Identity() }},
+		{misdirected, func(r *request) { r.authority = "api.anthropic.com" }},
+		{policyDenied, func(r *request) { r.method = "POST" }},
+		{tokenEndpoint, func(r *request) { r.path = "/v1/messages?k=" + f.claude() }},
+		{duplicateCredential, func(r *request) { r.headers = r.headers[:1] }},
+		{misplacedPlaceholder, func(r *request) { r.path = "/v1/messages" }},
+		{notYourPlaceholder, func(r *request) { r.headers[0].value = "Bearer " + f.claude() }},
+	}
+	r := wrongEverything()
+	for _, step := range steps {
+		d := decide(f.policy, f.keyring, &r, now)
+		if d.refusal == nil || d.refusal.reason != step.want {
+			t.Fatalf("got %+v, want %s", d.refusal, step.want)
+		}
+		step.fix(&r)
+	}
+	if d := decide(f.policy, f.keyring, &r, now); d.swap == nil {
+		t.Errorf("with everything mended: %+v", d.refusal)
+	}
+}
+
+func TestParseAuthority(t *testing.T) {
+	for _, c := range []struct {
+		in          string
+		defaultPort uint16
+		want        string // "" : refused
+	}{
+		{"api.example.com:443", 0, "api.example.com:443"},
+		{"api.example.com", 443, "api.example.com:443"},
+		{"API.Example.COM:8443", 0, "api.example.com:8443"},
+		{"localhost:1", 0, "localhost:1"},
+		{"a_b.example.com:443", 0, "a_b.example.com:443"},
+		{"xn--bcher-kva.example:443", 0, "xn--bcher-kva.example:443"},
+		{"1.example.com:443", 0, "1.example.com:443"},
+		{"0x.example.com:443", 0, "0x.example.com:443"},
+		{"deadbeef:443", 0, "deadbeef:443"},
+		{"", 443, ""},
+		{"api.example.com", 0, ""},
+		{"api.example.com:", 443, ""},
+		{"api.example.com:0", 443, ""},
+		{"api.example.com:00443", 443, ""},
+		{"api.example.com:+443", 443, ""},
+		{"api.example.com: 443", 443, ""},
+		{"api.example.com:65536", 443, ""},
+		{"api.example.com:443:443", 443, ""},
+		{"api.example.com:https", 443, ""},
+		{"api.example.com.:443", 0, ""},
+		{".api.example.com:443", 0, ""},
+		{"api..example.com:443", 0, ""},
+		{"user@api.example.com:443", 0, ""},
+		{"user:pass@api.example.com:443", 0, ""},
+		{"api.example.com/x:443", 0, ""},
+		{"api.example.com:443/x", 0, ""},
+		{"*.example.com:443", 0, ""},
+		{"-a.example.com:443", 0, ""},
+		{"a-.example.com:443", 0, ""},
+		{"bücher.example:443", 0, ""},
+		{"api.example.com%2e:443", 0, ""},
+		{"a b.example.com:443", 0, ""},
+		{"api.example.com\x00:443", 0, ""},
+		{"127.0.0.1:443", 0, ""},
+		{"127.1:443", 0, ""},
+		{"2852039166:443", 0, ""},
+		{"0x7f000001:443", 0, ""},
+		{"0X7F.1:443", 0, ""},
+		{"0x:443", 0, ""},
+		{"017700000001:443", 0, ""},
+		{"foo.0x7f:443", 0, ""},
+		{"foo.1:443", 0, ""},
+		{"[::1]:443", 0, ""},
+		{"[::ffff:169.254.169.254]:80", 0, ""},
+		{"::1", 443, ""},
+		{"fe80::1%eth0", 443, ""},
+		{strings.Repeat("a", 64) + ".com:443", 0, ""},
+		{strings.Repeat("a.", 127) + "com:443", 0, ""},
+	} {
+		got, err := parseAuthority(c.in, c.defaultPort)
+		if err != nil && c.want != "" || err == nil && got.String() != c.want {
+			t.Errorf("parseAuthority(%q, %d) = %v, %v, want %q", c.in, c.defaultPort, got, err, c.want)
+		}
+	}
+}
+
+func TestFindPrefersTheSpecific(t *testing.T) {
+	route := func(name string, hosts ...string) Route { return Route{Name: name, Hosts: hosts} }
+	p := newPolicy(Config{
+		Routes: []Route{route("exact", "a.b.example.com"), route("short", "*.example.com"), route("long", "*.b.example.com"), route("port", "*.example.com:8443")},
+		Tunnel: []string{"t.example.com", "*.t.example.com"},
+		Deny:   []string{"d.example.com", "*.d.example.com", "*.t.example.com"},
+	})
+	for in, want := range map[string]string{
+		"a.b.example.com:443":   "exact",
+		"x.b.example.com:443":   "long",
+		"b.example.com:443":     "short",
+		"x.y.example.com:443":   "short",
+		"x.example.com:8443":    "port",
+		"a.b.example.com:8443":  "port",
+		"a.b.example.com:80":    "",
+		"example.com:443":       "",
+		"xexample.com:443":      "",
+		"t.example.com:443":     "tunnel",
+		"x.t.example.com:443":   "", // the same pattern twice: denied
+		"d.example.com:443":     "",
+		"x.y.d.example.com:443": "",
+	} {
+		e, err := parseAuthority(in, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if target := p.find(e); target.tunnel {
+			got = "tunnel"
+		} else if len(target.routes) > 0 {
+			got = target.routes[0].Name
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestReadings(t *testing.T) {
+	for in, want := range map[string][]string{
+		"/":                    {"/"},
+		"/a/b?c=%41":           {"/a/b"},
+		"/.well-known/x":       {"/.well-known/x"},
+		"/a/":                  {"/a/"},
+		"/a//b":                {"/a//b", "/a/b"},
+		"/a/./b":               {"/a/./b", "/a/b"},
+		"/a/../b":              {"/a/../b", "/b"},
+		"/../../b":             {"/../../b", "/b"},
+		"/a/..":                {"/a/..", "/"},
+		"/a/b/..":              {"/a/b/..", "/a/"},
+		`/a\b`:                 {`/a\b`, "/a/b"},
+		"/a;x/b;y":             {"/a;x/b;y", "/a/b"},
+		"/%61":                 {"/%61", "/a"},
+		"/%2561":               {"/%2561", "/%61", "/a"},
+		"/a%2f..%2fb":          {"/a%2f..%2fb", "/a/../b", "/b"},
+		"/a%3fb":               {"/a%3fb", "/a"},
+		"/%zz%61":              {"/%zz%61", "/%zza"},
+		"/%":                   {"/%"},
+		"*":                    {"*"},
+		"/" + "%2525252525252": {"/%2525252525252", "/%25252525252", "/%252525252", "/%2525252"},
+	} {
+		if diff := cmp.Diff(want, readings(in)); diff != "" {
+			t.Errorf("%s: %s", in, diff)
+		}
+	}
+}
+
+func TestReasonsAreComplete(t *testing.T) {
+	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, misdirected,
+		duplicateCredential, policyDenied, sessionExpired, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint}
+	var got []string
+	for _, r := range Reasons() {
+		got = append(got, r.Name)
+		if r.Status < 400 || r.Status > 599 || r.Status == 401 || r.Words == "" {
+			t.Errorf("%+v", r)
+		}
+		if (r.Status == 503) != r.Retry && r.Name != badCredentialStored && r.Name != tokenEndpoint {
+			t.Errorf("%s: status %d, retry %v", r.Name, r.Status, r.Retry)
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func FuzzParseAuthority(f *testing.F) {
+	for _, s := range []string{"api.example.com:443", "[::1]:443", "127.1:443", "A.b:1", "a@b:443", "a.:443"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		got, err := parseAuthority(in, httpsPort)
+		if err != nil {
+			return
+		}
+		again, err := parseAuthority(got.String(), 0)
+		if err != nil || again != got {
+			t.Errorf("%q is read as %v, which is read as %v (%v)", in, got, again, err)
+		}
+		if !strings.EqualFold(in, got.host) && !strings.EqualFold(in, got.String()) {
+			t.Errorf("%q is read as %v", in, got)
+		}
+	})
+}
+
+func FuzzBasic(f *testing.F) {
+	f.Add("dTpw")
+	f.Add("dTpw\n")
+	f.Add("Og==")
+	f.Fuzz(func(t *testing.T, in string) {
+		user, password, ok := basic(in)
+		if ok && base64.StdEncoding.EncodeToString([]byte(user+":"+password)) != in {
+			t.Errorf("%q is read as %q and %q", in, user, password)
+		}
+	})
+}
+
+func FuzzReadings(f *testing.F) {
+	f.Add("/a/../b%2e%2e;x?y")
+	f.Fuzz(func(t *testing.T, in string) {
+		got := readings(in)
+		if len(got) == 0 || len(got) > 2*(maxDecodings+1) {
+			t.Errorf("%d readings", len(got))
+		}
+		for _, r := range got {
+			if strings.Contains(r, "?") {
+				t.Errorf("%q has a query", r)
+			}
+		}
+	})
+}
+
+func BenchmarkDecide(b *testing.B) {
+	f := newFixture(b)
+	r := f.anthropic("POST", "/v1/messages?beta=true",
+		"accept", "application/json", "authorization", "Bearer "+f.claude(), "anthropic-version", "2023-06-01",
+		"anthropic-beta", "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27",
+		"content-type", "application/json", "content-length", "123456", "user-agent", "claude-cli/2.1.331 (external, sdk-cli)",
+		"x-app", "cli", "x-claude-code-session-id", "9d1c250a-e61b-44d9-88ed-5944d1962f5e", "x-stainless-timeout", "600",
+		"x-stainless-lang", "js", "x-stainless-os", "Linux", "accept-encoding", "gzip, deflate, br, zstd")
+	b.ReportAllocs()
+	for b.Loop() {
+		if d := decide(f.policy, f.keyring, &r, now); d.swap == nil {
+			b.Fatal(d.refusal.reason)
+		}
+	}
+}

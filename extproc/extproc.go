@@ -1,0 +1,179 @@
+// Package extproc owns the decision about each connection and each request, as the two gRPC services Envoy asks: the
+// CONNECT check (ext_authz) and the swap of a placeholder for the real credential (ext_proc). It knows no OAuth and no
+// store: whose session a token proves is asked of package worker, the real token of package grant. Which requests get
+// here, and what happens when none of this answers, is configured by package xds.
+//
+//	CONNECT ──▶ Check ──▶ 407 | 403 | identity for the connection
+//	request ──▶ Process ──▶ decide ──▶ refuse | pass | swap ──▶ Tokens ──▶ header mutation
+//
+// decide is pure and total: the same policy, request and time always give the same decision. Failing closed is left
+// to nobody else: what is not understood is refused.
+package extproc
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
+
+	"wayleave/grant"
+	"wayleave/secret"
+	"wayleave/worker"
+)
+
+// Config is what may be reached, by whom, and with which credential. It is expected to have been checked: names are
+// names, patterns are patterns.
+//
+// A host pattern is a lower-case DNS name, or "*.suffix" for every name below suffix, with ":port" unless the port is
+// 443. Where several match, the most specific decides: an exact name before a wildcard, a longer wildcard before a
+// shorter one; for the same pattern, Deny before Tunnel before Routes.
+type Config struct {
+	// Routes are the hosts whose TLS ends at the gate.
+	Routes []Route
+	// Tunnel are hosts whose bytes pass untouched, for every worker.
+	Tunnel []string
+	// Deny are hosts that are refused.
+	Deny []string
+	// Refused are endpoints that give out tokens, as "host" or "host/path prefix". No request to them is forwarded. Inside
+	// a tunnel paths cannot be seen, so only whole hosts are refused there.
+	Refused []string
+	// Profiles by name say what a session may use. A session of a profile that is not here may use nothing.
+	Profiles map[string]Profile
+	// Workers by name have the profile of the value. A session of a worker that is not here, or has another profile
+	// now, is over: that is how a worker is shut out at once. Nil: sessions are believed.
+	Workers map[string]string
+}
+
+// Profile is what the sessions of one profile may use.
+type Profile struct {
+	// Grants by name, whose credentials they may have.
+	Grants []string
+}
+
+// Route is a set of hosts whose requests get one credential.
+type Route struct {
+	// Name is for logs and messages.
+	Name string
+	// Hosts are patterns.
+	Hosts []string
+	// Credential is the name of the grant. A profile must have it to reach the hosts at all.
+	Credential string
+	// HeaderIn is the header, in lower case, in which workers send the placeholder. Empty: authorization.
+	HeaderIn string
+	// SchemeIn is the word before it. In authorization, Bearer, token and Basic (as user or as password) are understood
+	// whatever is set here. Empty: Bearer in authorization, none elsewhere.
+	SchemeIn string
+	// HeaderOut is the header in which the real token is sent. Empty: HeaderIn.
+	HeaderOut string
+	// SchemeOut is the word before it. With HeaderOut and SchemeOut as HeaderIn and SchemeIn, the token goes out in the
+	// form the placeholder came in. Empty: SchemeIn when the header is the same, else Bearer in authorization, none elsewhere.
+	SchemeOut string
+	// BasicUser is the user name that goes with a token sent as Basic. Empty: the one the worker sent.
+	BasicUser string
+	// PlaceholderPrefix is what the placeholders of this credential start with.
+	PlaceholderPrefix string
+	// EnsureHeaders are values that must be in these list headers (RFC 9110 section 5.3) of a request that gets the real
+	// token. They are added to what the worker sent, once.
+	EnsureHeaders map[string]string
+	// EnsurePaths are the path prefixes EnsureHeaders are for. Empty: every path.
+	EnsurePaths []string
+	// Scopes the grant must hold.
+	Scopes []string
+	// Methods that are let through. Empty: all. TRACE and CONNECT never are.
+	Methods []string
+	// Rules for some of the paths; the first that matches decides.
+	Rules []Rule
+	// Foreign is what happens to a credential that is not a placeholder: Pass (also when empty) or Refuse.
+	Foreign string
+	// Absent is what happens to a request without a credential: Pass (also when empty) or Refuse.
+	Absent string
+	// ErrorFormat is the shape of a refusal: anthropic, openai, github, or generic (also when empty).
+	ErrorFormat string
+	// Status replaces the HTTP status of a refusal, by reason.
+	Status map[string]int
+}
+
+// Values of Route.Foreign and Route.Absent.
+const (
+	Pass   = "pass"
+	Refuse = "refuse"
+)
+
+// Rule is what is different for some of a route's paths. It has either PathPrefix or PathExact, compared with the path
+// without its query.
+type Rule struct {
+	PathPrefix, PathExact string
+	// Methods the rule is for; with another method the next rule is looked at. Empty: all.
+	Methods []string
+	// Scopes the grant must hold, in addition to the route's.
+	Scopes []string
+	// Deny refuses the request; the text is shown to the worker. Empty: not refused.
+	Deny string
+}
+
+// Sessions says whose a session or a placeholder is: a *worker.Keyring.
+type Sessions interface {
+	// Verify returns the session called id that token proves at now.
+	Verify(id string, token secret.Text, now time.Time) (worker.Session, error)
+	// IsPlaceholder reports whether value is the session's placeholder for the credential, byte for byte.
+	IsPlaceholder(value, sessionID, credential, prefix string) bool
+}
+
+// Tokens gives out real tokens: a *grant.Keeper. An error is a *grant.Unusable.
+type Tokens interface {
+	Token(ctx context.Context, name string, required []string) (grant.Token, error)
+}
+
+// Options are optional.
+type Options struct {
+	// Deadline is how long a request may wait for its token. It must be shorter than Envoy's message_timeout, so that a
+	// worker sees our reason and not Envoy's timeout. Zero: 30 seconds.
+	Deadline time.Duration
+	// Now is the clock. Nil: time.Now.
+	Now func() time.Time
+	// Log gets one line per refusal, never a header's value. Nil: none.
+	Log *slog.Logger
+}
+
+// Server is both services. It is safe for concurrent use.
+type Server struct {
+	authv3.UnimplementedAuthorizationServer
+	extprocv3.UnimplementedExternalProcessorServer
+
+	policy   atomic.Pointer[policy]
+	sessions Sessions
+	tokens   Tokens
+	deadline time.Duration
+	now      func() time.Time
+	log      *slog.Logger
+}
+
+// New returns a Server that decides by cfg.
+func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, log: o.Log}
+	if s.deadline == 0 {
+		s.deadline = 30 * time.Second
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.Update(cfg)
+	return s
+}
+
+// Update replaces the configuration at once: each request is decided by the old or by the new one. The server keeps
+// references into cfg, which must not be changed any more.
+func (s *Server) Update(cfg Config) { s.policy.Store(newPolicy(cfg)) }
+
+// Register registers both services.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	authv3.RegisterAuthorizationServer(r, s)
+	extprocv3.RegisterExternalProcessorServer(r, s)
+}

@@ -1,0 +1,162 @@
+package extproc
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"wayleave/worker"
+)
+
+// policy is a Config made ready for look-ups. It is never changed.
+type policy struct {
+	exact    map[endpoint]target
+	wildcard map[endpoint]target // host is the suffix, with its leading dot
+	refused  map[string][]string // host → path prefixes; "" is the whole host
+	grants   map[string]map[string]bool
+	workers  map[string]string // nil: sessions are believed
+
+	// credentialHeaders are all the headers a credential may be in.
+	credentialHeaders map[string]bool
+}
+
+// target is what a host pattern stands for. The zero value is a host that is refused.
+type target struct {
+	routes []*Route // of which the profile of a session chooses
+	tunnel bool
+}
+
+func newPolicy(cfg Config) *policy {
+	p := &policy{
+		exact:             map[endpoint]target{},
+		wildcard:          map[endpoint]target{},
+		refused:           map[string][]string{},
+		grants:            map[string]map[string]bool{},
+		workers:           cfg.Workers,
+		credentialHeaders: map[string]bool{"authorization": true, "x-api-key": true},
+	}
+	for i := range cfg.Routes {
+		r := withDefaults(cfg.Routes[i])
+		p.credentialHeaders[r.HeaderIn], p.credentialHeaders[r.HeaderOut] = true, true
+		for _, h := range r.Hosts {
+			p.add(h, target{routes: []*Route{&r}})
+		}
+	}
+	for _, h := range cfg.Tunnel {
+		p.add(h, target{tunnel: true})
+	}
+	for _, h := range cfg.Deny {
+		p.add(h, target{})
+	}
+	for _, r := range cfg.Refused {
+		host, path, hasPath := strings.Cut(r, "/")
+		if hasPath {
+			path = "/" + path
+		}
+		host, _, _ = strings.Cut(host, ":")
+		p.refused[host] = append(p.refused[host], path)
+	}
+	for name, profile := range cfg.Profiles {
+		p.grants[name] = map[string]bool{}
+		for _, g := range profile.Grants {
+			p.grants[name][g] = true
+		}
+	}
+	return p
+}
+
+func withDefaults(r Route) Route {
+	scheme := func(header string) string {
+		if header == "authorization" {
+			return "Bearer"
+		}
+		return ""
+	}
+	r.HeaderIn = cmp.Or(r.HeaderIn, "authorization")
+	r.SchemeIn = cmp.Or(r.SchemeIn, scheme(r.HeaderIn))
+	r.HeaderOut = cmp.Or(r.HeaderOut, r.HeaderIn)
+	if r.HeaderOut == r.HeaderIn {
+		r.SchemeOut = cmp.Or(r.SchemeOut, r.SchemeIn)
+	} else {
+		r.SchemeOut = cmp.Or(r.SchemeOut, scheme(r.HeaderOut))
+	}
+	// Header names are compared with those Envoy sends, which are in lower case.
+	ensure := map[string]string{}
+	for name, value := range r.EnsureHeaders {
+		ensure[strings.ToLower(name)] = value
+	}
+	r.EnsureHeaders = ensure
+	return r
+}
+
+// add makes pattern stand for t; routes that share a pattern stand beside one another. What is no pattern stands for
+// nothing; configurations that have one are refused earlier.
+func (p *policy) add(pattern string, t target) {
+	suffix, wild := strings.CutPrefix(pattern, "*.")
+	e, err := parseAuthority(suffix, httpsPort)
+	if err != nil {
+		return
+	}
+	targets := p.exact
+	if wild {
+		targets, e.host = p.wildcard, "."+e.host
+	}
+	if t.routes != nil {
+		t.routes = append(targets[e].routes, t.routes...)
+	}
+	targets[e] = t
+}
+
+// routeFor returns the route of t for sessions of profile: the one whose credential the profile has. When it has none, any
+// route tells what is missing; nil when there is no route at all.
+func (p *policy) routeFor(t target, profile string) *Route {
+	for _, r := range t.routes {
+		if p.mayUse(profile, r.Credential) {
+			return r
+		}
+	}
+	if len(t.routes) == 0 {
+		return nil
+	}
+	return t.routes[0]
+}
+
+// find returns what the most specific pattern for e stands for.
+func (p *policy) find(e endpoint) target {
+	if t, ok := p.exact[e]; ok {
+		return t
+	}
+	for rest := e.host; ; {
+		i := strings.IndexByte(rest, '.')
+		if i < 0 {
+			return target{}
+		}
+		if t, ok := p.wildcard[endpoint{rest[i:], e.port}]; ok {
+			return t
+		}
+		rest = rest[i+1:]
+	}
+}
+
+// refusedPaths are the path prefixes of e's host that give out tokens. The port does not matter: a host that gives out
+// tokens at one gives out none at another, or the same.
+func (p *policy) refusedPaths(e endpoint) []string { return p.refused[e.host] }
+
+// refusesAll reports whether everything at e's host is refused.
+func (p *policy) refusesAll(e endpoint) bool { return slices.Contains(p.refusedPaths(e), "") }
+
+// ended reports whether the configuration has put an end to a session that its token would still prove.
+func (p *policy) ended(s worker.Session) bool {
+	if p.workers == nil {
+		return false
+	}
+	profile, ok := p.workers[s.Worker]
+	return !ok || profile != s.Profile
+}
+
+// mayUse reports whether sessions of profile may have the credential.
+func (p *policy) mayUse(profile, credential string) bool { return p.grants[profile][credential] }
+
+// ensured returns the header names of r.EnsureHeaders in a fixed order.
+func ensured(r *Route) []string { return slices.Sorted(maps.Keys(r.EnsureHeaders)) }

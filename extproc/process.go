@@ -1,0 +1,191 @@
+package extproc
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"wayleave/grant"
+)
+
+// Process answers one stream, which is one request. It is envoy.service.ext_proc.v3.ExternalProcessor.
+//
+// Envoy is configured to send the request headers and nothing else. We answer and end the stream, after which Envoy asks
+// no more about this request. Should another phase come first it gets the answer of its own kind, which changes nothing
+// and gives no verdict: an answer of another kind Envoy takes as a fault, or worse, as one it was waiting for.
+func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
+	in, err := stream.Recv()
+	if err != nil {
+		return err // io.EOF too: Envoy has nothing to ask
+	}
+	out, err := s.process(stream.Context(), in)
+	if err != nil {
+		return err
+	}
+	return stream.Send(out)
+}
+
+func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	switch in.GetRequest().(type) {
+	case *extprocv3.ProcessingRequest_RequestHeaders:
+		return s.requestHeaders(ctx, in)
+	case *extprocv3.ProcessingRequest_ResponseHeaders:
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}}}, nil
+	case *extprocv3.ProcessingRequest_RequestBody:
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{}}}, nil
+	case *extprocv3.ProcessingRequest_ResponseBody:
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: &extprocv3.BodyResponse{}}}, nil
+	case *extprocv3.ProcessingRequest_RequestTrailers:
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}}}, nil
+	case *extprocv3.ProcessingRequest_ResponseTrailers:
+		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extprocv3.TrailersResponse{}}}, nil
+	}
+	return nil, status.Error(codes.InvalidArgument, "a message of no phase this version of Envoy's API has")
+}
+
+func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
+	d := decide(s.policy.Load(), s.sessions, &r, s.now())
+	var token string
+	if d.swap != nil {
+		var f *refusal
+		if token, f = s.token(ctx, d); f != nil {
+			d.refusal = f
+		}
+	}
+	if ctx.Err() != nil { // the worker went away
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	if d.refusal != nil {
+		id := requestID(r.values("x-request-id"))
+		s.logRefusal(ctx, d, id)
+		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil
+	}
+	return forward(d, token), nil
+}
+
+// token gets the real token for a swap.
+func (s *Server) token(ctx context.Context, d decision) (string, *refusal) {
+	ctx, cancel := context.WithTimeout(ctx, s.deadline)
+	defer cancel()
+	f := &refusal{grant: d.swap.grant}
+	got, err := s.tokens.Token(ctx, d.swap.grant, d.swap.scopes)
+	if err != nil {
+		f.reason, f.cause = refreshUnavailable, err
+		if u, ok := errors.AsType[*grant.Unusable](err); ok {
+			f.scopes, f.retryAfter = u.Missing, u.RetryAfter
+			switch reason := string(u.State); reason {
+			case neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable:
+				f.reason = reason
+			}
+		}
+		return "", f
+	}
+	token := got.Access.Reveal()
+	if !sendable(token) {
+		f.reason = badCredentialStored
+		return "", f
+	}
+	return token, nil
+}
+
+// logRefusal writes the one line of a refusal. It never holds a header's value, save the request id.
+func (s *Server) logRefusal(ctx context.Context, d decision, requestID string) {
+	attrs := []slog.Attr{
+		slog.String("reason", d.refusal.reason),
+		slog.String("worker", d.session.Worker),
+		slog.String("session", d.session.ID),
+		slog.String("host", d.host),
+		slog.String("request_id", requestID),
+	}
+	if d.refusal.cause != nil {
+		attrs = append(attrs, slog.Any("err", d.refusal.cause))
+	}
+	s.log.LogAttrs(ctx, slog.LevelWarn, "request refused", attrs...)
+}
+
+// requestID is the one the request came with, if it can be shown, else a new one.
+func requestID(sent []string) string {
+	if len(sent) == 1 && len(sent[0]) >= 8 && len(sent[0]) <= 64 && !strings.ContainsFunc(sent[0], func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
+	}) {
+		return sent[0]
+	}
+	return strings.ToLower(rand.Text())
+}
+
+// immediate answers in place of the upstream.
+func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
+	headers := &extprocv3.HeaderMutation{}
+	for _, h := range a.headers {
+		headers.SetHeaders = append(headers.SetHeaders, overwrite(h[0], h[1]))
+	}
+	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{ImmediateResponse: &extprocv3.ImmediateResponse{
+		Status:  &typev3.HttpStatus{Code: typev3.StatusCode(a.status)},
+		Headers: headers,
+		Body:    a.body,
+		Details: "wayleave_" + reason,
+	}}}
+}
+
+// The verdict, as dynamic metadata: Envoy lets no request out without one.
+const (
+	metadataNamespace = "wayleave"
+	metadataVerdict   = "verdict"
+	verdictSwap       = "swap"
+	verdictPass       = "pass"
+)
+
+// forward lets the request out, with token in place of the placeholder if there is a swap.
+func forward(d decision, token string) *extprocv3.ProcessingResponse {
+	mutation := &extprocv3.HeaderMutation{RemoveHeaders: d.remove}
+	verdict := verdictPass
+	if d.swap != nil {
+		verdict = verdictSwap
+		mutation.SetHeaders = append(mutation.SetHeaders, overwrite(d.swap.out.header, d.swap.out.value(token)))
+		for _, h := range d.swap.set {
+			mutation.SetHeaders = append(mutation.SetHeaders, overwrite(h.name, h.value))
+		}
+		if d.swap.remove != "" {
+			mutation.RemoveHeaders = append(mutation.RemoveHeaders, d.swap.remove)
+		}
+	}
+	if d.addSocketKey {
+		mutation.SetHeaders = append(mutation.SetHeaders, overwrite("sec-websocket-key", socketKey()))
+	}
+	return &extprocv3.ProcessingResponse{
+		Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{
+			Response: &extprocv3.CommonResponse{HeaderMutation: mutation},
+		}},
+		DynamicMetadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+			metadataNamespace: structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
+				metadataVerdict: structpb.NewStringValue(verdict),
+			}}),
+		}},
+	}
+}
+
+// socketKey is a Sec-WebSocket-Key, RFC 6455 section 4.1.
+func socketKey() string {
+	key := make([]byte, 16)
+	rand.Read(key)
+	return base64.StdEncoding.EncodeToString(key)
+}
+
+// overwrite sets a header to one value, whatever was there. Envoy's ext_proc reads raw_value; value would arrive empty.
+func overwrite(name, value string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: name, RawValue: []byte(value)},
+		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+	}
+}

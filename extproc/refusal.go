@@ -1,0 +1,165 @@
+package extproc
+
+import (
+	"cmp"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"wayleave/grant"
+)
+
+// The reasons of a refusal: the values of the x-wayleave-reason header.
+const (
+	neverConnected       = string(grant.NeverConnected)
+	scopeMissing         = string(grant.ScopeMissing)
+	needsReconnect       = string(grant.NeedsReconnect)
+	refreshUnavailable   = string(grant.RefreshUnavailable)
+	vaultUnavailable     = string(grant.VaultUnavailable)
+	badCredentialStored  = "bad_credential_stored"
+	notYourPlaceholder   = "not_your_placeholder"
+	misplacedPlaceholder = "misplaced_placeholder"
+	duplicateCredential  = "duplicate_credential"
+	policyDenied         = "policy_denied"
+	tokenEndpoint        = "token_endpoint"
+	hostNotAllowed       = "host_not_allowed"
+	misdirected          = "misdirected"
+	sessionExpired       = "session_expired"
+	proxyAuthRequired    = "proxy_auth_required"
+)
+
+// Reason documents one reason of a refusal.
+type Reason struct {
+	// Name is the value of x-wayleave-reason.
+	Name string
+	// Status is the HTTP status; a provider may have another for its own clients.
+	Status int
+	// Retry reports whether the same request may succeed later. When not, x-should-retry: false says so.
+	Retry bool
+	// Words are shown to the worker. {grant}, {scopes}, {host}, {header} and {detail} are filled in.
+	Words string
+}
+
+// reasons is the one table of what a worker is told. Words say what happened and who does what next; they avoid the
+// phrases that clients match on to replace our text by their own.
+var reasons = []Reason{
+	{neverConnected, 403, false, "the gate has no credential for {grant} yet; an operator connects it with: wayleave grant connect {grant}"},
+	{scopeMissing, 403, false, "the credential for {grant} lacks scopes this request needs ({scopes}); an operator allows them with: wayleave grant connect {grant}"},
+	{needsReconnect, 403, false, "the credential for {grant} can no longer be refreshed; an operator renews it with: wayleave grant connect {grant}; nothing has to change on your side"},
+	{refreshUnavailable, 503, true, "the credential for {grant} has expired and its provider does not refresh it at the moment; try again later"},
+	{vaultUnavailable, 503, true, "the credential for {grant} cannot be read at the moment, because the gate's vault does not answer; try again later"},
+	{badCredentialStored, 503, false, "the stored credential for {grant} cannot be sent in a header; an operator replaces it with: wayleave grant connect {grant}"},
+	{notYourPlaceholder, 403, false, "the placeholder in {header} is not the one of this session for {grant}; use the one from this worker's own environment, unchanged"},
+	{misplacedPlaceholder, 400, false, "a placeholder is in {detail}, where it is not swapped; send it in {header} only"},
+	{duplicateCredential, 400, false, "the request has more than one credential, or marks its credential as hop-by-hop; send one, in {header}"},
+	{policyDenied, 403, false, "{detail}"},
+	{tokenEndpoint, 503, false, "{host} gives out tokens, and the gate alone refreshes them; keep using the placeholder, it stays valid"},
+	{hostNotAllowed, 403, false, "{host} may not be reached from here: {detail}"},
+	{misdirected, 421, false, "the request is for {host}, its connection for another host or port; open a connection for each"},
+	{sessionExpired, 403, false, "the session of this worker is over; start the worker again to get a new one"},
+	{proxyAuthRequired, 407, false, "the gate does not know who is calling; start the program with: wayleave run, or set the proxy user and password of a session"},
+}
+
+// Reasons returns every reason of a refusal, for documentation.
+func Reasons() []Reason { return slices.Clone(reasons) }
+
+func reasonNamed(name string) Reason {
+	return reasons[slices.IndexFunc(reasons, func(r Reason) bool { return r.Name == name })]
+}
+
+// refusal is one answer that is not a request forwarded.
+type refusal struct {
+	reason string
+	status int // in place of the reason's own; 0: as the table and the provider have it
+	// What the words of the reason refer to; empty where they do not.
+	grant, host, header, detail string
+	scopes                      []string
+	retryAfter                  time.Duration
+	cause                       error // for the log only
+}
+
+func (f *refusal) message() string {
+	return "wayleave: " + strings.NewReplacer(
+		"{grant}", cmp.Or(f.grant, "this host"),
+		"{scopes}", strings.Join(f.scopes, " "),
+		"{host}", cmp.Or(f.host, "this host"),
+		"{header}", cmp.Or(f.header, "the header it is meant for"),
+		"{detail}", f.detail,
+	).Replace(reasonNamed(f.reason).Words)
+}
+
+// askOperator is the detail of hostNotAllowed for a host that could be allowed.
+func askOperator(profile string) string {
+	return "an operator adds it to a route or to tunnel, and the route's grant to profile " + profile
+}
+
+// answer is a refusal as HTTP.
+type answer struct {
+	status  int
+	headers [][2]string
+	body    []byte
+}
+
+// answer shapes the refusal for the clients of r's provider; r is nil when the request found no route.
+func (f *refusal) answer(r *Route, requestID string) answer {
+	reason := reasonNamed(f.reason)
+	status, format := reason.Status, ""
+	if r != nil {
+		status, format = cmp.Or(r.Status[f.reason], status), r.ErrorFormat
+	}
+	status = cmp.Or(f.status, status)
+	a := answer{status: status, body: errorBody(format, status, f.reason, f.message(), requestID)}
+	set := func(name, value string) { a.headers = append(a.headers, [2]string{name, value}) }
+	set("content-type", "application/json")
+	set("x-wayleave-reason", f.reason)
+	set("x-request-id", requestID)
+	if !reason.Retry {
+		set("x-should-retry", "false")
+	} else {
+		seconds := max(1, int((f.retryAfter + time.Second - 1).Seconds()))
+		set("retry-after", strconv.Itoa(seconds))
+	}
+	if status == http.StatusProxyAuthRequired {
+		set("proxy-authenticate", `Basic realm="wayleave"`) // RFC 9110 section 15.5.8 requires it
+	}
+	return a
+}
+
+// errorBody writes an error as the provider's own clients read it.
+func errorBody(format string, status int, reason, message, requestID string) []byte {
+	type object = map[string]any
+	var body object
+	switch format {
+	case "anthropic":
+		body = object{"type": "error", "error": object{"type": anthropicType(status), "message": message}, "request_id": requestID}
+	case "openai":
+		body = object{"error": object{"message": message, "type": "invalid_request_error", "param": nil, "code": reason}}
+	case "github":
+		body = object{"message": message, "status": strconv.Itoa(status)}
+	default:
+		body = object{"error": reason, "message": message, "request_id": requestID}
+	}
+	out, _ := json.Marshal(body) // strings only
+	return out
+}
+
+// anthropicType is the error type that API documents for a status.
+func anthropicType(status int) string {
+	switch status {
+	case 401:
+		return "authentication_error"
+	case 403:
+		return "permission_error"
+	case 404:
+		return "not_found_error"
+	case 429:
+		return "rate_limit_error"
+	}
+	if status >= 500 {
+		return "api_error"
+	}
+	return "invalid_request_error"
+}

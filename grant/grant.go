@@ -1,0 +1,46 @@
+// Package grant owns operators' consents (grants) and keeps them usable: it stores them, refreshes them ahead of expiry
+// exactly once across all replicas, and says for every grant what state it is in and what to do next. The OAuth protocol
+// is left to oauth, the store to whoever implements [Documents] (vault), and who may use a grant to worker and extproc.
+//
+//	request ──▶ Keeper.Token ──▶ view (immutable, one per grant) ◀── publishes ── minder (one goroutine per grant)
+//	                                                                                │  read, lease, spend, save
+//	operator ── Connect ──▶ grants/<name> ◀── check-and-set ────────────────────────┘
+//	                        status/<name> ◀── summary without secrets
+//
+// A grant is one document, grants/<name>, written only with check-and-set. A replica that wants to refresh first writes
+// a lease into it, then presents the refresh token, then writes the answer over the lease; whoever loses the lease
+// waits for the answer to appear. Everything decided on the way (policy.go, record.go, view.go) is a pure function with
+// the clock passed in; everything that waits (minder.go, refresh.go) runs in the grant's one goroutine and not in a
+// request's.
+package grant
+
+import (
+	"context"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+)
+
+// Spec is what the configuration says about one grant.
+type Spec struct {
+	Name     string   // as in `wayleave grant connect <name>`; the last part of both document paths
+	Provider string   // a grant connected at another provider is never used
+	Scopes   []string // requested: what a connect asks for, and what the state is judged by
+	OAuth    Refresher
+}
+
+// Refresher presents a refresh token at a provider's token endpoint (RFC 6749 section 6); it is an [oauth.Client]. It
+// must obey ctx, and fail with an *[oauth.Error] whose Outcome says whether the token may have been spent: any other
+// error counts as [oauth.Unknown]. granted are the scopes held, requested
+// those of the Spec.
+type Refresher interface {
+	Refresh(ctx context.Context, refresh secret.Text, granted, requested []string) (oauth.Token, error)
+}
+
+// Token is an access token that may be sent now.
+type Token struct {
+	Access  secret.Text
+	Scopes  []string  // granted; shared, so not to be changed
+	Expires time.Time // zero: the provider named no end
+}

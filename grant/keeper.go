@@ -1,0 +1,126 @@
+package grant
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Options of a [Keeper]. The zero value is usable.
+type Options struct {
+	Holder      string           // names this replica in leases, for people; default: random
+	Now         func() time.Time // default: time.Now
+	Log         *slog.Logger     // default: nothing is logged
+	Ahead       time.Duration    // refresh this long before expiry, at most a fifth of the token's life; default 5 min
+	CallTimeout time.Duration    // longest token-endpoint call; a lease lasts twice as long; default 15 s. The same on all replicas.
+	Reread      time.Duration    // how often each grant is read again, to see what others wrote; default 5 s
+	Drain       time.Duration    // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
+}
+
+// Keeper keeps a set of grants usable and hands out their tokens. Each grant belongs to one goroutine, which [Keeper.Run]
+// starts; every other method only looks at what that goroutine has published, so all are safe for concurrent use.
+type Keeper struct {
+	minders map[string]*minder // by name; never changed
+	now     func() time.Time
+	drain   time.Duration
+	ended   chan struct{} // closed when Run returns
+}
+
+// NewKeeper returns a Keeper of the grants in specs, whose names are distinct. Nothing happens before Run.
+func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	k := &Keeper{
+		minders: make(map[string]*minder, len(specs)),
+		now:     o.Now,
+		drain:   cmp.Or(o.Drain, 20*time.Second),
+		ended:   make(chan struct{}),
+	}
+	holder := cmp.Or(o.Holder, rand.Text())
+	for _, s := range specs {
+		k.minders[s.Name] = newMinder(&minder{
+			spec:   s,
+			docs:   docs,
+			policy: policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, 15*time.Second)},
+			holder: holder,
+			reread: cmp.Or(o.Reread, 5*time.Second),
+			now:    o.Now,
+			log:    o.Log.With("grant", s.Name, "provider", s.Provider),
+		})
+	}
+	return k
+}
+
+// Run loads all grants, refreshes them ahead of expiry, and watches the store for what operators and other replicas
+// write. It returns when ctx has ended and no refresh is under way or waits to be stored, but not later than Options.Drain
+// after; its error names the grants whose new tokens could not be stored and are lost. Run may be called once.
+func (k *Keeper) Run(ctx context.Context) error {
+	defer close(k.ended)
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var (
+		running sync.WaitGroup
+		mu      sync.Mutex
+		errs    []error // guarded by mu
+	)
+	for _, m := range k.minders {
+		running.Go(func() {
+			if err := m.run(ctx, work); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+	}
+	<-ctx.Done()
+	defer time.AfterFunc(k.drain, stop).Stop()
+	running.Wait()
+	return errors.Join(errs...)
+}
+
+// Token returns an access token of the grant with at least the required scopes; the error is an *[Unusable]. It returns
+// at once while the present token is usable, and otherwise waits for the first answer of the store, for a refresh, or,
+// before it refuses what only an operator can mend, for a look at the store that is newer than the request: that may take a
+// second, because grants are not read more often. A ctx that ends ends the wait only: no work is bound to it.
+func (k *Keeper) Token(ctx context.Context, name string, required []string) (Token, error) {
+	m, ok := k.minders[name]
+	if !ok {
+		return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
+	}
+	came := k.now()
+	for {
+		v := m.view.Load()
+		t, refusal, wait := v.answer(m.policy, m.spec, required, came, k.now())
+		if refusal == nil {
+			return t, nil
+		}
+		if !wait {
+			return Token{}, refusal
+		}
+		m.ask()
+		select {
+		case <-v.superseded:
+		case <-ctx.Done():
+			return Token{}, refusal
+		case <-k.ended:
+			return Token{}, refusal
+		}
+	}
+}
+
+// Summary returns what this replica knows of a grant: what status/<name> holds, or worse when the store fails.
+func (k *Keeper) Summary(name string) Summary {
+	m, ok := k.minders[name]
+	if !ok {
+		return Summary{Name: name, LastError: ErrNotConfigured.Error()}.in(NeverConnected)
+	}
+	return m.view.Load().summary(m.spec, k.now())
+}

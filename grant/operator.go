@@ -1,0 +1,91 @@
+package grant
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/vault"
+)
+
+// Connect stores a fresh consent, replacing whatever was there; running gateways see it within seconds. It needs no
+// permission to read grants. A grant that got fewer scopes than requested is stored too: the summary says ScopeMissing.
+// An error that comes with a summary means that only the status document could not be written.
+func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now time.Time) (Summary, error) {
+	if t.Access.IsZero() {
+		return Summary{}, fmt.Errorf("connecting grant %q: the provider gave no access token", spec.Name)
+	}
+	r := newRecord(spec, t, rand.Text(), now)
+	if err := overwrite(ctx, docs, spec.Name, r); err != nil {
+		return Summary{}, fmt.Errorf("storing grant %q: %w", spec.Name, err)
+	}
+	s := summarize(r, spec, now)
+	if err := putStatus(ctx, docs, s); err != nil {
+		return s, fmt.Errorf("grant %q is connected, but its status document is not up to date, which a running gateway will mend: %w", spec.Name, err)
+	}
+	return s, nil
+}
+
+// overwrite writes r over any version. A gateway that is just refreshing may get in between a few times.
+func overwrite(ctx context.Context, docs Documents, name string, r record) error {
+	for try := 1; ; try++ {
+		version, err := docs.Version(ctx, grantPath(name))
+		if err != nil {
+			return err
+		}
+		_, err = putRecord(ctx, docs, name, r, version)
+		if !errors.Is(err, vault.ErrConflict) || try == writeTries {
+			return err
+		}
+	}
+}
+
+// Disconnect forgets a grant and its status. Running gateways stop using it within seconds. Tokens stay valid at the
+// provider until they expire or are revoked there.
+func Disconnect(ctx context.Context, docs Documents, name string) error {
+	for _, path := range []string{grantPath(name), statusPath(name)} {
+		if err := docs.Delete(ctx, path); err != nil && !errors.Is(err, vault.ErrNotFound) {
+			return fmt.Errorf("disconnecting grant %q: deleting %s: %w", name, path, err)
+		}
+	}
+	return nil
+}
+
+// List returns the summaries of the configured grants in their order, then of grants that are stored but not configured.
+func List(ctx context.Context, docs Documents, specs []Spec) ([]Summary, error) {
+	var all []Summary
+	for _, spec := range specs {
+		s, err := getStatus(ctx, docs, spec.Name)
+		if err != nil {
+			return nil, err
+		}
+		if s.State == NeverConnected {
+			s.Provider = spec.Provider
+		}
+		all = append(all, s.under(spec))
+	}
+	names, err := docs.List(ctx, "status")
+	if err != nil && !errors.Is(err, vault.ErrNotFound) {
+		return nil, fmt.Errorf("listing grants: %w", err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "/") || slices.ContainsFunc(specs, func(s Spec) bool { return s.Name == name }) {
+			continue
+		}
+		s, err := getStatus(ctx, docs, name)
+		if err != nil {
+			return nil, err
+		}
+		if s.State == NeverConnected {
+			continue
+		}
+		s.Next = fmt.Sprintf("not in the configuration: add it, or run `wayleave grant disconnect %s`", name)
+		all = append(all, s)
+	}
+	return all, nil
+}

@@ -1,0 +1,135 @@
+package grant
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+	"wayleave/vault"
+	"wayleave/vault/vaulttest"
+)
+
+// blind is an operator's view of a store: grants can be written, never read.
+type blind struct{ Documents }
+
+func (b blind) Get(ctx context.Context, path string, into any) (int, error) {
+	if strings.HasPrefix(path, "grants/") {
+		return 0, vault.ErrDenied
+	}
+	return b.Documents.Get(ctx, path, into)
+}
+
+func TestConnectListDisconnect(t *testing.T) {
+	mem := vaulttest.NewMemory()
+	docs := blind{mem}
+	tok := oauth.Token{Access: secret.New("a1"), Refresh: secret.New("r1"), Expiry: t0.Add(time.Hour), Account: "pat@example.com"}
+	list := func(specs ...Spec) []Summary {
+		t.Helper()
+		l, err := List(t.Context(), docs, specs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range l {
+			l[i].Epoch = ""
+		}
+		return l
+	}
+
+	never := Summary{Name: "claude", Provider: "anthropic", State: NeverConnected, Requested: spec.Scopes, Next: "run `wayleave grant connect claude`"}
+	if diff := cmp.Diff([]Summary{never}, list(spec)); diff != "" {
+		t.Errorf("before the connect (-want +got):\n%s", diff)
+	}
+
+	first, err := Connect(t.Context(), docs, spec, tok, t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	healthy := Summary{Name: "claude", Provider: "anthropic", Account: "pat@example.com", State: Healthy, Requested: spec.Scopes, Granted: spec.Scopes,
+		Expires: t0.Add(time.Hour), UpdatedAt: t0}
+	if diff := cmp.Diff([]Summary{healthy}, list(spec)); diff != "" {
+		t.Errorf("after the connect (-want +got):\n%s", diff)
+	}
+
+	tok.Scopes = []string{"files"}
+	narrow, err := Connect(t.Context(), docs, spec, tok, t0)
+	if err != nil || narrow.State != ScopeMissing || !cmp.Equal(narrow.Missing, []string{"inference"}) || narrow.Next == "" {
+		t.Errorf("narrow connect: %s, missing %q, next %q, %v", narrow.State, narrow.Missing, narrow.Next, err)
+	}
+	if narrow.Epoch == first.Epoch || narrow.Epoch == "" {
+		t.Error("a reconnect has the epoch of the first connect")
+	}
+
+	// The configuration changes after the status was written.
+	wider, other := spec, spec
+	wider.Scopes = []string{"admin", "files"}
+	other.Provider = "github"
+	if got := list(wider)[0]; got.State != ScopeMissing || !cmp.Equal(got.Missing, []string{"admin"}) {
+		t.Errorf("more requested: %s, missing %q", got.State, got.Missing)
+	}
+	if got := list(other)[0]; got.State != NeedsReconnect || got.LastError == "" {
+		t.Errorf("other provider: %s, %q", got.State, got.LastError)
+	}
+	if got := list(); len(got) != 1 || !strings.Contains(got[0].Next, "wayleave grant disconnect claude") {
+		t.Errorf("not configured: %+v", got)
+	}
+
+	if err := Disconnect(t.Context(), docs, "claude"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Summary{never}, list(spec)); diff != "" {
+		t.Errorf("after the disconnect (-want +got):\n%s", diff)
+	}
+	if _, err := mem.Get(t.Context(), "grants/claude", new(any)); !errors.Is(err, vault.ErrNotFound) {
+		t.Errorf("the grant is still there: %v", err)
+	}
+	if err := Disconnect(t.Context(), docs, "claude"); err != nil {
+		t.Errorf("disconnecting nothing: %v", err)
+	}
+}
+
+// A connect wins against a gateway that writes at the same moment, and over a deleted version.
+func TestConnectOverOthers(t *testing.T) {
+	mem := vaulttest.NewMemory()
+	tok := oauth.Token{Access: secret.New("a1"), Refresh: secret.New("r1"), Expiry: t0.Add(time.Hour)}
+	if _, err := Connect(t.Context(), mem, spec, tok, t0); err != nil {
+		t.Fatal(err)
+	}
+	mem.SoftDelete("grants/claude")
+	mem.SoftDelete("status/claude")
+	if _, err := Connect(t.Context(), mem, spec, tok, t0); err != nil {
+		t.Errorf("over a deleted version: %v", err)
+	}
+	busy := 2
+	mem.Inject(func(op, path string) vaulttest.Fault {
+		if op != "put" || busy == 0 {
+			return vaulttest.Fault{}
+		}
+		busy--
+		return vaulttest.Fault{Before: vault.ErrConflict}
+	})
+	if _, err := Connect(t.Context(), mem, spec, tok, t0); err != nil {
+		t.Errorf("against a busy gateway: %v", err)
+	}
+	mem.Inject(func(op, path string) vaulttest.Fault {
+		if path == "status/claude" {
+			return vaulttest.Fault{Before: vault.ErrDenied}
+		}
+		return vaulttest.Fault{}
+	})
+	if s, err := Connect(t.Context(), mem, spec, tok, t0); !errors.Is(err, vault.ErrDenied) || s.State != Healthy {
+		t.Errorf("without status: %s, %v", s.State, err)
+	}
+	mem.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
+	if s, err := Connect(t.Context(), mem, spec, tok, t0); !errors.Is(err, vault.ErrUnavailable) || s.Name != "" {
+		t.Errorf("without store: %+v, %v", s, err)
+	}
+	if _, err := Connect(t.Context(), mem, spec, oauth.Token{}, t0); err == nil {
+		t.Error("connected without a token")
+	}
+}

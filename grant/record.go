@@ -1,0 +1,170 @@
+package grant
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+)
+
+// record is a grant as stored in grants/<name>. It is a value: each step below returns the next one. The zero record
+// means that nothing is stored.
+type record struct {
+	details
+	Access, Refresh secret.Text
+}
+
+// details is all of a record that is no secret. Times are wall-clock, because other replicas judge by them too.
+type details struct {
+	Provider  string   `json:"provider"`
+	Account   string   `json:"account,omitempty"`
+	Requested []string `json:"requested_scopes"` // at the connect
+	Granted   []string `json:"granted_scopes"`   // by the last token response that named any
+
+	Epoch      string `json:"epoch"`      // new at each connect
+	Generation int    `json:"generation"` // token responses since the connect
+
+	Issued  time.Time `json:"issued_at"`
+	Expires time.Time `json:"expires_at,omitzero"` // zero: never
+
+	Lease      *lease    `json:"lease,omitempty"`
+	Unanswered int       `json:"unanswered,omitempty"`      // times the refresh token was presented without an answer
+	Failures   int       `json:"failures,omitempty"`        // refreshes failed since the last one that worked
+	NotBefore  time.Time `json:"not_before,omitzero"`       // no replica refreshes earlier: back-off
+	Dead       bool      `json:"needs_reconnect,omitempty"` // the refresh token is of no more use
+	LastError  string    `json:"last_error,omitempty"`      // why the last refresh failed
+	Operation  string    `json:"operation"`                 // of the last writer: finds out own writes whose answer got lost
+	Updated    time.Time `json:"updated_at"`                // last connect, or outcome of a refresh
+}
+
+// lease announces that Holder is about to present the refresh token of this generation.
+type lease struct {
+	ID       string    `json:"id"`
+	Holder   string    `json:"holder"`
+	Deadline time.Time `json:"deadline"` // the holder's call ends well before
+	Attempt  int       `json:"attempt"`  // 1, or how many times the token will then have been presented
+}
+
+func (r record) connected() bool { return r.Epoch != "" }
+
+// foreign reports whether r was connected at another provider than spec names: its tokens must not go to this one.
+func (r record) foreign(spec Spec) bool { return r.Provider != "" && r.Provider != spec.Provider }
+
+// newRecord is what a connect stores. A response without scopes granted what was asked for (RFC 6749 section 5.1).
+func newRecord(spec Spec, t oauth.Token, op string, now time.Time) record {
+	r := record{details: details{Provider: spec.Provider, Requested: sorted(spec.Scopes), Granted: sorted(spec.Scopes), Epoch: op}}
+	r = r.answered(t, op, now)
+	r.Generation = 0
+	if r.Refresh.IsZero() && !r.Expires.IsZero() {
+		r.LastError = "the provider gave no refresh token, so the grant ends when its token expires"
+	}
+	return r
+}
+
+// leased is r with l in place of the lease it has. A lease that was left behind counts as presented without an answer,
+// except our own (mine), which we know was not used.
+func (r record) leased(l lease, mine string) record {
+	if r.Lease != nil && r.Lease.ID != mine {
+		r.Unanswered = max(r.Unanswered, r.Lease.Attempt)
+	}
+	l.Attempt = r.Unanswered + 1
+	r.Lease, r.Operation = &l, l.ID
+	return r
+}
+
+// answered is r after the token response t to a request made at sent. An absent refresh token or scope is unchanged
+// (RFC 6749 sections 6 and 5.1).
+func (r record) answered(t oauth.Token, op string, sent time.Time) record {
+	r.Generation++
+	r.Access, r.Issued, r.Expires = t.Access, wall(sent), wall(t.Expiry)
+	if !t.Refresh.IsZero() {
+		r.Refresh = t.Refresh
+	}
+	if t.Scopes != nil {
+		r.Granted = sorted(t.Scopes)
+	}
+	if t.Account != "" {
+		r.Account = t.Account
+	}
+	r.Lease, r.Unanswered, r.Failures, r.NotBefore, r.LastError = nil, 0, 0, time.Time{}, ""
+	r.Operation, r.Updated = op, wall(sent)
+	return r
+}
+
+// failed is r, which holds our lease, after the refresh ended with err.
+func (r record) failed(err error, op string, now time.Time, jitter float64) record {
+	attempt := r.Lease.Attempt
+	r.Lease, r.Operation, r.Updated = nil, op, wall(now)
+	r.Failures++
+	r.LastError = r.scrub(err.Error())
+
+	var answer oauth.Error // of an error that is none of oauth's: nothing known
+	answer.Outcome = oauth.Unknown
+	if e, ok := errors.AsType[*oauth.Error](err); ok {
+		answer = *e
+	}
+	pause := max(backoff(r.Failures, jitter), answer.RetryAfter)
+	switch {
+	case answer.Outcome == oauth.InvalidGrant:
+		r.Dead = true
+		if r.Unanswered > 0 {
+			r.LastError += "; an earlier refresh got no answer, so the provider may have taken this one for a reuse"
+		}
+	case answer.Outcome == oauth.Unknown && answer.Status < 500:
+		// A 5xx is an answer too: it leaves doubt, but presenting the token again after it costs nothing that giving up
+		// would save, and a provider's bad hour must not cost an operator every consent.
+		r.Unanswered = attempt
+		if attempt >= maxPresented {
+			return r.abandoned(op, now)
+		}
+		// One more presentation is left: give the fault as long as the present token allows to go away.
+		pause = max(pause, minUnansweredPause, min(r.Expires.Sub(now)/2, maxBackoff))
+	}
+	if !r.Dead {
+		r.NotBefore = wall(now.Add(pause))
+	}
+	return r
+}
+
+// abandoned is r given up because its refresh token may be spent and must not be presented again.
+func (r record) abandoned(op string, now time.Time) record {
+	if r.Lease != nil {
+		r.Unanswered = max(r.Unanswered, r.Lease.Attempt)
+	}
+	last := ""
+	if r.LastError != "" {
+		last = ": " + r.LastError
+	}
+	r.LastError = fmt.Sprintf("the refresh token was presented %d times without an answer, so it may be spent and its successor lost%s", r.Unanswered, last)
+	r.Dead, r.Lease, r.NotBefore = true, nil, time.Time{}
+	r.Operation, r.Updated = op, wall(now)
+	return r
+}
+
+// scrub removes r's tokens from text that comes from a Refresher and goes to logs, status documents and workers.
+func (r record) scrub(text string) string {
+	for _, t := range []secret.Text{r.Access, r.Refresh} {
+		if !t.IsZero() {
+			text = strings.ReplaceAll(text, t.Reveal(), "[removed]")
+		}
+	}
+	return text
+}
+
+// wall drops the monotonic reading, which stops while a machine is suspended and means nothing to other replicas.
+func wall(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.Round(0).UTC()
+}
+
+func sorted(scopes []string) []string {
+	s := append([]string{}, scopes...) // never nil: it is shown as []
+	slices.Sort(s)
+	return slices.Compact(s)
+}

@@ -1,0 +1,65 @@
+package grant
+
+import (
+	"cmp"
+	"time"
+
+	"wayleave/oauth"
+)
+
+// Summary is the public side of a grant: what status/<name> holds and lists show. It has no secrets.
+type Summary struct {
+	Name       string    `json:"name"`
+	Provider   string    `json:"provider"`
+	Account    string    `json:"account,omitempty"` // whose consent, as the provider names it
+	State      State     `json:"state"`
+	Requested  []string  `json:"requested"`
+	Granted    []string  `json:"granted"`
+	Missing    []string  `json:"missing,omitempty"` // requested and not granted
+	Expires    time.Time `json:"expires,omitzero"`  // of the access token; zero: never, or none
+	UpdatedAt  time.Time `json:"updated_at,omitzero"`
+	LastError  string    `json:"last_error,omitempty"`
+	Next       string    `json:"next,omitempty"`  // what to do; empty: nothing
+	Generation int       `json:"generation"`      // refreshes since the connect
+	Epoch      string    `json:"epoch,omitempty"` // changes with each connect
+}
+
+func summarize(r record, spec Spec, now time.Time) Summary {
+	s := Summary{
+		Name: spec.Name, Provider: spec.Provider, Account: r.Account, State: stateOf(r, spec, now),
+		Requested: sorted(spec.Scopes), Granted: sorted(r.Granted), Expires: r.Expires, UpdatedAt: r.Updated,
+		LastError: r.LastError, Generation: r.Generation, Epoch: r.Epoch,
+	}
+	if r.connected() {
+		s.Missing = oauth.MissingScopes(r.Granted, spec.Scopes)
+		if r.foreign(spec) {
+			s.Provider, s.LastError = r.Provider, cmp.Or(s.LastError, errOtherProvider.Error())
+		}
+	}
+	return s.in(s.State)
+}
+
+// in is s in state st, with the next step to match.
+func (s Summary) in(st State) Summary {
+	s.State, s.Next = st, st.Next(s.Name)
+	return s
+}
+
+// under is a stored summary as today's configuration sees it, which may request more than when it was written, or name
+// another provider.
+func (s Summary) under(spec Spec) Summary {
+	s.Requested = sorted(spec.Scopes)
+	s.Missing = oauth.MissingScopes(s.Granted, spec.Scopes)
+	switch {
+	case s.State == NeverConnected:
+		s.Missing = nil
+	case s.Provider != spec.Provider:
+		s.LastError = cmp.Or(s.LastError, errOtherProvider.Error())
+		return s.in(NeedsReconnect)
+	case s.State == Healthy && len(s.Missing) > 0:
+		return s.in(ScopeMissing)
+	case s.State == ScopeMissing && len(s.Missing) == 0:
+		return s.in(Healthy)
+	}
+	return s
+}

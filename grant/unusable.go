@@ -1,0 +1,45 @@
+package grant
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Unusable is the error of [Keeper.Token]: there is no token for this request now. Its text says what to do next and
+// never holds a token, so it may be shown to a worker.
+type Unusable struct {
+	Grant      string
+	State      State         // NeverConnected, NeedsReconnect, ScopeMissing, RefreshUnavailable or VaultUnavailable
+	Missing    []string      // with ScopeMissing: the required scopes that are not granted, sorted
+	RetryAfter time.Duration // with the two …Unavailable: when trying again makes sense; otherwise 0, it does not
+	Err        error         // the cause; nil when the state says it all
+}
+
+func (u *Unusable) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "grant %q %s", u.Grant, words[u.State].means)
+	if len(u.Missing) > 0 {
+		fmt.Fprintf(&b, ": %s", strings.Join(u.Missing, ", "))
+	}
+	if u.Err != nil {
+		fmt.Fprintf(&b, " (%v)", u.Err)
+	}
+	if next := u.State.Next(u.Grant); next != "" {
+		fmt.Fprintf(&b, "; %s", next)
+	}
+	return b.String()
+}
+
+func (u *Unusable) Unwrap() error { return u.Err }
+
+// ErrNotConfigured is the cause in an [Unusable] for a name that no [Spec] has.
+var ErrNotConfigured = errors.New("the configuration has no grant of this name")
+
+var (
+	errOtherProvider = errors.New("it was connected at another provider than the one configured now")
+	errNoRefresh     = errors.New("its token has expired and the provider gave no refresh token")
+	errStillWorking  = errors.New("still waiting for the refresh")
+	errNotRead       = errors.New("not read yet")
+)

@@ -1,0 +1,93 @@
+package grant
+
+import (
+	"cmp"
+	"errors"
+	"time"
+
+	"wayleave/oauth"
+)
+
+// recheck bounds how often requests that would be refused make a grant be read again.
+const recheck = time.Second
+
+// view is what requests see of a grant: an immutable picture, replaced by the grant's minder.
+type view struct {
+	rec        record    // what is served: stored, or an answer not stored yet
+	unsaved    bool      // rec is not stored yet
+	loaded     bool      // the store has answered at least once
+	readAt     time.Time // when the last attempt to read began
+	storeErr   error     // why the store fails, nil while it answers
+	storeRetry time.Time // with storeErr: when it is tried again
+	jitter     float64
+	superseded chan struct{} // closed when the next view is there
+}
+
+// answer decides about a request that came at came and requires these scopes: a token, or a refusal. With wait, a better
+// answer may be coming: the refusal holds if the caller cannot wait for the next view.
+func (v *view) answer(p policy, spec Spec, required []string, came, now time.Time) (t Token, refusal *Unusable, wait bool) {
+	refuse := func(s State, err error) *Unusable { return &Unusable{Grant: spec.Name, State: s, Err: err} }
+	retry := func(s State, err error, at time.Time) *Unusable {
+		return &Unusable{Grant: spec.Name, State: s, Err: err, RetryAfter: max(at.Sub(now), time.Second)}
+	}
+	if !v.loaded {
+		return Token{}, retry(VaultUnavailable, cmp.Or(v.storeErr, errNotRead), v.storeRetry), v.storeErr == nil
+	}
+
+	r, ok := v.rec, usable(v.rec, now)
+	missing := oauth.MissingScopes(r.Granted, required)
+	switch {
+	case !r.connected():
+		refusal = refuse(NeverConnected, nil)
+	case r.foreign(spec):
+		refusal = refuse(NeedsReconnect, errOtherProvider)
+	case r.Dead && !ok:
+		refusal = refuse(NeedsReconnect, cause(r.LastError))
+	case r.Refresh.IsZero() && !ok:
+		refusal = refuse(NeedsReconnect, errNoRefresh)
+	case len(missing) > 0:
+		refusal = refuse(ScopeMissing, nil)
+		refusal.Missing = missing
+	case ok:
+		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires}, nil, false
+	}
+	if refusal != nil {
+		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.
+		return Token{}, refusal, v.storeErr == nil && v.readAt.Before(came)
+	}
+
+	// The token has expired; a refresh can help.
+	if v.storeErr != nil {
+		return Token{}, retry(VaultUnavailable, v.storeErr, v.storeRetry), false
+	}
+	if m, at := p.plan(r, spec, now, "", v.jitter); m == refresh && at.After(now) {
+		return Token{}, retry(RefreshUnavailable, cause(cmp.Or(r.LastError, "it was refreshed a moment ago")), at), false
+	}
+	return Token{}, retry(RefreshUnavailable, errStillWorking, now), true
+}
+
+// summary is what the grant looks like from this replica: as stored, or worse.
+func (v *view) summary(spec Spec, now time.Time) Summary {
+	s := summarize(v.rec, spec, now)
+	switch {
+	case v.storeErr == nil && v.loaded:
+		if v.unsaved && s.State == Healthy {
+			return s.in(Degraded)
+		}
+		return s
+	case !v.loaded, !usable(v.rec, now) && v.rec.connected() && s.State != NeedsReconnect:
+		s = s.in(VaultUnavailable)
+	case s.State == Healthy || s.State == Refreshing:
+		s = s.in(Degraded)
+	}
+	s.LastError = cmp.Or(v.storeErr, errNotRead).Error()
+	return s
+}
+
+// cause is a stored text as an error.
+func cause(text string) error {
+	if text == "" {
+		return nil
+	}
+	return errors.New(text)
+}

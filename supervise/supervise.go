@@ -1,0 +1,220 @@
+// Package supervise owns child processes that must keep running: it starts one, sees whether it is ready, starts it
+// again when it ends, and stops it in order. What the process is, and what to do about an event, is left to the caller.
+//
+// A child never outlives us unnoticed. On Linux the kernel ends it when we die, however we die; elsewhere, and for
+// whatever escapes that, the PID file lets the next run recognise and end what an earlier one left behind. A child has a
+// process group of its own, so that Ctrl-C in a terminal reaches only us and we decide the order of stopping.
+package supervise
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// Process is one child to keep running.
+type Process struct {
+	Name string // for events and errors
+	// Command returns a new command for each start. Its Stdout, Stderr and SysProcAttr are set by Run.
+	Command func() *exec.Cmd
+	// Ready returns nil once the process can do its work; it is asked again until then, for each start, with a context
+	// that ends when the process does. Nil: a process is ready once it was started.
+	Ready func(context.Context) error
+	// Log receives the process's output, both streams, in whole lines. Nil: only events carry the last lines.
+	Log io.Writer
+	// PIDFile names the process across our own crashes, and is locked while Run runs: a second Run for the same file
+	// fails. Empty: neither.
+	PIDFile string
+	// StopTimeout is how long the process has to end after SIGTERM before SIGKILL; default 10 s.
+	StopTimeout time.Duration
+	// OnEvent is told what happens, in order, from one goroutine; it must not block. May be nil.
+	OnEvent func(Event)
+}
+
+// Kind is what happened to a process.
+type Kind string
+
+const (
+	Orphan  Kind = "orphan"  // one left by an earlier run was ended; PID is its own
+	Started Kind = "started" // it runs
+	Ready   Kind = "ready"   // it can do its work
+	Exited  Kind = "exited"  // it ended; Err and Tail say how
+	Restart Kind = "restart" // it will be started again after Delay
+)
+
+// Event is one thing that happened.
+type Event struct {
+	Process string
+	Kind    Kind
+	PID     int
+	Err     error         // Exited: why, nil for status 0; Restart after a failed start: why
+	Tail    []string      // Exited: the last lines of output, oldest first
+	Delay   time.Duration // Restart
+}
+
+// Run keeps the process running until ctx ends, then stops it and returns nil. It returns an error at once when the
+// process cannot be started the first time, or another Run has the PID file. Later failures to start are tried again:
+// the binary may just be being replaced.
+func Run(ctx context.Context, p Process) error {
+	if p.OnEvent == nil {
+		p.OnEvent = func(Event) {}
+	}
+	if p.Log == nil {
+		p.Log = io.Discard
+	}
+	p.StopTimeout = cmp.Or(p.StopTimeout, 10*time.Second)
+
+	file, err := openPIDFile(p.PIDFile)
+	if err != nil {
+		return fmt.Errorf("supervising %s: %w", p.Name, err)
+	}
+	defer file.close()
+	if pid, err := file.endOrphan(p.StopTimeout); err != nil {
+		return fmt.Errorf("ending the %s an earlier run left behind: %w", p.Name, err)
+	} else if pid != 0 {
+		p.OnEvent(Event{Process: p.Name, Kind: Orphan, PID: pid})
+	}
+
+	// Linux delivers the parent-death signal when the *thread* that forked dies, and Go ends idle threads. So one thread
+	// is ours for as long as there may be a child.
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		result <- p.keep(ctx, file)
+	}()
+	return <-result
+}
+
+// keep starts the process again and again until ctx ends.
+func (p Process) keep(ctx context.Context, file *pidFile) error {
+	var delay backoff
+	for first := true; ; first = false {
+		began := time.Now()
+		err := p.once(ctx, file)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if first && err != nil {
+			return fmt.Errorf("starting %s: %w", p.Name, err)
+		}
+		wait := delay.next(time.Since(began))
+		p.OnEvent(Event{Process: p.Name, Kind: Restart, Err: err, Delay: wait})
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// once runs the process from start to end. The error is that of the start; how it ended is an event.
+func (p Process) once(ctx context.Context, file *pidFile) error {
+	out := &lines{to: p.Log}
+	cmd := p.Command()
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = childAttributes()
+	// A grandchild that keeps the output open must not keep us from seeing the end.
+	cmd.WaitDelay = cmp.Or(cmd.WaitDelay, time.Second)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pid := cmd.Process.Pid
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	if err := file.record(pid); err != nil {
+		signalGroup(pid, syscall.SIGKILL)
+		<-exited //nolint:errcheck // killed; what matters is why
+		return err
+	}
+	p.OnEvent(Event{Process: p.Name, Kind: Started, PID: pid})
+
+	alive, dead := context.WithCancel(ctx)
+	defer dead()
+	asked := make(chan bool, 1)
+	go func() { asked <- p.untilReady(alive) }()
+	var err error
+	for running := true; running; {
+		select {
+		case ok := <-asked:
+			asked = nil
+			if ok {
+				p.OnEvent(Event{Process: p.Name, Kind: Ready, PID: pid})
+			}
+		case err = <-exited:
+			running = false
+		case <-ctx.Done():
+			err = p.end(pid, exited)
+			running = false
+		}
+	}
+	dead()
+	if asked != nil {
+		<-asked
+	}
+	// What the process started itself must not hold its sockets when the next one comes.
+	signalGroup(pid, syscall.SIGKILL)
+	file.clear()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
+	p.OnEvent(Event{Process: p.Name, Kind: Exited, PID: pid, Err: err, Tail: out.tail()})
+	return nil
+}
+
+// end asks the process to end, and makes it.
+func (p Process) end(pid int, exited <-chan error) error {
+	signalGroup(pid, syscall.SIGTERM)
+	select {
+	case err := <-exited:
+		return err
+	case <-time.After(p.StopTimeout):
+		signalGroup(pid, syscall.SIGKILL)
+		return <-exited
+	}
+}
+
+// untilReady asks until the answer is yes, and reports whether it was.
+func (p Process) untilReady(ctx context.Context) bool {
+	if p.Ready == nil {
+		return true
+	}
+	const first, last = 10 * time.Millisecond, 500 * time.Millisecond
+	for wait := first; ; wait = min(2*wait, last) {
+		if p.Ready(ctx) == nil {
+			return ctx.Err() == nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// signalGroup signals the process and what it started. Its number cannot be given to another before we have waited for
+// it, nor while anything it started is left in the group.
+func signalGroup(pid int, s syscall.Signal) {
+	_ = syscall.Kill(-pid, s) // ESRCH: nothing is left, which is what we want
+}
+
+// stable is how long a process must have run for its next failure to count as a first one.
+const stable = 30 * time.Second
+
+// backoff is the pause before a restart: short after the first failure, doubling while the process keeps failing.
+type backoff struct{ last time.Duration }
+
+func (b *backoff) next(ran time.Duration) time.Duration {
+	const first, most = 200 * time.Millisecond, 30 * time.Second
+	if ran >= stable {
+		b.last = 0
+	}
+	b.last = min(max(2*b.last, first), most)
+	return b.last
+}

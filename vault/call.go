@@ -1,0 +1,76 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// adminTimeout bounds one call of Setup: generating a key or mounting an engine may take a busy server seconds.
+const adminTimeout = 30 * time.Second
+
+// call runs f with the current log-in, and once more with a new one if the server refuses the token.
+func (c *Client) call(ctx context.Context, timeout time.Duration, capability, path string, f func(context.Context, *api.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	current := c.login.Load()
+	err := f(ctx, current.api)
+	if status(err) == http.StatusForbidden {
+		newer, healErr := c.heal(ctx, current)
+		if healErr != nil {
+			return healErr
+		}
+		if newer {
+			err = f(ctx, c.login.Load().api)
+		}
+	}
+	return explain(capability, path, err)
+}
+
+// read decodes the answer to a GET into out. A 404 decodes too if it has data: that is how a deleted version looks.
+func (c *Client) read(ctx context.Context, path string, out any) error {
+	return c.get(ctx, "read", path, nil, out)
+}
+
+func (c *Client) list(ctx context.Context, path string, out any) error {
+	return c.get(ctx, "list", path, map[string][]string{"list": {"true"}}, out)
+}
+
+func (c *Client) get(ctx context.Context, capability, path string, query map[string][]string, out any) error {
+	return c.call(ctx, callTimeout, capability, path, func(ctx context.Context, a *api.Client) error {
+		resp, err := a.Logical().ReadRawWithDataWithContext(ctx, path, query)
+		if resp == nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if err == nil || resp.StatusCode == http.StatusNotFound {
+			if decodeErr := json.NewDecoder(resp.Body).Decode(out); decodeErr != nil && err == nil {
+				return fmt.Errorf("decoding the answer for %s: %w", path, decodeErr)
+			}
+		}
+		return err
+	})
+}
+
+// write sends body and decodes the answer's data into out, which may be nil.
+func (c *Client) write(ctx context.Context, timeout time.Duration, path string, body, out any) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("encoding the request for %s: %w", path, err)
+	}
+	return c.call(ctx, timeout, "update", path, func(ctx context.Context, a *api.Client) error {
+		s, err := a.Logical().WriteBytesWithContext(ctx, path, raw)
+		if err != nil || out == nil || s == nil {
+			return err
+		}
+		data, err := json.Marshal(s.Data)
+		if err != nil {
+			return fmt.Errorf("decoding the answer for %s: %w", path, err)
+		}
+		return json.Unmarshal(data, out)
+	})
+}

@@ -1,0 +1,152 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/hashicorp/vault/api"
+
+	"wayleave/secret"
+)
+
+// Encode returns doc as the JSON object that Put stores. It refuses a secret.Text left unrevealed: its redacted form
+// would silently replace a token.
+func Encode(doc any) (json.RawMessage, error) {
+	raw, err := json.Marshal(doc)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.HasPrefix(raw, []byte("{")) {
+		return nil, errors.New("a document must be a JSON object")
+	}
+	redacted, err := json.Marshal(secret.Text{})
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Contains(raw, redacted) {
+		return nil, errors.New("the document holds a secret that was not revealed, so only its redacted form would be stored")
+	}
+	return raw, nil
+}
+
+// CheckPath refuses what is not the path of a document: slash-separated, without empty, "." or ".." elements, which the
+// way to the server would resolve to a path the policy did not mean.
+func CheckPath(path string) error {
+	if !fs.ValidPath(path) || path == "." {
+		return fmt.Errorf("%q is not the path of a document", path)
+	}
+	return nil
+}
+
+// versioned is what KV version 2 answers to a read; Data is null when the latest version is deleted.
+type versioned struct {
+	Data struct {
+		Data     json.RawMessage `json:"data"`
+		Metadata struct {
+			Version int `json:"version"`
+		} `json:"metadata"`
+	} `json:"data"`
+}
+
+// Get reads the document at path into the value into points to, as encoding/json does, and returns its version.
+// The version that comes with [ErrNotFound] is the one to give Put: 0, or that of a deleted latest version.
+func (c *Client) Get(ctx context.Context, path string, into any) (version int, err error) {
+	if err := CheckPath(path); err != nil {
+		return 0, err
+	}
+	var v versioned
+	err = c.read(ctx, c.cfg.Mount+"/data/"+path, &v)
+	version = v.Data.Metadata.Version
+	if err == nil && (len(v.Data.Data) == 0 || string(v.Data.Data) == "null") {
+		err = ErrNotFound
+	}
+	if err == nil {
+		err = json.Unmarshal(v.Data.Data, into)
+	}
+	if err != nil {
+		return version, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return version, nil
+}
+
+// Put writes doc, which must encode as a JSON object, if the latest version is cas (0: there is none), and returns the
+// new version. [ErrConflict] means it is not. The server keeps numbers as float64: an integer beyond 2^53, such as
+// nanoseconds since 1970, comes back changed.
+func (c *Client) Put(ctx context.Context, path string, doc any, cas int) (version int, err error) {
+	if err := CheckPath(path); err != nil {
+		return 0, err
+	}
+	raw, err := Encode(doc)
+	if err != nil {
+		return 0, fmt.Errorf("encoding %s: %w", path, err)
+	}
+	body := map[string]any{"options": map[string]int{"cas": cas}, "data": raw}
+	var written struct {
+		Version int `json:"version"`
+	}
+	if err := c.write(ctx, callTimeout, c.cfg.Mount+"/data/"+path, body, &written); err != nil {
+		return 0, fmt.Errorf("writing %s: %w", path, err)
+	}
+	return written.Version, nil
+}
+
+// Version returns the latest version of the document without reading it, 0 when there is none: the cas for a writer
+// that may not read.
+func (c *Client) Version(ctx context.Context, path string) (int, error) {
+	if err := CheckPath(path); err != nil {
+		return 0, err
+	}
+	var m struct {
+		Data struct {
+			CurrentVersion int `json:"current_version"`
+		} `json:"data"`
+	}
+	err := c.read(ctx, c.cfg.Mount+"/metadata/"+path, &m)
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the version of %s: %w", path, err)
+	}
+	return m.Data.CurrentVersion, nil
+}
+
+// List returns the names under path, sorted; those that have names under them end with a slash. A path without any is
+// no error.
+func (c *Client) List(ctx context.Context, path string) ([]string, error) {
+	if err := CheckPath(path); err != nil {
+		return nil, err
+	}
+	var l struct {
+		Data struct {
+			Keys []string `json:"keys"`
+		} `json:"data"`
+	}
+	err := c.list(ctx, c.cfg.Mount+"/metadata/"+path, &l)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, fmt.Errorf("listing %s: %w", path, err)
+	}
+	slices.Sort(l.Data.Keys)
+	return l.Data.Keys, nil
+}
+
+// Delete removes every version of the document and its metadata. Deleting what is not there is no error.
+func (c *Client) Delete(ctx context.Context, path string) error {
+	if err := CheckPath(path); err != nil {
+		return err
+	}
+	full := c.cfg.Mount + "/metadata/" + path
+	err := c.call(ctx, callTimeout, "delete", full, func(ctx context.Context, a *api.Client) error {
+		_, err := a.Logical().DeleteWithContext(ctx, full)
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("deleting %s: %w", path, err)
+	}
+	return nil
+}

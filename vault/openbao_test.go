@@ -1,0 +1,450 @@
+package vault_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/secret"
+	"wayleave/vault"
+	"wayleave/vault/vaulttest"
+)
+
+// send makes a request the product never makes.
+func send(t *testing.T, s *vaulttest.Server, token secret.Text, method, path, body string) (status int, answer []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://vault/v1/"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Vault-Token", token.Reveal())
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(s.Address, "unix://"))
+	}}}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if answer, err = io.ReadAll(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, answer
+}
+
+func request(t *testing.T, s *vaulttest.Server, token secret.Text, method, path, body string) (status int) {
+	t.Helper()
+	status, _ = send(t, s, token, method, path, body)
+	return status
+}
+
+// raw is a request as root that must succeed.
+func raw(t *testing.T, s *vaulttest.Server, method, path, body string) {
+	t.Helper()
+	if code, answer := send(t, s, s.RootConfig.Auth.Token, method, path, body); code >= 300 {
+		t.Fatalf("%s %s: %d %s", method, path, code, answer)
+	}
+}
+
+func softDelete(t *testing.T, s *vaulttest.Server, path string) {
+	raw(t, s, http.MethodDelete, "wayleave/data/"+path, "")
+}
+
+// What each role may and may not do, on the real server and through the policies an operator installs.
+func TestPolicies(t *testing.T) {
+	s := vaulttest.Start(t)
+	ctx := t.Context()
+	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "other/x": map[string]string{}} {
+		if _, err := s.Root.Put(ctx, path, doc, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw(t, s, http.MethodPut, "sys/mounts/other", `{"type":"kv","options":{"version":"2"}}`)
+	other := s.GatewayConfig
+	other.Mount = "other"
+	elsewhere := vaulttest.Open(t, other)
+
+	get := func(c *vault.Client, path string) error { _, err := c.Get(ctx, path, &struct{}{}); return err }
+	// Each write is a conflict at worst: what counts is whether the policy let it through.
+	put := func(c *vault.Client, path string) error { _, err := c.Put(ctx, path, struct{}{}, 99); return err }
+	version := func(c *vault.Client, path string) error { _, err := c.Version(ctx, path); return err }
+	list := func(c *vault.Client, path string) error { _, err := c.List(ctx, path); return err }
+	remove := func(c *vault.Client, path string) error { return c.Delete(ctx, path) }
+	root := func(c *vault.Client, _ string) error { _, err := c.RootCA(ctx); return err }
+	sign := func(c *vault.Client, _ string) error {
+		_, err := c.SignIntermediate(ctx, csr(t), []string{"example.com"}, time.Hour)
+		return err
+	}
+	setup := func(c *vault.Client, _ string) error { return vault.Setup(ctx, c, vault.SetupOptions{}) }
+	token := func(c *vault.Client, _ string) error {
+		_, err := vault.IssueToken(ctx, c, vault.Gateway, time.Hour)
+		return err
+	}
+	secretID := func(c *vault.Client, _ string) error { _, _, err := vault.IssueAppRole(ctx, c, false); return err }
+
+	for _, tt := range []struct {
+		what                      string
+		do                        func(*vault.Client, string) error
+		path                      string
+		gateway, operator, viewer bool
+	}{
+		{"read", get, "grants/g", true, false, false},
+		{"write", put, "grants/g", true, true, false},
+		{"create", put, "grants/new", true, true, false},
+		{"version of", version, "grants/g", true, true, false},
+		{"list", list, "grants", true, true, false},
+		{"delete", remove, "grants/none", false, true, false},
+		{"read", get, "status/g", true, true, true},
+		{"write", put, "status/g", true, true, false},
+		{"version of", version, "status/g", true, true, true},
+		{"list", list, "status", true, true, true},
+		{"delete", remove, "status/none", false, true, false},
+		{"read", get, "keys/session", true, false, false},
+		{"write", put, "keys/session", true, false, false},
+		{"list", list, "keys", true, false, false},
+		{"delete", remove, "keys/none", false, false, false},
+		{"read", get, "other/x", false, false, false},
+		{"write", put, "other/x", false, false, false},
+		{"sign an intermediate", sign, "", true, false, false},
+		{"read the root certificate", root, "", true, true, true},
+		{"set up", setup, "", false, false, false},
+		{"make tokens", token, "", false, false, false},
+		{"make secret ids", secretID, "", false, false, false},
+	} {
+		for _, who := range []struct {
+			role   vault.Role
+			client *vault.Client
+			may    bool
+		}{{vault.Gateway, s.Gateway, tt.gateway}, {vault.Operator, s.Operator, tt.operator}, {vault.Viewer, s.Viewer, tt.viewer}} {
+			err := tt.do(who.client, tt.path)
+			if denied := errors.Is(err, vault.ErrDenied); denied == who.may {
+				t.Errorf("%s: %s %s: %v; may it? %v", who.role, tt.what, tt.path, err, who.may)
+			} else if !denied && err != nil && !errors.Is(err, vault.ErrConflict) {
+				t.Errorf("%s: %s %s: %v", who.role, tt.what, tt.path, err)
+			}
+		}
+	}
+	if err := get(elsewhere, "grants/g"); !errors.Is(err, vault.ErrDenied) {
+		t.Errorf("gateway at another mount: %v", err)
+	}
+
+	// The other ways KV version 2 has to read or bring back what a grant holds, closed to the operator.
+	for _, r := range []struct{ method, path, body string }{
+		{http.MethodGet, "wayleave/data/grants/g", ""},
+		{http.MethodGet, "wayleave/data/grants/g?version=1", ""},
+		{http.MethodGet, "wayleave/subkeys/grants/g", ""},
+		{http.MethodPatch, "wayleave/data/grants/g", `{"data":{},"options":{"cas":1}}`},
+		{http.MethodPut, "wayleave/undelete/grants/g", `{"versions":[1]}`},
+		{http.MethodGet, "wayleave/data/keys/session", ""},
+		{http.MethodPut, "wayleave/config", `{"cas_required":false}`},
+		{http.MethodPut, "wayleave/metadata/grants/g", `{"cas_required":false}`},
+	} {
+		if code := request(t, s, s.OperatorConfig.Auth.Token, r.method, r.path, r.body); code != http.StatusForbidden {
+			t.Errorf("operator: %s %s: %d, want 403", r.method, r.path, code)
+		}
+	}
+}
+
+// The gateway's policy lets it sign nothing but leaf-only intermediates with name constraints.
+func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
+	s := vaulttest.Start(t)
+	token := gatewayToken(t, s)
+	good := map[string]any{
+		"csr": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr(t)})), "common_name": vault.IntermediateName,
+		"permitted_dns_domains": []string{"example.com"}, "max_path_length": "0", "not_before_duration": "5m", "ttl": "1h", "exclude_cn_from_sans": "true",
+	}
+	for _, tt := range []struct {
+		name   string
+		change map[string]any
+		want   int
+	}{
+		{"as the product asks", nil, http.StatusOK},
+		{"no name constraints", map[string]any{"permitted_dns_domains": nil}, http.StatusForbidden},
+		{"no path length", map[string]any{"max_path_length": nil}, http.StatusForbidden},
+		{"a CA that signs CAs", map[string]any{"max_path_length": "1"}, http.StatusForbidden},
+		{"any path length", map[string]any{"max_path_length": "-1"}, http.StatusForbidden},
+		{"values from the CSR", map[string]any{"use_csr_values": true}, http.StatusForbidden},
+		{"another name", map[string]any{"common_name": "Somebody else"}, http.StatusForbidden},
+		{"other names", map[string]any{"alt_names": "example.org"}, http.StatusForbidden},
+		{"an end of its own", map[string]any{"not_after": "2099-01-01T00:00:00Z"}, http.StatusForbidden},
+	} {
+		body := maps.Clone(good)
+		for k, v := range tt.change {
+			if v == nil {
+				delete(body, k)
+			} else {
+				body[k] = v
+			}
+		}
+		text, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code := request(t, s, token, http.MethodPut, "wayleave-pki/root/sign-intermediate", string(text)); code != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, code, tt.want)
+		}
+	}
+	for _, path := range []string{"wayleave-pki/root/sign-self-issued", "wayleave-pki/sign-verbatim", "wayleave-pki/root/generate/internal", "wayleave-pki/intermediate/set-signed"} {
+		if code := request(t, s, token, http.MethodPut, path, "{}"); code != http.StatusForbidden {
+			t.Errorf("%s: %d, want 403", path, code)
+		}
+	}
+}
+
+// gatewayToken logs in as the gateway by hand.
+func gatewayToken(t *testing.T, s *vaulttest.Server) secret.Text {
+	a := s.GatewayConfig.Auth
+	code, body := send(t, s, secret.Text{}, http.MethodPut, "auth/approle/login", fmt.Sprintf(`{"role_id":%q,"secret_id":%q}`, a.RoleID, a.SecretID.Reveal()))
+	var answer struct {
+		Auth struct {
+			Token string `json:"client_token"`
+		}
+	}
+	if err := json.Unmarshal(body, &answer); code != http.StatusOK || err != nil {
+		t.Fatalf("logging in: %d, %v", code, err)
+	}
+	return secret.New(answer.Auth.Token)
+}
+
+func csr(t *testing.T) []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func TestPreflight(t *testing.T) {
+	s := vaulttest.Start(t)
+	ctx := t.Context()
+	for role, c := range map[vault.Role]*vault.Client{vault.Gateway: s.Gateway, vault.Operator: s.Operator, vault.Viewer: s.Viewer} {
+		if err := c.Preflight(ctx, role); err != nil {
+			t.Errorf("%s: %v", role, err)
+		}
+		if err := s.Root.Preflight(ctx, role); err != nil {
+			t.Errorf("root as %s: %v", role, err)
+		}
+	}
+
+	err := s.Operator.Preflight(ctx, vault.Gateway)
+	if !errors.Is(err, vault.ErrDenied) {
+		t.Errorf("operator as gateway: %v", err)
+	}
+	for _, want := range []string{"read on wayleave/data/grants/", "create, read, update on wayleave/data/keys/", "update on wayleave-pki/root/sign-intermediate", "wayleave vault setup", "deploy/vault/gateway.hcl"} {
+		if err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("operator as gateway: %v\nlacks %q", err, want)
+		}
+	}
+	for _, not := range []string{"cert/ca", "data/status"} {
+		if err != nil && strings.Contains(err.Error(), not) {
+			t.Errorf("operator as gateway: %v\nnames %q, which it has", err, not)
+		}
+	}
+
+	raw(t, s, http.MethodPut, "sys/mounts/old", `{"type":"kv","options":{"version":"1"}}`)
+	for mount, want := range map[string]string{"old": "KV version 1", "wayleave-pki": "not KV version 2", "nowhere": "vault setup"} {
+		cfg := s.RootConfig
+		cfg.Mount = mount
+		if err := vaulttest.Open(t, cfg).Preflight(ctx, vault.Gateway); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("mount %s: %v, want %q", mount, err, want)
+		}
+	}
+
+	raw(t, s, http.MethodPut, "sys/seal", "{}")
+	if err := s.Gateway.Preflight(ctx, vault.Gateway); !errors.Is(err, vault.ErrUnavailable) || !strings.Contains(err.Error(), "sealed") {
+		t.Errorf("sealed: %v", err)
+	}
+	if _, err := s.Gateway.Get(ctx, "grants/g", &struct{}{}); !errors.Is(err, vault.ErrUnavailable) {
+		t.Errorf("read while sealed: %v", err)
+	}
+}
+
+// A second run changes nothing; other mounts get policies of their own.
+func TestSetup(t *testing.T) {
+	s := vaulttest.Start(t)
+	ctx := t.Context()
+	before, err := s.Root.RootCA(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var notes []string
+	note := func(n string) { notes = append(notes, n) }
+	if err := vault.Setup(ctx, s.Root, vault.SetupOptions{Note: note}); err != nil || len(notes) > 0 {
+		t.Errorf("second run: %v, did %q", err, notes)
+	}
+	if after, err := s.Root.RootCA(ctx); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the root CA was replaced (%v)", err)
+	}
+
+	cfg := s.RootConfig
+	cfg.Mount, cfg.PKIMount, cfg.Auth.AppRoleMount = "team/grants", "team/pki", "robots"
+	admin := vaulttest.Open(t, cfg)
+	if err := vault.Setup(ctx, admin, vault.SetupOptions{Note: note}); err != nil {
+		t.Fatal(err)
+	}
+	if len(notes) == 0 {
+		t.Error("nothing was reported")
+	}
+	auth, _, err := vault.IssueAppRole(ctx, admin, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Auth = auth
+	gateway := vaulttest.Open(t, cfg)
+	if err := gateway.Preflight(ctx, vault.Gateway); err != nil {
+		t.Error(err)
+	}
+	if _, err := gateway.SignIntermediate(ctx, csr(t), []string{"example.com"}, time.Hour); err != nil {
+		t.Error(err)
+	}
+
+	cfg = s.RootConfig
+	cfg.Mount = "old"
+	raw(t, s, http.MethodPut, "sys/mounts/old", `{"type":"kv"}`)
+	if err := vault.Setup(ctx, vaulttest.Open(t, cfg), vault.SetupOptions{}); err == nil || !strings.Contains(err.Error(), "KV version 1") {
+		t.Errorf("KV version 1: %v", err)
+	}
+}
+
+// Withdrawing earlier secret ids ends log-ins with them, and a token's death is healed by logging in again.
+func TestCredentialsOfTheGateway(t *testing.T) {
+	s := vaulttest.Start(t)
+	ctx := t.Context()
+	if _, err := s.Gateway.Put(ctx, "grants/g", struct{}{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	revokeGatewayTokens := func() { raw(t, s, http.MethodPut, "sys/leases/revoke-prefix/auth/approle/login", "{}") }
+	revokeGatewayTokens()
+	if _, err := s.Gateway.Get(ctx, "grants/g", &struct{}{}); err != nil {
+		t.Errorf("after its token was revoked: %v", err)
+	}
+
+	fresh, ttl, err := vault.IssueAppRole(ctx, s.Root, true)
+	if err != nil || ttl != 0 {
+		t.Fatalf("a secret id for %v (%v), want one without an end", ttl, err)
+	}
+	if _, err := vault.Open(ctx, s.GatewayConfig, nil); !errors.Is(err, vault.ErrDenied) {
+		t.Errorf("withdrawn secret id: %v", err)
+	}
+	cfg := s.GatewayConfig
+	cfg.Auth = fresh
+	if err := vaulttest.Open(t, cfg).Preflight(ctx, vault.Gateway); err != nil {
+		t.Errorf("new secret id: %v", err)
+	}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
+		if text := fmt.Sprintf(format, cfg); strings.Contains(text, fresh.SecretID.Reveal()) {
+			t.Errorf("%s prints the secret id", format)
+		}
+	}
+}
+
+// Short tokens with a maximum life, on the real server: no request is refused while log-in follows log-in.
+func TestLogInAgainOnTheRealServer(t *testing.T) {
+	s := vaulttest.Start(t)
+	ctx := t.Context()
+	if _, err := s.Root.Put(ctx, "grants/g", struct{}{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	raw(t, s, http.MethodPut, "auth/approle/role/wayleave-gateway", `{"token_period":"0","token_ttl":"2s","token_max_ttl":"3s"}`)
+	var again atomic.Int32
+	log := slog.New(counter{slog.DiscardHandler, func(r slog.Record) {
+		if strings.HasPrefix(r.Message, "logged in") {
+			again.Add(1)
+		}
+	}})
+	c, err := vault.Open(ctx, s.GatewayConfig, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for again.Load() < 3 {
+		if _, err := c.Get(ctx, "grants/g", &struct{}{}); err != nil {
+			t.Fatalf("after %d log-ins: %v", again.Load(), err)
+		}
+	}
+}
+
+type counter struct {
+	slog.Handler
+	count func(slog.Record)
+}
+
+func (c counter) Enabled(context.Context, slog.Level) bool { return true }
+func (c counter) Handle(_ context.Context, r slog.Record) error {
+	c.count(r)
+	return nil
+}
+
+func TestSignIntermediate(t *testing.T) {
+	s := vaulttest.Start(t)
+	for name, signer := range map[string]interface {
+		SignIntermediate(context.Context, []byte, []string, time.Duration) ([][]byte, error)
+		RootCA(context.Context) ([]byte, error)
+	}{"openbao": s.Gateway, "memory": vaulttest.NewMemory()} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			rootPEM, err := signer.RootCA(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			block, _ := pem.Decode(rootPEM)
+			root, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if root.Subject.CommonName != vault.RootName || root.MaxPathLen != 1 || root.NotAfter.Before(time.Now().AddDate(9, 11, 0)) {
+				t.Errorf("root: %q, path length %d, until %v", root.Subject.CommonName, root.MaxPathLen, root.NotAfter)
+			}
+			chain, err := signer.SignIntermediate(ctx, csr(t), []string{"a.example", "b.example"}, 24*time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(chain) != 2 || !bytes.Equal(chain[1], block.Bytes) {
+				t.Fatalf("chain of %d certificates, want the intermediate and the root", len(chain))
+			}
+			issued, err := x509.ParseCertificate(chain[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]string{"a.example", "b.example"}, issued.PermittedDNSDomains); diff != "" {
+				t.Error(diff)
+			}
+			if !issued.IsCA || issued.MaxPathLen != 0 || !issued.MaxPathLenZero || !issued.PermittedDNSDomainsCritical ||
+				len(issued.SubjectKeyId) == 0 || !bytes.Equal(issued.AuthorityKeyId, root.SubjectKeyId) || issued.KeyUsage&x509.KeyUsageCertSign == 0 ||
+				len(issued.DNSNames) != 0 {
+				t.Errorf("issued: %+v", issued)
+			}
+			if life := issued.NotAfter.Sub(issued.NotBefore).Round(time.Minute); life != 24*time.Hour+5*time.Minute {
+				t.Errorf("valid for %v, want 24h and 5m before", life)
+			}
+			if _, err := signer.SignIntermediate(ctx, csr(t), nil, time.Hour); err == nil {
+				t.Error("an unconstrained intermediate was signed")
+			}
+		})
+	}
+}

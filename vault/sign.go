@@ -1,0 +1,83 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// IntermediateName is the common name of every intermediate; RootName that of the root Setup generates. Workers see the
+// second in their trust stores.
+const (
+	IntermediateName = "Wayleave gateway"
+	RootName         = "Wayleave egress CA"
+)
+
+// backdate is how far before the signature an intermediate is valid already: workers' clocks run late.
+const backdate = "5m"
+
+// SignIntermediate has the CSR signed as a CA that may sign leaves only (path length 0), for domains and their
+// subdomains only (name constraints, RFC 5280 §4.2.1.10). The chain is DER: the issued certificate, then its issuers.
+func (c *Client) SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) (chain [][]byte, err error) {
+	if len(domains) == 0 {
+		return nil, errors.New("signing an intermediate CA: no domains given, and without any it could speak for the whole internet")
+	}
+	// Numbers and durations travel as strings because the gateway's policy allows exact values, and those compare as
+	// strings.
+	body := map[string]any{
+		"csr":                   string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csrDER})),
+		"common_name":           IntermediateName,
+		"permitted_dns_domains": domains,
+		"max_path_length":       "0",
+		"not_before_duration":   backdate,
+		"ttl":                   ttl.Round(time.Second).String(),
+		"exclude_cn_from_sans":  "true",
+	}
+	var signed struct {
+		Certificate string   `json:"certificate"`
+		IssuingCA   string   `json:"issuing_ca"`
+		CAChain     []string `json:"ca_chain"`
+	}
+	if err := c.write(ctx, callTimeout, c.cfg.PKIMount+"/root/sign-intermediate", body, &signed); err != nil {
+		return nil, fmt.Errorf("signing an intermediate CA: %w", err)
+	}
+	// The chain may or may not start with what was just issued, and is empty on older servers.
+	for _, text := range append([]string{signed.Certificate}, append(signed.CAChain, signed.IssuingCA)...) {
+		block, _ := pem.Decode([]byte(text))
+		if block == nil {
+			continue
+		}
+		known := false
+		for _, have := range chain {
+			known = known || bytes.Equal(have, block.Bytes)
+		}
+		if !known {
+			chain = append(chain, block.Bytes)
+		}
+	}
+	if len(chain) < 2 {
+		return nil, errors.New("signing an intermediate CA: the answer holds no chain of certificates")
+	}
+	return chain, nil
+}
+
+// RootCA returns the certificate that workers trust, as PEM.
+func (c *Client) RootCA(ctx context.Context) ([]byte, error) {
+	var ca struct {
+		Data struct {
+			Certificate string `json:"certificate"`
+		} `json:"data"`
+	}
+	path := c.cfg.PKIMount + "/cert/ca"
+	if err := c.read(ctx, path, &ca); err != nil {
+		return nil, fmt.Errorf("reading the root CA: %w", err)
+	}
+	block, _ := pem.Decode([]byte(ca.Data.Certificate))
+	if block == nil {
+		return nil, fmt.Errorf("reading the root CA: %s holds no certificate (run `wayleave vault setup`)", path)
+	}
+	return pem.EncodeToMemory(block), nil
+}

@@ -1,0 +1,175 @@
+package vault_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/secret"
+	"wayleave/vault"
+	"wayleave/vault/vaulttest"
+)
+
+// store is what both Vaults must do alike.
+type store interface {
+	Get(ctx context.Context, path string, into any) (int, error)
+	Put(ctx context.Context, path string, doc any, cas int) (int, error)
+	Version(ctx context.Context, path string) (int, error)
+	List(ctx context.Context, path string) ([]string, error)
+	Delete(ctx context.Context, path string) error
+}
+
+type doc struct {
+	Name   string  `json:"name"`
+	Big    int64   `json:"big"`
+	Ratio  float64 `json:"ratio"`
+	Nested any     `json:"nested"`
+}
+
+// The one suite of document behaviour.
+func testDocuments(t *testing.T, s store, softDelete func(path string)) {
+	ctx := t.Context()
+	want := func(t *testing.T, what string, gotVersion, wantVersion int, err, wantErr error) {
+		t.Helper()
+		if gotVersion != wantVersion || !errors.Is(err, wantErr) {
+			t.Errorf("%s: version %d, error %v; want %d, %v", what, gotVersion, err, wantVersion, wantErr)
+		}
+	}
+	original := doc{"a", 1 << 53, 1.25, map[string]any{"k": []any{"v", nil, true}}}
+
+	t.Run("life", func(t *testing.T) {
+		var got doc
+		v, err := s.Get(ctx, "grants/life", &got)
+		want(t, "get before", v, 0, err, vault.ErrNotFound)
+		v, err = s.Version(ctx, "grants/life")
+		want(t, "version before", v, 0, err, nil)
+		v, err = s.Put(ctx, "grants/life", original, 1)
+		want(t, "update of nothing", v, 0, err, vault.ErrConflict)
+		v, err = s.Put(ctx, "grants/life", original, 0)
+		want(t, "create", v, 1, err, nil)
+		v, err = s.Get(ctx, "grants/life", &got)
+		want(t, "get", v, 1, err, nil)
+		if diff := cmp.Diff(original, got); diff != "" {
+			t.Error(diff)
+		}
+		v, err = s.Put(ctx, "grants/life", original, 0)
+		want(t, "create again", v, 0, err, vault.ErrConflict)
+		v, err = s.Put(ctx, "grants/life", doc{Name: "b"}, 1)
+		want(t, "update", v, 2, err, nil)
+		v, err = s.Put(ctx, "grants/life", doc{Name: "c"}, 1)
+		want(t, "update from an old version", v, 0, err, vault.ErrConflict)
+		v, err = s.Version(ctx, "grants/life")
+		want(t, "version", v, 2, err, nil)
+		got = doc{}
+		v, err = s.Get(ctx, "grants/life", &got)
+		want(t, "get the update", v, 2, err, nil)
+		if got.Name != "b" {
+			t.Errorf("a refused write was applied: %+v", got)
+		}
+		for range 2 {
+			if err := s.Delete(ctx, "grants/life"); err != nil {
+				t.Errorf("delete: %v", err)
+			}
+		}
+		v, err = s.Get(ctx, "grants/life", &got)
+		want(t, "get after delete", v, 0, err, vault.ErrNotFound)
+		v, err = s.Put(ctx, "grants/life", original, 0)
+		want(t, "create after delete", v, 1, err, nil)
+	})
+	t.Run("numbers beyond 2^53", func(t *testing.T) {
+		if _, err := s.Put(ctx, "grants/big", doc{Big: 1<<53 + 1}, 0); err != nil {
+			t.Fatal(err)
+		}
+		var got doc
+		if _, err := s.Get(ctx, "grants/big", &got); err != nil || got.Big != 1<<53 {
+			t.Errorf("%d, %v; the comment on Put says %d", got.Big, err, 1<<53)
+		}
+	})
+	t.Run("latest version deleted", func(t *testing.T) {
+		for i := range 2 {
+			if _, err := s.Put(ctx, "grants/soft", original, i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		softDelete("grants/soft")
+		var got doc
+		v, err := s.Get(ctx, "grants/soft", &got)
+		want(t, "get", v, 2, err, vault.ErrNotFound)
+		v, err = s.Version(ctx, "grants/soft")
+		want(t, "version", v, 2, err, nil)
+		_, err = s.Put(ctx, "grants/soft", original, 0)
+		want(t, "create", 0, 0, err, vault.ErrConflict)
+		v, err = s.Put(ctx, "grants/soft", original, 2)
+		want(t, "write over it", v, 3, err, nil)
+	})
+	t.Run("list", func(t *testing.T) {
+		for _, p := range []string{"status/b", "status/a", "status/deep/er/x", "status/deep/y"} {
+			if _, err := s.Put(ctx, p, doc{}, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for path, want := range map[string][]string{"status": {"a", "b", "deep/"}, "status/deep": {"er/", "y"}, "status/none": nil, "status/a": nil} {
+			got, err := s.List(ctx, path)
+			if diff := cmp.Diff(want, got); err != nil || diff != "" {
+				t.Errorf("list %s: %v %s", path, err, diff)
+			}
+		}
+	})
+	t.Run("concurrent writers", func(t *testing.T) {
+		const writers = 8
+		errs := make(chan error, writers)
+		for range writers {
+			go func() { _, err := s.Put(ctx, "grants/race", doc{}, 0); errs <- err }()
+		}
+		won := 0
+		for range writers {
+			switch err := <-errs; {
+			case err == nil:
+				won++
+			case !errors.Is(err, vault.ErrConflict):
+				t.Errorf("loser: %v", err)
+			}
+		}
+		if won != 1 {
+			t.Errorf("%d writers won, want 1", won)
+		}
+	})
+	t.Run("refused documents", func(t *testing.T) {
+		for name, d := range map[string]any{
+			"a list":               []int{1},
+			"null":                 nil,
+			"an unrevealed secret": map[string]any{"token": secret.New("x")},
+			"not JSON":             map[string]any{"f": func() {}},
+		} {
+			if _, err := s.Put(ctx, "grants/refused", d, 0); err == nil {
+				t.Errorf("%s was stored", name)
+			}
+		}
+	})
+	t.Run("refused paths", func(t *testing.T) {
+		for _, p := range []string{"", ".", "..", "/grants/a", "grants/", "grants//a", "grants/../keys/session", "./grants"} {
+			if _, err := s.Get(ctx, p, &doc{}); err == nil || errors.Is(err, vault.ErrNotFound) {
+				t.Errorf("path %q: %v", p, err)
+			}
+		}
+	})
+	t.Run("canceled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := s.Get(ctx, "grants/a", &doc{}); !errors.Is(err, vault.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want %v and %v", err, vault.ErrUnavailable, context.Canceled)
+		}
+	})
+}
+
+func TestMemory(t *testing.T) {
+	m := vaulttest.NewMemory()
+	testDocuments(t, m, m.SoftDelete)
+}
+
+func TestOpenBao(t *testing.T) {
+	s := vaulttest.Start(t)
+	testDocuments(t, s.Root, func(path string) { softDelete(t, s, path) })
+}

@@ -1,0 +1,143 @@
+package vault
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// dialer returns the base URL and the transport for an address. The transport knows no proxy: the environment's proxy
+// variables may well point at the gateway we are.
+func dialer(address, caFile string) (string, *http.Transport, error) {
+	u, err := url.Parse(address)
+	if err != nil || address == "" {
+		return "", nil, fmt.Errorf("vault address %q is not a URL: use https://host:port or unix:///path", address)
+	}
+	d := net.Dialer{Timeout: callTimeout}
+	t := &http.Transport{
+		DialContext:         d.DialContext,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: callTimeout,
+		MaxIdleConnsPerHost: 32,
+		IdleConnTimeout:     time.Minute,
+		ForceAttemptHTTP2:   true,
+	}
+	switch u.Scheme {
+	case "http", "https":
+	case "unix":
+		address = "http://localhost"
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", u.Path)
+		}
+	default:
+		return "", nil, fmt.Errorf("vault address %q: the scheme must be https, http or unix", address)
+	}
+	if caFile != "" {
+		pem, err := os.ReadFile(caFile)
+		if err != nil {
+			return "", nil, fmt.Errorf("reading the CA file for vault: %w", err)
+		}
+		t.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
+			return "", nil, fmt.Errorf("the CA file for vault, %s, holds no PEM certificate", caFile)
+		}
+	}
+	return address, t, nil
+}
+
+func httpClient(transport http.RoundTripper) *http.Client {
+	return &http.Client{
+		Transport:     standbyRedirects{transport},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// standbyRedirects refuses every redirect but the one a standby answers with: 307, to the same path at the active node.
+// The API client follows one redirect and takes our token along, so anything else must not reach it.
+type standbyRedirects struct{ http.RoundTripper }
+
+func (t standbyRedirects) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.RoundTripper.RoundTrip(req)
+	if err != nil || resp.StatusCode < 300 || resp.StatusCode > 399 {
+		return resp, err
+	}
+	to, err := resp.Location()
+	if err == nil && resp.StatusCode == http.StatusTemporaryRedirect && to.Path == req.URL.Path &&
+		(to.Scheme == req.URL.Scheme || to.Scheme == "https") {
+		return resp, nil
+	}
+	resp.Body.Close()
+	return nil, fmt.Errorf("the server answered with a redirect (%d) that is not a standby's, not followed", resp.StatusCode)
+}
+
+// CloseIdleConnections makes http.Client.CloseIdleConnections reach the transport.
+func (t standbyRedirects) CloseIdleConnections() {
+	if c, ok := t.RoundTripper.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// newAPI returns an API client for one token. It is never changed afterwards: a client whose token is replaced while
+// others use it sends requests with either.
+func (c *Client) newAPI(token string, timeout time.Duration) (*api.Client, error) {
+	a, err := api.NewClient(&api.Config{
+		Address:      c.cfg.Address,
+		HttpClient:   c.http,
+		Timeout:      timeout,
+		MaxRetries:   3,
+		MinRetryWait: 50 * time.Millisecond,
+		MaxRetryWait: 400 * time.Millisecond,
+		CheckRetry:   retryable,
+		Backoff:      retryDelay,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making a client for vault: %w", err)
+	}
+	// NewClient fills all three from VAULT_* variables. The configuration alone decides who we are.
+	a.SetHeaders(http.Header{api.RequestHeaderName: {"true"}})
+	if c.cfg.Namespace != "" {
+		a.SetNamespace(c.cfg.Namespace)
+	}
+	a.SetToken(token)
+	return a, nil
+}
+
+// retryable tells which attempts are worth another inside the call's deadline. A write is repeated only when the
+// server cannot have applied it: after a lost answer, repeating a check-and-set would report a conflict with ourselves.
+func retryable(ctx context.Context, resp *http.Response, err error) (bool, error) {
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if err != nil {
+		var failed *url.Error
+		var network *net.OpError
+		read := errors.As(err, &failed) && strings.EqualFold(failed.Op, http.MethodGet)
+		unsent := errors.As(err, &network) && network.Op == "dial"
+		return read || unsent, nil
+	}
+	switch {
+	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusPreconditionFailed: // refused before it was looked at
+		return true, nil
+	case resp.StatusCode >= 500:
+		return resp.Request.Method == http.MethodGet, nil
+	}
+	return false, nil
+}
+
+// retryDelay doubles from low to high, with jitter so that replicas hit by the same outage spread out. It ignores
+// Retry-After: a wait longer than the deadline answers nobody.
+func retryDelay(low, high time.Duration, attempt int, _ *http.Response) time.Duration {
+	d := min(low<<attempt, high)
+	return d/2 + rand.N(d/2)
+}

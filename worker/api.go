@@ -1,0 +1,168 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"wayleave/secret"
+)
+
+// Paths of the API, below the prefix that Envoy routes here.
+const (
+	sessionsPath = "/.wayleave/v1/sessions"
+	caPath       = "/.wayleave/v1/ca.pem"
+	livePath     = "/.wayleave/livez"
+)
+
+// reasonHeader tells a refusal by us from one by anything between the worker and us.
+const reasonHeader = "x-wayleave-reason"
+
+// APIConfig is what the API needs. Every field but Now and Log is required.
+type APIConfig struct {
+	// Workers may enrol.
+	Workers *Registry
+	// Keyring issues their sessions.
+	Keyring *Keyring
+	// Credentials renders what a session of s.Profile holds. It must not return a real credential.
+	Credentials func(ctx context.Context, s Session) ([]Credential, error)
+	// CA is the gate's certificate authority in PEM, as of now.
+	CA func() []byte
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	// Log gets one line per session and per refusal; nil discards them.
+	Log *slog.Logger
+}
+
+type api struct {
+	APIConfig
+	attempts *limiter
+}
+
+// NewAPI returns the worker API:
+//
+//	POST /.wayleave/v1/sessions  Authorization: Bearer <worker token>  → 200 an enrolment, 401, 429 or 503
+//	GET  /.wayleave/v1/ca.pem    the CA certificate, for whoever installs it by hand
+//	GET  /.wayleave/livez        200 while the process answers
+//
+// It listens where only Envoy can reach it, and takes the last X-Forwarded-For entry, which Envoy writes, as the
+// worker's address.
+func NewAPI(c APIConfig) http.Handler {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &api{APIConfig: c, attempts: newLimiter()}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+sessionsPath, a.enrol)
+	mux.HandleFunc("GET "+caPath, a.ca)
+	mux.HandleFunc("GET "+livePath, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	return mux
+}
+
+func (a *api) ca(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("content-type", "application/x-pem-file")
+	w.Write(a.CA())
+}
+
+func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
+	now, source := a.Now(), source(r)
+	if wait := a.attempts.wait(source, now); wait > 0 {
+		w.Header().Set("retry-after", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+		a.refuse(w, r, http.StatusTooManyRequests, "too_many_attempts",
+			"too many wrong worker tokens came from this address: correct the token, then wait before trying again")
+		return
+	}
+	token, given := bearer(r)
+	worker, known := a.Workers.Lookup(token)
+	if !known {
+		a.attempts.failed(source, now)
+		w.Header().Set("www-authenticate", `Bearer realm="wayleave"`)
+		message := "this gate knows no worker with this token: set WAYLEAVE_TOKEN to a token it issued, or ask its operator to add the worker"
+		if !given {
+			message = "a worker token is missing: send \"Authorization: Bearer <worker token>\""
+		}
+		a.refuse(w, r, http.StatusUnauthorized, "unknown_worker", message)
+		return
+	}
+	// What a session may do comes from the configuration alone, so a request that asks for something is a
+	// misunderstanding, and better said now than found out later.
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<10))
+	if ask := strings.TrimSpace(string(body)); err != nil || ask != "" && ask != "{}" {
+		a.refuse(w, r, http.StatusBadRequest, "nothing_to_ask",
+			"a session is what the worker's profile says, so nothing can be asked for: send an empty body")
+		return
+	}
+	s, answer, err := a.session(r.Context(), worker, now)
+	if err != nil {
+		a.Log.Error("session not issued", "worker", worker.Name, "err", err)
+		w.Header().Set("retry-after", "5")
+		a.refuse(w, r, http.StatusServiceUnavailable, "unavailable", "the gate cannot issue a session now: try again, and see its log if this lasts")
+		return
+	}
+	a.Log.Info("session issued", "worker", s.Worker, "profile", s.Profile, "session", s.ID, "expires", s.Expires, "source", source)
+	w.Header().Set("content-type", "application/json")
+	w.Header().Set("cache-control", "no-store")
+	w.Write(answer)
+}
+
+func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, answer []byte, err error) {
+	s, token, err := a.Keyring.Issue(w.Name, w.Profile, w.SessionTTL, now)
+	if err != nil {
+		return s, nil, err
+	}
+	credentials, err := a.Credentials(ctx, s)
+	if err != nil {
+		return s, nil, err
+	}
+	answer, err = Enrolment{Session: s, Password: token, CA: a.CA(), Credentials: credentials}.marshal()
+	return s, answer, err
+}
+
+func (a *api) refuse(w http.ResponseWriter, r *http.Request, status int, reason, message string) {
+	id := r.Header.Get("x-request-id")
+	a.Log.Warn("session refused", "reason", reason, "source", source(r), "request_id", id)
+	body, _ := json.Marshal(struct {
+		Error     string `json:"error"`
+		Message   string `json:"message"`
+		RequestID string `json:"request_id,omitempty"`
+	}{reason, message, id})
+	w.Header().Set("content-type", "application/json")
+	w.Header().Set("cache-control", "no-store")
+	w.Header().Set(reasonHeader, reason)
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+// bearer returns the token of an Authorization header, RFC 6750 section 2.1.
+func bearer(r *http.Request) (token secret.Text, given bool) {
+	scheme, value, _ := strings.Cut(r.Header.Get("authorization"), " ")
+	value = strings.TrimSpace(value)
+	if !strings.EqualFold(scheme, "bearer") || value == "" {
+		return secret.Text{}, false
+	}
+	return secret.New(value), true
+}
+
+// source is the address a request comes from, without its port.
+func source(r *http.Request) string {
+	from := r.RemoteAddr
+	if f := r.Header.Values("x-forwarded-for"); len(f) > 0 {
+		last := f[len(f)-1]
+		from = strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
+	}
+	if host, _, err := net.SplitHostPort(from); err == nil {
+		return host
+	}
+	return from
+}

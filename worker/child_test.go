@@ -1,0 +1,216 @@
+//go:build linux
+
+package worker
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This test binary is, by the first argument, also the program around the child and the child itself.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "testOnlyRun":
+			cmd := exec.Command(os.Args[2], os.Args[3:]...)
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+			code, err := RunChild(cmd)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+			os.Exit(code)
+		case "testOnlyCount":
+			countSignals()
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// countSignals prints each signal it gets; TERM ends it.
+func countSignals() {
+	signals := make(chan os.Signal, 16)
+	for _, s := range forwarded {
+		if !signal.Ignored(s) {
+			signal.Notify(signals, s)
+		}
+	}
+	fmt.Println("ready")
+	for s := range signals {
+		fmt.Printf("got %d\n", s)
+		if s == syscall.SIGTERM {
+			os.Exit(3)
+		}
+	}
+}
+
+func self(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// started is a running program whose output is read line by line.
+type started struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	lines chan string
+}
+
+func start(t *testing.T, cmd *exec.Cmd, output io.Reader) *started {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	s := &started{t, cmd, make(chan string, 64)}
+	go func() {
+		defer close(s.lines)
+		for scan := bufio.NewScanner(output); scan.Scan(); {
+			s.lines <- strings.TrimSpace(scan.Text())
+		}
+	}()
+	return s
+}
+
+// expect waits for the next line. The limit is for a broken program only.
+func (s *started) expect(want string) {
+	s.t.Helper()
+	select {
+	case got, ok := <-s.lines:
+		if !ok || got != want {
+			s.t.Fatalf("output %q (%v), want %q", got, ok, want)
+		}
+	case <-time.After(30 * time.Second):
+		s.t.Fatalf("no %q", want)
+	}
+}
+
+func TestRunChildExitCodes(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		cmd  *exec.Cmd
+		want int
+		err  bool
+	}{
+		{"success", exec.Command("true"), 0, false},
+		{"its own code", exec.Command("sh", "-c", "exit 7"), 7, false},
+		{"killed", exec.Command("sh", "-c", "kill -KILL $$"), 128 + 9, false},
+		{"terminated", exec.Command("sh", "-c", "kill -TERM $$"), 128 + 15, false},
+		{"not found", exec.Command("no-such-program"), 127, true},
+		{"no such file", exec.Command("/no/such/program"), 127, true},
+		{"not executable", exec.Command("/dev/null"), 126, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, err := RunChild(c.cmd)
+			if code != c.want || (err != nil) != c.err {
+				t.Errorf("RunChild = %d, %v, want %d", code, err, c.want)
+			}
+		})
+	}
+}
+
+func TestRunChildForwardsSignals(t *testing.T) {
+	cmd := exec.Command(self(t), "testOnlyRun", self(t), "testOnlyCount")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal, whoever runs the tests
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, cmd, out)
+	s.expect("ready")
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTERM} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		s.expect(fmt.Sprintf("got %d", sig))
+	}
+	for range s.lines {
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 3 {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+func TestRunChildLeavesIgnoredSignalsIgnored(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `trap '' HUP; exec "$0" testOnlyRun "$0" testOnlyCount`, self(t))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, cmd, out)
+	s.expect("ready")
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.expect(fmt.Sprintf("got %d", syscall.SIGUSR1)) // and no HUP before it
+}
+
+// On a terminal the child can read what is typed, and a key press reaches it once: from the terminal, not from us too.
+func TestRunChildOnATerminal(t *testing.T) {
+	master, slave := pty(t)
+	run := func(args ...string) *started {
+		cmd := exec.Command(self(t), append([]string{"testOnlyRun"}, args...)...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+		return start(t, cmd, master)
+	}
+	s := run("sh", "-c", `stty -echo -echoctl; echo ready; read line; echo "read $line"; exec "$0" testOnlyCount`, self(t))
+	s.expect("ready")
+	io.WriteString(master, "hello\n")
+	s.expect("read hello")
+	s.expect("ready")
+	for _, key := range []struct {
+		press string
+		want  syscall.Signal
+	}{{"\x03", syscall.SIGINT}, {"\x1c", syscall.SIGQUIT}, {"\x03", syscall.SIGINT}} {
+		io.WriteString(master, key.press)
+		s.expect(fmt.Sprintf("got %d", key.want))
+	}
+	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 12, Col: 34}); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(fmt.Sprintf("got %d", syscall.SIGWINCH))
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(fmt.Sprintf("got %d", syscall.SIGTERM)) // and nothing twice before it
+}
+
+// pty opens a pseudo terminal.
+func pty(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { slave.Close() })
+	return master, slave
+}

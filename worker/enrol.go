@@ -1,0 +1,126 @@
+package worker
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"wayleave/secret"
+)
+
+const (
+	enrolTimeout  = 20 * time.Second
+	maxEnrolment  = 1 << 20
+	maxErrorWords = 300
+)
+
+// Enrol exchanges a worker token for a session at the gate. The gate's URL is that of the proxy: http or https, host,
+// port, and nothing else. Each error is one line that says what to do; none holds the token.
+//
+// Proxy variables are ignored (the gate is the proxy) and redirects are not followed (the token is for the gate alone).
+func Enrol(ctx context.Context, gate *url.URL, workerToken secret.Text) (Enrolment, error) {
+	if (gate.Scheme != "http" && gate.Scheme != "https") || gate.Host == "" || gate.User != nil || strings.Trim(gate.Path, "/") != "" || gate.RawQuery != "" {
+		return Enrolment{}, fmt.Errorf("%q is not the address of a gate: write it as http://host:port", gate.Redacted())
+	}
+	gate = &url.URL{Scheme: gate.Scheme, Host: gate.Host}
+	if workerToken.IsZero() {
+		return Enrolment{}, errors.New("no worker token: set WAYLEAVE_TOKEN to the token the gate's operator gave to this worker")
+	}
+	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gate.JoinPath(sessionsPath).String(), nil)
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("asking the gate %s for a session: %w", gate, err)
+	}
+	req.Header.Set("authorization", "Bearer "+workerToken.Reveal())
+
+	transport := &http.Transport{DisableKeepAlives: true}
+	client := &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return Enrolment{}, unreachable(gate, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxEnrolment))
+	if err != nil {
+		return Enrolment{}, unreachable(gate, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return Enrolment{}, refused(gate, resp, body)
+	}
+	e, err := parseEnrolment(body)
+	if errors.Is(err, errNotAGate) {
+		return Enrolment{}, notAGate(gate, resp)
+	}
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("the gate %s cannot be used: %w: are this program and the gate of the same version?", gate, err)
+	}
+	e.Gate = gate
+	return e, nil
+}
+
+// unreachable words the errors of a connection. What net/http wraps around them (method, whole URL) is left out.
+func unreachable(gate *url.URL, err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err
+	}
+	_, notTLS := errors.AsType[tls.RecordHeaderError](err)
+	notTLS = notTLS || errors.Is(err, http.ErrSchemeMismatch)
+	_, notTrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	_, unknownCA := errors.AsType[x509.UnknownAuthorityError](err)
+	switch {
+	case notTLS:
+		return fmt.Errorf("the gate %s does not speak TLS on this port: write http:// instead of https://", gate)
+	case notTrusted || unknownCA:
+		return fmt.Errorf("the gate %s has a certificate this machine does not trust: %w", gate, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the gate %s did not answer in %v: is it running, and does the network let this machine reach it?", gate, enrolTimeout)
+	}
+	return fmt.Errorf("the gate %s cannot be reached: %w: is it running, and is the address right?", gate, err)
+}
+
+// refused words an answer other than 200. Only an answer of our API carries the reason header.
+func refused(gate *url.URL, resp *http.Response, body []byte) error {
+	if resp.Header.Get(reasonHeader) == "" {
+		if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusGatewayTimeout || resp.StatusCode == http.StatusBadGateway {
+			return fmt.Errorf("the gate %s is not ready: it answers %d: try again, and see its log if this lasts", gate, resp.StatusCode)
+		}
+		return notAGate(gate, resp)
+	}
+	var said struct {
+		Message string `json:"message"`
+	}
+	if err := json.Unmarshal(body, &said); err != nil || said.Message == "" {
+		said.Message = resp.Header.Get(reasonHeader)
+	}
+	words := oneLine(said.Message)
+	if after := resp.Header.Get("retry-after"); after != "" && resp.StatusCode == http.StatusTooManyRequests {
+		words += " (" + oneLine(after) + " s)"
+	}
+	return fmt.Errorf("the gate %s refused this worker: %s", gate, words)
+}
+
+func notAGate(gate *url.URL, resp *http.Response) error {
+	return fmt.Errorf("%s is %w: it answers %d %s: is the address right?", gate, errNotAGate, resp.StatusCode,
+		oneLine(strings.Join(resp.Header.Values("content-type"), " ")))
+}
+
+// oneLine makes words from elsewhere fit for a terminal.
+func oneLine(s string) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 }), " ")
+	if len(s) > maxErrorWords {
+		s = strings.ToValidUTF8(s[:maxErrorWords], "") + "…"
+	}
+	return s
+}

@@ -1,0 +1,175 @@
+package worker
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Environment is the environment of a worker's process: base, without what would lead around the gate or be preferred
+// to a placeholder, and with what leads through the gate. The report says which variables of base were removed or
+// replaced, by name and never by value, one line for each reason, and has the notes of the credentials. It reads nothing
+// but its arguments.
+//
+// Variables for a proxy come in both cases because clients differ in which they read. Variables for certificates come
+// in two kinds: those that replace the program's own store get the bundle (the system's roots and ours), those that add
+// to it get our CA alone. One is missing on purpose: Java has no variable or property for a proxy's user and password,
+// so a Java program is led to the gate and gets a 407 there, rather than going around it.
+func Environment(e Enrolment, base []string, f Files) (env, report []string) {
+	set := map[string]string{}
+	maps.Copy(set, proxyVariables(e))
+	maps.Copy(set, certificateVariables(f))
+	vars, order := index(base)
+	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(vars["JAVA_TOOL_OPTIONS"] + " " + javaOptions(e.Gate, f.TrustStore))
+
+	why := map[string]string{}
+	for _, c := range e.Credentials {
+		for _, name := range c.Unset {
+			why[name] = "programs would otherwise not use the placeholder for " + c.Grant
+		}
+	}
+	owner := map[string]string{}
+	for _, c := range e.Credentials {
+		for _, name := range slices.Sorted(maps.Keys(c.Env)) {
+			if other := owner[name]; other != "" {
+				report = append(report, fmt.Sprintf("%s is wanted for %s and for %s: it is set for %s", name, other, c.Grant, c.Grant))
+			}
+			set[name] = strings.ReplaceAll(c.Env[name], "{files}", f.Credentials[c.Grant])
+			why[name] = "the placeholder for " + c.Grant + " goes there"
+			owner[name] = c.Grant
+		}
+	}
+
+	var changes []string // "removed %s: why", in order
+	changed := map[string][]string{}
+	change := func(how, name string) {
+		if changed[how] == nil {
+			changes = append(changes, how)
+		}
+		changed[how] = append(changed[how], name)
+	}
+	for _, name := range order {
+		old := vars[name]
+		value, ours := set[name]
+		reason, unset := why[name]
+		switch {
+		case ownVariable(name):
+			// The gate's own: the worker token is not for the programs it starts.
+		case ours && name == "JAVA_TOOL_OPTIONS":
+			// Added to, not replaced.
+		case ours && (old == value || old == ""):
+		case ours && unset:
+			change("replaced %s: "+reason, name)
+		case ours:
+			change("replaced %s: programs would go around the gate, or not trust it", name)
+		case unset:
+			change("removed %s: "+reason, name)
+		case leadsAround(name):
+			change("removed %s: programs would go around the gate", name)
+		default:
+			env = append(env, name+"="+old)
+		}
+	}
+	for _, how := range changes {
+		report = append(report, strings.Replace(how, "%s", strings.Join(changed[how], ", "), 1))
+	}
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		env = append(env, name+"="+set[name])
+	}
+	for _, c := range e.Credentials {
+		if c.Note != "" {
+			report = append(report, oneLine(c.Note))
+		}
+	}
+	return env, report
+}
+
+func proxyVariables(e Enrolment) map[string]string {
+	proxy := &url.URL{Scheme: e.Gate.Scheme, Host: e.Gate.Host, User: url.UserPassword(e.Session.ID, e.Password.Reveal())}
+	// Plain host names and addresses, separated by commas: the only form that every client reads alike.
+	const loopback = "localhost,127.0.0.1,::1"
+	set := map[string]string{
+		"NO_PROXY": loopback, "no_proxy": loopback,
+		"NODE_USE_ENV_PROXY": "1", // Node 22.21, 24 and later read proxy variables only with it
+	}
+	for _, name := range []string{"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"} {
+		set[name], set[strings.ToLower(name)] = proxy.String(), proxy.String()
+	}
+	return set
+}
+
+func certificateVariables(f Files) map[string]string {
+	set := map[string]string{
+		"NODE_EXTRA_CA_CERTS": f.CA,
+		"DENO_CERT":           f.CA,
+		"WGETRC":              f.WgetRC,
+		"GIT_TERMINAL_PROMPT": "0", // git asks a person for a password when a placeholder is refused
+	}
+	for _, name := range []string{
+		"SSL_CERT_FILE", // OpenSSL, Go, curl, and Rust programs
+		"CURL_CA_BUNDLE",
+		"REQUESTS_CA_BUNDLE",
+		"PIP_CERT",
+		"GIT_SSL_CAINFO",
+		"CARGO_HTTP_CAINFO",
+		"npm_config_cafile",
+		"CODEX_CA_CERTIFICATE", // its WebSockets do not read SSL_CERT_FILE
+		"AWS_CA_BUNDLE",
+		"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+	} {
+		set[name] = f.Bundle
+	}
+	return set
+}
+
+func javaOptions(gate *url.URL, trustStore string) string {
+	port := gate.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[gate.Scheme]
+	}
+	options := []string{
+		"-Dhttps.proxyHost=" + gate.Hostname(), "-Dhttps.proxyPort=" + port,
+		"-Dhttp.proxyHost=" + gate.Hostname(), "-Dhttp.proxyPort=" + port,
+		"-Djavax.net.ssl.trustStore=" + trustStore,
+		"-Djavax.net.ssl.trustStoreType=PKCS12",
+		"-Djavax.net.ssl.trustStorePassword=" + trustStorePassword,
+	}
+	for i, o := range options {
+		if strings.ContainsAny(o, " \t") { // the JVM splits this variable at white space, but honours quotes
+			options[i] = `"` + o + `"`
+		}
+	}
+	return strings.Join(options, " ")
+}
+
+// ownVariable reports whether a variable belongs to this program rather than to those it starts.
+func ownVariable(name string) bool { return strings.HasPrefix(name, "WAYLEAVE_") }
+
+// leadsAround reports whether a variable names a proxy for one program that it prefers to the common variables.
+func leadsAround(name string) bool {
+	switch strings.ToLower(name) {
+	case "npm_config_proxy", "npm_config_https_proxy", "npm_config_noproxy", "npm_config_https-proxy",
+		"pip_proxy", "cargo_http_proxy", "grpc_proxy", "no_grpc_proxy":
+		return true
+	}
+	return false
+}
+
+// index splits an environment. Of a variable given twice the last counts, as os/exec has it; order is that of the first.
+func index(env []string) (vars map[string]string, order []string) {
+	vars = map[string]string{}
+	for _, kv := range env {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok || name == "" {
+			continue
+		}
+		if _, seen := vars[name]; !seen {
+			order = append(order, name)
+		}
+		vars[name] = value
+	}
+	return vars, order
+}

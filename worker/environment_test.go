@@ -1,0 +1,145 @@
+package worker
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"wayleave/secret"
+)
+
+var testFiles = Files{CA: "/f/ca.pem", Bundle: "/f/bundle.pem", WgetRC: "/f/wgetrc", TrustStore: "/f/truststore.p12", Credentials: map[string]string{"claude": "/f/credentials/claude"}}
+
+func testEnrolment(gate string, credentials ...Credential) Enrolment {
+	u, err := url.Parse(gate)
+	if err != nil {
+		panic(err)
+	}
+	return Enrolment{Gate: u, Session: Session{ID: "0123456789abcdef"}, Password: secret.New("wls1.x.y"), Credentials: credentials}
+}
+
+func environ(env []string) map[string]string {
+	m := map[string]string{}
+	for _, kv := range env {
+		name, value, _ := strings.Cut(kv, "=")
+		m[name] = value
+	}
+	return m
+}
+
+const javaExpected = "-Dhttps.proxyHost=gate -Dhttps.proxyPort=3128 -Dhttp.proxyHost=gate -Dhttp.proxyPort=3128" +
+	" -Djavax.net.ssl.trustStore=/f/truststore.p12 -Djavax.net.ssl.trustStoreType=PKCS12 -Djavax.net.ssl.trustStorePassword=changeit"
+
+func TestEnvironment(t *testing.T) {
+	env, report := Environment(testEnrolment("http://gate:3128"), []string{"PATH=/bin", "LANG=C"}, testFiles)
+	const proxy = "http://0123456789abcdef:wls1.x.y@gate:3128"
+	want := map[string]string{
+		"PATH": "/bin", "LANG": "C",
+		"HTTPS_PROXY": proxy, "https_proxy": proxy, "HTTP_PROXY": proxy, "http_proxy": proxy, "ALL_PROXY": proxy, "all_proxy": proxy,
+		"NO_PROXY": "localhost,127.0.0.1,::1", "no_proxy": "localhost,127.0.0.1,::1",
+		"SSL_CERT_FILE": "/f/bundle.pem", "CURL_CA_BUNDLE": "/f/bundle.pem", "REQUESTS_CA_BUNDLE": "/f/bundle.pem", "PIP_CERT": "/f/bundle.pem",
+		"GIT_SSL_CAINFO": "/f/bundle.pem", "CARGO_HTTP_CAINFO": "/f/bundle.pem", "npm_config_cafile": "/f/bundle.pem",
+		"CODEX_CA_CERTIFICATE": "/f/bundle.pem", "AWS_CA_BUNDLE": "/f/bundle.pem", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": "/f/bundle.pem",
+		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/f/bundle.pem",
+		"NODE_EXTRA_CA_CERTS":              "/f/ca.pem", "DENO_CERT": "/f/ca.pem",
+		"NODE_USE_ENV_PROXY": "1", "WGETRC": "/f/wgetrc", "GIT_TERMINAL_PROMPT": "0",
+		"JAVA_TOOL_OPTIONS": javaExpected,
+	}
+	if diff := cmp.Diff(want, environ(env)); diff != "" {
+		t.Error(diff)
+	}
+	if len(env) != len(want) {
+		t.Errorf("%d variables for %d names", len(env), len(want))
+	}
+	if len(report) != 0 {
+		t.Errorf("report: %q", report)
+	}
+}
+
+func TestEnvironmentCredentials(t *testing.T) {
+	claude := Credential{
+		Grant: "claude",
+		Env:   map[string]string{"ANTHROPIC_AUTH_TOKEN": "ph", "CLAUDE_CONFIG_DIR": "{files}"},
+		Unset: []string{"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "GH_TOKEN"},
+		Files: map[string]string{".credentials.json": "{}"},
+		Note:  "claude: a note\nof two lines",
+	}
+	github := Credential{Grant: "github", Env: map[string]string{"GH_TOKEN": "gh", "ANTHROPIC_AUTH_TOKEN": "other"}}
+	for _, c := range []struct {
+		name        string
+		credentials []Credential
+		base        []string
+		want        map[string]string // "" : must be absent
+		report      []string
+	}{{
+		name:        "conflicting variables go, and are named without their values",
+		credentials: []Credential{claude},
+		base: []string{"ANTHROPIC_API_KEY=value-1", "ANTHROPIC_AUTH_TOKEN=value-2", "CLAUDE_CODE_OAUTH_TOKEN=value-3", "ANTHROPIC_BASE_URL=value-4",
+			"HTTPS_PROXY=http://value-5", "SSL_CERT_FILE=/value-6", "no_proxy=value-7", "npm_config_https_proxy=value-8", "NPM_CONFIG_PROXY=value-9", "KEEP=1"},
+		want: map[string]string{"ANTHROPIC_AUTH_TOKEN": "ph", "CLAUDE_CONFIG_DIR": "/f/credentials/claude", "KEEP": "1", "ANTHROPIC_API_KEY": "",
+			"CLAUDE_CODE_OAUTH_TOKEN": "", "ANTHROPIC_BASE_URL": "", "npm_config_https_proxy": "", "NPM_CONFIG_PROXY": ""},
+		report: []string{
+			"removed ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN, ANTHROPIC_BASE_URL: programs would otherwise not use the placeholder for claude",
+			"replaced ANTHROPIC_AUTH_TOKEN: the placeholder for claude goes there",
+			"replaced HTTPS_PROXY, SSL_CERT_FILE, no_proxy: programs would go around the gate, or not trust it",
+			"removed npm_config_https_proxy, NPM_CONFIG_PROXY: programs would go around the gate",
+			"claude: a note of two lines",
+		},
+	}, {
+		name:        "what one credential sets, another cannot unset",
+		credentials: []Credential{{Grant: "github", Env: map[string]string{"GH_TOKEN": "gh"}}, claude},
+		want:        map[string]string{"GH_TOKEN": "gh"},
+		report:      []string{"claude: a note of two lines"},
+	}, {
+		name:        "two credentials for one variable",
+		credentials: []Credential{claude, github},
+		want:        map[string]string{"ANTHROPIC_AUTH_TOKEN": "other"},
+		report:      []string{"ANTHROPIC_AUTH_TOKEN is wanted for claude and for github: it is set for github", "claude: a note of two lines"},
+	}, {
+		name: "the gate's own variables are for us alone",
+		base: []string{"WAYLEAVE_TOKEN=value-1", "WAYLEAVE_GATE=http://gate:3128", "XWAYLEAVE=1"},
+		want: map[string]string{"WAYLEAVE_TOKEN": "", "WAYLEAVE_GATE": "", "XWAYLEAVE": "1"},
+	}, {
+		name: "Java's options are added to",
+		base: []string{"JAVA_TOOL_OPTIONS=-Xmx1g"},
+		want: map[string]string{"JAVA_TOOL_OPTIONS": "-Xmx1g " + javaExpected},
+	}, {
+		name: "of a variable given twice the last counts",
+		base: []string{"A=1", "B=2", "A=3", "broken", "=x"},
+		want: map[string]string{"A": "3", "B": "2", "broken": ""},
+	}, {
+		name: "a second run inside the first has nothing to say",
+		base: []string{"SSL_CERT_FILE=/f/bundle.pem", "NODE_USE_ENV_PROXY=1", "HTTPS_PROXY="},
+		want: map[string]string{"SSL_CERT_FILE": "/f/bundle.pem"},
+	}} {
+		t.Run(c.name, func(t *testing.T) {
+			env, report := Environment(testEnrolment("http://gate:3128", c.credentials...), c.base, testFiles)
+			got := environ(env)
+			if len(got) != len(env) {
+				t.Error("a variable is given twice")
+			}
+			for name, want := range c.want {
+				if value, ok := got[name]; value != want || ok != (want != "") {
+					t.Errorf("%s = %q (%v), want %q", name, value, ok, want)
+				}
+			}
+			if diff := cmp.Diff(c.report, report); diff != "" {
+				t.Error(diff)
+			}
+			if strings.Contains(strings.Join(report, "\n"), "value-") {
+				t.Error("the report holds a value")
+			}
+		})
+	}
+}
+
+func TestJavaOptions(t *testing.T) {
+	u, _ := url.Parse("https://gate")
+	got := javaOptions(u, "/with space/t.p12")
+	for _, want := range []string{"-Dhttps.proxyPort=443", ` "-Djavax.net.ssl.trustStore=/with space/t.p12" `} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s does not hold %s", got, want)
+		}
+	}
+}

@@ -1,0 +1,139 @@
+package worker
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"software.sslmate.com/src/go-pkcs12"
+)
+
+// trustStorePassword is the one Java assumes. A store of public certificates keeps no secret; the format wants one.
+const trustStorePassword = pkcs12.DefaultPassword
+
+// Files are the paths of what WriteFiles wrote, all absolute.
+type Files struct {
+	// CA is our certificate authority alone, Bundle the system's roots and ours, both PEM.
+	CA, Bundle string
+	// WgetRC is a configuration file for wget, which reads no variable for certificates.
+	WgetRC string
+	// TrustStore holds the bundle as PKCS #12, for Java.
+	TrustStore string
+	// Credentials is the directory of a credential's own files, by the grant's name.
+	Credentials map[string]string
+}
+
+// WriteFiles writes the files that Environment points to into dir, each at once or not at all, readable by this user
+// only. It makes dir (0700) when it is absent, and refuses one that others may enter, or where a file of a credential
+// would take the place of one that holds no placeholder: that is somebody's real login.
+// Roots are the system's, in PEM, see SystemRoots.
+func WriteFiles(dir string, e Enrolment, roots []byte) (Files, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Files{}, err
+	}
+	if err := privateDir(dir); err != nil {
+		return Files{}, err
+	}
+	bundle := Bundle(roots, e.CA)
+	store, err := trustStore(bundle)
+	if err != nil {
+		return Files{}, fmt.Errorf("writing a Java trust store: %w", err)
+	}
+	f := Files{
+		CA:          filepath.Join(dir, "ca.pem"),
+		Bundle:      filepath.Join(dir, "bundle.pem"),
+		WgetRC:      filepath.Join(dir, "wgetrc"),
+		TrustStore:  filepath.Join(dir, "truststore.p12"),
+		Credentials: map[string]string{},
+	}
+	for path, content := range map[string][]byte{
+		f.CA:         e.CA,
+		f.Bundle:     bundle,
+		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
+		f.TrustStore: store,
+	} {
+		if err := replaceFile(path, content); err != nil {
+			return Files{}, err
+		}
+	}
+	for _, c := range e.Credentials {
+		own := filepath.Join(dir, "credentials", c.Grant)
+		for _, name := range slices.Sorted(maps.Keys(c.Files)) {
+			if err := writeCredentialFile(own, name, c.Files[name]); err != nil {
+				return Files{}, err
+			}
+			f.Credentials[c.Grant] = own
+		}
+	}
+	return f, nil
+}
+
+func writeCredentialFile(dir, name, content string) error {
+	name = filepath.FromSlash(name)
+	if !filepath.IsLocal(name) {
+		return fmt.Errorf("a credential's file %q would lie outside its directory %s", name, dir)
+	}
+	path := filepath.Join(dir, name)
+	switch old, err := os.ReadFile(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("a credential's file %s is in the way: %w", path, err)
+	case !bytes.Contains(old, []byte(Marker)) && string(old) != content:
+		return fmt.Errorf("%s holds a real login, which a placeholder must not replace: use another directory", path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return replaceFile(path, []byte(content))
+}
+
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("%s is open to other users (mode %04o): use a directory of its own, or chmod 0700 it", dir, mode)
+	}
+	return nil
+}
+
+// replaceFile writes content to a new file beside path (0600 from its first byte on) and renames it over path.
+func replaceFile(path string, content []byte) (err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(content); err != nil {
+		return err
+	}
+	if err = tmp.Close(); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// trustStore is the bundle for Java, without the certificates that have no issuer name: one such makes Java refuse the
+// whole store, saying that the password is wrong.
+func trustStore(bundle []byte) ([]byte, error) {
+	certs := slices.DeleteFunc(certificates(bundle), func(c *x509.Certificate) bool { return len(c.Issuer.Names) == 0 })
+	// The 2023 algorithms are the strongest that Java 8u301 and every later release reads.
+	return pkcs12.Modern2023.WithRand(rand.Reader).EncodeTrustStore(certs, trustStorePassword)
+}

@@ -1,0 +1,190 @@
+package worker
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"software.sslmate.com/src/go-pkcs12"
+)
+
+func TestWriteFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	e := Enrolment{CA: testCA(t), Credentials: []Credential{
+		{Grant: "claude", Files: map[string]string{".credentials.json": `{"token":"` + Marker + `"}`, "deep/er/x": "plain"}},
+		{Grant: "github"},
+	}}
+	roots := append(testCA(t), testCA(t)...)
+	f, err := WriteFiles(dir, e, roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(path string) []byte {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	if !bytes.Equal(read(f.CA), e.CA) {
+		t.Error("the CA file is not the CA")
+	}
+	if got := certificates(read(f.Bundle)); len(got) != 3 {
+		t.Errorf("the bundle holds %d certificates, want 3", len(got))
+	}
+	if got := string(read(f.WgetRC)); got != "ca_certificate = "+f.Bundle+"\n" {
+		t.Errorf("wgetrc: %q", got)
+	}
+	if got, err := pkcs12.DecodeTrustStore(read(f.TrustStore), trustStorePassword); err != nil || len(got) != 3 {
+		t.Errorf("the trust store holds %d certificates (%v), want 3", len(got), err)
+	}
+	if _, has := f.Credentials["github"]; has {
+		t.Error("a credential without files has a directory")
+	}
+	if got := read(filepath.Join(f.Credentials["claude"], "deep/er/x")); string(got) != "plain" {
+		t.Errorf("deep file: %q", got)
+	}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+		if strings.Contains(filepath.Base(path), ".pem.") {
+			t.Errorf("%s was left behind", path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := WriteFiles(dir, e, roots); err != nil {
+		t.Errorf("the second time: %v", err)
+	}
+}
+
+func TestWriteFilesRefuses(t *testing.T) {
+	credential := func(name, content string) Enrolment {
+		return Enrolment{CA: testCA(t), Credentials: []Credential{{Grant: "claude", Files: map[string]string{name: content}}}}
+	}
+	private := func(t *testing.T) string {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	put := func(t *testing.T, dir, content string) string {
+		path := filepath.Join(dir, "credentials", "claude", "login.json")
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Run("a real login", func(t *testing.T) {
+		dir := private(t)
+		path := put(t, dir, `{"accessToken":"real"}`)
+		if _, err := WriteFiles(dir, credential("login.json", Marker), nil); err == nil || !strings.Contains(err.Error(), "real login") {
+			t.Errorf("err = %v", err)
+		}
+		if got, _ := os.ReadFile(path); string(got) != `{"accessToken":"real"}` {
+			t.Error("the real login was changed")
+		}
+	})
+	t.Run("a real login behind a link", func(t *testing.T) {
+		dir := private(t)
+		path := put(t, dir, "")
+		real := filepath.Join(dir, "real.json")
+		if err := os.WriteFile(real, []byte("real"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(real, path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := WriteFiles(dir, credential("login.json", Marker), nil); err == nil {
+			t.Error("no error")
+		}
+		if got, _ := os.ReadFile(real); string(got) != "real" {
+			t.Error("the real login was changed")
+		}
+	})
+	t.Run("a placeholder is replaced", func(t *testing.T) {
+		dir := private(t)
+		put(t, dir, "old "+Marker)
+		if _, err := WriteFiles(dir, credential("login.json", "new "+Marker), nil); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a file outside", func(t *testing.T) {
+		dir := private(t)
+		if _, err := WriteFiles(dir, credential("../../ca.pem", "x"), nil); err == nil {
+			t.Error("no error")
+		}
+	})
+	t.Run("a directory open to others", func(t *testing.T) {
+		dir := private(t)
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := WriteFiles(dir, credential("x", "x"), nil); err == nil || !strings.Contains(err.Error(), "chmod 0700") {
+			t.Errorf("err = %v", err)
+		}
+	})
+}
+
+func TestSystemRoots(t *testing.T) {
+	dir := t.TempDir()
+	good, empty := filepath.Join(dir, "good.pem"), filepath.Join(dir, "empty.pem")
+	if err := os.WriteFile(good, testCA(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(empty, []byte("# nothing\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := func(kv ...string) func(string) string {
+		m := environ(kv)
+		return func(name string) string { return m[name] }
+	}
+	for name, chosen := range map[string]string{"SSL_CERT_FILE": good, "NIX_SSL_CERT_FILE": good} {
+		if roots, path, err := SystemRoots(env(name + "=" + chosen)); err != nil || path != good || len(certificates(roots)) != 1 {
+			t.Errorf("%s: %s, %v", name, path, err)
+		}
+	}
+	for _, bad := range []string{empty, filepath.Join(dir, "missing.pem")} {
+		if _, _, err := SystemRoots(env("SSL_CERT_FILE=" + bad)); err == nil || !strings.Contains(err.Error(), "SSL_CERT_FILE") {
+			t.Errorf("%s: err = %v", bad, err)
+		}
+	}
+	// Whether this machine has a store is its own affair; an error is none in either case.
+	if roots, path, err := SystemRoots(env()); err != nil || (path == "") != (len(roots) == 0) {
+		t.Errorf("without variables: %s, %d bytes, %v", path, len(roots), err)
+	}
+}
+
+func TestBundle(t *testing.T) {
+	for _, c := range []struct{ roots, ca, want string }{
+		{"", "CA\n", "CA\n"},
+		{"A\nB", "CA", "A\nB\nCA\n"},
+		{"A\n\n", "\nCA\n\n", "A\nCA\n"},
+		{"A\nCA\nB\n", "CA\n", "A\nCA\nB\n"},
+	} {
+		if got := string(Bundle([]byte(c.roots), []byte(c.ca))); got != c.want {
+			t.Errorf("Bundle(%q, %q) = %q, want %q", c.roots, c.ca, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,55 @@
+package worker
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+)
+
+// rootFiles are where systems keep their root certificates as one PEM file.
+var rootFiles = []string{
+	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Ubuntu, Arch, Alpine, Gentoo
+	"/etc/pki/tls/certs/ca-bundle.crt",                  // Fedora, older RHEL
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // RHEL, CentOS
+	"/etc/ssl/ca-bundle.pem",                            // openSUSE
+	"/etc/ssl/cert.pem",                                 // macOS, BSD, Alpine
+	"/usr/local/etc/ssl/cert.pem",                       // FreeBSD
+}
+
+// SystemRoots returns the root certificates that programs on this machine trust, in PEM, and where they were read:
+// the file SSL_CERT_FILE or NIX_SSL_CERT_FILE names, which somebody chose and so must be readable, else the first usual
+// place. Where none exists both results are empty: with our CA alone, programs reach intercepted hosts only.
+func SystemRoots(getenv func(string) string) (roots []byte, path string, err error) {
+	for _, name := range []string{"SSL_CERT_FILE", "NIX_SSL_CERT_FILE"} {
+		if path = getenv(name); path == "" {
+			continue
+		}
+		roots, err = os.ReadFile(path)
+		if err == nil && len(certificates(roots)) == 0 {
+			err = fmt.Errorf("%s holds no certificate", path)
+		}
+		if err != nil {
+			return nil, "", fmt.Errorf("reading the root certificates that %s names: %w", name, err)
+		}
+		return roots, path, nil
+	}
+	for _, path := range rootFiles {
+		if roots, err := os.ReadFile(path); err == nil && len(certificates(roots)) > 0 {
+			return roots, path, nil
+		}
+	}
+	return nil, "", nil
+}
+
+// Bundle is roots followed by ca; roots that hold it already, as inside another worker, are left as they are.
+func Bundle(roots, ca []byte) []byte {
+	ca = bytes.TrimSpace(ca)
+	if bytes.Contains(roots, ca) {
+		return roots
+	}
+	out := bytes.TrimSpace(roots)
+	if len(out) > 0 {
+		out = append(bytes.Clone(out), '\n')
+	}
+	return append(append(out, ca...), '\n')
+}

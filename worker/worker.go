@@ -1,0 +1,98 @@
+// Package worker owns the question of who may use what: static worker tokens, the sessions they are exchanged for, the
+// placeholders a session holds, the HTTP API that hands them out, and the environment a child process gets from them.
+// What a placeholder is swapped for belongs to package grant, where it is swapped to package extproc, and what each
+// provider's clients want to see to package provider.
+//
+//	worker token ──Registry──▶ Session (Keyring.Issue) ──Identity──▶ the connection's filter state
+//	                             └──▶ Placeholder per credential ──▶ Environment of the child
+//
+// Everything a worker receives is worthless outside its own session, and none of it is a real credential.
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Marker stands inside every placeholder, so that a request still carrying one can be recognised by anything that can
+// search a string, without keys.
+const Marker = "wlplaceholder"
+
+// Session is one worker's time-limited permission.
+type Session struct {
+	// ID is 16 characters of [a-z0-9]; it is also the proxy user name.
+	ID string
+	// Worker and Profile are names as in the configuration: [a-z0-9][a-z0-9._-]{0,62}.
+	Worker, Profile string
+	// Expires is in UTC, in whole seconds; the session is over at that instant.
+	Expires time.Time
+}
+
+// Identity is the form in which a session crosses Envoy as filter state: id|worker|profile|expiry in unix seconds.
+func (s Session) Identity() string {
+	return s.ID + "|" + s.Worker + "|" + s.Profile + "|" + strconv.FormatInt(s.Expires.Unix(), 10)
+}
+
+// Expired reports whether the session is over at now.
+func (s Session) Expired(now time.Time) bool { return !now.Before(s.Expires) }
+
+var errIdentity = errors.New("not an identity: want id|worker|profile|expiry")
+
+// ParseIdentity is the inverse of Session.Identity. It accepts only what Identity writes, character for character.
+func ParseIdentity(s string) (Session, error) {
+	id, rest, _ := strings.Cut(s, "|")
+	worker, rest, _ := strings.Cut(rest, "|")
+	profile, expiry, _ := strings.Cut(rest, "|")
+	unix, err := strconv.ParseInt(expiry, 10, 64)
+	if err != nil || !validSessionID(id) || !ValidName(worker) || !ValidName(profile) {
+		return Session{}, errIdentity
+	}
+	got := Session{ID: id, Worker: worker, Profile: profile, Expires: time.Unix(unix, 0).UTC()}
+	if got.Identity() != s { // "+5", "007"
+		return Session{}, errIdentity
+	}
+	return got, nil
+}
+
+// ValidName reports whether s may name a worker or a profile: [a-z0-9][a-z0-9._-]{0,62}. Names travel in tokens, filter
+// state and logs, where nothing may need escaping.
+func ValidName(s string) bool {
+	if len(s) < 1 || len(s) > 63 || !lowerAlnum(s[0]) {
+		return false
+	}
+	for i := 1; i < len(s); i++ {
+		if c := s[i]; !lowerAlnum(c) && c != '.' && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+const sessionIDLength = 16
+
+func validSessionID(s string) bool {
+	if len(s) != sessionIDLength {
+		return false
+	}
+	for i := range len(s) {
+		if !lowerAlnum(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lowerAlnum(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
+
+// checkNames is what Issue asks of its arguments; a fault here is one of the configuration.
+func checkNames(worker, profile string) error {
+	for _, n := range []string{worker, profile} {
+		if !ValidName(n) {
+			return fmt.Errorf("%q is not a name: use lower-case letters, digits, '.', '_' and '-', at most 63", n)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package xds
+
+import (
+	"maps"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// The access log holds no header but :method, :path (without its query) and :authority: any other may be a
+// credential, and after the swap authorization is the real one.
+
+const (
+	// streamID names a request, or a tunnel. It is the header x-request-id, which Envoy sets (generate_request_id).
+	streamID = "%STREAM_ID%"
+	// requestID is the same kept for later: the router takes the header away before the access log is written.
+	requestID = "%FILTER_STATE(" + stateRequestID + ":PLAIN)%"
+)
+
+// connectionLog is what every record has.
+var connectionLog = map[string]string{
+	"time":               "%START_TIME%",
+	"duration_ms":        "%DURATION%",
+	"bytes_received":     "%BYTES_RECEIVED%",
+	"bytes_sent":         "%BYTES_SENT%",
+	"chain":              "%FILTER_CHAIN_NAME%",
+	"flags":              "%RESPONSE_FLAGS%",
+	"identity":           "%FILTER_STATE(" + stateIdentity + ":PLAIN)%",
+	"tunnel":             "%FILTER_STATE(" + stateTunnel + ":PLAIN)%",
+	"connect_authority":  "%FILTER_STATE(" + stateAuthority + ":PLAIN)%",
+	"worker_address":     "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+	"server_name":        "%REQUESTED_SERVER_NAME%",
+	"upstream":           "%UPSTREAM_HOST%",
+	"termination":        "%CONNECTION_TERMINATION_DETAILS%",
+	"downstream_failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%",
+	"upstream_failure":   "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+}
+
+// httpLog is what a request's record has; id is how to name the request.
+func httpLog(id string) map[string]string {
+	fields := maps.Clone(connectionLog)
+	maps.Copy(fields, requestLog)
+	fields["request_id"] = id
+	return fields
+}
+
+var requestLog = map[string]string{
+	"method":            "%REQ(:METHOD)%",
+	"path":              "%PATH(NQ)%",
+	"authority":         "%REQ(:AUTHORITY)%",
+	"protocol":          "%PROTOCOL%",
+	"upstream_protocol": "%UPSTREAM_PROTOCOL%",
+	"status":            "%RESPONSE_CODE%",
+	"details":           "%RESPONSE_CODE_DETAILS%",
+	"reason":            "%RESP(X-WAYLEAVE-REASON)%",
+	"verdict":           "%DYNAMIC_METADATA(" + metadataNamespace + ":" + metadataVerdict + ")%",
+	"route":             "%DYNAMIC_METADATA(" + metadataNamespace + ":route)%",
+	"grant":             "%DYNAMIC_METADATA(" + metadataNamespace + ":grant)%",
+}
+
+// accessLog writes records with these fields; kind tells them apart.
+func accessLog(path, kind string, fields map[string]string) []*accesslogv3.AccessLog {
+	if path == "" {
+		return nil
+	}
+	return []*accesslogv3.AccessLog{fileLog(path, kind, fields)}
+}
+
+// refusedConnectionLog records the connections that no HTTP or TCP filter will: a failed handshake, and the deny
+// chain's.
+func refusedConnectionLog(path string) []*accesslogv3.AccessLog {
+	if path == "" {
+		return nil
+	}
+	l := fileLog(path, "refused", connectionLog)
+	l.Filter = celFilter("connection.transport_failure_reason != '' || xds.filter_chain_name == 'deny' || xds.filter_chain_name == ''")
+	return []*accesslogv3.AccessLog{l}
+}
+
+func fileLog(path, kind string, fields map[string]string) *accesslogv3.AccessLog {
+	format := &structpb.Struct{Fields: map[string]*structpb.Value{"kind": structpb.NewStringValue(kind)}}
+	for k, v := range fields {
+		format.Fields[k] = structpb.NewStringValue(v)
+	}
+	return &accesslogv3.AccessLog{
+		Name: "envoy.access_loggers.file",
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&filev3.FileAccessLog{
+			Path: path,
+			AccessLogFormat: &filev3.FileAccessLog_LogFormat{LogFormat: &corev3.SubstitutionFormatString{
+				OmitEmptyValues: true,
+				Format:          &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: format},
+			}},
+		})},
+	}
+}

@@ -1,0 +1,188 @@
+package xds
+
+import (
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dfpclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
+	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+const (
+	connectTimeout = 5 * time.Second
+	upstreamIdle   = 5 * time.Minute // a connection without requests
+)
+
+func clusters(p plan) []*clusterv3.Cluster {
+	list := []*clusterv3.Cluster{
+		apiCluster(p.apiSocket),
+		interceptCluster(),
+		upstreamCluster(clusterUpstream, p.dns, anyHTTP()),
+		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1()),
+		tunnelCluster(p.dns),
+	}
+	for _, r := range p.routes {
+		if r.dial != nil {
+			list = append(list,
+				dialCluster(r.cluster(), *r.dial, p.dns, anyHTTP()),
+				dialCluster(r.clusterH1(), *r.dial, p.dns, onlyHTTP1()))
+		}
+	}
+	return list
+}
+
+// apiCluster is the worker API.
+func apiCluster(socket string) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:                 clusterAPI,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		ConnectTimeout:       seconds(connectTimeout),
+		LoadAssignment: endpoint(clusterAPI, &corev3.Address{Address: &corev3.Address_Pipe{
+			Pipe: &corev3.Pipe{Path: socket},
+		}}),
+	}
+}
+
+// interceptCluster leads to the internal listener and carries filter state across. One pool for each worker's
+// connection is a second guard beside the one described at tunnelState.
+func interceptCluster() *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:                                  clusterIntercept,
+		ClusterDiscoveryType:                  &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		ConnectTimeout:                        seconds(connectTimeout),
+		ConnectionPoolPerDownstreamConnection: true,
+		CircuitBreakers:                       circuitBreakers(), // one connection for each tunnel
+		LoadAssignment: endpoint(clusterIntercept, &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{
+			EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
+				AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: listenerIntercept},
+			},
+		}}),
+		TransportSocket: transportSocket("envoy.transport_sockets.internal_upstream", &internalv3.InternalUpstreamTransport{
+			TransportSocket: transportSocket("envoy.transport_sockets.raw_buffer", &rawv3.RawBuffer{}),
+		}),
+	}
+}
+
+// upstreamCluster dials the request's own host over verified TLS.
+func upstreamCluster(name string, dns dnsSettings, http *upstreamhttpv3.HttpProtocolOptions) *clusterv3.Cluster {
+	c := forwardProxyCluster(name, dns)
+	c.TransportSocket = transportSocket(transportTLS, verifiedTLS())
+	c.TypedExtensionProtocolOptions = httpOptions(http)
+	return c
+}
+
+// tunnelCluster dials the server name of a tunnelled connection.
+func tunnelCluster(dns dnsSettings) *clusterv3.Cluster {
+	return forwardProxyCluster(clusterTunnel, dns)
+}
+
+func forwardProxyCluster(name string, dns dnsSettings) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:     name,
+		LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name: "envoy.clusters.dynamic_forward_proxy",
+			TypedConfig: pack(&dfpclusterv3.ClusterConfig{
+				ClusterImplementationSpecifier: &dfpclusterv3.ClusterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache(dns)},
+			}),
+		}},
+		ConnectTimeout:            seconds(connectTimeout),
+		CircuitBreakers:           circuitBreakers(),
+		UpstreamConnectionOptions: upstreamConnection(),
+	}
+}
+
+// dialCluster dials one given place; the TLS name is the request's host all the same. The operator names the
+// place, so its address may be private.
+func dialCluster(name string, to dialTarget, dns dnsSettings, http *upstreamhttpv3.HttpProtocolOptions) *clusterv3.Cluster {
+	c := &clusterv3.Cluster{
+		Name:                          name,
+		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		ConnectTimeout:                seconds(connectTimeout),
+		CircuitBreakers:               circuitBreakers(),
+		UpstreamConnectionOptions:     upstreamConnection(),
+		LoadAssignment:                endpoint(name, socketAddress(to.host, uint32(to.port))),
+		TransportSocket:               transportSocket(transportTLS, verifiedTLS()),
+		TypedExtensionProtocolOptions: httpOptions(http),
+	}
+	if !to.isIP {
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+		c.DnsLookupFamily = clusterv3.Cluster_ALL
+		c.TypedDnsResolverConfig = resolver(dns.resolvers)
+	}
+	return c
+}
+
+// verifiedTLS trusts the configured CA; the name to expect comes from the request (upstreamHTTP).
+func verifiedTLS() *tlsv3.UpstreamTlsContext {
+	return &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+		TlsParams: &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: secretSource(secretUpstreamCA),
+		},
+	}}
+}
+
+// upstreamHTTP sends the request's host as server name, and expects it in the certificate.
+func upstreamHTTP() *upstreamhttpv3.HttpProtocolOptions {
+	return &upstreamhttpv3.HttpProtocolOptions{
+		UpstreamHttpProtocolOptions: &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true},
+		CommonHttpProtocolOptions:   &corev3.HttpProtocolOptions{IdleTimeout: seconds(upstreamIdle)},
+	}
+}
+
+// anyHTTP speaks HTTP/2 or HTTP/1.1, as the upstream chooses by ALPN.
+func anyHTTP() *upstreamhttpv3.HttpProtocolOptions {
+	o := upstreamHTTP()
+	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
+		HttpProtocolOptions: http1(),
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+			ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)},
+		},
+	}}
+	return o
+}
+
+func onlyHTTP1() *upstreamhttpv3.HttpProtocolOptions {
+	o := upstreamHTTP()
+	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: http1()},
+	}}
+	return o
+}
+
+func http1() *corev3.Http1ProtocolOptions {
+	return &corev3.Http1ProtocolOptions{HeaderKeyFormat: preserveCase()}
+}
+
+func httpOptions(o *upstreamhttpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(o)}
+}
+
+func upstreamConnection() *clusterv3.UpstreamConnectionOptions {
+	return &clusterv3.UpstreamConnectionOptions{TcpKeepalive: tcpKeepalive()}
+}
+
+// circuitBreakers lifts Envoy's default limits of 1,024, which a fleet of workers passes with tunnels alone.
+func circuitBreakers() *clusterv3.CircuitBreakers {
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections:     number(100_000),
+		MaxPendingRequests: number(100_000),
+		MaxRequests:        number(100_000),
+	}}}
+}
+
+func endpoint(cluster string, a *corev3.Address) *endpointv3.ClusterLoadAssignment {
+	return &endpointv3.ClusterLoadAssignment{
+		ClusterName: cluster,
+		Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}},
+		}}}},
+	}
+}

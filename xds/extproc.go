@@ -1,0 +1,72 @@
+package xds
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+)
+
+// replyHeaders are what ext_proc may set on an answer of its own; its mutation rules apply to those too.
+var replyHeaders = []string{
+	"content-type", "proxy-authenticate", "retry-after", "www-authenticate", "x-request-id", "x-should-retry", "x-wayleave-reason",
+}
+
+// extProc is the filter's settings, delivered by ECDS so that changing them changes no listener.
+func extProc(p plan) *corev3.TypedExtensionConfig {
+	return extension(filterExtProc, extProcSettings(p))
+}
+
+// extProcSettings asks the gate about the headers of each request, and about nothing else: bodies of any size and
+// event streams pass by. Whatever goes wrong refuses the request.
+func extProcSettings(p plan) *extprocv3.ExternalProcessor {
+	return &extprocv3.ExternalProcessor{
+		GrpcService:      gateService(0), // a time limit here would be one for the whole request
+		FailureModeAllow: false,
+		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
+		MessageTimeout:   seconds(p.messageTimeout),
+		ProcessingMode: &extprocv3.ProcessingMode{
+			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
+			ResponseHeaderMode:  extprocv3.ProcessingMode_SKIP,
+			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
+			ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
+			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
+			ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
+		},
+		RequestAttributes: []string{
+			"connection.requested_server_name",
+			"source.address",
+			"filter_state['" + stateIdentity + "']",
+			"filter_state['" + stateAuthority + "']",
+		},
+		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,
+		MutationRules:    onlyHeaders(slices.Concat(p.credentialHeaders, p.ensureHeaders, replyHeaders)),
+		MetadataOptions: &extprocv3.MetadataOptions{
+			ReceivingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},
+		},
+	}
+}
+
+// onlyHeaders allows changes of these headers. Any other makes the request fail: by default Envoy would let a
+// processor set :path, content-length and transfer-encoding.
+//
+// The expression grows with the list and passes Envoy's default limit on regular expressions (a program of 100
+// instructions); the bootstrap raises it.
+func onlyHeaders(names []string) *mutationv3.HeaderMutationRules {
+	quoted := make([]string, len(names))
+	for i, n := range names {
+		quoted[i] = regexp.QuoteMeta(n)
+	}
+	slices.Sort(quoted)
+	quoted = slices.Compact(quoted)
+	return &mutationv3.HeaderMutationRules{
+		DisallowAll:     yes(),
+		DisallowIsError: yes(),
+		AllowExpression: &matcherv3.RegexMatcher{Regex: "^(" + strings.Join(quoted, "|") + ")$"},
+	}
+}

@@ -1,0 +1,237 @@
+package xds
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	matchercore "github.com/cncf/xds/go/xds/core/v3"
+	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	dfpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
+	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	directv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/direct_response/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	preservev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
+	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	sniv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/cert_mappers/sni/v3"
+	ondemandv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/cert_selectors/on_demand_secret/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// The internal listener receives what is inside a CONNECT tunnel and tells it apart by server name:
+//
+//	original_dst ▶ tls_inspector ▶ filter_chain_matcher
+//	    intercept_…   TLS ends here, with a leaf made for the name; HTTP filters; upstream
+//	    tunnel…       bytes pass untouched
+//	    deny          TLS alert
+
+const (
+	transportTLS     = "envoy.transport_sockets.tls"
+	handshakeTimeout = 10 * time.Second
+	inspectTimeout   = 15 * time.Second // until the ClientHello is there
+	maxHeadersKiB    = 96
+	noServerName     = staticPrefix + "no_server_name" // a secret that does not exist
+	fatalAlert       = "\x15\x03\x03\x00\x02\x02\x31"  // TLS 1.2 record, alert, fatal, access_denied (RFC 8446 section 6.2)
+)
+
+func interceptListener(p plan) *listenerv3.Listener {
+	chains := interceptChains(p)
+	for _, port := range tunnelPorts(p.tunnel) {
+		chains = append(chains, tunnelChain(p, port))
+	}
+	l := &listenerv3.Listener{
+		Name:                             listenerIntercept,
+		ListenerSpecifier:                &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}},
+		PerConnectionBufferLimitBytes:    number(bufferLimit),
+		ListenerFiltersTimeout:           seconds(inspectTimeout),
+		ContinueOnListenerFiltersTimeout: false,
+		ListenerFilters: []*listenerv3.ListenerFilter{
+			listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{}),
+			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{}),
+		},
+		AccessLog:          refusedConnectionLog(p.accessLog),
+		FilterChains:       chains,
+		DefaultFilterChain: denyChain(),
+	}
+	if len(chains) > 0 {
+		l.FilterChainMatcher = chainByName(p)
+	}
+	return l
+}
+
+func listenerFilter(name string, settings proto.Message) *listenerv3.ListenerFilter {
+	return &listenerv3.ListenerFilter{Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: pack(settings)}}
+}
+
+// chainByName picks the filter chain of a TLS connection by its server name; whatever it does not know goes to
+// the default chain. The names are here and not in filter_chain_match, where a changed list changes the chain and
+// so cuts all its connections.
+func chainByName(p plan) *matcher.Matcher {
+	domains := map[string][]string{} // chain → names
+	for _, r := range p.routes {
+		for _, h := range r.hosts {
+			c := interceptChainName(r.alpn)
+			domains[c] = append(domains[c], h.name)
+		}
+	}
+	for _, h := range p.tunnel {
+		c := tunnelChainName(h.port)
+		domains[c] = append(domains[c], h.name)
+	}
+	names := &matcher.ServerNameMatcher{}
+	for _, chain := range sortedKeys(domains) {
+		list := domains[chain]
+		slices.Sort(list)
+		names.DomainMatchers = append(names.DomainMatchers, &matcher.ServerNameMatcher_DomainMatcher{
+			Domains: slices.Compact(list), // one name at several ports
+			OnMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
+				Action: matchExtension("chain", wrapperspb.String(chain)),
+			}},
+		})
+	}
+	byName := &matcher.Matcher_MatcherTree{
+		Input:    matchExtension("server_name", &inputsv3.ServerNameInput{}),
+		TreeType: &matcher.Matcher_MatcherTree_CustomMatch{CustomMatch: matchExtension("server_name", names)},
+	}
+	byTransport := &matcher.Matcher_MatcherTree{
+		Input: matchExtension("transport_protocol", &inputsv3.TransportProtocolInput{}),
+		TreeType: &matcher.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &matcher.Matcher_MatcherTree_MatchMap{
+			Map: map[string]*matcher.Matcher_OnMatch{"tls": {OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: tree(byName)}}},
+		}},
+	}
+	return tree(byTransport)
+}
+
+func tree(t *matcher.Matcher_MatcherTree) *matcher.Matcher {
+	return &matcher.Matcher{MatcherType: &matcher.Matcher_MatcherTree_{MatcherTree: t}}
+}
+
+func matchExtension(name string, settings proto.Message) *matchercore.TypedExtensionConfig {
+	return &matchercore.TypedExtensionConfig{Name: name, TypedConfig: pack(settings)}
+}
+
+// interceptChainName names the chain that offers alpn: a chain has one list of protocols, so routes with equal
+// lists share one.
+func interceptChainName(alpn []string) string {
+	name := "intercept"
+	for _, a := range alpn {
+		name += "_" + strings.NewReplacer("/", "", ".", "").Replace(a)
+	}
+	return name
+}
+
+// interceptChains returns one chain for each list of protocols in use.
+func interceptChains(p plan) []*listenerv3.FilterChain {
+	alpns := map[string][]string{}
+	for _, r := range p.routes {
+		alpns[interceptChainName(r.alpn)] = r.alpn
+	}
+	var chains []*listenerv3.FilterChain
+	for _, name := range sortedKeys(alpns) {
+		chains = append(chains, &listenerv3.FilterChain{
+			Name: name,
+			// Envoy waits for a leaf as long as this, and without it for ever.
+			TransportSocketConnectTimeout: seconds(handshakeTimeout),
+			TransportSocket:               transportSocket(transportTLS, leafTLS(alpns[name])),
+			Filters:                       []*listenerv3.Filter{networkFilter(httpManager, interceptManager(p))},
+		})
+	}
+	return chains
+}
+
+func transportSocket(name string, settings proto.Message) *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(settings)}}
+}
+
+// leafTLS asks for the certificate of each server name when a handshake first needs it. Envoy refuses session
+// resumption together with on-demand certificates.
+func leafTLS(alpn []string) *tlsv3.DownstreamTlsContext {
+	return &tlsv3.DownstreamTlsContext{
+		SessionTicketKeysType:            &tlsv3.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
+		DisableStatefulSessionResumption: true,
+		CommonTlsContext: &tlsv3.CommonTlsContext{
+			AlpnProtocols: alpn,
+			TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+			CustomTlsCertificateSelector: extension("envoy.tls.certificate_selectors.on_demand_secret", &ondemandv3.Config{
+				ConfigSource: ads(),
+				CertificateMapper: extension("envoy.tls.certificate_mappers.sni", &sniv3.SNI{
+					DefaultValue: noServerName,
+				}),
+			}),
+		},
+	}
+}
+
+// interceptManager handles the decrypted requests. The order of its filters is the order of the argument:
+// clean the request, let the gate decide and swap, refuse what still holds a placeholder, refuse what the gate
+// has not decided, and only then find the upstream.
+func interceptManager(p plan) *hcmv3.HttpConnectionManager {
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix:     listenerIntercept,
+		RouteSpecifier: routesByName(routesIntercept),
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
+			HeaderKeyFormat: preserveCase(),
+		},
+		// No extended CONNECT (RFC 8441): clients then open WebSockets over HTTP/1.1, which every upstream knows.
+		Http2ProtocolOptions:       &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(streamsPerH2)},
+		UseRemoteAddress:           yes(),
+		SkipXffAppend:              true,
+		InternalAddressConfig:      nobodyInternal(),
+		GenerateRequestId:          yes(),
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
+		StreamIdleTimeout:          durationpb.New(0), // an event stream may be silent for hours
+		RequestHeadersTimeout:      seconds(headersTimeout),
+		MaxRequestHeadersKb:        number(maxHeadersKiB),
+		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
+		LocalReplyConfig:           interceptReplies(),
+		AccessLog:                  accessLog(p.accessLog, "request", httpLog(requestID)),
+		HttpFilters: []*hcmv3.HttpFilter{
+			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
+			hygiene(),
+			discoveredFilter(filterExtProc, extProcSettings(p)),
+			placeholderBarrier(p.credentialHeaders, p.marker),
+			verdictBarrier(),
+			httpFilter("envoy.filters.http.dynamic_forward_proxy", &dfpv3.FilterConfig{
+				ImplementationSpecifier: &dfpv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache(p.dns)},
+			}),
+			router(),
+		},
+	}
+}
+
+// discoveredFilter is a filter whose settings come by ECDS. Only the type of like is used.
+func discoveredFilter(name string, like proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
+		ConfigDiscovery: &corev3.ExtensionConfigSource{
+			ConfigSource: ads(),
+			TypeUrls:     []string{pack(like).GetTypeUrl()},
+		},
+	}}
+}
+
+// preserveCase sends HTTP/1.1 header names as they came; some peers compare them as bytes.
+func preserveCase() *corev3.Http1ProtocolOptions_HeaderKeyFormat {
+	return &corev3.Http1ProtocolOptions_HeaderKeyFormat{
+		HeaderFormat: &corev3.Http1ProtocolOptions_HeaderKeyFormat_StatefulFormatter{
+			StatefulFormatter: extension("preserve_case", &preservev3.PreserveCaseFormatterConfig{}),
+		},
+	}
+}
+
+// denyChain refuses a connection in TLS's own words, so that clients report more than a closed connection.
+func denyChain() *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{
+		Name: "deny",
+		Filters: []*listenerv3.Filter{
+			networkFilter("envoy.filters.network.direct_response", &directv3.Config{Response: inline([]byte(fatalAlert))}),
+		},
+	}
+}

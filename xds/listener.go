@@ -1,0 +1,170 @@
+package xds
+
+import (
+	"net/netip"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// The proxy listener is where workers arrive:
+//
+//	worker ── CONNECT host:port, Proxy-Authorization ──▶ ext_authz ▶ set_filter_state ▶ router
+//	                                                      407, 403                        │
+//	                                   the internal listener "intercept" ◀────────────────┘
+
+const (
+	httpManager       = "envoy.filters.network.http_connection_manager"
+	filterAuthz       = "envoy.filters.http.ext_authz"
+	bufferLimit       = 64 << 10
+	connectionIdle    = time.Hour // without one request or tunnel
+	headersTimeout    = 30 * time.Second
+	authzTimeout      = 5 * time.Second
+	streamsPerH2      = 256
+	hashableString    = "envoy.hashable_string"
+	originalRemoteKey = "envoy.filters.listener.original_dst.remote_ip"
+)
+
+func proxyListener(p plan) *listenerv3.Listener {
+	return &listenerv3.Listener{
+		Name:                          listenerProxy,
+		Address:                       listenAddress(p.proxy),
+		PerConnectionBufferLimitBytes: number(bufferLimit),
+		TcpKeepalive:                  tcpKeepalive(),
+		FilterChains: []*listenerv3.FilterChain{{
+			Name:    "proxy",
+			Filters: []*listenerv3.Filter{networkFilter(httpManager, proxyManager(p))},
+		}},
+	}
+}
+
+// listenAddress takes IPv4 as well where all of IPv6 is listened on.
+func listenAddress(a netip.AddrPort) *corev3.Address {
+	address := socketAddress(a.Addr().String(), uint32(a.Port()))
+	address.GetSocketAddress().Ipv4Compat = a.Addr() == netip.IPv6Unspecified()
+	return address
+}
+
+func networkFilter(name string, settings proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(settings)}}
+}
+
+func httpFilter(name string, settings proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(settings)}}
+}
+
+// tcpKeepalive finds peers that are gone. Nothing else does, because no timeout cuts an idle stream.
+func tcpKeepalive() *corev3.TcpKeepalive {
+	return &corev3.TcpKeepalive{KeepaliveProbes: number(4), KeepaliveTime: number(60), KeepaliveInterval: number(15)}
+}
+
+// proxyManager terminates CONNECT.
+func proxyManager(p plan) *hcmv3.HttpConnectionManager {
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix:     listenerProxy,
+		ServerName:     "wayleave",
+		RouteSpecifier: routesByName(routesProxy),
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "CONNECT"}},
+		// Python's http.client and openssl send "CONNECT … HTTP/1.0".
+		HttpProtocolOptions:  &corev3.Http1ProtocolOptions{AllowAbsoluteUrl: yes(), AcceptHttp_10: true},
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true, MaxConcurrentStreams: number(streamsPerH2)},
+		// The worker API may read the worker's address as the last element of x-forwarded-for.
+		UseRemoteAddress:          yes(),
+		InternalAddressConfig:     nobodyInternal(),
+		GenerateRequestId:         yes(), // and so %STREAM_ID%; from a worker none is taken
+		StreamIdleTimeout:         durationpb.New(0),
+		RequestHeadersTimeout:     seconds(headersTimeout),
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
+		LocalReplyConfig:          proxyReplies(),
+		AccessLog:                 accessLog(p.accessLog, "connect", httpLog(streamID)),
+		HttpFilters: []*hcmv3.HttpFilter{
+			httpFilter(filterAuthz, connectAuthz()),
+			setState(tunnelState()),
+			router(),
+		},
+	}
+}
+
+func routesByName(name string) *hcmv3.HttpConnectionManager_Rds {
+	return &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: name, ConfigSource: ads()}}
+}
+
+// nobodyInternal makes Envoy trust no worker. From an address that it calls internal, which are the private ones
+// when none is named here, it would obey x-envoy-… headers and keep the worker's x-request-id; and %STREAM_ID% is
+// that header. The broadcast address is nobody's.
+func nobodyInternal() *hcmv3.HttpConnectionManager_InternalAddressConfig {
+	return &hcmv3.HttpConnectionManager_InternalAddressConfig{CidrRanges: []*corev3.CidrRange{
+		{AddressPrefix: "255.255.255.255", PrefixLen: number(32)},
+	}}
+}
+
+func router() *hcmv3.HttpFilter {
+	return httpFilter("envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true})
+}
+
+// connectAuthz asks the gate about each CONNECT. Its answer names the worker as dynamic metadata "identity"; a
+// failure to ask refuses.
+func connectAuthz() *authzv3.ExtAuthz {
+	return &authzv3.ExtAuthz{
+		Services:            &authzv3.ExtAuthz_GrpcService{GrpcService: gateService(authzTimeout)},
+		TransportApiVersion: corev3.ApiVersion_V3,
+		FailureModeAllow:    false,
+		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
+		AllowedHeaders: &matcherv3.ListStringMatcher{Patterns: []*matcherv3.StringMatcher{{
+			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: "proxy-authorization"},
+			IgnoreCase:   true,
+		}}},
+	}
+}
+
+// tunnelState hands what is known of the CONNECT to the connection inside it.
+//
+// Envoy keeps the connections to the internal listener in a pool, and would give one opened for one worker's
+// tunnel to another worker's. State is part of the pool's key only when its object can be hashed: that is why
+// every value is an envoy.hashable_string, and not the envoy.string of Envoy's examples. The tunnel's own random
+// value makes each key unique even where a worker finds colliding ones; the worker's address and port, and
+// interceptCluster's pool for each connection, do the same in other ways. With none of them half of the requests of
+// two concurrent workers carry the other's credential, and a test with one worker passes.
+func tunnelState() []*setstatecommon.FilterStateValue {
+	return shared(
+		stateValue(stateIdentity, hashableString, "%DYNAMIC_METADATA("+filterAuthz+":identity)%"),
+		stateValue(stateAuthority, hashableString, "%REQ(:AUTHORITY)%"),
+		stateValue(stateTunnel, hashableString, streamID),
+		// Read by original_dst on the internal listener, which then knows the worker's address.
+		stateValue(originalRemoteKey, "", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+	)
+}
+
+// shared makes values cross one hop.
+func shared(values ...*setstatecommon.FilterStateValue) []*setstatecommon.FilterStateValue {
+	for _, v := range values {
+		v.SharedWithUpstream = setstatecommon.FilterStateValue_ONCE
+	}
+	return values
+}
+
+func setState(values []*setstatecommon.FilterStateValue) *hcmv3.HttpFilter {
+	return httpFilter("envoy.filters.http.set_filter_state", &setstatev3.Config{OnRequestHeaders: values})
+}
+
+// stateValue sets one value; an empty factory is the one registered under the key itself.
+func stateValue(key, factory, format string) *setstatecommon.FilterStateValue {
+	return &setstatecommon.FilterStateValue{
+		Key:        &setstatecommon.FilterStateValue_ObjectKey{ObjectKey: key},
+		FactoryKey: factory,
+		Value: &setstatecommon.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			OmitEmptyValues: true,
+			Format:          &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(format)},
+		}},
+	}
+}

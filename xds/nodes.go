@@ -1,0 +1,138 @@
+package xds
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// Node is one connected Envoy.
+type Node struct {
+	ID, Cluster string    // from its bootstrap
+	Version     string    // of Envoy, as 1.40.0
+	Since       time.Time // when its stream began
+	Types       []TypeState
+}
+
+// TypeState is how far a Node has come with one kind of resource.
+type TypeState struct {
+	Type  string // Listener, RouteConfiguration, Cluster, TypedExtensionConfig or Secret
+	Sent  string // the version sent last
+	Sends int    // how many responses were sent
+	Acked string // the version Envoy took last
+	// Refused is the version Envoy refused last and Error what it said, until it takes another. Envoy may have
+	// applied a part of a refused response, and goes on with its old version of the rest.
+	Refused, Error string
+}
+
+// Current reports whether the node has taken all that was sent to it.
+func (n Node) Current() bool {
+	return len(n.Types) > 0 && !slices.ContainsFunc(n.Types, func(t TypeState) bool { return t.Sent != t.Acked })
+}
+
+// nodes follows the state of all streams.
+type nodes struct {
+	mu      sync.Mutex
+	streams map[*nodeStream]struct{}
+}
+
+// nodeStream is one stream's state, guarded by nodes.mu.
+type nodeStream struct {
+	nodes   *nodes
+	node    *corev3.Node
+	since   time.Time
+	types   map[string]*TypeState
+	pending map[string]string // type and nonce → version, until acknowledged
+}
+
+func (n *nodes) open() *nodeStream {
+	s := &nodeStream{nodes: n, since: time.Now(), types: map[string]*TypeState{}, pending: map[string]string{}}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.streams == nil {
+		n.streams = map[*nodeStream]struct{}{}
+	}
+	n.streams[s] = struct{}{}
+	return s
+}
+
+func (s *nodeStream) close() {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	delete(s.nodes.streams, s)
+}
+
+// sending must come before the response is sent, or the acknowledgement could overtake it.
+func (s *nodeStream) sending(resp *discovery.DeltaDiscoveryResponse) {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	t := s.types[resp.GetTypeUrl()]
+	if t == nil {
+		t = &TypeState{Type: shortType(resp.GetTypeUrl())}
+		s.types[resp.GetTypeUrl()] = t
+	}
+	t.Sent = resp.GetSystemVersionInfo()
+	t.Sends++
+	s.pending[resp.GetTypeUrl()+" "+resp.GetNonce()] = t.Sent
+}
+
+// received returns the type and the error when req refuses a response, and "" otherwise.
+// Envoy tells its node in the first request of a stream only.
+func (s *nodeStream) received(req *discovery.DeltaDiscoveryRequest) (refused, reason string) {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	if req.GetNode() != nil {
+		s.node = req.GetNode()
+	}
+	key := req.GetTypeUrl() + " " + req.GetResponseNonce()
+	version, known := s.pending[key]
+	if !known {
+		return "", ""
+	}
+	delete(s.pending, key)
+	t := s.types[req.GetTypeUrl()]
+	if e := req.GetErrorDetail(); e != nil {
+		t.Refused, t.Error = version, e.GetMessage()
+		return t.Type, t.Error
+	}
+	t.Acked, t.Refused, t.Error = version, "", ""
+	return "", ""
+}
+
+func (s *nodeStream) id() string {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	return s.node.GetId()
+}
+
+func (n *nodes) list() []Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []Node
+	for s := range n.streams {
+		if s.node == nil {
+			continue // nothing received yet
+		}
+		node := Node{ID: s.node.GetId(), Cluster: s.node.GetCluster(), Version: envoyVersion(s.node), Since: s.since}
+		for _, url := range slices.Sorted(maps.Keys(s.types)) {
+			node.Types = append(node.Types, *s.types[url])
+		}
+		out = append(out, node)
+	}
+	slices.SortFunc(out, func(a, b Node) int { return cmp.Or(cmp.Compare(a.ID, b.ID), a.Since.Compare(b.Since)) })
+	return out
+}
+
+func envoyVersion(n *corev3.Node) string {
+	v := n.GetUserAgentBuildVersion().GetVersion()
+	return fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+}
+
+func shortType(url string) string { return url[strings.LastIndexByte(url, '.')+1:] }

@@ -1,0 +1,157 @@
+package xds
+
+import (
+	"encoding/json"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+const (
+	apiPrefix  = "/.wayleave/"
+	apiTimeout = 30 * time.Second
+)
+
+// proxyRoutes: CONNECT goes to the internal listener, the worker API to the gate, and anything else is told what
+// to do instead. Only CONNECT is asked about: the API authenticates by itself, and the advice is for everybody.
+func proxyRoutes() *routev3.RouteConfiguration {
+	unasked := map[string]*anypb.Any{filterAuthz: pack(&authzv3.ExtAuthzPerRoute{
+		Override: &authzv3.ExtAuthzPerRoute_Disabled{Disabled: true},
+	})}
+	api := routeTo(clusterAPI)
+	api.Timeout = seconds(apiTimeout)
+	advice := reply(403, streamID, reasonUseConnect, "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT")
+	advice.TypedPerFilterConfig = unasked
+	return &routev3.RouteConfiguration{
+		Name: routesProxy,
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name:    "all",
+			Domains: []string{"*"},
+			Routes: []*routev3.Route{
+				{
+					Name:   "connect",
+					Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
+					Action: &routev3.Route_Route{Route: connectTo(clusterIntercept)},
+				},
+				{
+					Name:                 "api",
+					Match:                prefix(apiPrefix),
+					Action:               &routev3.Route_Route{Route: api},
+					TypedPerFilterConfig: unasked,
+				},
+				advice,
+			},
+		}},
+	}
+}
+
+// interceptRoutes: each route's hosts to its upstream, and any other host nowhere.
+func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
+	c := &routev3.RouteConfiguration{Name: routesIntercept}
+	for _, r := range routes {
+		vh := &routev3.VirtualHost{
+			Name:                    r.name,
+			RequestHeadersToRemove:  notToUpstream,
+			ResponseHeadersToRemove: notFromUpstream,
+			Routes: []*routev3.Route{
+				{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
+				{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: routeTo(r.cluster())}},
+			},
+		}
+		for _, h := range r.hosts {
+			vh.Domains = append(vh.Domains, h.domains()...)
+		}
+		c.VirtualHosts = append(c.VirtualHosts, vh)
+	}
+	c.VirtualHosts = append(c.VirtualHosts, &routev3.VirtualHost{
+		Name:    "*", // no route has this name
+		Domains: []string{"*"},
+		Routes: []*routev3.Route{
+			reply(421, requestID, reasonMisdirected, "wayleave does not serve this host on this connection: open a connection of its own for each host"),
+		},
+	})
+	return c
+}
+
+// cluster is where the route's requests go.
+func (r plannedRoute) cluster() string {
+	if r.dial == nil {
+		return clusterUpstream
+	}
+	return "to_" + r.name
+}
+
+// clusterH1 is the same over HTTP/1.1 only, which is what every server speaks WebSocket on.
+func (r plannedRoute) clusterH1() string {
+	if r.dial == nil {
+		return clusterUpstreamH1
+	}
+	return "to_" + r.name + "_h1"
+}
+
+// routeTo forwards requests without any limit on how long they take or stay silent.
+func routeTo(cluster string) *routev3.RouteAction {
+	return &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
+		Timeout:          durationpb.New(0),
+		IdleTimeout:      durationpb.New(0),
+	}
+}
+
+func connectTo(cluster string) *routev3.RouteAction {
+	a := routeTo(cluster)
+	a.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{
+		UpgradeType:   "CONNECT",
+		ConnectConfig: &routev3.RouteAction_UpgradeConfig_ConnectConfig{},
+	}}
+	return a
+}
+
+func upgradeTo(cluster string) *routev3.RouteAction {
+	a := routeTo(cluster)
+	a.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket"}}
+	return a
+}
+
+func prefix(p string) *routev3.RouteMatch {
+	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p}}
+}
+
+func websocket() *routev3.RouteMatch {
+	m := prefix("/")
+	m.Headers = []*routev3.HeaderMatcher{{
+		Name: "upgrade",
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: "websocket"},
+			IgnoreCase:   true,
+		}},
+	}}
+	return m
+}
+
+// reply answers every request that gets here; id is how to name the request.
+func reply(status uint32, id, reason, message string) *routev3.Route {
+	body, err := json.Marshal(map[string]any{
+		"type":  "error",
+		"error": map[string]string{"type": "invalid_request_error", "code": reason, "message": message},
+	})
+	if err != nil {
+		panic("xds: " + err.Error()) // maps of strings always marshal
+	}
+	return &routev3.Route{
+		Name:   reason,
+		Match:  prefix("/"),
+		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: status, Body: inlineString(string(body))}},
+		ResponseHeadersToAdd: []*corev3.HeaderValueOption{
+			overwrite("content-type", "application/json"),
+			overwrite(reasonHeader, reason),
+			overwrite("x-request-id", id),
+			overwrite("x-should-retry", "false"),
+		},
+	}
+}

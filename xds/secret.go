@@ -1,0 +1,27 @@
+package xds
+
+import (
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+)
+
+// staticPrefix begins the names of our own secrets. No host name contains a slash, so no ClientHello asks for one.
+const staticPrefix = "static/"
+
+// caSecret holds certificates to verify a peer against.
+func caSecret(name string, pem []byte) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
+		ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(pem)},
+	}}
+}
+
+// leafSecret holds a certificate, the chain above it, and its key.
+func leafSecret(name string, certPEM, keyPEM []byte) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{
+		TlsCertificate: &tlsv3.TlsCertificate{CertificateChain: inline(certPEM), PrivateKey: inline(keyPEM)},
+	}}
+}
+
+// secretSource refers to a secret that Envoy fetches over ADS.
+func secretSource(name string) *tlsv3.SdsSecretConfig {
+	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: ads()}
+}

@@ -1,0 +1,479 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/google/go-cmp/cmp"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+)
+
+// fakeEnvoy is the client end of an ADS stream that behaves as Envoy does: it acknowledges every response, keeps
+// what it is given, and asks again for a name only after it was told that there is none.
+type fakeEnvoy struct {
+	grpc.ServerStream // unused
+	ctx               context.Context
+	requests          chan *discovery.DeltaDiscoveryRequest
+
+	mu       sync.Mutex
+	secrets  map[string]string // name → the certificate
+	removed  []string
+	largest  int // response, in secrets
+	refuse   func(name, certificate string) bool
+	configs  map[string]int // responses by type
+	finished chan struct{}
+}
+
+func (e *fakeEnvoy) Context() context.Context { return e.ctx }
+
+func (e *fakeEnvoy) Recv() (*discovery.DeltaDiscoveryRequest, error) {
+	select {
+	case r := <-e.requests:
+		return r, nil
+	case <-e.ctx.Done():
+		return nil, e.ctx.Err()
+	}
+}
+
+func (e *fakeEnvoy) Send(resp *discovery.DeltaDiscoveryResponse) error {
+	ack := &discovery.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
+	e.mu.Lock()
+	e.configs[shortType(resp.GetTypeUrl())]++
+	if resp.GetTypeUrl() == resource.SecretType {
+		e.largest = max(e.largest, len(resp.GetResources()))
+		for _, r := range resp.GetResources() {
+			var s tlsv3.Secret
+			if err := r.GetResource().UnmarshalTo(&s); err != nil {
+				return err
+			}
+			cert := string(s.GetTlsCertificate().GetCertificateChain().GetInlineBytes()) + string(s.GetValidationContext().GetTrustedCa().GetInlineBytes())
+			if e.refuse != nil && e.refuse(r.GetName(), cert) {
+				ack.ErrorDetail = &rpcstatus.Status{Code: 13, Message: "cannot use " + r.GetName()}
+				continue
+			}
+			e.secrets[r.GetName()] = cert
+		}
+		for _, name := range resp.GetRemovedResources() {
+			delete(e.secrets, name)
+			e.removed = append(e.removed, name)
+		}
+	}
+	e.mu.Unlock()
+	go func() { e.request(ack) }()
+	return nil
+}
+
+func (e *fakeEnvoy) request(r *discovery.DeltaDiscoveryRequest) {
+	select {
+	case e.requests <- r:
+	case <-e.ctx.Done():
+	}
+}
+
+func (e *fakeEnvoy) ask(names ...string) {
+	e.request(&discovery.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResourceNamesSubscribe: names})
+}
+
+func (e *fakeEnvoy) held(name string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.secrets[name]
+}
+
+func (e *fakeEnvoy) names() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return sortedKeys(e.secrets)
+}
+
+// takeRemoved returns the names removed since the last call.
+func (e *fakeEnvoy) takeRemoved() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.removed
+	e.removed = nil
+	slices.Sort(r)
+	return r
+}
+
+// minter makes certificates that tell their host and number, in place of certificates.
+type minter struct {
+	mu   sync.Mutex
+	made map[string]int
+	life time.Duration
+	fail error
+	wait chan struct{} // when set, minting waits for it
+}
+
+func (m *minter) mint(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+	if m.wait != nil {
+		<-m.wait
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return nil, nil, time.Time{}, m.fail
+	}
+	m.made[host]++
+	return fmt.Appendf(nil, "%s #%d", host, m.made[host]), []byte("key"), time.Now().Add(m.life), nil
+}
+
+func (m *minter) setFailure(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = err
+}
+
+// bench is a server and its connected fakes, inside a synctest bubble.
+type bench struct {
+	t      *testing.T
+	server *Server
+	minter *minter
+	ctx    context.Context
+	end    context.CancelFunc
+	run    chan struct{}
+}
+
+func newBench(t *testing.T, o Options) *bench {
+	o.Log = slog.New(slog.DiscardHandler)
+	b := &bench{t: t, minter: &minter{made: map[string]int{}, life: 30 * time.Minute}, run: make(chan struct{})}
+	b.server = NewServer(b.minter.mint, o)
+	b.ctx, b.end = context.WithCancel(t.Context())
+	go func() { defer close(b.run); b.server.Run(b.ctx) }()
+	t.Cleanup(b.end)
+	return b
+}
+
+func (b *bench) connect() *fakeEnvoy { return b.connectUntil(b.ctx) }
+
+// connectUntil connects a node that hangs up when ctx ends.
+func (b *bench) connectUntil(ctx context.Context) *fakeEnvoy {
+	ctx, cancel := context.WithCancel(ctx)
+	e := &fakeEnvoy{ctx: ctx, requests: make(chan *discovery.DeltaDiscoveryRequest), secrets: map[string]string{}, configs: map[string]int{}, finished: make(chan struct{})}
+	go func() {
+		defer close(e.finished)
+		defer cancel()
+		_ = adsService{server: b.server}.DeltaAggregatedResources(e) // ends with the context, which some call a failure
+	}()
+	e.request(&discovery.DeltaDiscoveryRequest{TypeUrl: resource.ClusterType, Node: &corev3.Node{Id: "n"}})
+	return e
+}
+
+func TestLeafIsMintedOnDemand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		e, other := b.connect(), b.connect()
+		e.ask("api.example.com", "API.Example.com")
+		other.ask("api.example.com")
+		synctest.Wait()
+		if got := e.held("API.Example.com"); !strings.HasPrefix(got, "api.example.com #") {
+			t.Errorf("under the name asked for there is %q", got)
+		}
+		if e.held("api.example.com") == "" || e.held("api.example.com") != other.held("api.example.com") {
+			t.Errorf("two nodes hold %q and %q", e.held("api.example.com"), other.held("api.example.com"))
+		}
+		b.finish()
+	})
+}
+
+// finish ends the server, so that the bubble has no goroutine left.
+func (b *bench) finish() {
+	b.end()
+	<-b.run
+	synctest.Wait()
+}
+
+func TestEveryNameIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		b.server.secrets.setStatic([]*tlsv3.Secret{caSecret("static/known", []byte("CA 1"))})
+		e := b.connect()
+		bad := []string{"", "*.example.com", "x/../y.example.com", "-x.example.com", "a..b", "1.2.3.4", "static/unknown", "nul\x00.example.com", "exämple.com", strings.Repeat("a", 64) + ".com"}
+		e.ask(append([]string{"good.example.com", "static/known"}, bad...)...)
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"good.example.com", "static/known"}, e.names()); diff != "" {
+			t.Errorf("held (-want +got):\n%s", diff)
+		}
+		slices.Sort(bad)
+		if diff := cmp.Diff(bad, e.takeRemoved()); diff != "" {
+			t.Errorf("refused (-want +got):\n%s", diff)
+		}
+
+		b.minter.setFailure(errors.New("no authority"))
+		e.ask("late.example.com")
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"late.example.com"}, e.takeRemoved()); diff != "" {
+			t.Errorf("refused (-want +got):\n%s", diff)
+		}
+		b.minter.setFailure(nil)
+		e.ask("late.example.com")
+		synctest.Wait()
+		if e.held("late.example.com") == "" {
+			t.Error("the name is refused for good")
+		}
+		b.finish()
+	})
+}
+
+func TestStaticSecretIsPushed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		e := b.connect()
+		e.ask("static/ca") // before there is one
+		synctest.Wait()
+		for _, ca := range []string{"CA 1", "CA 2", "CA 2"} {
+			b.server.secrets.setStatic([]*tlsv3.Secret{caSecret("static/ca", []byte(ca))})
+			synctest.Wait()
+			if got := e.held("static/ca"); got != ca {
+				t.Errorf("held %q, want %q", got, ca)
+			}
+		}
+		if n := e.configs["Secret"]; n != 3 { // none, CA 1, CA 2
+			t.Errorf("%d responses, want 3", n)
+		}
+		b.finish()
+	})
+}
+
+func TestLeafIsRenewedBeforeItExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{LeafIdle: 24 * time.Hour})
+		e := b.connect()
+		e.ask("api.example.com")
+		synctest.Wait()
+		for _, step := range []struct {
+			after time.Duration
+			fail  error
+			want  string
+		}{
+			{19 * time.Minute, nil, "api.example.com #1"},
+			{2 * time.Minute, nil, "api.example.com #2"},                   // two thirds of 30 minutes are over
+			{21 * time.Minute, errors.New("sealed"), "api.example.com #2"}, // it is due, and the old one is kept
+			{10 * time.Second, errors.New("sealed"), "api.example.com #2"},
+			{5 * time.Minute, nil, "api.example.com #3"},
+		} {
+			b.minter.setFailure(step.fail)
+			time.Sleep(step.after)
+			synctest.Wait()
+			if got := e.held("api.example.com"); got != step.want {
+				t.Errorf("%s later: held %q, want %q", step.after, got, step.want)
+			}
+		}
+		if removed := e.takeRemoved(); removed != nil {
+			t.Errorf("removed: %q", removed)
+		}
+		b.minter.setFailure(errors.New("sealed"))
+		time.Sleep(31 * time.Minute)
+		synctest.Wait()
+		if got := e.held("api.example.com"); got != "" {
+			t.Errorf("an expired leaf is left: %q", got)
+		}
+		b.finish()
+	})
+}
+
+func TestIdleLeafIsWithdrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{LeafIdle: time.Hour})
+		e := b.connect()
+		e.ask("a.example.com", "b.example.com")
+		time.Sleep(50 * time.Minute)
+		e.ask("b.example.com")
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"b.example.com"}, e.names()); diff != "" {
+			t.Errorf("held (-want +got):\n%s", diff)
+		}
+		e.ask("a.example.com")
+		synctest.Wait()
+		if e.held("a.example.com") == "" {
+			t.Error("a withdrawn name is refused")
+		}
+		b.finish()
+	})
+}
+
+func TestLeavesAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, many = 10, 250
+		b := newBench(t, Options{MaxLeaves: limit})
+		e := b.connect()
+		for i := range many {
+			e.ask(fmt.Sprintf("h%03d.example.com", i))
+		}
+		synctest.Wait()
+		if got := e.names(); len(got) != limit {
+			t.Errorf("%d names are live, want %d", len(got), limit)
+		}
+		// All at once, as after a reconnect.
+		again := b.connect()
+		var names []string
+		for i := range many {
+			names = append(names, fmt.Sprintf("h%03d.example.com", i))
+		}
+		again.ask(names...)
+		synctest.Wait()
+		if got := again.names(); len(got) != limit {
+			t.Errorf("%d names are live after a reconnect, want %d", len(got), limit)
+		}
+		if again.largest > batch {
+			t.Errorf("a response held %d secrets, more than %d", again.largest, batch)
+		}
+		b.server.secrets.mu.Lock()
+		defer b.server.secrets.mu.Unlock()
+		if n, m := len(b.server.secrets.leaves), b.server.secrets.asked.Len(); n != limit || m != limit {
+			t.Errorf("the store holds %d and %d", n, m)
+		}
+		b.end()
+	})
+}
+
+func TestRefusedLeafIsRemovedAndMadeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		b.server.secrets.setStatic([]*tlsv3.Secret{caSecret("static/ca", []byte("bad CA"))})
+		e := b.connect()
+		e.refuse = func(_, cert string) bool { return cert == "a.example.com #1" || cert == "bad CA" }
+		e.ask("a.example.com")
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"a.example.com"}, e.takeRemoved()); diff != "" {
+			t.Errorf("removed (-want +got):\n%s", diff)
+		}
+		nodes := b.server.Nodes()
+		if len(nodes) != 1 || nodes[0].Types[0].Error != "" {
+			t.Errorf("the removal was taken, and still: %+v", nodes)
+		}
+		e.ask("a.example.com")
+		synctest.Wait()
+		if got := e.held("a.example.com"); got != "a.example.com #2" {
+			t.Errorf("held %q", got)
+		}
+		e.ask("static/ca") // Envoy keeps the old one of these: nothing to free
+		synctest.Wait()
+		if removed := e.takeRemoved(); removed != nil {
+			t.Errorf("removed: %q", removed)
+		}
+		if s := b.server.Nodes()[0].Types[0]; s.Error != "cannot use static/ca" || s.Refused != s.Sent {
+			t.Errorf("state: %+v", s)
+		}
+		b.finish()
+	})
+}
+
+// A leaf whose making began before the authority changed is not delivered after it.
+func TestRotate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		e := b.connect()
+		e.ask("a.example.com", "b.example.com")
+		synctest.Wait()
+		b.minter.wait = make(chan struct{})
+		e.ask("slow.example.com")
+		synctest.Wait()
+		b.server.RotateLeaves()
+		close(b.minter.wait)
+		synctest.Wait()
+		for name, want := range map[string]string{"a.example.com": "a.example.com #2", "b.example.com": "b.example.com #2", "slow.example.com": "slow.example.com #2"} {
+			if got := e.held(name); got != want {
+				t.Errorf("%s: held %q, want %q", name, got, want)
+			}
+		}
+		b.finish()
+	})
+}
+
+// While a certificate is being made, other streams are served.
+func TestMintingHoldsNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		wait := make(chan struct{})
+		first := b.connect()
+		b.minter.wait = wait
+		first.ask("slow.example.com")
+		synctest.Wait()
+		b.minter.wait = nil
+		other := b.connect()
+		other.ask("fast.example.com")
+		synctest.Wait()
+		if other.held("fast.example.com") == "" {
+			t.Error("a stream waits for another's certificate")
+		}
+		if err := b.server.Publish(&Resources{Clusters: []*clusterv3.Cluster{{Name: "c"}}}); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if first.configs["Cluster"] == 0 {
+			t.Error("the configuration waits for a certificate")
+		}
+		close(wait)
+		b.finish()
+	})
+}
+
+// Streams come and go without leaving anything behind, and none outlives the server.
+func TestStreamsEnd(t *testing.T) {
+	before := runtime.NumGoroutine()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{})
+		for range 100 {
+			ctx, hangUp := context.WithCancel(b.ctx)
+			e := b.connectUntil(ctx)
+			e.ask("a.example.com")
+			synctest.Wait()
+			hangUp()
+			<-e.finished
+		}
+		b.server.secrets.mu.Lock()
+		n := len(b.server.secrets.subscribers)
+		b.server.secrets.mu.Unlock()
+		if n != 0 || len(b.server.Nodes()) != 0 {
+			t.Errorf("%d subscribers and nodes %v are left", n, b.server.Nodes())
+		}
+		last := b.connectUntil(t.Context()) // does not hang up by itself
+		b.finish()
+		<-last.finished
+	})
+	synctest.Test(t, func(t *testing.T) {}) // lets the first bubble's goroutines end
+	if after := runtime.NumGoroutine(); after > before+2 {
+		t.Errorf("%d goroutines before, %d after", before, after)
+	}
+}
+
+// Many streams, asking and hanging up at once, while leaves rotate: for the race detector.
+func TestSecretsConcurrently(t *testing.T) {
+	b := newBench(t, Options{MaxLeaves: 20})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			ctx, hangUp := context.WithCancel(b.ctx)
+			defer hangUp()
+			e := b.connectUntil(ctx)
+			for j := range 50 {
+				e.ask(fmt.Sprintf("h%d.example.com", (i+j)%40))
+				if j%10 == 0 {
+					b.server.RotateLeaves()
+					b.server.secrets.sweep()
+					b.server.Nodes()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.end()
+	<-b.run
+}

@@ -1,0 +1,308 @@
+// Package xds owns what Envoy is told: it turns one Config into Envoy's resources and serves them to a fleet of
+// Envoys over one delta ADS stream each. It decides no request and holds no credential: the CONNECT check and
+// the swap are gRPC services behind the cluster "gate", and leaf certificates come from a Minter.
+//
+//	Config ──Build──▶ Resources ──Publish──▶ Server ◀──delta ADS── Envoy
+//	                                           ▲
+//	                     Minter ──leaf by SNI──┘
+//
+// Build is pure: equal configurations give equal bytes, so every replica of the control plane publishes the same
+// versions. There is one file for each Envoy feature; each constructor in it returns one message.
+//
+// Frequent changes must not cut connections. Envoy closes the connections of every filter chain that changes, so
+// host lists live in the listener's filter_chain_matcher, the ext_proc settings in ECDS, and all else in RDS, CDS
+// and SDS.
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+)
+
+// Config is everything the resources depend on.
+type Config struct {
+	// ProxyAddress is the ip:port where workers reach the proxy.
+	ProxyAddress string
+	// Routes are the intercepted hosts: TLS ends here and every request goes through ext_proc.
+	Routes []Route
+	// Tunnel lists hosts whose TLS bytes pass untouched: a lower-case DNS name or "*.suffix" (any depth), with an
+	// optional ":port" (443).
+	Tunnel []string
+	// UpstreamCA is the whole PEM bundle upstream certificates are verified against.
+	UpstreamCA []byte
+	// DNSResolvers are ip:port of the resolvers to ask. Empty: those of the system.
+	DNSResolvers []string
+	// AllowPrivate are the private, loopback or link-local ranges a host name may resolve to. Everything else of
+	// that kind is refused after resolution; a route's ConnectTo is not affected.
+	AllowPrivate []netip.Prefix
+	// APISocket is the unix socket of the worker API, served to workers below /.wayleave/.
+	APISocket string
+	// CredentialHeaders are all the headers a credential comes in or goes out by, beside authorization,
+	// proxy-authorization and x-api-key, which are always among them. ext_proc may change them, and no request
+	// leaves while one of them holds Marker.
+	CredentialHeaders []string
+	// EnsureHeaders are the further headers ext_proc may set on a request, such as anthropic-beta.
+	EnsureHeaders []string
+	// Marker is the text that every placeholder contains.
+	Marker string
+	// MessageTimeout is how long Envoy waits for ext_proc's answer before it gives up with a 504. It must be longer
+	// than ext_proc's own deadline, so that the worker sees ext_proc's reasons. Zero: 60 seconds.
+	MessageTimeout time.Duration
+	// AccessLogPath is the file Envoy appends one JSON object per tunnel, request and connection to. Empty: none.
+	AccessLogPath string
+}
+
+// Route is a set of hosts that share one treatment.
+type Route struct {
+	// Name is unique, and made of a-z, 0-9, '.', '_' and '-'.
+	Name string
+	// Hosts are as Config.Tunnel's.
+	Hosts []string
+	// ALPN are the HTTP versions offered to workers: "h2", "http/1.1" or, when empty, both.
+	ALPN []string
+	// ConnectTo is the host:port dialled in place of the host's own address. The name that is asked for and
+	// verified stays that of the host.
+	ConnectTo string
+}
+
+// Resources is what a Config builds: one configuration revision of the fleet.
+type Resources struct {
+	Listeners  []*listenerv3.Listener
+	Routes     []*routev3.RouteConfiguration
+	Clusters   []*clusterv3.Cluster
+	Extensions []*corev3.TypedExtensionConfig // HTTP filters delivered by ECDS
+	Secrets    []*tlsv3.Secret                // named static/…; leaf certificates are made on demand
+}
+
+// Names that other parts of the product know.
+const (
+	clusterGate       = "gate" // in Envoy's bootstrap: ADS, ext_proc and ext_authz
+	clusterAPI        = "gate_api"
+	clusterIntercept  = "intercept"
+	clusterUpstream   = "upstream"
+	clusterUpstreamH1 = "upstream_h1"
+	clusterTunnel     = "tunnel"
+
+	listenerProxy     = "proxy"
+	listenerIntercept = "intercept"
+	routesProxy       = "proxy"
+	routesIntercept   = "intercept"
+	filterExtProc     = "wayleave.ext_proc"
+	secretUpstreamCA  = staticPrefix + "upstream_ca"
+
+	// The filter state that crosses from a CONNECT to the connection inside it.
+	stateIdentity  = "wayleave.identity"
+	stateAuthority = "wayleave.connect_authority"
+	stateTunnel    = "wayleave.tunnel"
+	// And what a request inside is called.
+	stateRequestID = "wayleave.request_id"
+
+	// ext_proc's verdict on a request, as dynamic metadata.
+	metadataNamespace = "wayleave"
+	metadataVerdict   = "verdict"
+)
+
+// Build makes the resources of c. The error joins every fault found in c.
+func Build(c Config) (*Resources, error) {
+	p, err := c.plan()
+	if err != nil {
+		return nil, err
+	}
+	r := &Resources{
+		Listeners:  []*listenerv3.Listener{proxyListener(p), interceptListener(p)},
+		Routes:     []*routev3.RouteConfiguration{proxyRoutes(), interceptRoutes(p.routes)},
+		Clusters:   clusters(p),
+		Extensions: []*corev3.TypedExtensionConfig{extProc(p)},
+		Secrets:    []*tlsv3.Secret{caSecret(secretUpstreamCA, p.upstreamCA)},
+	}
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// plan is a Config that has been checked, normalised and sorted.
+type plan struct {
+	proxy             netip.AddrPort
+	routes            []plannedRoute // by name
+	tunnel            []host
+	upstreamCA        []byte
+	dns               dnsSettings
+	apiSocket         string
+	credentialHeaders []string
+	ensureHeaders     []string
+	marker            string
+	messageTimeout    time.Duration
+	accessLog         string
+}
+
+type plannedRoute struct {
+	name  string
+	hosts []host
+	alpn  []string
+	dial  *dialTarget // nil: wherever the host's name resolves to
+}
+
+// dialTarget is a ConnectTo, split.
+type dialTarget struct {
+	host string // name or address
+	port uint16
+	isIP bool
+}
+
+var (
+	alwaysCredential = []string{"authorization", "proxy-authorization", "x-api-key"}
+	alpnBoth         = []string{"h2", "http/1.1"}
+
+	routeName  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
+	headerName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
+	marker     = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,}$`)
+
+	// framing headers belong to the connection: a filter that sets one of them breaks the message or the route.
+	framing = []string{"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive"}
+)
+
+func (c Config) plan() (plan, error) {
+	var faults []error
+	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
+
+	p := plan{upstreamCA: c.UpstreamCA, apiSocket: c.APISocket, marker: c.Marker, messageTimeout: c.MessageTimeout, accessLog: c.AccessLogPath}
+	if p.messageTimeout == 0 {
+		p.messageTimeout = 60 * time.Second
+	}
+	if p.messageTimeout < time.Millisecond {
+		fault("message timeout %s is too short: give a millisecond or more", p.messageTimeout)
+	}
+	var err error
+	if p.proxy, err = netip.ParseAddrPort(c.ProxyAddress); err != nil || p.proxy.Port() == 0 {
+		fault("proxy address %q is not ip:port, as 127.0.0.1:3128 is", c.ProxyAddress)
+	}
+	if !strings.HasPrefix(c.APISocket, "/") || !utf8.ValidString(c.APISocket) {
+		fault("API socket %q is not an absolute path", c.APISocket)
+	}
+	if !utf8.ValidString(c.AccessLogPath) {
+		fault("access log path %q is not UTF-8", c.AccessLogPath)
+	}
+	if !marker.MatchString(c.Marker) {
+		fault("placeholder marker %q must be 8 or more of A-Z a-z 0-9 . _ ~ -", c.Marker)
+	}
+	if !strings.Contains(string(c.UpstreamCA), "-----BEGIN CERTIFICATE-----") {
+		fault("upstream CA holds no PEM certificate: give the system's bundle, or your own")
+	}
+	if p.credentialHeaders, err = headers(append(slices.Clone(alwaysCredential), c.CredentialHeaders...)); err != nil {
+		fault("credential headers: %w", err)
+	}
+	if p.ensureHeaders, err = headers(c.EnsureHeaders); err != nil {
+		fault("ensured headers: %w", err)
+	}
+	if p.dns, err = planDNS(c.DNSResolvers, c.AllowPrivate); err != nil {
+		faults = append(faults, err)
+	}
+
+	seen := map[string]bool{}
+	for _, r := range c.Routes {
+		pr, err := r.plan()
+		if err == nil && seen[r.Name] {
+			err = errors.New("the name is used twice")
+		}
+		if err != nil {
+			fault("route %q: %w", r.Name, err)
+			continue
+		}
+		seen[r.Name] = true
+		p.routes = append(p.routes, pr)
+	}
+	slices.SortFunc(p.routes, func(a, b plannedRoute) int { return strings.Compare(a.name, b.name) })
+	if p.tunnel, err = parseHosts(c.Tunnel); err != nil {
+		fault("tunnel: %w", err)
+	}
+	if err := oneChainPerName(p.routes, p.tunnel); err != nil {
+		faults = append(faults, err)
+	}
+	return p, errors.Join(faults...)
+}
+
+func (r Route) plan() (plannedRoute, error) {
+	p := plannedRoute{name: r.Name}
+	if !routeName.MatchString(r.Name) {
+		return p, errors.New("the name must be made of a-z, 0-9, '.', '_' and '-'")
+	}
+	if len(r.Hosts) == 0 {
+		return p, errors.New("it has no hosts")
+	}
+	var err error
+	if p.hosts, err = parseHosts(r.Hosts); err != nil {
+		return p, err
+	}
+	if p.alpn, err = canonicalALPN(r.ALPN); err != nil {
+		return p, err
+	}
+	if r.ConnectTo != "" {
+		p.dial, err = parseDial(r.ConnectTo)
+	}
+	return p, err
+}
+
+// canonicalALPN returns the offered protocols in their one order of preference.
+func canonicalALPN(offered []string) ([]string, error) {
+	if len(offered) == 0 {
+		return alpnBoth, nil
+	}
+	var out []string
+	for _, known := range alpnBoth {
+		if slices.Contains(offered, known) {
+			out = append(out, known)
+		}
+	}
+	for _, o := range offered {
+		if !slices.Contains(alpnBoth, o) {
+			return nil, fmt.Errorf(`alpn %q is unknown: use "h2" and "http/1.1"`, o)
+		}
+	}
+	return out, nil
+}
+
+func parseDial(s string) (*dialTarget, error) {
+	name, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return nil, fmt.Errorf("connect_to %q is not host:port", s)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return nil, fmt.Errorf("connect_to %q has no port from 1 to 65535", s)
+	}
+	_, err = netip.ParseAddr(name)
+	if err != nil && !isHostName(name) {
+		return nil, fmt.Errorf("connect_to %q names neither an address nor a lower-case DNS name", s)
+	}
+	return &dialTarget{host: name, port: uint16(n), isIP: err == nil}, nil
+}
+
+// headers checks header names and returns them sorted, each once.
+func headers(names []string) ([]string, error) {
+	for _, n := range names {
+		switch {
+		case !headerName.MatchString(n):
+			return nil, fmt.Errorf("%q is not a lower-case header name", n)
+		case slices.Contains(framing, n):
+			return nil, fmt.Errorf("%q frames the message and cannot be changed", n)
+		}
+	}
+	out := slices.Clone(names)
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
