@@ -51,6 +51,38 @@ func ignoreVanished(err error) error {
 	return err
 }
 
+// processLeaks looks for real tokens in what any process of this user can read about ours: arguments and environment.
+func (g *gate) processLeaks() error {
+	pids := []int{g.cmd.Process.Pid}
+	files, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "*", "*.pid"))
+	if err != nil || len(files) < 2 {
+		return fmt.Errorf("PID files of Envoy and OpenBao: %v, %w", files, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return err
+		}
+		pid, err := pidIn(string(b))
+		if err != nil {
+			return err
+		}
+		pids = append(pids, pid)
+	}
+	for _, pid := range pids {
+		for _, name := range []string{"cmdline", "environ"} {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+			if err != nil {
+				return err
+			}
+			if hit := issued.Find(b); hit != nil {
+				return fmt.Errorf("/proc/%d/%s shows a real token (%.12s…)", pid, name, hit)
+			}
+		}
+	}
+	return nil
+}
+
 // adminLeaks looks for real tokens and private keys in what Envoy tells about itself.
 func (g *gate) adminLeaks() error {
 	sockets, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock"))

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -25,7 +26,7 @@ import (
 //	received PATH REGEXP     check the credential, masked, of the last request that arrived at PATH
 //	[!] saw TEXT             check whether any request that arrived carried TEXT
 //	eventually COMMAND…      run a command until it succeeds; its output is then stdout
-//	leakcheck                look for real tokens in everything on disk and in Envoy's admin interface
+//	leakcheck                look for real tokens on disk, in Envoy's admin interface, and in what /proc shows
 //	signal NAME PIDFILE      send a signal to the process in a PID file
 //	[!] alive PIDFILE        check whether the process in a PID file runs
 func TestStories(t *testing.T) {
@@ -196,10 +197,7 @@ func eventuallyCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (s *stage) leakCmd(ts *testscript.TestScript, _ []string) error {
-	if err := s.gate.adminLeaks(); err != nil {
-		return err
-	}
-	return s.leaks()
+	return errors.Join(s.gate.adminLeaks(), s.gate.processLeaks(), s.leaks())
 }
 
 func (s *stage) signalCmd(ts *testscript.TestScript, args []string) error {

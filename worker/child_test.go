@@ -159,6 +159,10 @@ func TestRunChildLeavesIgnoredSignalsIgnored(t *testing.T) {
 		}
 	}
 	s.expect(fmt.Sprintf("got %d", syscall.SIGUSR1)) // and no HUP before it
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(fmt.Sprintf("got %d", syscall.SIGTERM))
 }
 
 // On a terminal the child can read what is typed, and a key press reaches it once: from the terminal, not from us too.
