@@ -35,11 +35,11 @@ the grants. It changes nothing. It exits with 1 when something would keep the ga
   wayleave doctor --json`,
 		Args: exactArgs(),
 	}
-	dir := addStateFlag(c)
+	st := addStateFlag(c)
 	addConfigFlag(c, &path)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		findings := examine(c.Context(), path, *dir)
+		findings := examine(c.Context(), path, st.dir)
 		failed := false
 		for _, f := range findings {
 			failed = failed || f.Status == "fail"

@@ -154,7 +154,7 @@ func operatorCommand(role vault.Role, f func(*cobra.Command, operator, []string)
 	var configPath string
 	var asJSON bool
 	c := &cobra.Command{}
-	dir := addStateFlag(c)
+	st := addStateFlag(c)
 	addConfigFlag(c, &configPath)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -169,7 +169,7 @@ func operatorCommand(role vault.Role, f func(*cobra.Command, operator, []string)
 		}
 		identity := vaultConfig(cfg)
 		if identity.Address == "" {
-			if identity, err = embedded.Operator(*dir); err != nil {
+			if identity, err = embedded.Operator(st.dir); err != nil {
 				return err
 			}
 		}

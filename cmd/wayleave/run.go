@@ -30,7 +30,7 @@ WAYLEAVE_TOKEN is not passed on.`,
   WAYLEAVE_GATE=http://gate.internal:3128 WAYLEAVE_TOKEN=… wayleave run -- make release`,
 		Args: cobra.ArbitraryArgs,
 	}
-	dir := addStateFlag(c)
+	st := addStateFlag(c)
 	c.Flags().StringVar(&gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128")
 	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
 	// Everything after the command's name is the command's own.
@@ -39,8 +39,7 @@ WAYLEAVE_TOKEN is not passed on.`,
 		if len(args) == 0 {
 			return usageError{errors.New("run wants a command: wayleave run -- COMMAND [ARG…]")}
 		}
-		st := state{*dir}
-		gate, err := gateAddress(gateURL, st)
+		gate, err := gateAddress(gateURL, *st)
 		if err != nil {
 			return err
 		}

@@ -54,7 +54,7 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 				return err
 			}
 			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(*xds.Server) {
+			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
@@ -76,10 +76,16 @@ type gate struct {
 	log       *slog.Logger
 }
 
+// serving is a gate that Envoy can connect to, for whoever wants to look.
+type serving struct {
+	fleet  *xds.Server
+	grants *grant.Keeper
+}
+
 // serve runs the gate until ctx ends or a part of it fails. It calls ready once Envoy can connect.
 //
 // Read it as the architecture: what is stored, who may come, what they get, what Envoy is told, where it listens.
-func (g gate) serve(ctx context.Context, ready func(*xds.Server)) error {
+func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	// What is stored: grants, session keys and the root CA live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)
 	if err != nil {
@@ -161,7 +167,7 @@ func (g gate) serve(ctx context.Context, ready func(*xds.Server)) error {
 		rpc.Stop() // Envoy holds its xDS stream for ever: a graceful stop would not end
 		return api.Close()
 	})
-	ready(fleet)
+	ready(serving{fleet, grants})
 	return ignoreCanceled(group.Wait())
 }
 

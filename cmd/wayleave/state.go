@@ -32,9 +32,32 @@ type gateFile struct {
 	Proxy string `json:"proxy"` // base URL of the proxy listener
 }
 
-// addStateFlag adds --state and returns where its value will be.
-func addStateFlag(c *cobra.Command) *string {
-	return c.Flags().String("state", defaultStateDir(), "directory of a gate started with 'wayleave up' on this machine")
+// addStateFlag adds --state to c and returns what it will name.
+func addStateFlag(c *cobra.Command) *state {
+	st := &state{dir: absolute(defaultStateDir())}
+	c.Flags().Var(st, "state", "directory of a gate started with 'wayleave up' on this machine")
+	return st
+}
+
+// Set, String and Type make a state a flag. Sockets and children need its absolute path.
+func (s *state) Set(dir string) error {
+	if dir == "" {
+		return errors.New("is empty; name a directory")
+	}
+	s.dir = absolute(dir)
+	return nil
+}
+
+func (s *state) String() string { return s.dir }
+
+// Type is what help shows as the kind of value.
+func (*state) Type() string { return "dir" }
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 // defaultStateDir follows the XDG base directory specification.

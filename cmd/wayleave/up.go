@@ -6,13 +6,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"wayleave/config"
 	"wayleave/envoy"
+	"wayleave/grant"
 	"wayleave/program"
 	"wayleave/supervise"
 	"wayleave/vault/embedded"
@@ -30,7 +35,7 @@ them running, and stops them with Ctrl-C. What it makes is kept in --state; the 
   wayleave up -c wayleave.yaml --state ./state`,
 		Args: exactArgs(),
 	}
-	dir := addStateFlag(c)
+	st := addStateFlag(c)
 	addConfigFlag(c, &configPath)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, err := loadConfig(c, configPath)
@@ -38,7 +43,7 @@ them running, and stops them with Ctrl-C. What it makes is kept in --state; the 
 			return err
 		}
 		log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-		return upper{cfg: cfg, configPath: configPath, state: state{*dir}, out: c.OutOrStdout(), log: log}.up(c.Context())
+		return upper{cfg: cfg, configPath: configPath, state: *st, out: c.OutOrStdout(), log: log}.up(c.Context())
 	}
 	return c
 }
@@ -90,13 +95,13 @@ func (u upper) up(ctx context.Context) error {
 	}
 
 	u.say("starting the gate")
-	fleets := make(chan *xds.Server, 1) // buffered: the gate does not wait for us
+	served := make(chan serving, 1) // buffered: the gate does not wait for us
 	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, caFile: u.state.path("ca.pem"), accessLog: u.state.path("envoy", "access.log"), log: u.log}
-	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s *xds.Server) { fleets <- s }) })
+	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
-	var fleet *xds.Server
+	var now serving
 	select {
-	case fleet = <-fleets:
+	case now = <-served:
 	case <-gatePart.done:
 		return gatePart.err()
 	case <-ctx.Done():
@@ -105,17 +110,27 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting Envoy %s (%s)", binary.Version, binary.Path)
 	ready := make(chan struct{}, 1)
-	process, err := u.envoyProcess(g, binary, fleet, ready)
-	if err != nil {
-		return err
-	}
-	envoyPart := start(ctx, func(ctx context.Context) error { return supervise.Run(ctx, process) })
+	envoyPart := start(ctx, func(ctx context.Context) error {
+		process, err := u.envoyProcess(ctx, g, binary, now.fleet, ready)
+		if err != nil {
+			return err
+		}
+		return supervise.Run(ctx, process)
+	})
 	defer u.stopped("Envoy", envoyPart.stop)
 
-	for {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for announced := false; ; {
 		select {
 		case <-ready:
-			if err := u.announce(); err != nil {
+			if err := u.announce(now.grants, announced); err != nil {
+				return err
+			}
+			announced = true
+		case <-look.C:
+			// Before the first success a refusal is a mistake of ours or the configuration's, and waiting mends neither.
+			if err := refused(now.fleet); err != nil && !announced {
 				return err
 			}
 		case <-gatePart.done:
@@ -141,27 +156,41 @@ func (u upper) stopped(name string, stop func() error) {
 type part struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	failed *error
+	failed error // of f; once done is closed
+	told   bool  // err has returned it: it is somebody's to report
 }
 
 // start runs f with a context that keeps ctx's values but ends only with stop.
-func start(ctx context.Context, f func(context.Context) error) part {
+func start(ctx context.Context, f func(context.Context) error) *part {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := part{cancel, make(chan struct{}), new(error)}
+	p := &part{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		*p.failed = f(ctx)
+		p.failed = f(ctx)
 	}()
 	return p
 }
 
-func (p part) err() error { <-p.done; return *p.failed }
+// err waits for the end and returns how it ended.
+func (p *part) err() error {
+	<-p.done
+	p.told = true
+	return p.failed
+}
 
-func (p part) stop() error { p.cancel(); return p.err() }
+// stop ends the part and returns how it ended, unless that was said before.
+func (p *part) stop() error {
+	p.cancel()
+	<-p.done
+	if p.told {
+		return nil
+	}
+	return p.failed
+}
 
 // envoyProcess writes Envoy's bootstrap and says how the process is run. ready gets a value each time an Envoy, the
-// first or a restarted one, has taken the whole configuration.
-func (u upper) envoyProcess(g gate, binary program.Binary, fleet *xds.Server, ready chan<- struct{}) (supervise.Process, error) {
+// first or a restarted one, has taken the whole configuration. With the end of ctx, an Envoy that ends does as it should.
+func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, fleet *xds.Server, ready chan<- struct{}) (supervise.Process, error) {
 	boot := bootstrap(u.cfg, g.sockets)
 	text, err := boot.YAML()
 	if err != nil {
@@ -193,7 +222,7 @@ func (u upper) envoyProcess(g gate, binary program.Binary, fleet *xds.Server, re
 		},
 		Log:     output,
 		PIDFile: u.state.path("envoy", "envoy.pid"),
-		OnEvent: func(e supervise.Event) { u.event(e, ready) },
+		OnEvent: func(e supervise.Event) { u.event(ctx, e, ready) },
 	}, nil
 }
 
@@ -217,11 +246,6 @@ func converged(fleet *xds.Server) error {
 		return errors.New("no Envoy is connected")
 	}
 	for _, n := range nodes {
-		for _, t := range n.Types {
-			if t.Error != "" {
-				return fmt.Errorf("Envoy refused a %s: %s", t.Type, t.Error) //nolint:staticcheck,revive // a name
-			}
-		}
 		if !n.Current() {
 			return fmt.Errorf("%s has not taken all of its configuration yet", n.ID)
 		}
@@ -229,8 +253,23 @@ func converged(fleet *xds.Server) error {
 	return nil
 }
 
+// refused returns what an Envoy said when it refused a part of its configuration.
+func refused(fleet *xds.Server) error {
+	for _, n := range fleet.Nodes() {
+		for _, t := range n.Types {
+			switch {
+			case strings.Contains(t.Error, "Address already in use"), strings.Contains(t.Error, "cannot bind"):
+				return fmt.Errorf("Envoy cannot listen where listen.proxy says; stop what listens there or choose another address: %s", strings.TrimSpace(t.Error)) //nolint:staticcheck,revive // a name
+			case t.Error != "":
+				return fmt.Errorf("Envoy refused a %s; see what it was sent with 'wayleave config render': %s", t.Type, t.Error) //nolint:staticcheck,revive // a name
+			}
+		}
+	}
+	return nil
+}
+
 // event reports what happened to Envoy. It runs in the supervisor's goroutine and must not block.
-func (u upper) event(e supervise.Event, ready chan<- struct{}) {
+func (u upper) event(ctx context.Context, e supervise.Event, ready chan<- struct{}) {
 	switch e.Kind {
 	case supervise.Ready:
 		select {
@@ -240,6 +279,9 @@ func (u upper) event(e supervise.Event, ready chan<- struct{}) {
 	case supervise.Orphan:
 		u.say("ended the %s of an earlier run (process %d)", e.Process, e.PID)
 	case supervise.Exited:
+		if ctx.Err() != nil {
+			return // it was asked to
+		}
 		u.log.Error("a child ended", "process", e.Process, "pid", e.PID, "err", e.Err, "output", e.Tail)
 	case supervise.Restart:
 		u.log.Warn("starting a child again", "process", e.Process, "after", e.Delay)
@@ -248,14 +290,31 @@ func (u upper) event(e supervise.Event, ready chan<- struct{}) {
 	}
 }
 
-// announce says that workers may come, and how.
-func (u upper) announce() error {
+// announce says that workers may come and how, or, for an Envoy that was started again, that they may come again.
+func (u upper) announce(grants *grant.Keeper, again bool) error {
 	proxy := "http://" + u.cfg.Listen.Proxy
 	if err := u.state.writeGate(gateFile{Proxy: proxy}); err != nil {
 		return fmt.Errorf("writing down where the gate is: %w", err)
 	}
+	if again {
+		u.say("ready again: workers connect to %s", proxy)
+		return nil
+	}
 	u.say("ready: workers connect to %s", proxy)
-	u.say("  run one:            wayleave run --state %s -- COMMAND", u.state.dir)
-	u.say("  see what you have:  wayleave grant list --state %s -c %s", u.state.dir, u.configPath)
+	for _, name := range slices.Sorted(maps.Keys(u.cfg.Grants)) {
+		s := grants.Summary(name)
+		line := fmt.Sprintf("  grant %s: %s", name, s.State)
+		if s.Next != "" {
+			line += "; " + s.Next
+		}
+		u.say("%s", line)
+	}
+	where := ""
+	if u.state.dir != absolute(defaultStateDir()) {
+		where = " --state " + u.state.dir
+	}
+	u.say("  run a worker:   wayleave run%s -- COMMAND", where)
+	u.say("  see the grants: wayleave grant list%s -c %s", where, u.configPath)
+	u.say("  stop:           Ctrl-C")
 	return nil
 }
