@@ -125,7 +125,7 @@ type Listen struct {
 
 // Envoy says which Envoy runs and what it logs.
 type Envoy struct {
-	// Envoy binary, 1.40 or later. Default: $WAYLEAVE_ENVOY, then the one fetched by `make tools`, then the one in $PATH.
+	// Envoy binary, 1.40 or later. Default: $WAYLEAVE_ENVOY, then the one in $PATH, then the one fetched by `make tools`.
 	Binary string `yaml:"binary"`
 
 	// What Envoy logs. trace and debug are refused: they print requests with their real credentials.
