@@ -16,6 +16,8 @@ var (
 	ErrStateMismatch = errors.New("the answer's state is not the one of this login: start again and use the newest browser tab")
 	// ErrNoCode: what was pasted holds no usable code.
 	ErrNoCode = errors.New("no usable authorization code in the answer: paste the whole address the browser ended at, or the code it showed")
+	// ErrDenied: the operator or the provider refused (RFC 6749 §4.1.2.1); asking again for this login is of no use.
+	ErrDenied = errors.New("the provider did not authorize us")
 )
 
 // maxCallback bounds what is looked at; codes are a few hundred bytes.
@@ -25,8 +27,8 @@ const maxCallback = 16 << 10
 // with code in its query or fragment, a bare query, the form code#state that some providers display, or the code alone.
 //
 // Where the form carries a state it must be wantState. A code alone carries none and is accepted: PKCE binds the code to
-// our verifier, so a code from somebody else's login fails at the exchange. An error=… answer is reported as such; the
-// text of the answer is not repeated, except its error code.
+// our verifier, so a code from somebody else's login fails at the exchange. An error=… answer is ErrDenied; its text is
+// not repeated, except the error code.
 func ParseCallback(pasted, wantState string) (secret.Text, error) {
 	s := strings.Trim(strings.TrimSpace(pasted), `"'`)
 	if s == "" || len(s) > maxCallback {
@@ -50,11 +52,14 @@ func ParseCallback(pasted, wantState string) (secret.Text, error) {
 		state = fragment // address?code=…#state
 	}
 	if values.Has("error") {
+		if state != "" && !sameState(state, wantState) {
+			return secret.Text{}, ErrStateMismatch
+		}
 		code := values.Get("error")
 		if !isErrorCode(code) {
 			code = "an error without a readable code"
 		}
-		return secret.Text{}, fmt.Errorf("the provider did not authorize us: %s: start again and approve, or check client_id, redirect_url and scopes", code)
+		return secret.Text{}, fmt.Errorf("%w: %s: start again and approve, or check client_id, redirect_url and scopes", ErrDenied, code)
 	}
 	if !values.Has("code") {
 		return secret.Text{}, ErrNoCode

@@ -55,12 +55,10 @@ func checkConfig(c *cobra.Command, path string) (*config.Config, error) {
 }
 
 func newConfig() *cobra.Command {
-	c := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "config",
 		Short: "Check the configuration, print its schema, or render what Envoy gets",
-	}
-	c.AddCommand(newConfigCheck(), newConfigSchema(), newConfigRender())
-	return c
+	}, newConfigCheck(), newConfigSchema(), newConfigRender())
 }
 
 func newConfigCheck() *cobra.Command {

@@ -33,12 +33,12 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	state, pkce := oauth.NewState(), oauth.NewPKCE()
-	codes := make(chan secret.Text, 2)
+	answers := make(chan answer, 2) // one from the page, one from the terminal
 
 	redirect := a.redirect
 	if redirect == "" {
 		var err error
-		if redirect, err = listenForCallback(ctx, state, codes); err != nil {
+		if redirect, err = listenForCallback(ctx, state, answers); err != nil {
 			return oauth.Token{}, err
 		}
 	}
@@ -57,13 +57,16 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 
 	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.
 	pasted := make(chan error, 1)
-	go func() { pasted <- readPasted(a.in, a.out, state, codes) }()
+	go func() { pasted <- readPasted(a.in, a.out, state, answers) }()
 
 	for {
 		select {
-		case code := <-codes:
+		case got := <-answers:
+			if got.err != nil {
+				return oauth.Token{}, got.err
+			}
 			fmt.Fprint(a.out, "Exchanging the code…\n")
-			return a.client.Exchange(ctx, code, state, pkce, redirect)
+			return a.client.Exchange(ctx, got.code, state, pkce, redirect)
 		case err := <-pasted:
 			// With a callback to wait for, the end of standard input means only that nobody types here.
 			if a.redirect != "" {
@@ -76,8 +79,14 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 	}
 }
 
-// readPasted reads lines until one is a usable answer; it returns only when the input ends.
-func readPasted(in io.Reader, out io.Writer, state string, codes chan<- secret.Text) error {
+// answer is what came of the consent page: a code, or that there will be none.
+type answer struct {
+	code secret.Text
+	err  error
+}
+
+// readPasted reads lines until one is an answer; the error is that the input ended before.
+func readPasted(in io.Reader, out io.Writer, state string, answers chan<- answer) error {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
@@ -85,18 +94,18 @@ func readPasted(in io.Reader, out io.Writer, state string, codes chan<- secret.T
 			continue
 		}
 		code, err := oauth.ParseCallback(line, state)
-		if err != nil {
+		if err != nil && !errors.Is(err, oauth.ErrDenied) {
 			fmt.Fprintf(out, "%v; paste it again:\n", err)
 			continue
 		}
-		codes <- code
+		answers <- answer{code, err}
 		return nil
 	}
 	return errors.New("the input ended before a code was pasted; run the command again on a terminal, or pipe the code in")
 }
 
 // listenForCallback serves the redirect on loopback until ctx ends and returns its URL.
-func listenForCallback(ctx context.Context, state string, codes chan<- secret.Text) (string, error) {
+func listenForCallback(ctx context.Context, state string, answers chan<- answer) (string, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("listening for the provider's answer: %w", err)
@@ -107,14 +116,16 @@ func listenForCallback(ctx context.Context, state string, codes chan<- secret.Te
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("Referrer-Policy", "no-referrer")
 		code, err := oauth.ParseCallback(r.URL.String(), state)
+		if err == nil || errors.Is(err, oauth.ErrDenied) {
+			select {
+			case answers <- answer{code, err}:
+			default: // answered already
+			}
+		}
 		if err != nil {
 			w.WriteHeader(http.StatusBadRequest)
 			fmt.Fprintf(w, "Wayleave could not use this answer: %v.\nGo back to the terminal.\n", err)
 			return
-		}
-		select {
-		case codes <- code:
-		default: // answered already
 		}
 		fmt.Fprint(w, "Wayleave has the answer. Close this page and go back to the terminal.\n")
 	})

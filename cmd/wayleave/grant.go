@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,14 +23,12 @@ import (
 )
 
 func newGrant() *cobra.Command {
-	c := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "grant",
 		Short: "Connect, list, show and disconnect grants",
 		Long: `A grant is one operator's consent at one provider. These commands talk to Vault as the operator: with VAULT_TOKEN
 for the Vault in the configuration, or with the token that 'wayleave up' keeps in --state. They never read a token.`,
-	}
-	c.AddCommand(newGrantConnect(), newGrantList(), newGrantShow(), newGrantDisconnect())
-	return c
+	}, newGrantConnect(), newGrantList(), newGrantShow(), newGrantDisconnect())
 }
 
 func newGrantConnect() *cobra.Command {
@@ -157,6 +157,13 @@ func operatorCommand(role vault.Role, f func(*cobra.Command, operator, []string)
 	st := addStateFlag(c)
 	addConfigFlag(c, &configPath)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		cfg, err := config.Load(configPath)
+		if err != nil || len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return slices.Sorted(maps.Keys(cfg.Grants)), cobra.ShellCompDirectiveNoFileComp
+	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cfg, err := checkConfig(c, configPath)
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -82,8 +83,25 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(newUp(), newServe(), newRun(), newGrant(), newConfig(), newWorker(), newVault(), newDoctor())
-	return root
+	return group(root, newUp(), newServe(), newRun(), newGrant(), newConfig(), newWorker(), newVault(), newDoctor())
+}
+
+// group makes c a command that only holds others: alone it shows its help, with a name it does not know it says so.
+func group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	c.AddCommand(commands...)
+	c.SuggestionsMinimumDistance = 2
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.Help()
+		}
+		hint := fmt.Sprintf("see '%s --help'", c.CommandPath())
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = fmt.Sprintf("did you mean %s?", strings.Join(near, " or "))
+		}
+		return usageError{fmt.Errorf("unknown command %q; %s", args[0], hint)}
+	}
+	return c
 }
 
 // version is the module's version as the Go toolchain recorded it.

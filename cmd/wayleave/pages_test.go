@@ -189,7 +189,7 @@ func cliPage() string {
 		"`wayleave completion` makes completions for your shell.\n")
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
-		if c.Runnable() && c.Name() != "help" {
+		if !c.HasSubCommands() && c.Name() != "help" {
 			fmt.Fprintf(&b, "\n## `%s`\n\n%s.\n\n", c.CommandPath(), c.Short)
 			if c.Long != "" {
 				fmt.Fprintf(&b, "%s\n\n", c.Long)
@@ -246,7 +246,7 @@ func TestEveryCommandShownExists(t *testing.T) {
 	}
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
-		if c.Runnable() && c.Example == "" && c.Name() != "help" && c.Parent() != nil && c.Parent().Name() != "completion" {
+		if !c.HasSubCommands() && c.Example == "" && c.Name() != "help" && c.Parent().Name() != "completion" {
 			t.Errorf("%s has no example", c.CommandPath())
 		}
 		for line := range strings.Lines(c.Example) {
@@ -288,7 +288,7 @@ func parses(args []string) error {
 	if err != nil {
 		return err
 	}
-	if !c.Runnable() {
+	if c.HasSubCommands() {
 		return fmt.Errorf("%s is no command by itself", c.CommandPath())
 	}
 	if err := c.ParseFlags(rest); err != nil {

@@ -30,12 +30,10 @@ func vaultConfig(cfg *config.Config) vault.Config {
 }
 
 func newVault() *cobra.Command {
-	c := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "vault",
 		Short: "Prepare a Vault or OpenBao of your own",
-	}
-	c.AddCommand(newVaultSetup())
-	return c
+	}, newVaultSetup())
 }
 
 func newVaultSetup() *cobra.Command {

@@ -20,12 +20,10 @@ import (
 )
 
 func newWorker() *cobra.Command {
-	c := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "worker",
 		Short: "Make enrolment tokens for workers",
-	}
-	c.AddCommand(newWorkerToken())
-	return c
+	}, newWorkerToken())
 }
 
 func newWorkerToken() *cobra.Command {
