@@ -10,6 +10,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 const (
@@ -60,7 +61,7 @@ func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
 			ResponseHeadersToRemove: notFromUpstream,
 			Routes: []*routev3.Route{
 				{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
-				{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: routeTo(r.cluster())}},
+				{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
 			},
 		}
 		for _, h := range r.hosts {
@@ -94,6 +95,18 @@ func (r plannedRoute) clusterH1() string {
 	return "to_" + r.name + "_h1"
 }
 
+// upstreamTo is routeTo for a provider, with the retries that no provider can notice: those of requests that never
+// reached it. Whatever may have been read is not sent again, since what it did is unknown; and ext_proc is not asked
+// again, so a retry carries the token of the first attempt.
+func upstreamTo(cluster string) *routev3.RouteAction {
+	a := routeTo(cluster)
+	a.RetryPolicy = &routev3.RetryPolicy{
+		RetryOn:    "connect-failure,refused-stream,reset-before-request",
+		NumRetries: wrapperspb.UInt32(2),
+	}
+	return a
+}
+
 // routeTo forwards requests without any limit on how long they take or stay silent.
 func routeTo(cluster string) *routev3.RouteAction {
 	return &routev3.RouteAction{
@@ -113,7 +126,7 @@ func connectTo(cluster string) *routev3.RouteAction {
 }
 
 func upgradeTo(cluster string) *routev3.RouteAction {
-	a := routeTo(cluster)
+	a := upstreamTo(cluster)
 	a.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket"}}
 	return a
 }
