@@ -255,12 +255,23 @@ func (o *output) String() string {
 // start is a world with a configuration, a running gate and connected grants, for tests in Go.
 func start(t *testing.T, config string, grants ...string) *gate {
 	t.Helper()
-	dir := shortDir(t)
-	w, err := newWorld(dir)
+	return startIn(t, makeWorld(t), config, grants...)
+}
+
+// makeWorld is a world that ends with the test.
+func makeWorld(t *testing.T) *world {
+	t.Helper()
+	w, err := newWorld(shortDir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.Close() })
+	return w
+}
+
+// startIn is start in a world that the test has furnished.
+func startIn(t *testing.T, w *world, config string, grants ...string) *gate {
+	t.Helper()
 	if err := w.configure(config); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,301 @@
+package e2e
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What a hostile worker can write by hand, byte for byte, where clients write what is right.
+
+// dial opens a connection to the proxy listener.
+func (g *gate) dial(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", g.proxy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// ask writes text and reads one response; status 0 means that the connection was closed without one.
+func ask(t *testing.T, c net.Conn, text string) answer {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		return answer{body: err.Error()}
+	}
+	method, _, _ := strings.Cut(text, " ")
+	resp, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: method})
+	if err != nil {
+		return answer{body: err.Error()}
+	}
+	defer resp.Body.Close()
+	var b []byte
+	if method != http.MethodConnect || resp.StatusCode != http.StatusOK {
+		b, _ = io.ReadAll(resp.Body)
+	}
+	return answer{resp.StatusCode, resp.Header.Get("x-wayleave-reason"), resp.Proto, resp.Header, string(b)}
+}
+
+// proxyAuthorization is the header with which w opens tunnels.
+func (w worker) proxyAuthorization() string {
+	password, _ := w.proxy.User.Password()
+	return "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(w.proxy.User.Username()+":"+password)) + "\r\n"
+}
+
+// tunnel opens a tunnel to authority.
+func (g *gate) tunnel(t *testing.T, w worker, authority string) net.Conn {
+	t.Helper()
+	c := g.dial(t)
+	if a := ask(t, c, "CONNECT "+authority+" HTTP/1.1\r\nHost: "+authority+"\r\n"+w.proxyAuthorization()+"\r\n"); a.status != http.StatusOK {
+		t.Fatalf("CONNECT %s: %v", authority, a)
+	}
+	return c
+}
+
+// inside opens a tunnel and speaks TLS in it, as HTTP/1.1.
+func (g *gate) inside(t *testing.T, w worker, host, serverName string) (*tls.Conn, error) {
+	t.Helper()
+	c := tls.Client(g.tunnel(t, w, host+":443"), &tls.Config{ServerName: serverName, RootCAs: w.roots, NextProtos: []string{"http/1.1"}})
+	return c, c.HandshakeContext(t.Context())
+}
+
+const severalHosts = `
+listen: {proxy: $PROXY}
+upstream: {ca_files: [api-ca.pem]}
+providers:
+  anthropic:
+    authorize_url: $PROVIDER/authorize
+    token_url: $PROVIDER/token
+    client_id: $CLIENT_ID
+    redirect_url: ""
+    allow_insecure: true
+    refused_hosts: [api.demo.test/v1/oauth/token]
+grants:
+  claude: {provider: anthropic}
+routes:
+  - {hosts: [api.demo.test, other.demo.test], grant: claude, connect_to: "$API"}
+  - {name: keyed, hosts: [a.wild.demo.test], grant: claude, connect_to: "$API", header: {in: x-api-key, out: authorization}}
+profiles:
+  default: {grants: [claude]}
+workers:
+  w: {profile: default}
+`
+
+func TestAttacksOnTheWire(t *testing.T) {
+	g := start(t, severalHosts, "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	bearer := "Authorization: Bearer " + w.placeholder + "\r\n"
+	refresh := g.Provider.Stats()
+
+	// The proxy forwards nothing but tunnels: whatever else asks it is answered by itself, and nothing is dialled.
+	t.Run("without a tunnel", func(t *testing.T) {
+		before := len(g.API.Requests())
+		for _, head := range []string{
+			"POST https://api.demo.test/v1/messages HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer,
+			"POST https://api.demo.test/v1/messages HTTP/1.1\r\nHost: api.demo.test\r\n" + w.proxyAuthorization() + bearer,
+			"GET http://api.demo.test/echo HTTP/1.1\r\nHost: api.demo.test\r\n" + w.proxyAuthorization() + bearer,
+			"GET http://169.254.169.254/latest/meta-data HTTP/1.1\r\nHost: 169.254.169.254\r\n" + w.proxyAuthorization(),
+			"GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer,
+			"OPTIONS * HTTP/1.1\r\nHost: api.demo.test\r\n",
+			"GET https://api.demo.test/.wayleave/../echo HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer,
+			"GET https://api.demo.test/%2ewayleave/v1/ca.pem HTTP/1.1\r\nHost: api.demo.test\r\n",
+			"TRACE / HTTP/1.1\r\nHost: api.demo.test\r\n" + w.proxyAuthorization() + bearer,
+			"GET / HTTP/1.1\r\nHost: api.demo.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+		} {
+			if a := ask(t, g.dial(t), head+"\r\n"); a.status < 400 || a.status > 499 {
+				t.Errorf("%.60q: %v; want a refusal", head, a)
+			}
+		}
+		if n := len(g.API.Requests()); n != before {
+			t.Errorf("%d requests arrived", n-before)
+		}
+	})
+
+	t.Run("tunnels to what is no allowed host and port", func(t *testing.T) {
+		for _, authority := range []string{
+			"unknown.example:443", "demo.test:443", "xapi.demo.test:443", "api.demo.test.evil.example:443", "wild.demo.test:443", "x.api.demo.test:443",
+			"api.demo.test:444", "api.demo.test:0", "api.demo.test:65536", "api.demo.test:443:443", "api.demo.test:", "api.demo.test:+443", "api.demo.test:0443x",
+			"api.demo.test.:443", "user@api.demo.test:443", "user:pass@api.demo.test:443", "api.demo.test@evil.example:443",
+			"127.0.0.1:443", "[::1]:443", "[::ffff:127.0.0.1]:443", "[::ffff:169.254.169.254]:80", "169.254.169.254:80", "2130706433:443", "0x7f000001:443", "0177.0.0.1:443", "127.1:443",
+			"localhost:443", "*:443", "*.wild.demo.test:443", "api%2edemo.test:443", "api.demo.test/:443", "аpi.demo.test:443", strings.Repeat("a", 300) + ".demo.test:443",
+		} {
+			a := ask(t, g.dial(t), "CONNECT "+authority+" HTTP/1.1\r\nHost: "+authority+"\r\n"+w.proxyAuthorization()+"\r\n")
+			if a.status < 400 || a.status > 499 {
+				t.Errorf("CONNECT %.60s: %v; want a refusal", authority, a)
+			}
+		}
+		for _, authorization := range []string{
+			"", "Proxy-Authorization: Basic\r\n", "Proxy-Authorization: Basic !!!\r\n", "Proxy-Authorization: Bearer " + w.placeholder + "\r\n",
+			"Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(w.proxy.User.Username()+":")) + "\r\n",
+			"Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(w.proxy.User.Username()+":wls1.x.y")) + "\r\n",
+			strings.Replace(w.proxyAuthorization(), "Basic ", "Basic A", 1), "X-Wayleave-Identity: admin\r\n", "Authorization: " + strings.TrimPrefix(w.proxyAuthorization(), "Proxy-Authorization: "),
+		} {
+			a := ask(t, g.dial(t), "CONNECT api.demo.test:443 HTTP/1.1\r\nHost: api.demo.test:443\r\n"+authorization+"\r\n")
+			if a.status != http.StatusProxyAuthRequired || !strings.HasPrefix(a.header.Get("Proxy-Authenticate"), "Basic ") {
+				t.Errorf("CONNECT with %.40q: %v; want 407 with a challenge", authorization, a)
+			}
+		}
+	})
+
+	// CONNECT, TLS and HTTP name the same host, or nothing is swapped and nothing is sent.
+	t.Run("names that disagree", func(t *testing.T) {
+		before := len(g.API.Requests())
+		names := []string{"api.demo.test", "other.demo.test", "unknown.example"}
+		for _, connect := range names[:2] {
+			for _, sni := range append(names, "") {
+				for _, host := range append(names, "api.demo.test:444", "api.demo.test.", "api.demo.test@evil.example", "127.0.0.1") {
+					if connect == sni && sni == host {
+						continue
+					}
+					c := tls.Client(g.tunnel(t, w, connect+":443"), &tls.Config{ServerName: sni, RootCAs: w.roots, InsecureSkipVerify: sni == ""})
+					if c.HandshakeContext(t.Context()) != nil {
+						continue // refused by TLS
+					}
+					a := ask(t, c, "GET /echo HTTP/1.1\r\nHost: "+host+"\r\n"+bearer+"\r\n")
+					if a.status < 400 || a.status > 499 {
+						t.Errorf("CONNECT %s, SNI %q, Host %s: %v; want a refusal", connect, sni, host, a)
+					}
+				}
+			}
+		}
+		if n := len(g.API.Requests()); n != before {
+			t.Errorf("%d requests arrived", n-before)
+		}
+	})
+
+	t.Run("no TLS in the tunnel", func(t *testing.T) {
+		before := len(g.API.Requests())
+		for _, text := range []string{
+			"GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer + "\r\n", "\x16\x03\x01\x00\x05hello",
+		} {
+			if a := ask(t, g.tunnel(t, w, "api.demo.test:443"), text); a.status != 0 {
+				t.Errorf("%.20q: %v; want the connection closed", text, a)
+			}
+		}
+		if n := len(g.API.Requests()); n != before {
+			t.Errorf("%d requests arrived", n-before)
+		}
+	})
+
+	// Each of these is refused: with a reason of ours, or as no HTTP at all.
+	t.Run("heads that are refused", func(t *testing.T) {
+		before := len(g.API.Requests())
+		ph, b64 := w.placeholder, func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+		for _, head := range []string{
+			// two credentials
+			bearer + "Authorization: Bearer evil\r\n", "Authorization: Bearer evil\r\n" + bearer, bearer + bearer, bearer + "AUTHORIZATION: x\r\n",
+			"Authorization: Bearer " + ph + ", Bearer evil\r\n", "Authorization: Bearer evil, Bearer " + ph + "\r\n", bearer + "X-Api-Key: sk-evil\r\n",
+			"Authorization: Bearer " + ph + "\r\n Bearer evil\r\n",
+			// hop-by-hop
+			bearer + "Connection: authorization\r\n", bearer + "Connection: close, Authorization\r\n",
+			// not the placeholder
+			"Authorization: Bearer  " + ph + "x\r\n", "Authorization: " + ph + "\r\n", "Authorization: Digest " + ph + "\r\n", "Authorization: Bearer " + strings.ToUpper(ph) + "\r\n",
+			"Authorization: Basic " + b64("user:"+ph+"x") + "\r\n", "Authorization: Basic " + b64(ph+":"+ph+"x") + "\r\n", "Authorization: Basic " + b64("x"+ph) + "\r\n",
+			// not where it belongs
+			"Cookie: token=" + ph + "\r\n", bearer + "Cookie: token=" + ph + "\r\n", "Referer: https://x/?t=" + ph + "\r\n", "X-" + ph + ": 1\r\n", "X-Api-Key: " + ph + "\r\n",
+			"X-Note: " + b64("a:"+ph) + "\r\nAuthorization: Basic " + b64("a:"+ph) + "\r\n", "User-Agent: " + strings.ToUpper(ph) + "\r\n", "Proxy-Authorization: Bearer " + ph + "x\r\nX: " + ph + "\r\n",
+			// not HTTP
+			bearer + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", bearer + "Content-Length: 5\r\nContent-Length: 6\r\n", bearer + "Content-Length: 5, 6\r\n",
+			bearer + "Transfer-Encoding: identity, chunked\r\n", bearer + "Transfer-Encoding : chunked\r\n", bearer + "Transfer-Encoding: xchunked\r\n", bearer + "Bad Header: x\r\n", bearer + "X: a\x00b\r\n",
+		} {
+			c, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := ask(t, c, "POST /echo HTTP/1.1\r\nHost: api.demo.test\r\n"+head+"\r\n")
+			if a.status == 0 || a.status >= 400 && a.status <= 501 {
+				continue
+			}
+			t.Errorf("%.90q: %v; want a refusal", head, a)
+		}
+		for _, path := range []string{
+			"/echo?k=" + ph, "/echo?k=%77lplaceholder" + ph, "/" + ph, "/echo?k=" + strings.ReplaceAll(ph, "w", "%2577"), "/echo#" + ph, "https://evil.example/echo",
+		} {
+			c, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := ask(t, c, "GET "+path+" HTTP/1.1\r\nHost: api.demo.test\r\n\r\n"); a.status >= 200 && a.status < 400 {
+				t.Errorf("GET %.60s: %v; want a refusal", path, a)
+			}
+		}
+		for _, method := range []string{"CONNECT", "TRACE", "trace", "TRACK"} {
+			c, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := ask(t, c, method+" / HTTP/1.1\r\nHost: api.demo.test\r\n"+bearer+"\r\n"); a.status >= 200 && a.status < 400 {
+				t.Errorf("%s: %v; want a refusal", method, a)
+			}
+		}
+		for _, r := range g.API.Requests()[before:] {
+			if r.Authorization != "" && r.Path == "/echo" {
+				t.Errorf("%s %s arrived with %s", r.Method, r.Path, r.Authorization)
+			}
+		}
+	})
+
+	// What a worker says about itself changes nothing, and does not go on.
+	t.Run("spoofed headers", func(t *testing.T) {
+		c, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := ask(t, c, "GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n"+bearer+
+			"X-Wayleave-Identity: x|admin|admin|9999999999\r\nX-Wayleave-Verdict: pass\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Host: evil.example\r\n"+
+			"X-Envoy-Original-Path: /evil\r\nX-Envoy-Retry-On: 5xx\r\nX-Request-Id: mine\r\nProxy-Authorization: Basic eDp5\r\nProxy-Connection: close\r\n\r\n")
+		if a.status != http.StatusOK {
+			t.Fatalf("got %v", a)
+		}
+		for _, name := range []string{"X-Wayleave", "X-Forwarded", "X-Envoy", "X-Request-Id", "Proxy-"} {
+			if strings.Contains(a.body, `"`+name) {
+				t.Errorf("%s… arrived: %s", name, a.body)
+			}
+		}
+	})
+
+	t.Run("token endpoint", func(t *testing.T) {
+		for _, path := range []string{"/v1/oauth/token", "/v1/oauth/token/", "/v1/oauth/%74oken", "/v1/./oauth/token", "/v1/x/../oauth/token", "//v1/oauth/token", "/v1/oauth/token?x=1"} {
+			c, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			body := `{"grant_type":"refresh_token","refresh_token":"` + w.placeholder + `"}`
+			a := ask(t, c, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: api.demo.test\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body))
+			if a.reason != "token_endpoint" && a.reason != "policy_denied" || a.status == http.StatusBadRequest && strings.Contains(a.body, "invalid_grant") {
+				t.Errorf("POST %s: %v; want it refused, and never as invalid_grant", path, a)
+			}
+		}
+		if s := g.Provider.Stats(); s.TokenCalls != refresh.TokenCalls {
+			t.Errorf("%d calls reached the provider", s.TokenCalls-refresh.TokenCalls)
+		}
+	})
+
+	t.Run("the right request still works", func(t *testing.T) {
+		for host, header := range map[string]string{"api.demo.test": bearer, "other.demo.test": bearer, "a.wild.demo.test": "X-Api-Key: " + w.placeholder + "\r\n"} {
+			c, err := g.inside(t, w, host, host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := ask(t, c, "GET /echo HTTP/1.1\r\nHost: "+host+"\r\n"+header+"\r\n"); a.status != http.StatusOK || strings.Contains(a.body, `"X-Api-Key"`) {
+				t.Errorf("%s: %v", host, a)
+			}
+		}
+	})
+
+	if g.API.Saw(placeholderMarker) || g.API.Saw(strings.ToUpper(placeholderMarker)) {
+		t.Error("a placeholder reached the API")
+	}
+}
