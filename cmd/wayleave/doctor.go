@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
+	"os/exec"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -39,7 +42,7 @@ the grants. It changes nothing. It exits with 1 when something would keep the ga
 	addConfigFlag(c, &path)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		findings := examine(c.Context(), path, st.dir)
+		findings := examine(c.Context(), path, *st)
 		failed := false
 		for _, f := range findings {
 			failed = failed || f.Status == "fail"
@@ -69,7 +72,7 @@ func printFindings(w io.Writer, findings []finding) {
 }
 
 // examine looks at everything in the order in which the gate would need it.
-func examine(ctx context.Context, path, stateDir string) []finding {
+func examine(ctx context.Context, path string, st state) []finding {
 	var out []finding
 	add := func(status, what, detail, fix string) { out = append(out, finding{status, what, detail, fix}) }
 
@@ -104,10 +107,15 @@ func examine(ctx context.Context, path, stateDir string) []finding {
 			return out
 		}
 		add("ok", "openbao", fmt.Sprintf("%s at %s: %s", b.Version, b.Path, b.Why), "")
-		if path == "" {
-			return out
+		if vaultPath, err := exec.LookPath("vault"); err == nil {
+			add("ok", "vault", vaultPath+" is not started by 'wayleave up', whose store is OpenBao's; set VAULT_ADDR to use one that runs", "")
 		}
-		if identity, err = embedded.Operator(stateDir); err != nil {
+		gate := examineGate(ctx, st)
+		out = append(out, gate)
+		if path == "" || gate.Status != "ok" {
+			return out // its OpenBao runs with it
+		}
+		if identity, err = embedded.Operator(st.dir); err != nil {
 			add("warn", "vault", err.Error(), "start it with 'wayleave up'")
 			return out
 		}
@@ -116,6 +124,29 @@ func examine(ctx context.Context, path, stateDir string) []finding {
 		return out
 	}
 	return append(out, examineVault(ctx, cfg, identity)...)
+}
+
+// examineGate looks for a gate started with `wayleave up` on this machine.
+func examineGate(ctx context.Context, st state) finding {
+	g, err := st.readGate()
+	if err != nil {
+		return finding{"warn", "gate", "none was started in " + st.dir, "start one with 'wayleave up'"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.Proxy+"/.wayleave/livez", nil)
+	if err != nil {
+		return finding{"fail", "gate", err.Error(), "start it again with 'wayleave up'"}
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return finding{"warn", "gate", "was at " + g.Proxy + " and does not answer", "start it again with 'wayleave up'"}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return finding{"fail", "gate", fmt.Sprintf("Envoy at %s answers, and the gate behind it does not: status %d", g.Proxy, resp.StatusCode), "look at what 'wayleave up' logs"}
+	}
+	return finding{"ok", "gate", "runs; workers connect to " + g.Proxy, ""}
 }
 
 // examineVault looks at Vault as whoever we can log in as, and at the grants.

@@ -46,8 +46,8 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 			if identity.Address == "" {
 				return usageError{errors.New("serve needs a Vault: write vault.address or set VAULT_ADDR ('wayleave up' brings one of its own)")}
 			}
-			if err := os.MkdirAll(runDir, 0o700); err != nil {
-				return fmt.Errorf("making the run directory: %w", err)
+			if err := privateDir(runDir); err != nil {
+				return err
 			}
 			workers, err := configuredWorkers(cfg, nil)
 			if err != nil {
@@ -62,6 +62,21 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 	addConfigFlag(c, &configPath)
 	c.Flags().StringVar(&runDir, "run-dir", "/run/wayleave", "directory of the sockets that Envoy connects to")
 	return c
+}
+
+// privateDir makes the directory, or sees that nobody else could put a socket of their own in place of ours.
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the run directory: %w", err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("others may write to %s, so they could pose as the gate; make it private: chmod 700 %s", dir, dir)
+	}
+	return nil
 }
 
 // gate is what runs in our own process. Vault and Envoy are given.
