@@ -112,12 +112,12 @@ func newConfigRender() *cobra.Command {
 			}
 			g := gate{cfg: cfg, sockets: runDir}
 			boot := bootstrap(cfg, runDir)
+			text, err := boot.YAML()
+			if err != nil {
+				return err
+			}
 			if onlyBootstrap {
-				out, err := boot.YAML()
-				if err != nil {
-					return err
-				}
-				_, err = c.OutOrStdout().Write(out)
+				_, err = c.OutOrStdout().Write(text)
 				return err
 			}
 			build, err := envoyConfig(cfg, g.socket(apiSocket), "/dev/stdout")
@@ -129,6 +129,7 @@ func newConfigRender() *cobra.Command {
 				return err
 			}
 			if !validate {
+				fmt.Fprintf(c.OutOrStdout(), "# bootstrap\n%s", text)
 				return printResources(c.OutOrStdout(), resources)
 			}
 			binary, err := findEnvoy(c.Context(), cfg.Envoy.Binary)
