@@ -58,6 +58,7 @@ type resolver struct {
 	address string
 	mu      sync.Mutex
 	names   map[string][]netip.Addr
+	count   map[string]int // of questions
 }
 
 func newResolver(t *testing.T) *resolver {
@@ -67,7 +68,7 @@ func newResolver(t *testing.T) *resolver {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	r := &resolver{address: c.LocalAddr().String(), names: map[string][]netip.Addr{}}
+	r := &resolver{address: c.LocalAddr().String(), names: map[string][]netip.Addr{}, count: map[string]int{}}
 	go func() {
 		buf := make([]byte, 4096)
 		for {
@@ -92,6 +93,13 @@ func (r *resolver) set(name string, addresses ...string) {
 	}
 }
 
+// asked is how many questions about name were answered.
+func (r *resolver) asked(name string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count[name]
+}
+
 func (r *resolver) answer(query []byte) ([]byte, bool) {
 	var m dnsmessage.Message
 	if m.Unpack(query) != nil || len(m.Questions) != 1 {
@@ -101,7 +109,9 @@ func (r *resolver) answer(query []byte) ([]byte, bool) {
 	m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	addresses, known := r.names[strings.TrimSuffix(q.Name.String(), ".")]
+	name := strings.TrimSuffix(q.Name.String(), ".")
+	r.count[name]++
+	addresses, known := r.names[name]
 	if !known {
 		m.RCode = dnsmessage.RCodeNameError
 	}

@@ -178,10 +178,10 @@ func TestAttacksOnTheWire(t *testing.T) {
 	t.Run("no TLS in the tunnel", func(t *testing.T) {
 		before := len(g.API.Requests())
 		for _, text := range []string{
-			"GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer + "\r\n", "\x16\x03\x01\x00\x05hello",
+			"GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer + "\r\n", "\x16\x03\x01\x00\x05hello", "SSH-2.0-x\r\n",
 		} {
-			if a := ask(t, g.tunnel(t, w, "api.demo.test:443"), text); a.status != 0 {
-				t.Errorf("%.20q: %v; want the connection closed", text, a)
+			if a := ask(t, g.tunnel(t, w, "api.demo.test:443"), text); a.status != http.StatusBadRequest || a.reason != "use_connect" || !a.explained() {
+				t.Errorf("%.20q: %v; want it refused in HTTP's words", text, a)
 			}
 		}
 		if n := len(g.API.Requests()); n != before {

@@ -74,10 +74,10 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 	// TRACE echoes the request with its credential (RFC 9110 section 9.3.8), CONNECT leaves what was checked.
 	if !validMethod(r.method) {
-		return because(policyDenied, "this method is not forwarded")
+		return because(policyDenied, "the method "+shown(r.method)+" is not forwarded, since it could show the credential to somebody else; use another")
 	}
 	if r.path != "*" && !strings.HasPrefix(r.path, "/") {
-		return because(policyDenied, "the path is not one")
+		return because(policyDenied, "the path does not begin with /; send it so")
 	}
 	paths := readings(r.path)
 	if underAny(paths, p.refusedPaths(connect)) {
@@ -100,7 +100,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 
 	// One credential, where the upstream will look for it.
 	lines := r.values(route.HeaderIn)
-	if len(lines) > 1 || r.lists("connection", func(item string) bool { return p.credentialHeaders[item] }) {
+	if len(lines) > 1 || r.lists("connection", p.isCredential) {
 		return because(duplicateCredential, "")
 	}
 	var value string
@@ -184,7 +184,7 @@ func (r *request) isFor(e endpoint) bool {
 // otherCredential reports whether a credential is in another header than in.
 func (r *request) otherCredential(p *policy, in string) bool {
 	return slices.ContainsFunc(r.headers, func(h header) bool {
-		return h.value != "" && h.name != in && p.credentialHeaders[h.name]
+		return h.value != "" && h.name != in && p.isCredential(h.name)
 	})
 }
 

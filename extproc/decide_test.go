@@ -405,7 +405,8 @@ func TestDecideRefuses(t *testing.T) {
 		{misplacedPlaceholder, "referer", more("referer", "https://x/?k="+url.QueryEscape(claude))},
 		{misplacedPlaceholder, "API key on a bearer route", f.anthropic("GET", "/", "x-api-key", claude)},
 		{misplacedPlaceholder, "bearer on an API key route", f.to("turned.example.com", "GET", "/", "authorization", "Bearer "+f.placeholder("turned", ""))},
-		{misplacedPlaceholder, "underscores", more("x_api_key", claude)},
+		{misplacedPlaceholder, "underscores", f.anthropic("GET", "/", "x_api_key", claude)},
+		{duplicateCredential, "one more, with underscores", more("x_api_key", "sk-evil")},
 
 		{notYourPlaceholder, "another session's", authorization("Bearer " + f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"))},
 		{notYourPlaceholder, "another credential's", authorization("Bearer " + f.placeholder("github", "gho_"))},

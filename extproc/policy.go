@@ -17,7 +17,7 @@ type policy struct {
 	grants   map[string]map[string]bool
 	workers  map[string]string // nil: sessions are believed
 
-	// credentialHeaders are all the headers a credential may be in.
+	// credentialHeaders are all the headers a credential may be in, as canonical has them.
 	credentialHeaders map[string]bool
 }
 
@@ -38,7 +38,7 @@ func newPolicy(cfg Config) *policy {
 	}
 	for i := range cfg.Routes {
 		r := withDefaults(cfg.Routes[i])
-		p.credentialHeaders[r.HeaderIn], p.credentialHeaders[r.HeaderOut] = true, true
+		p.credentialHeaders[canonical(r.HeaderIn)], p.credentialHeaders[canonical(r.HeaderOut)] = true, true
 		for _, h := range r.Hosts {
 			p.add(h, target{routes: []*Route{&r}})
 		}
@@ -154,6 +154,12 @@ func (p *policy) ended(s worker.Session) bool {
 	profile, ok := p.workers[s.Worker]
 	return !ok || profile != s.Profile
 }
+
+// isCredential reports whether a credential may be in the header called name.
+func (p *policy) isCredential(name string) bool { return p.credentialHeaders[canonical(name)] }
+
+// canonical makes one of the header names that servers with CGI variables cannot tell apart.
+func canonical(name string) string { return strings.ReplaceAll(name, "_", "-") }
 
 // mayUse reports whether sessions of profile may have the credential.
 func (p *policy) mayUse(profile, credential string) bool { return p.grants[profile][credential] }

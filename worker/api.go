@@ -67,6 +67,7 @@ func NewAPI(c APIConfig) http.Handler {
 	mux.HandleFunc("POST "+sessionsPath, a.enrol)
 	mux.HandleFunc("GET "+caPath, a.ca)
 	mux.HandleFunc("GET "+livePath, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/", a.unknown)
 	return mux
 }
 
@@ -114,6 +115,15 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("content-type", "application/json")
 	w.Header().Set("cache-control", "no-store")
 	w.Write(answer)
+}
+
+func (a *api) unknown(w http.ResponseWriter, r *http.Request) {
+	status := http.StatusNotFound
+	if r.URL.Path == sessionsPath || r.URL.Path == caPath {
+		status = http.StatusMethodNotAllowed
+	}
+	a.refuse(w, r, status, "no_such_request",
+		"the gate itself answers POST "+sessionsPath+" and GET "+caPath+"; for anything else use it as the proxy of an https URL")
 }
 
 func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, answer []byte, err error) {

@@ -192,15 +192,18 @@ func TestAPIRefuses(t *testing.T) {
 			t.Errorf("%d %s", resp.StatusCode, body)
 		}
 	})
-	t.Run("method", func(t *testing.T) {
+	t.Run("what it does not do", func(t *testing.T) {
 		g := newGate(t)
-		resp, err := g.Client().Get(g.URL + sessionsPath)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusMethodNotAllowed {
-			t.Errorf("%d", resp.StatusCode)
+		for path, want := range map[string]int{sessionsPath: http.StatusMethodNotAllowed, "/.wayleave/v2": http.StatusNotFound} {
+			resp, err := g.Client().Get(g.URL + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != want || resp.Header.Get(reasonHeader) != "no_such_request" || !bytes.Contains(body, []byte(sessionsPath)) {
+				t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+			}
 		}
 	})
 }

@@ -17,6 +17,8 @@ const (
 	streamID = "%STREAM_ID%"
 	// requestID is the same kept for later: the router takes the header away before the access log is written.
 	requestID = "%FILTER_STATE(" + stateRequestID + ":PLAIN)%"
+	// tunnelID names the tunnel, for a request that Envoy could not read far enough to give it a name.
+	tunnelID = "%FILTER_STATE(" + stateTunnel + ":PLAIN)%"
 )
 
 // connectionLog is what every record has.
@@ -28,7 +30,7 @@ var connectionLog = map[string]string{
 	"chain":              "%FILTER_CHAIN_NAME%",
 	"flags":              "%RESPONSE_FLAGS%",
 	"identity":           "%FILTER_STATE(" + stateIdentity + ":PLAIN)%",
-	"tunnel":             "%FILTER_STATE(" + stateTunnel + ":PLAIN)%",
+	"tunnel":             tunnelID,
 	"connect_authority":  "%FILTER_STATE(" + stateAuthority + ":PLAIN)%",
 	"worker_address":     "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
 	"server_name":        "%REQUESTED_SERVER_NAME%",

@@ -143,7 +143,9 @@ func anyHTTP() *upstreamhttpv3.HttpProtocolOptions {
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
 		HttpProtocolOptions: http1(),
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-			ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)},
+			// A malformed answer ends its stream (RFC 9113 section 8.1.1), not the connection that others share.
+			OverrideStreamErrorOnInvalidHttpMessage: yes(),
+			ConnectionKeepalive:                     &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)},
 		},
 	}}
 	return o
@@ -169,12 +171,14 @@ func upstreamConnection() *clusterv3.UpstreamConnectionOptions {
 	return &clusterv3.UpstreamConnectionOptions{TcpKeepalive: tcpKeepalive()}
 }
 
-// circuitBreakers lifts Envoy's default limits of 1,024, which a fleet of workers passes with tunnels alone.
+// circuitBreakers lifts Envoy's default limits: 1,024, which a fleet of workers passes with tunnels alone, and three
+// retries at a time, where one lost connection may have had many requests waiting for it.
 func circuitBreakers() *clusterv3.CircuitBreakers {
 	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 		MaxConnections:     number(100_000),
 		MaxPendingRequests: number(100_000),
 		MaxRequests:        number(100_000),
+		MaxRetries:         number(100_000),
 	}}}
 }
 

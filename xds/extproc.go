@@ -45,12 +45,15 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 			"filter_state['" + stateAuthority + "']",
 		},
 		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,
-		MutationRules:    onlyHeaders(slices.Concat(p.credentialHeaders, p.ensureHeaders, replyHeaders)),
+		MutationRules:    onlyHeaders(slices.Concat(p.credentialHeaders, p.ensureHeaders, socketHeaders, replyHeaders)),
 		MetadataOptions: &extprocv3.MetadataOptions{
 			ReceivingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},
 		},
 	}
 }
+
+// socketHeaders are what ext_proc may complete when a request opens a WebSocket.
+var socketHeaders = []string{"sec-websocket-key"}
 
 // onlyHeaders allows changes of these headers. Any other makes the request fail: by default Envoy would let a
 // processor set :path, content-length and transfer-encoding.

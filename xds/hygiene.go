@@ -1,29 +1,38 @@
 package xds
 
 import (
+	"strings"
+
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// hygiene removes the request headers that speak of or to a proxy: those Envoy adds, those a worker's client
-// meant for us, and x-envoy-… ones, by which a worker could order retries or timeouts. It runs first, so that no
-// other filter sees them.
+// notFromWorker matches the request headers that speak of or to a proxy: those Envoy adds, those a worker's client
+// meant for us, and x-envoy-… ones, by which a worker could order retries or timeouts. Servers that hand headers on as
+// CGI variables read _ as -, so a name is removed in both spellings; and so are the two that frame a message, which
+// HTTP itself only knows with -.
+var notFromWorker = []string{
+	"proxy[-_].*", "forwarded", "x[-_]forwarded[-_].*", "x[-_]envoy[-_].*", "x[-_]wayleave[-_].*", "transfer_encoding", "content_length",
+}
+
+// hygiene removes those, and all trailers of the request: nothing looks into them, and over HTTP/1.1 Envoy forwards
+// none either. It runs first, so that no other filter sees them.
 func hygiene() *hcmv3.HttpFilter {
-	var m []*mutationv3.HeaderMutation
-	for _, prefix := range []string{"x-forwarded-", "x-envoy-", "x-wayleave-", "proxy-"} {
-		m = append(m, removePrefix(prefix))
-	}
 	return httpFilter("envoy.filters.http.header_mutation", &headermutationv3.HeaderMutation{
-		Mutations: &headermutationv3.Mutations{RequestMutations: m},
+		Mutations: &headermutationv3.Mutations{
+			RequestMutations:         []*mutationv3.HeaderMutation{removeMatching(strings.Join(notFromWorker, "|"))},
+			RequestTrailersMutations: []*mutationv3.HeaderMutation{removeMatching(".*")},
+		},
 	})
 }
 
-func removePrefix(prefix string) *mutationv3.HeaderMutation {
+// removeMatching removes the headers whose whole name the expression matches.
+func removeMatching(expression string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
 		RemoveOnMatch: &mutationv3.HeaderMutation_RemoveOnMatch{KeyMatcher: &matcherv3.StringMatcher{
-			MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix},
+			MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: expression}},
 		}},
 	}}
 }
@@ -33,6 +42,9 @@ func removePrefix(prefix string) *mutationv3.HeaderMutation {
 var notToUpstream = []string{"x-request-id"}
 
 // notFromUpstream are response headers that an upstream may not send: they would speak for the proxy or the gate.
+//
+// Nothing else of a response is changed or searched. An upstream that repeats the credential it was sent, in a header or
+// in the body, shows it to the worker; paths that do so are for a route's rules to deny.
 var notFromUpstream = []string{
 	"proxy-agent", "proxy-authenticate", "proxy-authentication-info", "proxy-connection", "x-wayleave-reason",
 }

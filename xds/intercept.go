@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ import (
 //	original_dst ▶ tls_inspector ▶ filter_chain_matcher
 //	    intercept_…   TLS ends here, with a leaf made for the name; HTTP filters; upstream
 //	    tunnel…       bytes pass untouched
+//	    plain         it is no TLS: HTTP's words
 //	    deny          TLS alert
 
 const (
@@ -45,6 +47,9 @@ func interceptListener(p plan) *listenerv3.Listener {
 	chains := interceptChains(p)
 	for _, port := range tunnelPorts(p.tunnel) {
 		chains = append(chains, tunnelChain(p, port))
+	}
+	if len(chains) > 0 {
+		chains = append(chains, plainChain())
 	}
 	l := &listenerv3.Listener{
 		Name:                             listenerIntercept,
@@ -103,7 +108,10 @@ func chainByName(p plan) *matcher.Matcher {
 	byTransport := &matcher.Matcher_MatcherTree{
 		Input: matchExtension("transport_protocol", &inputsv3.TransportProtocolInput{}),
 		TreeType: &matcher.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &matcher.Matcher_MatcherTree_MatchMap{
-			Map: map[string]*matcher.Matcher_OnMatch{"tls": {OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: tree(byName)}}},
+			Map: map[string]*matcher.Matcher_OnMatch{
+				"tls":        {OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: tree(byName)}},
+				"raw_buffer": {OnMatch: &matcher.Matcher_OnMatch_Action{Action: matchExtension("chain", wrapperspb.String(plainChainName))}},
+			},
 		}},
 	}
 	return tree(byTransport)
@@ -179,9 +187,11 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			HeaderKeyFormat: preserveCase(),
+			AcceptHttp_10:   true, // of old tools; it goes on as HTTP/1.1
 		},
-		// No extended CONNECT (RFC 8441): clients then open WebSockets over HTTP/1.1, which every upstream knows.
-		Http2ProtocolOptions:       &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(streamsPerH2)},
+		// No extended CONNECT (RFC 8441): clients then open WebSockets over HTTP/1.1, which every upstream knows. What is
+		// malformed ends its own stream only.
+		Http2ProtocolOptions:       &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(streamsPerH2), OverrideStreamErrorOnInvalidHttpMessage: yes()},
 		UseRemoteAddress:           yes(),
 		SkipXffAppend:              true,
 		InternalAddressConfig:      nobodyInternal(),
@@ -222,6 +232,21 @@ func preserveCase() *corev3.Http1ProtocolOptions_HeaderKeyFormat {
 	return &corev3.Http1ProtocolOptions_HeaderKeyFormat{
 		HeaderFormat: &corev3.Http1ProtocolOptions_HeaderKeyFormat_StatefulFormatter{
 			StatefulFormatter: extension("preserve_case", &preservev3.PreserveCaseFormatterConfig{}),
+		},
+	}
+}
+
+const plainChainName = "plain"
+
+// plainChain answers whoever speaks in the tunnel without TLS, and most of those speak HTTP.
+func plainChain() *listenerv3.FilterChain {
+	body := errorBody("invalid_request_error", reasonUseConnect, "wayleave forwards nothing without TLS: use an https URL for this host")
+	return &listenerv3.FilterChain{
+		Name: plainChainName,
+		Filters: []*listenerv3.Filter{
+			networkFilter("envoy.filters.network.direct_response", &directv3.Config{Response: inline([]byte(fmt.Sprintf(
+				"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n%s: %s\r\nx-should-retry: false\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s",
+				reasonHeader, reasonUseConnect, len(body), body)))}),
 		},
 	}
 }

@@ -77,13 +77,18 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "CONNECT"}},
 		// Python's http.client and openssl send "CONNECT … HTTP/1.0".
 		HttpProtocolOptions:  &corev3.Http1ProtocolOptions{AllowAbsoluteUrl: yes(), AcceptHttp_10: true},
-		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true, MaxConcurrentStreams: number(streamsPerH2)},
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true, MaxConcurrentStreams: number(streamsPerH2), OverrideStreamErrorOnInvalidHttpMessage: yes()},
+		// The worker API is found by its path, so the path is read once, here, as the API would read it.
+		NormalizePath:                yes(),
+		MergeSlashes:                 true,
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		// The worker API may read the worker's address as the last element of x-forwarded-for.
 		UseRemoteAddress:          yes(),
 		InternalAddressConfig:     nobodyInternal(),
 		GenerateRequestId:         yes(), // and so %STREAM_ID%; from a worker none is taken
 		StreamIdleTimeout:         durationpb.New(0),
 		RequestHeadersTimeout:     seconds(headersTimeout),
+		MaxRequestHeadersKb:       number(maxHeadersKiB),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
 		LocalReplyConfig:          proxyReplies(),
 		AccessLog:                 accessLog(p.accessLog, "connect", httpLog(streamID)),

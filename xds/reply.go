@@ -1,7 +1,7 @@
 package xds
 
 import (
-	"strconv"
+	"encoding/json"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -19,41 +19,82 @@ const (
 
 	reasonGateUnavailable     = "gate_unavailable"
 	reasonUpstreamUnreachable = "upstream_unreachable"
+	reasonUpstreamBrokeOff    = "upstream_broke_off"
 	reasonBarrier             = "barrier"
 	reasonMisdirected         = "misdirected"
 	reasonUseConnect          = "use_connect"
+	reasonMalformed           = "malformed"
+
+	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT"
+	tooLarge   = "wayleave takes request headers of 96 KiB and 100 lines at most; nothing was sent. Send less, cookies for instance"
 
 	// ofEnvoy is true of a reply that nobody has given a reason.
 	ofEnvoy = "!('" + reasonHeader + "' in response.headers)"
+	// aboutRequest is true of a reply about the form of the request: all of 4xx, and a transfer coding nobody knows.
+	aboutRequest = "(response.code < 500 || response.code == 501)"
 	// ofUpstream is true of a reply about the connection to the upstream, or the lack of one.
 	ofUpstream = "(response.code_details.startsWith('upstream_') || response.code_details.startsWith('dns_') || response.code_details.startsWith('no_healthy_upstream') || response.code_details.startsWith('cluster_not_found'))"
+	// brokeOff is true when the upstream was reached, and has not said that it did nothing with the request.
+	brokeOff = "(response.code_details.startsWith('upstream_') && !response.code_details.contains('connection_failure') && !response.code_details.contains('connection_timeout') && !response.code_details.contains('overflow') && !response.code_details.contains('refused_stream'))"
+	// noRoutes is true while Envoy has not been told its routes.
+	noRoutes = "response.code_details.startsWith('route_')"
 )
 
 func proxyReplies() *hcmv3.LocalReplyConfig {
 	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
-		replyWhen(ofEnvoy+" && response.code >= 500", streamID, reasonGateUnavailable, true,
-			"wayleave cannot check this connection at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave status"),
+		replyWhen(ofEnvoy+" && response.code_details.startsWith('http1.https_url_on_plaintext')", streamID, reasonUseConnect, pointless, useConnect),
+		replyWhen(ofEnvoy+" && response.code == 431", streamID, reasonMalformed, pointless, tooLarge),
+		replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, streamID, reasonMalformed, pointless,
+			"wayleave cannot read this request to the proxy; nothing was sent. A client asks with CONNECT host:port, a DNS name and a number, which HTTPS_PROXY makes it do"),
+		replyWhen(ofEnvoy, streamID, reasonGateUnavailable, again,
+			"wayleave cannot check this connection at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
 	}}
 }
 
 func interceptReplies() *hcmv3.LocalReplyConfig {
 	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('"+denied(policyPlaceholder)+"')", requestID, reasonBarrier, false,
+		replyWhen(ofEnvoy+" && response.code_details.startsWith('"+denied(policyPlaceholder)+"')", requestID, reasonBarrier, pointless,
 			"wayleave stopped this request because it still held a placeholder where a credential goes; nothing was sent. Send the placeholder only in the header its variable is meant for, and only to that provider's hosts"),
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('rbac_access_denied')", requestID, reasonBarrier, false,
+		replyWhen(ofEnvoy+" && response.code_details.startsWith('rbac_access_denied')", requestID, reasonBarrier, pointless,
 			"wayleave stopped this request because the gate gave no verdict on it; nothing was sent. Tell the operator: this is a fault of the gate, and its log has the request id"),
-		replyWhen(ofEnvoy+" && response.code >= 500 && "+ofUpstream, requestID, reasonUpstreamUnreachable, true,
-			"wayleave could not reach the provider, or could not verify that it is the provider. Try again, and if it lasts ask the operator to look up the request id in the access log"),
-		replyWhen(ofEnvoy+" && response.code >= 500", requestID, reasonGateUnavailable, true,
-			"wayleave cannot decide on this request at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave status"),
+		replyWhen(ofEnvoy+" && response.code == 431", tunnelID, reasonMalformed, pointless, tooLarge),
+		replyWhen(ofEnvoy+" && response.code_details.startsWith('upgrade_failed')", tunnelID, reasonMalformed, pointless,
+			"wayleave forwards no other upgrade than websocket; nothing was sent. Send the request without the Upgrade header"),
+		replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, tunnelID, reasonMalformed, pointless,
+			"wayleave cannot take this request as it is written: its first line, a header, or how its length is given is not as HTTP has it; nothing was sent. The access log names the fault under this x-request-id"),
+		replyWhen(ofEnvoy+" && response.code_details.contains('address_denied')", requestID, reasonUpstreamUnreachable, pointless,
+			"wayleave did not connect, because the name of this host resolves to a private address; nothing was sent. If that is intended, an operator adds the address to upstream.allow_private"),
+		replyWhen(ofEnvoy+" && response.code_details.startsWith('dns_')", requestID, reasonUpstreamUnreachable, again,
+			"wayleave could not look up the name of this host; nothing was sent. Try again, and if it lasts ask the operator to check upstream.dns_resolvers"),
+		replyWhen(ofEnvoy+" && response.code_details.contains('CERTIFICATE_VERIFY_FAILED')", requestID, reasonUpstreamUnreachable, pointless,
+			"wayleave did not connect, because the certificate of this host is not valid for its name or its authority is not known; nothing was sent. For an authority of your own, an operator adds it to upstream.ca_files"),
+		replyWhen(ofEnvoy+" && "+brokeOff, requestID, reasonUpstreamBrokeOff, clientsChoice,
+			"wayleave lost the connection to the provider before an answer came, or could not read the answer; the provider may have acted on the request. Send it again if that does no harm"),
+		replyWhen(ofEnvoy+" && "+ofUpstream, requestID, reasonUpstreamUnreachable, again,
+			"wayleave could not reach the provider; nothing was sent. Try again, and if it lasts ask the operator to look up the request id in the access log"),
+		replyWhen(ofEnvoy, requestID, reasonGateUnavailable, again,
+			"wayleave cannot decide on this request at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
 	}}
 }
 
 // denied begins the response code details of a request that a DENY policy refused.
 func denied(policy string) string { return "rbac_access_denied_matched_policy[" + policy + "]" }
 
+// retry is the value of x-should-retry, which some clients obey.
+type retry string
+
+const (
+	again         retry = "true"
+	pointless     retry = "false"
+	clientsChoice retry = "" // no header: only the client knows whether twice does harm
+)
+
 // replyWhen rewrites the replies for which the CEL condition holds; id is how to name the request.
-func replyWhen(condition, id, reason string, retry bool, message string) *hcmv3.ResponseMapper {
+func replyWhen(condition, id, reason string, r retry, message string) *hcmv3.ResponseMapper {
+	headers := []*corev3.HeaderValueOption{overwrite(reasonHeader, reason), overwrite("x-request-id", id)}
+	if r != clientsChoice {
+		headers = append(headers, overwrite("x-should-retry", string(r)))
+	}
 	body, err := structpb.NewStruct(map[string]any{
 		"type":  "error", // one shape for the clients of several providers: each reads what it knows
 		"error": map[string]any{"type": "api_error", "code": reason, "message": message},
@@ -67,10 +108,18 @@ func replyWhen(condition, id, reason string, retry bool, message string) *hcmv3.
 			ContentType: "application/json",
 			Format:      &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: body},
 		},
-		HeadersToAdd: []*corev3.HeaderValueOption{
-			overwrite(reasonHeader, reason),
-			overwrite("x-request-id", id),
-			overwrite("x-should-retry", strconv.FormatBool(retry)),
-		},
+		HeadersToAdd: headers,
 	}
+}
+
+// errorBody is a body of the same shape, where Envoy takes it as text.
+func errorBody(kind, reason, message string) string {
+	body, err := json.Marshal(map[string]any{
+		"type":  "error",
+		"error": map[string]string{"type": kind, "code": reason, "message": message},
+	})
+	if err != nil {
+		panic("xds: " + err.Error()) // maps of strings always marshal
+	}
+	return string(body)
 }

@@ -1,8 +1,10 @@
 package xds
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
@@ -111,7 +114,11 @@ func TestWhatWasReadIsNotRetried(t *testing.T) {
 				up = newFickle(t, ca, behave)
 				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
 			}, nil)
-			replied(t, post(t, s.worker("ann"), "https://"+apiHost+"/"), 503, "upstream_unreachable")
+			a := post(t, s.worker("ann"), "https://"+apiHost+"/")
+			replied(t, a, 503, "upstream_broke_off")
+			if a.header.Get("x-should-retry") != "" {
+				t.Error("the reply decides for the client whether to send it twice")
+			}
 			if n := up.streams.Load(); n != 1 {
 				t.Errorf("the upstream got the request %d times", n)
 			}
@@ -126,4 +133,140 @@ func post(t *testing.T, c *http.Client, url string) testAnswer {
 		t.Fatal(err)
 	}
 	return do(t, c, req)
+}
+
+// newFickle1 is an HTTP/1.1 upstream that treats each connection as behave says.
+func newFickle1(t *testing.T, ca *authority, behave func(nth int32, raw, c net.Conn)) *fickle {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	settings := &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, apiHost)}}
+	up := &fickle{address: l.Addr().String()}
+	var accepted atomic.Int32
+	go func() {
+		for {
+			raw, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer raw.Close()
+				behave(accepted.Add(1), raw, tls.Server(raw, settings))
+			}()
+		}
+	}()
+	return up
+}
+
+// answerOne reads a request with its body and answers it.
+func (up *fickle) answerOne(r *bufio.Reader, c net.Conn) bool {
+	req, err := http.ReadRequest(r)
+	if err != nil {
+		return false
+	}
+	up.streams.Add(1)
+	if _, err := io.Copy(io.Discard, req.Body); err != nil {
+		return false
+	}
+	_, err = io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+	return err == nil
+}
+
+// Connections that end before a request is on them are the gate's to replace: the worker sees nothing of it.
+func TestLostConnectionsAreReplaced(t *testing.T) {
+	closed := make(chan struct{}, 100) // a connection has ended on both sides
+	for name, behave := range map[string]func(up *fickle, nth int32, raw, c net.Conn){
+		"the first is closed before TLS": func(up *fickle, nth int32, _, c net.Conn) {
+			for r := bufio.NewReader(c); nth > 1 && up.answerOne(r, c); {
+			}
+		},
+		"the first is reset before TLS": func(up *fickle, nth int32, raw, c net.Conn) {
+			if nth == 1 {
+				_ = raw.(*net.TCPConn).SetLinger(0)
+				return
+			}
+			for r := bufio.NewReader(c); up.answerOne(r, c); {
+			}
+		},
+		"each is closed after an answer": func(up *fickle, _ int32, raw, c net.Conn) {
+			up.answerOne(bufio.NewReader(c), c)
+			_ = raw.(*net.TCPConn).CloseWrite()
+			_, _ = io.Copy(io.Discard, raw) // until Envoy has closed it too
+			closed <- struct{}{}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var up *fickle
+			s := start(t, func(c *Config) {
+				ca := newAuthority(t)
+				up = newFickle1(t, ca, func(nth int32, raw, c net.Conn) { behave(up, nth, raw, c) })
+				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
+			}, nil)
+			client := s.worker("ann")
+			const requests = 10
+			for range requests {
+				if a := post(t, client, "https://"+apiHost+"/"); a.status != http.StatusOK {
+					t.Fatalf("got %d %q", a.status, a.body)
+				}
+				if strings.HasPrefix(name, "each") {
+					<-closed
+				}
+			}
+			if n := up.streams.Load(); n != requests {
+				t.Errorf("the upstream got %d requests", n)
+			}
+		})
+	}
+}
+
+// However many requests wait for a connection that is lost, each of them is sent again: Envoy's own limit is three.
+func TestManyAreRetriedAtOnce(t *testing.T) {
+	const requests = 30
+	var up *fickle
+	var decided atomic.Int32
+	waiting := make(chan struct{})
+	s := start(t, func(c *Config) {
+		ca := newAuthority(t)
+		up = newFickle1(t, ca, func(nth int32, raw, c net.Conn) {
+			if nth == 1 {
+				<-waiting
+				_ = raw.(*net.TCPConn).SetLinger(0)
+				return
+			}
+			for r := bufio.NewReader(c); up.answerOne(r, c); {
+			}
+		})
+		c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
+	}, nil)
+	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
+		if decided.Add(1) == requests {
+			close(waiting)
+		}
+		return swap(r.identity)
+	}
+	client := s.worker("ann")
+	failures := make(chan error, requests)
+	for range requests {
+		go func() {
+			resp, err := client.Post("https://"+apiHost+"/", "text/plain", strings.NewReader("body"))
+			if err == nil {
+				resp.Body.Close()
+				if resp.StatusCode != http.StatusOK {
+					err = fmt.Errorf("status %d", resp.StatusCode)
+				}
+			}
+			failures <- err
+		}()
+	}
+	for range requests {
+		if err := <-failures; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := up.streams.Load(); n != requests {
+		t.Errorf("the upstream got %d requests", n)
+	}
 }

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"encoding/json"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -26,7 +25,7 @@ func proxyRoutes() *routev3.RouteConfiguration {
 	})}
 	api := routeTo(clusterAPI)
 	api.Timeout = seconds(apiTimeout)
-	advice := reply(403, streamID, reasonUseConnect, "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT")
+	advice := reply(403, streamID, reasonUseConnect, useConnect)
 	advice.TypedPerFilterConfig = unasked
 	return &routev3.RouteConfiguration{
 		Name: routesProxy,
@@ -149,17 +148,10 @@ func websocket() *routev3.RouteMatch {
 
 // reply answers every request that gets here; id is how to name the request.
 func reply(status uint32, id, reason, message string) *routev3.Route {
-	body, err := json.Marshal(map[string]any{
-		"type":  "error",
-		"error": map[string]string{"type": "invalid_request_error", "code": reason, "message": message},
-	})
-	if err != nil {
-		panic("xds: " + err.Error()) // maps of strings always marshal
-	}
 	return &routev3.Route{
 		Name:   reason,
 		Match:  prefix("/"),
-		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: status, Body: inlineString(string(body))}},
+		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: status, Body: inlineString(errorBody("invalid_request_error", reason, message))}},
 		ResponseHeadersToAdd: []*corev3.HeaderValueOption{
 			overwrite("content-type", "application/json"),
 			overwrite(reasonHeader, reason),

@@ -1,0 +1,631 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"wayleave/demo"
+)
+
+// explained reports whether a is an answer of ours that says what to do next.
+func (a answer) explained() bool {
+	var body struct {
+		Message string // of the generic shape
+		Error   any    // a reason, or an object with a message
+	}
+	if json.Unmarshal([]byte(a.body), &body) != nil || a.reason == "" {
+		return false
+	}
+	message := body.Message
+	if inner, ok := body.Error.(map[string]any); ok {
+		message, _ = inner["message"].(string)
+	}
+	return len(message) > 60
+}
+
+// Whatever is refused is refused in words, and with a reason that is true; what can be done with it is done.
+func TestAttacksAreAnsweredInWords(t *testing.T) {
+	g := start(t, severalHosts, "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	me, bearer := w.proxyAuthorization(), "Authorization: Bearer "+w.placeholder+"\r\n"
+
+	t.Run("at the proxy", func(t *testing.T) {
+		for _, c := range []struct {
+			first, head string
+			reason      string
+		}{
+			{"POST https://api.demo.test/v1/messages HTTP/1.1", bearer, "use_connect"},
+			{"GET https://u:p@api.demo.test/ HTTP/1.1", me + bearer, "use_connect"},
+			{"GET https://api.demo.test/.wayleave/v1/ca.pem HTTP/1.1", "", "use_connect"},
+			{"POST http://api.demo.test/echo HTTP/1.1", me + bearer, "use_connect"},
+			{"POST http://api.demo.test:443/echo HTTP/1.1", me + bearer, "use_connect"},
+			{"GET /.wayleave/../echo HTTP/1.1", bearer, "use_connect"},
+			{"GET /.wayleave/%2e%2e/echo HTTP/1.1", bearer, "use_connect"},
+			{"GET /.wayleave%2f..%2fecho HTTP/1.1", bearer, "malformed"},
+			{"GET /.wayleave/v2/nothing HTTP/1.1", "", "no_such_request"},
+			{"DELETE /.wayleave/v1/sessions HTTP/1.1", "", "no_such_request"},
+			{"OPTIONS * HTTP/1.1", "", "malformed"},
+			{"GET ftp://api.demo.test/ HTTP/1.1", me, "malformed"},
+			{"GET api.demo.test HTTP/1.1", me, "malformed"},
+			{"PRI * HTTP/1.1", "", "malformed"},
+			{"\x05\x01\x00", "", "malformed"}, // SOCKS
+			{"CONNECT api.demo.test HTTP/1.1", me, "malformed"},
+			{"CONNECT api.demo.test:65536 HTTP/1.1", me, "malformed"},
+			{"CONNECT api.demo.test:443:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT user@api.demo.test:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT https://api.demo.test:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT api.demo.test:443/path HTTP/1.1", me, "malformed"},
+			{"CONNECT api.demo.test\x00:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT api.demo.test\r:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT  HTTP/1.1", me, "malformed"},
+			{"connect api.demo.test:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT " + strings.Repeat("a.", 60_000) + "test:443 HTTP/1.1", me, "malformed"},
+			{"CONNECT api.demo.test:443 HTTP/1.1", me + "Content-Length: 5\r\n", "malformed"},
+			{"CONNECT api.demo.test:443 HTTP/1.1", me + "Transfer-Encoding: chunked\r\n", "malformed"},
+			{"CONNECT api.demo.test.:443 HTTP/1.1", me, "host_not_allowed"},
+			{"CONNECT api.demo.test:80 HTTP/1.1", me, "host_not_allowed"},
+			{"CONNECT 0x7f.1:443 HTTP/1.1", me, "host_not_allowed"},
+			{"CONNECT [::ffff:7f00:1]:443 HTTP/1.1", me, "host_not_allowed"},
+			{"CONNECT " + strings.Repeat("a", 300) + ".test:443 HTTP/1.1", me, "host_not_allowed"},
+			{"CONNECT api.demo.test:443 HTTP/1.1", me + me, "proxy_auth_required"},
+			{"CONNECT api.demo.test:443 HTTP/1.1", "Proxy_Authorization: " + strings.TrimPrefix(me, "Proxy-Authorization: "), "proxy_auth_required"},
+		} {
+			a := ask(t, g.dial(t), c.first+"\r\nHost: api.demo.test\r\n"+c.head+"\r\n")
+			if a.reason != c.reason || a.status < 400 || a.status > 501 || !a.explained() {
+				t.Errorf("%.60q: %v %v; want %s, explained", c.first, a, a.header, c.reason)
+			}
+			if a.header.Get("X-Should-Retry") == "true" {
+				t.Errorf("%.60q: told to try again", c.first)
+			}
+		}
+	})
+
+	t.Run("in the tunnel", func(t *testing.T) {
+		for _, c := range []struct {
+			first, head, body string
+			status            int
+			reason            string
+		}{
+			{"POST /echo HTTP/1.1", bearer + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n", 501, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n", 501, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Transfer-Encoding: xchunked\r\n", "0\r\n\r\n", 501, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Transfer-Encoding: \vchunked\r\n", "0\r\n\r\n", 400, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", "0\r\n\r\n", 400, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Content-Length: +4\r\n", "abcd", 400, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Content-Length: 4\r\nContent-Length: 4\r\n", "abcd", 400, "malformed"},
+			{"POST /echo HTTP/1.1", bearer + "Content-Length: 0x4\r\n", "abcd", 400, "malformed"},
+			{"GET /echo HTTP/1.1", "Authorization : Bearer " + w.placeholder + "\r\n", "", 400, "malformed"},
+			{"GET /echo HTTP/1.1", bearer + "X: a\x00b\r\n", "", 400, "malformed"},
+			{"GET /echo#x HTTP/1.1", bearer, "", 400, "malformed"},
+			{"GET /echo#" + w.placeholder + " HTTP/1.1", "", "", 400, "malformed"},
+			{"F!O /echo HTTP/1.1", bearer, "", 400, "malformed"},
+			{"OPTIONS * HTTP/1.1", bearer, "", 404, "malformed"},
+			{"PRI * HTTP/2.0", "", "SM\r\n\r\n", 400, "malformed"},
+			{"GET /echo HTTP/1.1", bearer + "Connection: host\r\n", "", 400, "malformed"},
+			{"GET /echo HTTP/1.1", bearer + "Connection: Upgrade\r\nUpgrade: foo\r\n", "", 403, "malformed"},
+			{"GET /ws HTTP/1.1", bearer + "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\nSec-WebSocket-Version: 13\r\n", "", 403, "malformed"},
+			{"GET /echo HTTP/1.1", bearer + "X-Big: " + strings.Repeat("x", 100<<10) + "\r\n", "", 431, "malformed"},
+			{"GET /echo HTTP/1.1", bearer + strings.Repeat("X-A: b\r\n", 200), "", 431, "malformed"},
+			{"CONNECT api.demo.test:443 HTTP/1.1", bearer + me, "", 400, "policy_denied"},
+			{"CONNECT other.demo.test:443 HTTP/1.1", bearer + me, "", 421, "misdirected"},
+			{"TRACE /echo HTTP/1.1", bearer + "Max-Forwards: 0\r\n", "", 400, "policy_denied"},
+			{"GET /echo HTTP/1.1", bearer + "X_Api_Key: sk-evil\r\n", "", 400, "duplicate_credential"},
+			{"GET /echo HTTP/1.1", "X_Api_Key: " + w.placeholder + "\r\n", "", 400, "misplaced_placeholder"},
+			{"GET /echo HTTP/1.1", "Authorization: Bearer\t" + w.placeholder + "\r\n", "", 400, "not_your_placeholder"},
+			{"GET /ws HTTP/1.1", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: key." + w.placeholder + "\r\n", "", 400, "misplaced_placeholder"},
+			{"GET https://other.demo.test/echo HTTP/1.1", bearer, "", 421, "misdirected"},
+		} {
+			before := len(g.API.Requests())
+			conn, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := ask(t, conn, c.first+"\r\nHost: api.demo.test\r\n"+c.head+"\r\n"+c.body)
+			if a.status != c.status || a.reason != c.reason || !a.explained() || a.header.Get("X-Should-Retry") != "false" || a.header.Get("X-Request-Id") == "" {
+				t.Errorf("%.40q %.60q: %v %v; want %d %s, explained", c.first, strings.TrimPrefix(c.head, bearer), a, a.header, c.status, c.reason)
+			}
+			if n := len(g.API.Requests()); n != before {
+				t.Errorf("%.40q %.60q: %d requests arrived", c.first, strings.TrimPrefix(c.head, bearer), n-before)
+			}
+		}
+	})
+
+	// Odd, but one thing only to everybody: forwarded with the one real credential.
+	t.Run("what is served all the same", func(t *testing.T) {
+		for _, c := range []struct{ first, head, body string }{
+			{"GET /echo HTTP/1.0", bearer, ""},
+			{"GET /echo HTTP/2.0", bearer, ""}, // in the form of 1.x: read as 1.0
+			{"POST /echo HTTP/1.0", bearer + "Content-Length: 4\r\n", "abcd"},
+			{"GET /echo HTTP/1.1", "Authorization:\r\n Bearer " + w.placeholder + "\r\n", ""},
+			{"GET /echo HTTP/1.1", "aUTHORIZATION:bearer   " + w.placeholder + "  \r\n", ""},
+			{"GET /echo HTTP/1.1", bearer + "Authorization:\r\n", ""},
+			{"GET https://api.demo.test/echo HTTP/1.1", bearer, ""},
+			{"GET /echo HTTP/1.1", bearer + "Connection: close, x-api-key\r\n", ""},
+			{"GET /echo HTTP/1.1", bearer + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", ""},
+			{"POST /echo HTTP/1.1", bearer + "Transfer-Encoding: chunked\r\nTrailer: authorization\r\n", "4\r\nabcd\r\n0\r\nAuthorization: Bearer " + w.placeholder + "\r\n\r\n"},
+			{"POST /echo HTTP/1.1", bearer + "Content-Length: 4\r\nTransfer_Encoding: chunked\r\n", "abcd"},
+			{"GET /echo HTTP/1.1", bearer + "Proxy_Authorization: x\r\nX_Forwarded_For: 1.2.3.4\r\nX-Wayleave_Identity: a\r\nX_Envoy-Retry-On: 5xx\r\nForwarded: for=1.2.3.4\r\n", ""},
+		} {
+			conn, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := ask(t, conn, c.first+"\r\nHost: API.demo.test:443\r\n"+c.head+"\r\n"+c.body)
+			if a.status != http.StatusOK {
+				t.Errorf("%.40q %.60q: %v", c.first, c.head, a)
+			}
+			for _, name := range []string{"Proxy", "X_", "X-Wayleave", "Forwarded", "Transfer_", "Connection", "Upgrade", "Http2"} {
+				if strings.Contains(a.body, `"`+name) {
+					t.Errorf("%.60q: %s… arrived: %s", c.head, name, a.body)
+				}
+			}
+		}
+	})
+
+	// A header that the worker itself declares to be for the first hop ends there (RFC 9110 section 7.6.1), before anybody
+	// looks at it: the request goes on without a credential, and never with the placeholder.
+	t.Run("a hop-by-hop credential", func(t *testing.T) {
+		for _, list := range []string{"authorization", "close, Authorization", "x-a, AUTHORIZATION, x-b", "Upgrade, Authorization\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13"} {
+			conn, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := ask(t, conn, "GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n"+bearer+"Connection: "+list+"\r\n\r\n"); a.status != http.StatusUnauthorized && a.status != http.StatusBadRequest {
+				t.Errorf("Connection: %s: %v", list, a)
+			}
+		}
+	})
+
+	// Clients that do not wait for the tunnel before they speak in it.
+	t.Run("an eager client", func(t *testing.T) {
+		c := &eager{Conn: g.dial(t), head: "CONNECT api.demo.test:443 HTTP/1.1\r\nHost: api.demo.test:443\r\n" + me + "\r\n"}
+		a := ask(t, tls.Client(c, &tls.Config{ServerName: "api.demo.test", RootCAs: w.roots}), "GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n"+bearer+"\r\n")
+		if a.status != http.StatusOK {
+			t.Errorf("got %v", a)
+		}
+	})
+
+	t.Run("a WebSocket without a key", func(t *testing.T) {
+		conn, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(conn, "GET /ws HTTP/1.1\r\nHost: api.demo.test\r\n"+bearer+"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			t.Errorf("got %v, %v", resp, err)
+		}
+	})
+
+	if g.API.Saw(placeholderMarker) {
+		t.Error("a placeholder reached the API")
+	}
+}
+
+// eager is a connection that sends a request for a tunnel together with the first bytes for its inside.
+type eager struct {
+	net.Conn
+	head string
+	in   *bufio.Reader // after the answer to the request
+}
+
+func (e *eager) Write(p []byte) (int, error) {
+	head := e.head
+	e.head = ""
+	n, err := e.Conn.Write(append([]byte(head), p...))
+	return max(0, n-len(head)), err
+}
+
+func (e *eager) Read(p []byte) (int, error) {
+	if e.in == nil {
+		e.in = bufio.NewReader(e.Conn)
+		resp, err := http.ReadResponse(e.in, &http.Request{Method: http.MethodConnect})
+		if err != nil {
+			return 0, err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return 0, fmt.Errorf("CONNECT: %s", resp.Status)
+		}
+	}
+	return e.in.Read(p)
+}
+
+// What HTTP/2 can say that HTTP/1.1 cannot.
+func TestAttacksOverHTTP2(t *testing.T) {
+	trailers := make(chan http.Header, 1)
+	made := makeWorld(t)
+	origin := newUpstream(t, made.CA, "trailers.demo.test", func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		trailers <- r.Trailer
+	})
+	g := startIn(t, made, base(fmt.Sprintf(`
+  - {hosts: [api.demo.test, other.demo.test], grant: claude, connect_to: "$API"}
+  - {hosts: [trailers.demo.test], grant: claude, connect_to: "%s"}
+`, origin.address), "", ""), "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+
+	t.Run("names that disagree", func(t *testing.T) {
+		for _, connect := range []string{"api.demo.test", "other.demo.test"} {
+			for _, sni := range []string{"api.demo.test", "other.demo.test"} {
+				for _, authority := range []string{"api.demo.test", "other.demo.test", "a.wild.demo.test", "evil.example", "api.demo.test:444", "api.demo.test.", "x@api.demo.test", "127.0.0.1", ""} {
+					for _, host := range []string{"", "api.demo.test", "evil.example"} {
+						named := cmp.Or(authority, host) // Envoy drops a host beside :authority
+						agree := connect == sni && named == sni
+						a, err := g.h2(t, w, connect, sni, [][2]string{
+							{":method", "GET"}, {":scheme", "https"}, {":authority", authority}, {":path", "/echo"}, {"host", host}, {"authorization", "Bearer " + w.placeholder},
+						})
+						ok := err == nil && a.status == http.StatusOK
+						if ok != agree || ok && (!strings.Contains(a.body, `"host":"`+connect+`"`) || strings.Contains(a.body, "evil")) {
+							t.Errorf("CONNECT %s, SNI %s, :authority %q, host %q: %v, %v; want it to pass: %v", connect, sni, authority, host, a, err, agree)
+						}
+					}
+				}
+			}
+		}
+	})
+
+	// The proxy listener speaks HTTP/2 too, to who begins with it.
+	t.Run("at the proxy", func(t *testing.T) {
+		password, _ := w.proxy.User.Password()
+		me := "Basic " + base64.StdEncoding.EncodeToString([]byte(w.proxy.User.Username()+":"+password))
+		connect := func(authority, authorization string) [][2]string {
+			return [][2]string{{":method", "CONNECT"}, {":authority", authority}, {"proxy-authorization", authorization}, {"x-wayleave-identity", "admin"}}
+		}
+		for _, c := range []struct {
+			name   string
+			fields [][2]string
+			status int // 0: the stream is reset
+			reason string
+		}{
+			{"a tunnel", connect("api.demo.test:443", me), 200, ""},
+			{"nobody", connect("api.demo.test:443", ""), 407, "proxy_auth_required"},
+			{"twice", append(connect("api.demo.test:443", me), [2]string{"proxy-authorization", me}), 407, "proxy_auth_required"},
+			{"another port", connect("api.demo.test:80", me), 403, "host_not_allowed"},
+			{"no port", connect("api.demo.test", me), 403, "host_not_allowed"},
+			{"port 0", connect("api.demo.test:0", me), 403, "host_not_allowed"},
+			{"port 65979", connect("api.demo.test:65979", me), 403, "host_not_allowed"}, // 443 + 65536
+			{"two ports", connect("api.demo.test:443:443", me), 403, "host_not_allowed"},
+			{"user", connect("x@api.demo.test:443", me), 0, ""},
+			{"final dot", connect("api.demo.test.:443", me), 403, "host_not_allowed"},
+			{"address", connect("[::ffff:127.0.0.1]:443", me), 403, "host_not_allowed"},
+			{"address as a number", connect("2130706433:443", me), 403, "host_not_allowed"},
+			{"a NUL", connect("api.demo.test\x00:443", me), 0, ""},
+			{"no authority", connect("", me), 0, ""},
+			{"extended", [][2]string{{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", "https"}, {":authority", "api.demo.test:443"}, {":path", "/echo"}, {"proxy-authorization", me}}, 403, "malformed"},
+			{"https", [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "api.demo.test"}, {":path", "/echo"}, {"proxy-authorization", me}}, 403, "use_connect"},
+			{"http", [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "api.demo.test"}, {":path", "/echo"}}, 403, "use_connect"},
+		} {
+			a, err := exchange(g.dial(t), c.fields)
+			if (err != nil) != (c.status == 0) || a.status != c.status || a.reason != c.reason || a.status > 200 && !a.explained() {
+				t.Errorf("%s: %v, %v; want %d %s", c.name, a, err, c.status, c.reason)
+			}
+		}
+	})
+
+	t.Run("heads", func(t *testing.T) {
+		usual := [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "api.demo.test"}, {":path", "/echo"}}
+		bearer := [2]string{"authorization", "Bearer " + w.placeholder}
+		for _, c := range []struct {
+			name   string
+			fields [][2]string
+		}{
+			{"two credentials", [][2]string{bearer, {"authorization", "Bearer evil"}}},
+			{"two credentials, evil first", [][2]string{{"authorization", "Bearer evil"}, bearer}},
+			{"connection", [][2]string{bearer, {"connection", "authorization"}}},
+			{"transfer-encoding", [][2]string{bearer, {"transfer-encoding", "chunked"}}},
+			{"upgrade", [][2]string{bearer, {"upgrade", "websocket"}}},
+			{"a line break in a value", [][2]string{bearer, {"x", "a\r\nauthorization: Bearer evil"}}},
+			{"a NUL in a value", [][2]string{bearer, {"x", "a\x00b"}}},
+			{"upper case in a name", [][2]string{{"Authorization", bearer[1]}}},
+			{"a late pseudo header", [][2]string{bearer, {":path", "/v1/oauth/token"}}},
+			{"a second path", [][2]string{{":path", "/v1/oauth/token"}, bearer}},
+			{"a second authority", [][2]string{{":authority", "other.demo.test"}, bearer}},
+			{"a placeholder in a name", [][2]string{{"x-" + w.placeholder, "1"}}},
+			{"a placeholder in a cookie crumb", [][2]string{bearer, {"cookie", "a=b"}, {"cookie", "t=" + w.placeholder}}},
+		} {
+			before := len(g.API.Requests())
+			if a, err := g.h2(t, w, "api.demo.test", "api.demo.test", append(usual[:len(usual):len(usual)], c.fields...)); err == nil && a.status < 400 {
+				t.Errorf("%s: %v", c.name, a)
+			}
+			if n := len(g.API.Requests()); n != before {
+				t.Errorf("%s: it arrived", c.name)
+			}
+		}
+		for name, first := range map[string][][2]string{
+			"nested CONNECT":   {{":method", "CONNECT"}, {":authority", "api.demo.test"}},
+			"extended CONNECT": {{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", "https"}, {":authority", "api.demo.test"}, {":path", "/ws"}},
+			"no path":          {{":method", "GET"}, {":scheme", "https"}, {":authority", "api.demo.test"}},
+			"an odd path":      {{":method", "GET"}, {":scheme", "https"}, {":authority", "api.demo.test"}, {":path", "echo"}},
+			"a path as URL":    {{":method", "GET"}, {":scheme", "https"}, {":authority", "api.demo.test"}, {":path", "https://evil.example/echo"}},
+			"plain http":       {{":method", "GET"}, {":scheme", "http\r\n"}, {":authority", "api.demo.test"}, {":path", "/echo"}},
+		} {
+			before := len(g.API.Requests())
+			if a, err := g.h2(t, w, "api.demo.test", "api.demo.test", append(first, bearer)); err == nil && a.status < 400 {
+				t.Errorf("%s: %v", name, a)
+			}
+			if n := len(g.API.Requests()); n != before {
+				t.Errorf("%s: it arrived", name)
+			}
+		}
+	})
+
+	// Nothing looks into trailers, so none goes on.
+	t.Run("trailers", func(t *testing.T) {
+		for _, http2 := range []bool{true, false} {
+			req := w.request(http.MethodPost, "https://trailers.demo.test/", struct{ io.Reader }{strings.NewReader("body")})
+			req.Trailer = http.Header{"Authorization": {"Bearer " + w.placeholder}, "X-Note": {w.placeholder}, "X-Api-Key": {"k"}}
+			if a, err := do(w.client(t, http2), req); err != nil || a.status != http.StatusOK {
+				t.Fatalf("%v, %v", a, err)
+			}
+			for name, values := range <-trailers { // names that were announced have no values
+				if len(values) != 0 {
+					t.Errorf("HTTP/2 %v: the trailer %s arrived", http2, name)
+				}
+			}
+		}
+	})
+
+	if g.API.Saw(placeholderMarker) {
+		t.Error("a placeholder reached the API")
+	}
+}
+
+// h2 sends one request of exactly these fields, empty ones left out, on a connection of its own. A stream or connection
+// that ends without an answer is an error.
+func (g *gate) h2(t *testing.T, w worker, connect, serverName string, fields [][2]string) (answer, error) {
+	t.Helper()
+	conn := tls.Client(g.tunnel(t, w, connect+":443"), &tls.Config{ServerName: serverName, RootCAs: w.roots, NextProtos: []string{"h2"}})
+	if err := conn.HandshakeContext(t.Context()); err != nil {
+		return answer{}, err
+	}
+	defer conn.Close()
+	return exchange(conn, fields)
+}
+
+// A destination that is refused is refused for the true reason, whichever way its name leads there, and no connection
+// is made to it.
+func TestAttacksThroughNames(t *testing.T) {
+	w := makeWorld(t)
+	dns := newResolver(t)
+	ok := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
+	up := newUpstream(t, w.CA, "*.dns.demo.test", ok)
+	stranger, err := demo.NewCA("somebody else's")
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := newUpstream(t, stranger, "*.dns.demo.test", ok)
+	g := startIn(t, w, base(fmt.Sprintf("  - {hosts: [\"*.dns.demo.test:%s\", \"*.dns.demo.test:%s\"], grant: claude}\n", up.port(), elsewhere.port()),
+		fmt.Sprintf(`, dns_resolvers: ["%s"], allow_private: [127.0.0.1/32]`, dns.address), ""), "claude")
+	me := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	client := me.client(t, true)
+	get := func(name, port string) (answer, error) {
+		return do(client, me.request(http.MethodGet, "https://"+name+".dns.demo.test:"+port+"/", nil))
+	}
+
+	for name, addresses := range map[string][]string{
+		"good": {"127.0.0.1"}, "mixed": {"10.0.0.1", "127.0.0.1"}, "next": {"127.0.0.2"}, "mapped": {"::ffff:127.0.0.1"}, "compatible": {"::127.0.0.1"},
+		"six": {"::1"}, "nat64": {"64:ff9b::7f00:1"}, "sixtofour": {"2002:7f00:1::"}, "metadata": {"169.254.169.254"}, "empty": {},
+	} {
+		dns.set(name+".dns.demo.test", addresses...)
+	}
+	for _, c := range []struct {
+		name, port string
+		says       string // "": it is served
+		again      string // x-should-retry
+	}{
+		{"good", up.port(), "", ""},
+		{"mixed", up.port(), "", ""},
+		{"next", up.port(), "upstream.allow_private", "false"},
+		{"mapped", up.port(), "upstream.allow_private", "false"},
+		{"compatible", up.port(), "upstream.allow_private", "false"},
+		{"six", up.port(), "upstream.allow_private", "false"},
+		{"nat64", up.port(), "upstream.allow_private", "false"},
+		{"sixtofour", up.port(), "upstream.allow_private", "false"},
+		{"metadata", up.port(), "upstream.allow_private", "false"},
+		{"empty", up.port(), "look up the name", "true"},
+		{"nobody", up.port(), "look up the name", "true"},
+		{"good", elsewhere.port(), "upstream.ca_files", "false"},
+		{"two.labels", up.port(), "upstream.ca_files", "false"}, // the certificate is for one
+	} {
+		if c.name == "two.labels" {
+			dns.set("two.labels.dns.demo.test", "127.0.0.1")
+		}
+		a, err := get(c.name, c.port)
+		switch {
+		case err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case c.says == "" && a.status != http.StatusOK,
+			c.says != "" && (a.status != http.StatusServiceUnavailable || a.reason != "upstream_unreachable" || !a.explained() || !strings.Contains(a.body, c.says) || a.header.Get("X-Should-Retry") != c.again):
+			t.Errorf("%s at %s: %v %v; want it to say %q", c.name, c.port, a, a.header, c.says)
+		}
+	}
+	if n := elsewhere.requests.Load(); n != 0 {
+		t.Errorf("%d requests reached a host of an unknown authority", n)
+	}
+	if n := up.requests.Load(); n != 2 {
+		t.Errorf("%d requests arrived, want 2", n)
+	}
+
+	// A name that was good and then points inside: Envoy asks again every few seconds, and must not follow.
+	t.Run("rebinding", func(t *testing.T) {
+		dns.set("good.dns.demo.test", "127.0.0.2", "10.0.0.1", "::ffff:127.0.0.2")
+		canary, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.2:"+up.port())
+		if err != nil {
+			t.Skip(err) // not every system has the whole of 127.0.0.0/8
+		}
+		defer canary.Close()
+		go func() {
+			if c, err := canary.Accept(); err == nil {
+				c.Close()
+				t.Error("a connection was made to the address that is refused")
+			}
+		}()
+		asked := dns.asked("good.dns.demo.test")
+		if err := eventually(func() error {
+			if n := dns.asked("good.dns.demo.test") - asked; n < 4 { // A and AAAA, twice
+				return fmt.Errorf("asked %d times", n)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := get("good", up.port()); err != nil || a.status != http.StatusOK && a.reason != "upstream_unreachable" {
+			t.Errorf("%v, %v", a, err)
+		}
+	})
+	up.saw.Range(func(value, _ any) bool {
+		if strings.Contains(value.(string), placeholderMarker) {
+			t.Error("a placeholder arrived")
+		}
+		return true
+	})
+}
+
+// The gate's process stands still: what is asked meanwhile waits or is refused in words, nothing leaves with a
+// placeholder, and when it goes on everything is as before.
+func TestAttackOnAHungGate(t *testing.T) {
+	g := start(t, oneTeam, "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	client := w.client(t, false)
+	if _, err := arrived(client, w); err != nil {
+		t.Fatal(err)
+	}
+	sessions, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	before := len(g.API.Requests())
+	if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	running := false
+	goOn := func() {
+		if !running {
+			running = true
+			_ = g.cmd.Process.Signal(syscall.SIGCONT)
+		}
+	}
+	defer goOn()
+
+	// A request on a connection that was there waits for its verdict.
+	waiting := make(chan answer, 1)
+	go func() {
+		waiting <- ask(t, sessions, "GET /echo HTTP/1.1\r\nHost: api.demo.test\r\nAuthorization: Bearer "+w.placeholder+"\r\n\r\n")
+	}()
+	// A new tunnel is refused once Envoy has waited long enough for the check.
+	a := ask(t, g.dial(t), "CONNECT api.demo.test:443 HTTP/1.1\r\nHost: api.demo.test\r\n"+w.proxyAuthorization()+"\r\n")
+	if a.status != http.StatusServiceUnavailable || a.reason != "gate_unavailable" || !a.explained() || a.header.Get("X-Should-Retry") != "true" {
+		t.Errorf("a new tunnel: %v; want 503 gate_unavailable, explained", a)
+	}
+	if n := len(g.API.Requests()); n != before {
+		t.Errorf("%d requests arrived without a gate", n-before)
+	}
+	goOn()
+	if a := <-waiting; a.status != http.StatusOK {
+		t.Errorf("the request that waited: %v", a)
+	}
+	if err := eventually(func() error { _, err := arrived(w.client(t, true), w); return err }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	if g.API.Saw(placeholderMarker) {
+		t.Error("a placeholder reached the API")
+	}
+}
+
+// A worker that goes away, or says nothing, takes nobody with it.
+func TestAttackOfSilence(t *testing.T) {
+	g := start(t, oneTeam, "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	for range 200 {
+		c := g.tunnel(t, w, "api.demo.test:443")
+		_, _ = io.WriteString(c, "\x16\x03\x01") // the beginning of a ClientHello
+	}
+	for range 50 {
+		c, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "POST /upload HTTP/1.1\r\nHost: api.demo.test\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\nx", w.placeholder)
+		_ = c.NetConn().(*net.TCPConn).SetLinger(0)
+		c.NetConn().Close()
+	}
+	if _, err := arrived(w.client(t, true), w); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+}
+
+// exchange speaks just enough HTTP/2 for one request. A tunnel is not waited for to end.
+func exchange(conn net.Conn, fields [][2]string) (answer, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	context.AfterFunc(ctx, func() { conn.Close() })
+	var a answer
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		return a, err
+	}
+	f := http2.NewFramer(conn, conn)
+	if err := errors.Join(f.WriteSettings(), f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: encode(fields), EndHeaders: true, EndStream: true})); err != nil {
+		return a, err
+	}
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return a, err
+		}
+		switch frame := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			a.proto, a.header = "HTTP/2.0", http.Header{}
+			for _, h := range frame.Fields {
+				a.header.Add(h.Name, h.Value)
+			}
+			a.reason = a.header.Get("x-wayleave-reason")
+			if _, err := fmt.Sscan(frame.PseudoValue("status"), &a.status); err != nil {
+				return a, err
+			}
+			if frame.StreamEnded() || fields[0][1] == http.MethodConnect && a.status == http.StatusOK {
+				return a, nil
+			}
+		case *http2.DataFrame:
+			a.body += string(frame.Data())
+			if frame.StreamEnded() {
+				return a, nil
+			}
+		case *http2.RSTStreamFrame:
+			return a, fmt.Errorf("the stream was reset: %v", frame.ErrCode)
+		case *http2.GoAwayFrame:
+			if frame.ErrCode != http2.ErrCodeNo { // else it only takes no more requests
+				return a, fmt.Errorf("the connection was ended: %v", frame.ErrCode)
+			}
+		}
+	}
+}
+
+// encode writes fields as they are, in their order; fields without a value are left out.
+func encode(fields [][2]string) []byte {
+	var block bytes.Buffer
+	e := hpack.NewEncoder(&block)
+	for _, f := range fields {
+		if f[1] != "" {
+			_ = e.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		}
+	}
+	return block.Bytes()
+}
