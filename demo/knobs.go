@@ -1,8 +1,12 @@
 package demo
 
 import (
+	"fmt"
 	"maps"
+	"math"
+	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -14,18 +18,22 @@ type knobs struct {
 	rotate        bool
 	before, after time.Duration
 	failures      int
-	failStatus    int
-	failBody      string
+	failure       failure
 	losses        int
 	down          bool
+	denied        bool
+	edit          func(params map[string]string, answer map[string]any)
 }
+
+// failure answers a token call in place of the provider and reports whether it did.
+type failure func(w http.ResponseWriter, params map[string]string) bool
 
 // call is what is to go wrong with one token call.
 type call struct {
 	before, after time.Duration
-	status        int
-	body          string
+	fail          failure
 	lose          bool
+	edit          func(params map[string]string, answer map[string]any)
 }
 
 // SetAccessTTL sets the life of access tokens issued from now on.
@@ -47,8 +55,33 @@ func (p *Provider) SetLatency(before, after time.Duration) {
 
 // FailNext makes the next n token calls fail with status and body, with nothing spent.
 func (p *Provider) FailNext(n, status int, body string) {
-	p.set(func(k *knobs) { k.failures, k.failStatus, k.failBody = n, status, body })
+	fail := func(w http.ResponseWriter, _ map[string]string) bool {
+		if strings.HasPrefix(strings.TrimSpace(body), "{") {
+			w.Header().Set("Content-Type", "application/json")
+		} else {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		}
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+		return true
+	}
+	p.set(func(k *knobs) { k.failures, k.failure = n, fail })
 }
+
+// FailCalls asks fail about every token call, with the call's parameters: one that it answers, and then reports true,
+// spends nothing. Nil ends that.
+func (p *Provider) FailCalls(fail func(w http.ResponseWriter, params map[string]string) bool) {
+	p.set(func(k *knobs) { k.failures, k.failure = math.MaxInt, fail })
+}
+
+// EditAnswers lets edit change every successful answer after tokens are spent and issued, or lose it by a panic with
+// http.ErrAbortHandler. Nil ends that.
+func (p *Provider) EditAnswers(edit func(params map[string]string, answer map[string]any)) {
+	p.set(func(k *knobs) { k.edit = edit })
+}
+
+// SetDenied makes every authorization end with access_denied, as if the operator had refused.
+func (p *Provider) SetDenied(denied bool) { p.set(func(k *knobs) { k.denied = denied }) }
 
 // LoseAnswers makes the next n token calls spend and issue tokens and then reset the connection instead of answering.
 func (p *Provider) LoseAnswers(n int) { p.set(func(k *knobs) { k.losses = n }) }
@@ -127,11 +160,11 @@ func (p *Provider) planCall() call {
 	defer p.mu.Unlock()
 	p.stats.TokenCalls++
 	k := &p.knobs
-	c := call{before: k.before, after: k.after}
+	c := call{before: k.before, after: k.after, edit: k.edit}
 	switch {
-	case k.failures > 0:
+	case k.failures > 0 && k.failure != nil:
 		k.failures--
-		c.status, c.body = k.failStatus, k.failBody
+		c.fail = k.failure
 	case k.losses > 0:
 		k.losses--
 		c.lose = true
@@ -143,6 +176,12 @@ func (p *Provider) isDown() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.knobs.down
+}
+
+func (p *Provider) isDenied() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.knobs.denied
 }
 
 func (p *Provider) allowed(scopes []string) []string {

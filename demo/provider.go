@@ -124,6 +124,8 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 		answer.Set("error_description", "PKCE with S256 is required")
 	case len(scopes) == 0:
 		answer.Set("error", "invalid_scope")
+	case p.isDenied():
+		answer.Set("error", "access_denied")
 	default:
 		code := newSecret(codePrefix)
 		p.mu.Lock()
@@ -172,14 +174,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	}
 	plan := p.planCall()
 	p.pause(plan.before)
-	if plan.status != 0 {
-		if strings.HasPrefix(strings.TrimSpace(plan.body), "{") {
-			w.Header().Set("Content-Type", "application/json")
-		} else {
-			w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		}
-		w.WriteHeader(plan.status)
-		fmt.Fprint(w, plan.body)
+	if plan.fail != nil && plan.fail(w, params) {
 		return
 	}
 	t, ttl, code := p.commit(params)
@@ -201,6 +196,9 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	}
 	if t.refresh != "" {
 		answer["refresh_token"] = t.refresh
+	}
+	if plan.edit != nil {
+		plan.edit(params, answer)
 	}
 	writeJSON(w, http.StatusOK, answer)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -363,6 +364,28 @@ func TestMisbehaviour(t *testing.T) {
 	}
 	if s := a.Stats(); s.TokenCalls != 4 || s.Refreshes != 2 || s.Reuses != 1 {
 		t.Errorf("%+v", s)
+	}
+
+	_, rt = a.Issue("a")
+	a.FailCalls(func(w http.ResponseWriter, params map[string]string) bool {
+		if params["refresh_token"] != rt {
+			return false
+		}
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		fmt.Fprint(w, "{}")
+		return true
+	})
+	if got, _ := a.post(t.Context(), form()); got.Status != 307 {
+		t.Errorf("%d", got.Status)
+	}
+	a.FailCalls(nil)
+	a.EditAnswers(func(_ map[string]string, answer map[string]any) { delete(answer, "scope"); answer["expires_in"] = "7" })
+	if got, _ := a.post(t.Context(), form()); got.Status != 200 || got.Scope != "" || got.Refresh == "" {
+		t.Errorf("%d, scope %q", got.Status, got.Scope)
+	}
+	a.SetDenied(true)
+	if location, err := Approve(t.Context(), a.authorizeURL(nil)); err != nil || !strings.Contains(location, "error=access_denied") {
+		t.Errorf("%s, %v", location, err)
 	}
 }
 

@@ -16,7 +16,7 @@ type Options struct {
 	Now         func() time.Time // default: time.Now
 	Log         *slog.Logger     // default: nothing is logged
 	Ahead       time.Duration    // refresh this long before expiry, at most a fifth of the token's life; default 5 min
-	CallTimeout time.Duration    // longest token-endpoint call; a lease lasts twice as long; default 15 s. The same on all replicas.
+	CallTimeout time.Duration    // longest token-endpoint call, and so how long a lease must last; default 15 s. The same on all replicas.
 	Reread      time.Duration    // how often each grant is read again, to see what others wrote; default 5 s
 	Drain       time.Duration    // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
 }
@@ -87,31 +87,32 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 // Token returns an access token of the grant with at least the required scopes; the error is an *[Unusable]. It returns
-// at once while the present token is usable, and otherwise waits for the first answer of the store, for a refresh, or,
-// before it refuses what only an operator can mend, for a look at the store that is newer than the request: that may take a
-// second, because grants are not read more often. A ctx that ends ends the wait only: no work is bound to it.
+// at once while the present token is usable, and otherwise waits for the first answer of the store, for a refresh, for
+// another try of either when one is about to come, or, before it refuses what only an operator can mend, for a look at the
+// store that is newer than the request: that may take a second, because grants are not read more often. A ctx that ends
+// ends the wait only: no work is bound to it.
 func (k *Keeper) Token(ctx context.Context, name string, required []string) (Token, error) {
 	m, ok := k.minders[name]
 	if !ok {
 		return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
 	}
 	came := k.now()
-	for {
+	for waiting := true; ; {
 		v := m.view.Load()
 		t, refusal, wait := v.answer(m.policy, m.spec, required, came, k.now())
 		if refusal == nil {
 			return t, nil
 		}
-		if !wait {
+		if !wait || !waiting {
 			return Token{}, refusal
 		}
 		m.ask()
 		select {
 		case <-v.superseded:
 		case <-ctx.Done():
-			return Token{}, refusal
+			waiting = false // one last look: what is refused with is as of now
 		case <-k.ended:
-			return Token{}, refusal
+			waiting = false
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"wayleave/oauth"
+	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/vault/vaulttest"
 )
@@ -74,6 +75,87 @@ func TestRefreshesAhead(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A token whose life is a second or ten is refreshed as often as that takes and no more, and requests get one even where the
+// provider needs longer to answer than the token lives.
+func TestShortLives(t *testing.T) {
+	for _, tt := range []struct{ life, latency time.Duration }{
+		{time.Second, 10 * time.Millisecond},
+		{time.Second, 3 * time.Second},
+		{0, 10 * time.Millisecond},
+		{-time.Hour, 10 * time.Millisecond},
+		{10 * time.Second, 10 * time.Millisecond},
+		{10 * time.Second, 12 * time.Second},
+	} {
+		t.Run(fmt.Sprintf("%v after %v", tt.life, tt.latency), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, tt.life)
+				w.as.latency = tt.latency
+				w.connect()
+				k, _ := w.run(Options{})
+				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+					w.token(k)
+				}
+				n := w.as.count()
+				if most := int(time.Minute / max(tt.life/2, shortestUse/2)); n < 1 || n > most {
+					t.Errorf("%d calls in a minute, want at most %d", n, most)
+				}
+				w.as.once(t, n)
+			})
+		})
+	}
+}
+
+// What fails once and works a second later is no failure for a worker, not even with an expired token.
+func TestHiccups(t *testing.T) {
+	for name, begin := range map[string]func(w *world){
+		"provider": func(w *world) {
+			w.as.fail = func(n int) error {
+				if n == 1 {
+					return &oauth.Error{Outcome: oauth.Unknown, Status: 503}
+				}
+				return nil
+			}
+		},
+		"store": func(w *world) {
+			w.mem.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
+			time.AfterFunc(time.Second, func() { w.mem.Inject(nil) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, time.Hour)
+				w.connect()
+				time.Sleep(2 * time.Hour)
+				begin(w)
+				k, _ := w.run(Options{})
+				w.token(k)
+			})
+		})
+	}
+}
+
+// An answer without a usable access token may still hold the successor of the refresh token it spent.
+func TestUselessAnswerThatRotates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		time.Sleep(2 * time.Hour)
+		w.as.lose = func(n int) error {
+			if n < 4 {
+				return &oauth.Error{Outcome: oauth.Unknown, Status: 200, Rotated: secret.New(w.as.live)}
+			}
+			return nil
+		}
+		k, _ := w.run(Options{})
+		time.Sleep(time.Minute)
+		w.token(k)
+		w.as.once(t, 4)
+		if r := w.stored(); r.Generation != 4 || r.Unanswered != 0 || r.LastError != "" {
+			t.Errorf("generation %d, unanswered %d, %q", r.Generation, r.Unanswered, r.LastError)
+		}
+	})
 }
 
 // Replicas that share a store present each refresh token once between them, and all get the new tokens.
@@ -200,11 +282,7 @@ func TestWritesThatGoWrong(t *testing.T) {
 						return tt.fault
 					})
 					k, _ := w.run(Options{})
-					if tt.fault.Before != nil && what == "lease" {
-						w.refused(k, VaultUnavailable)
-						time.Sleep(5 * time.Second)
-					}
-					w.token(k)
+					w.token(k) // what fails once is waited for
 					time.Sleep(5 * time.Second)
 					w.as.once(t, 1)
 					if r := w.stored(); r.Refresh.Reveal() != "rt"+mark+"2" || r.Lease != nil {
@@ -423,7 +501,7 @@ func TestInvalidGrantAfterSiblingRotated(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		w.as.fail = func(int) error {
 			r, ver, _ := getRecord(t.Context(), w.docs, "claude")
-			next := r.answered(w.as.issue(), "sibling", time.Now())
+			next := r.answered(w.as.issue(), "sibling", time.Now(), time.Now())
 			if _, err := putRecord(t.Context(), w.docs, "claude", next, ver); err != nil {
 				t.Error(err)
 			}
@@ -480,7 +558,7 @@ func TestProviderFails(t *testing.T) {
 		{"moved", refused(404, 0), RefreshUnavailable, 8, 18, true},
 		{"server error", &oauth.Error{Outcome: oauth.Unknown, Status: 503}, RefreshUnavailable, 8, 18, true},
 		{"no answer", &oauth.Error{Outcome: oauth.Unknown, Err: errors.New("connection reset")}, NeedsReconnect, 2, 2, false},
-		{"an answer that is no token", &oauth.Error{Outcome: oauth.Unknown, Status: 200}, NeedsReconnect, 2, 2, false},
+		{"an answer that is no token", &oauth.Error{Outcome: oauth.Unknown, Status: 200}, RefreshUnavailable, 8, 18, true},
 		{"an error of another kind", errors.New("rt-secret-1 was not liked"), NeedsReconnect, 2, 2, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -595,8 +673,15 @@ func TestHolderDied(t *testing.T) {
 		leave(1)
 		k, _ := w.run(Options{})
 		begin := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := k.Token(ctx, "claude", nil); err == nil || !strings.Contains(err.Error(), "waiting for the refresh") {
+			t.Errorf("Token: %v", err)
+		} else if u, _ := errors.AsType[*Unusable](err); u.RetryAfter != 25*time.Second {
+			t.Errorf("a request is told to come back after %v, want when the lease may be taken over", u.RetryAfter)
+		}
 		w.token(k)
-		if waited := time.Since(begin); waited < 30*time.Second || waited > 40*time.Second {
+		if waited := time.Since(begin); waited < 30*time.Second+clockSkew || waited > 37*time.Second {
 			t.Errorf("took the lease over after %v", waited)
 		}
 		w.as.once(t, 1)
@@ -619,7 +704,7 @@ func TestAdopts(t *testing.T) {
 		k, _ := w.run(Options{})
 		time.Sleep(time.Minute)
 		r, ver, _ := getRecord(t.Context(), w.docs, "claude")
-		if _, err := putRecord(t.Context(), w.docs, "claude", r.answered(w.as.grant(), "sibling", time.Now()), ver); err != nil {
+		if _, err := putRecord(t.Context(), w.docs, "claude", r.answered(w.as.grant(), "sibling", time.Now(), time.Now()), ver); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Second)
@@ -739,6 +824,9 @@ func TestDrainEnds(t *testing.T) {
 		err := stop()
 		if took := time.Since(begin); took != 7*time.Second {
 			t.Errorf("stopped after %v", took)
+		}
+		if w.logged("stopping waits", "vault is unavailable") != 1 {
+			t.Error("the log does not say what the stop waits for")
 		}
 		if err == nil || !errors.Is(err, vault.ErrUnavailable) || !strings.Contains(err.Error(), "`wayleave grant connect claude`") || strings.Contains(err.Error(), mark) {
 			t.Errorf("Run: %v", err)

@@ -51,8 +51,10 @@ type owned struct {
 
 	jitter      float64 // see policy; new with each token
 	reported    []byte  // the summary that status/<name> holds, as far as we know
+	reportErr   error   // of the last attempt
 	reportRetry time.Time
 	logged      State
+	draining    bool // it is logged that the end waits for the store
 }
 
 func newMinder(m *minder) *minder {
@@ -75,6 +77,10 @@ func (m *minder) ask() {
 // does. The error says that a token was lost.
 func (m *minder) run(ctx, work context.Context) error {
 	for work.Err() == nil && (ctx.Err() == nil || m.holding()) {
+		if err := m.storeErr(); err != nil && ctx.Err() != nil && !m.draining {
+			m.draining = true
+			m.log.Warn("stopping waits until the new token is stored", "err", err)
+		}
 		task, at := m.next(m.now())
 		if pause := at.Sub(m.now()); pause > 0 {
 			m.sleep(ctx, work, pause)
@@ -251,10 +257,14 @@ func (m *minder) lasting() (encoded []byte, ok bool) {
 // report writes status/<name>. It is for people to read: a failure is retried, and holds up nothing.
 func (m *minder) report(ctx context.Context) {
 	s := summarize(m.rec, m.spec, m.now())
-	if err := putStatus(ctx, m.docs, s); err != nil {
+	err := putStatus(ctx, m.docs, s)
+	if err == nil {
+		m.reported, _ = json.Marshal(s)
+	} else {
 		m.reportRetry = m.now().Add(m.reread)
-		m.log.Debug("status not written", "err", err)
-		return
+		if m.reportErr == nil {
+			m.log.Warn("grant status not written: lists show an older one until it is", "err", err)
+		}
 	}
-	m.reported, _ = json.Marshal(s)
+	m.reportErr = err
 }

@@ -58,6 +58,10 @@ func Disconnect(ctx context.Context, docs Documents, name string) error {
 
 // List returns the summaries of the configured grants in their order, then of grants that are stored but not configured.
 func List(ctx context.Context, docs Documents, specs []Spec) ([]Summary, error) {
+	return list(ctx, docs, specs, time.Now())
+}
+
+func list(ctx context.Context, docs Documents, specs []Spec, now time.Time) ([]Summary, error) {
 	var all []Summary
 	for _, spec := range specs {
 		s, err := getStatus(ctx, docs, spec.Name)
@@ -67,7 +71,7 @@ func List(ctx context.Context, docs Documents, specs []Spec) ([]Summary, error) 
 		if s.State == NeverConnected {
 			s.Provider = spec.Provider
 		}
-		all = append(all, s.under(spec))
+		all = append(all, s.under(spec, now))
 	}
 	names, err := docs.List(ctx, "status")
 	if err != nil && !errors.Is(err, vault.ErrNotFound) {

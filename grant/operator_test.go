@@ -29,9 +29,10 @@ func TestConnectListDisconnect(t *testing.T) {
 	mem := vaulttest.NewMemory()
 	docs := blind{mem}
 	tok := oauth.Token{Access: secret.New("a1"), Refresh: secret.New("r1"), Expiry: t0.Add(time.Hour), Account: "pat@example.com"}
-	list := func(specs ...Spec) []Summary {
+	now := t0
+	listed := func(specs ...Spec) []Summary {
 		t.Helper()
-		l, err := List(t.Context(), docs, specs)
+		l, err := list(t.Context(), docs, specs, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +43,7 @@ func TestConnectListDisconnect(t *testing.T) {
 	}
 
 	never := Summary{Name: "claude", Provider: "anthropic", State: NeverConnected, Requested: spec.Scopes, Next: "run `wayleave grant connect claude`"}
-	if diff := cmp.Diff([]Summary{never}, list(spec)); diff != "" {
+	if diff := cmp.Diff([]Summary{never}, listed(spec)); diff != "" {
 		t.Errorf("before the connect (-want +got):\n%s", diff)
 	}
 
@@ -52,9 +53,16 @@ func TestConnectListDisconnect(t *testing.T) {
 	}
 	healthy := Summary{Name: "claude", Provider: "anthropic", Account: "pat@example.com", State: Healthy, Requested: spec.Scopes, Granted: spec.Scopes,
 		Expires: t0.Add(time.Hour), UpdatedAt: t0}
-	if diff := cmp.Diff([]Summary{healthy}, list(spec)); diff != "" {
+	if diff := cmp.Diff([]Summary{healthy}, listed(spec)); diff != "" {
 		t.Errorf("after the connect (-want +got):\n%s", diff)
 	}
+
+	// No gate has run since the token expired.
+	now = t0.Add(2 * time.Hour)
+	if got := listed(spec)[0]; got.State != RefreshUnavailable || !strings.Contains(got.LastError, "expired") || !strings.Contains(got.Next, "start a gate") {
+		t.Errorf("expired: %s, %q, %q", got.State, got.LastError, got.Next)
+	}
+	now = t0
 
 	tok.Scopes = []string{"files"}
 	narrow, err := Connect(t.Context(), docs, spec, tok, t0)
@@ -69,20 +77,20 @@ func TestConnectListDisconnect(t *testing.T) {
 	wider, other := spec, spec
 	wider.Scopes = []string{"admin", "files"}
 	other.Provider = "github"
-	if got := list(wider)[0]; got.State != ScopeMissing || !cmp.Equal(got.Missing, []string{"admin"}) {
+	if got := listed(wider)[0]; got.State != ScopeMissing || !cmp.Equal(got.Missing, []string{"admin"}) {
 		t.Errorf("more requested: %s, missing %q", got.State, got.Missing)
 	}
-	if got := list(other)[0]; got.State != NeedsReconnect || got.LastError == "" {
+	if got := listed(other)[0]; got.State != NeedsReconnect || got.LastError == "" {
 		t.Errorf("other provider: %s, %q", got.State, got.LastError)
 	}
-	if got := list(); len(got) != 1 || !strings.Contains(got[0].Next, "wayleave grant disconnect claude") {
+	if got := listed(); len(got) != 1 || !strings.Contains(got[0].Next, "wayleave grant disconnect claude") {
 		t.Errorf("not configured: %+v", got)
 	}
 
 	if err := Disconnect(t.Context(), docs, "claude"); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]Summary{never}, list(spec)); diff != "" {
+	if diff := cmp.Diff([]Summary{never}, listed(spec)); diff != "" {
 		t.Errorf("after the disconnect (-want +got):\n%s", diff)
 	}
 	if _, err := mem.Get(t.Context(), "grants/claude", new(any)); !errors.Is(err, vault.ErrNotFound) {

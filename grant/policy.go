@@ -11,7 +11,7 @@ const (
 	clockSkew          = 5 * time.Second  // how far the clocks of two replicas may differ
 	maxBackoff         = 2 * time.Minute  // between refreshes that fail
 	minUnansweredPause = 10 * time.Second // before a refresh token is presented a second time
-	minInterval        = time.Minute      // between refreshes at a provider whose tokens are born expired
+	shortestUse        = time.Second      // of a new token, however short its life
 	maxMargin          = 5 * time.Second  // a token this close to expiry could expire on its way
 )
 
@@ -22,9 +22,12 @@ type policy struct {
 	call  time.Duration // a token-endpoint call ends within this
 }
 
-// lease is how long a lease lasts. Half of call may pass before the request is sent (see minder.lease) and call until
-// it ends, so another half is left between a holder's end and the first moment its lease may be taken.
-func (p policy) lease() time.Duration { return 2 * p.call }
+// lease is how long a lease lasts: long enough that its holder's call is over, by whatever clock, when it may be taken
+// over (clockSkew later), and no longer, since workers wait for that when a holder dies with an expired token.
+func (p policy) lease() time.Duration { return p.call * 4 / 3 }
+
+// slack is how much of a lease may pass before the request is sent; see minder.lease.
+func (p policy) slack() time.Duration { return p.call / 5 }
 
 // usable reports whether r's access token may be sent now.
 func usable(r record, now time.Time) bool {
@@ -40,11 +43,7 @@ func usable(r record, now time.Time) bool {
 
 // refreshAt is when r, which expires, should be refreshed.
 func (p policy) refreshAt(r record, jitter float64) time.Time {
-	life := r.Expires.Sub(r.Issued)
-	if life < time.Second {
-		return r.Issued.Add(minInterval)
-	}
-	ahead := min(p.ahead, life/5)
+	ahead := min(p.ahead, r.Expires.Sub(r.Issued)/5)
 	return r.Expires.Add(-ahead - time.Duration(jitter*float64(ahead)/2))
 }
 

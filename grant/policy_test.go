@@ -87,8 +87,7 @@ func TestRefreshAt(t *testing.T) {
 		{time.Hour, 0.5, 53*time.Minute + 45*time.Second},
 		{20 * time.Second, 0, 16 * time.Second},
 		{20 * time.Second, 0.99, 14020 * time.Millisecond},
-		{0, 0, time.Minute},
-		{-time.Hour, 0.5, time.Minute},
+		{time.Second, 0, 800 * time.Millisecond},
 	} {
 		r := hour(func(r *record) { r.Expires = t0.Add(tt.life) })
 		if got := pol.refreshAt(r, tt.jitter).Sub(t0); got != tt.want {
@@ -131,14 +130,14 @@ func TestPlan(t *testing.T) {
 
 // A lease outlasts the slowest call of its holder by more than the clocks may differ, with the default times.
 func TestLeaseOutlastsCall(t *testing.T) {
-	if spare := pol.lease() + clockSkew - (pol.call/2 + pol.call); spare <= clockSkew {
+	if spare := pol.lease() + clockSkew - (pol.slack() + pol.call); spare <= clockSkew {
 		t.Errorf("only %v between a holder's last moment and a takeover", spare)
 	}
 }
 
 func TestSuperseded(t *testing.T) {
 	base := hour(left("a", t0.Add(time.Minute), 1))
-	rotated := base.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2"), Expiry: t0.Add(time.Hour)}, "op2", t0)
+	rotated := base.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2"), Expiry: t0.Add(time.Hour)}, "op2", t0, t0)
 	dead := base.failed(&oauth.Error{Outcome: oauth.InvalidGrant}, "op2", t0, 0)
 	taken := hour(left("b", t0.Add(time.Minute), 2))
 	for _, tt := range []struct {
@@ -151,8 +150,8 @@ func TestSuperseded(t *testing.T) {
 		{"stored already", rotated, rotated, true},
 		{"lease taken over, rotated", taken, rotated, false},
 		{"lease taken over, dead", taken, dead, true},
-		{"sibling rotated", base.answered(oauth.Token{Access: secret.New("a3")}, "op3", t0), rotated, true},
-		{"sibling rotated, dead", base.answered(oauth.Token{Access: secret.New("a3")}, "op3", t0), dead, true},
+		{"sibling rotated", base.answered(oauth.Token{Access: secret.New("a3")}, "op3", t0, t0), rotated, true},
+		{"sibling rotated, dead", base.answered(oauth.Token{Access: secret.New("a3")}, "op3", t0, t0), dead, true},
 		{"reconnected", newRecord(spec, oauth.Token{Access: secret.New("a4")}, "op4", t0), rotated, true},
 		{"older than what was spent", func() record { r := base; r.Generation = -1; return r }(), rotated, false},
 	} {
@@ -232,7 +231,7 @@ func TestAnswered(t *testing.T) {
 		r.Account, r.Failures, r.Unanswered, r.LastError, r.NotBefore = "pat", 3, 1, "?", t0
 		r.Lease = &lease{ID: "a"}
 	})
-	full := old.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2"), Scopes: []string{"x", "b", "x"}, Expiry: t0.Add(3 * time.Hour), Account: "quinn"}, "op2", t0.Add(time.Hour))
+	full := old.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2"), Scopes: []string{"x", "b", "x"}, Expiry: t0.Add(3 * time.Hour), Account: "quinn"}, "op2", t0.Add(time.Hour), t0.Add(time.Hour))
 	want := details{Provider: "anthropic", Account: "quinn", Requested: old.Requested, Granted: []string{"b", "x"}, Epoch: "op1", Generation: 1,
 		Issued: t0.Add(time.Hour), Expires: t0.Add(3 * time.Hour), Operation: "op2", Updated: t0.Add(time.Hour)}
 	if diff := cmp.Diff(want, full.details); diff != "" {
@@ -241,7 +240,7 @@ func TestAnswered(t *testing.T) {
 	if full.Access.Reveal() != "a2" || full.Refresh.Reveal() != "r2" {
 		t.Error("tokens not replaced")
 	}
-	bare := old.answered(oauth.Token{Access: secret.New("a2")}, "op2", t0.Add(time.Hour))
+	bare := old.answered(oauth.Token{Access: secret.New("a2")}, "op2", t0.Add(time.Hour), t0.Add(time.Hour))
 	want = details{Provider: "anthropic", Account: "pat", Requested: old.Requested, Granted: old.Granted, Epoch: "op1", Generation: 1,
 		Issued: t0.Add(time.Hour), Operation: "op2", Updated: t0.Add(time.Hour)}
 	if diff := cmp.Diff(want, bare.details); diff != "" {

@@ -57,7 +57,7 @@ func (r record) foreign(spec Spec) bool { return r.Provider != "" && r.Provider 
 // newRecord is what a connect stores. A response without scopes granted what was asked for (RFC 6749 section 5.1).
 func newRecord(spec Spec, t oauth.Token, op string, now time.Time) record {
 	r := record{details: details{Provider: spec.Provider, Requested: sorted(spec.Scopes), Granted: sorted(spec.Scopes), Epoch: op}}
-	r = r.answered(t, op, now)
+	r = r.answered(t, op, now, now)
 	r.Generation = 0
 	if r.Refresh.IsZero() && !r.Expires.IsZero() {
 		r.LastError = "the provider gave no refresh token, so the grant ends when its token expires"
@@ -76,11 +76,16 @@ func (r record) leased(l lease, mine string) record {
 	return r
 }
 
-// answered is r after the token response t to a request made at sent. An absent refresh token or scope is unchanged
-// (RFC 6749 sections 6 and 5.1).
-func (r record) answered(t oauth.Token, op string, sent time.Time) record {
+// answered is r after the token response t, which came at now, to a request made at sent. An absent refresh token or
+// scope is unchanged (RFC 6749 sections 6 and 5.1).
+func (r record) answered(t oauth.Token, op string, sent, now time.Time) record {
 	r.Generation++
 	r.Access, r.Issued, r.Expires = t.Access, wall(sent), wall(t.Expiry)
+	// Counted from the request, a short life may be over when the answer comes. The provider counted from later on, and
+	// whoever waited for this token will get no better one.
+	if least := wall(now.Add(shortestUse)); !r.Expires.IsZero() && r.Expires.Before(least) {
+		r.Expires = least
+	}
 	if !t.Refresh.IsZero() {
 		r.Refresh = t.Refresh
 	}
@@ -107,6 +112,10 @@ func (r record) failed(err error, op string, now time.Time, jitter float64) reco
 	if e, ok := errors.AsType[*oauth.Error](err); ok {
 		answer = *e
 	}
+	if !answer.Rotated.IsZero() {
+		r.Refresh, r.Unanswered = answer.Rotated, 0
+		r.Generation++
+	}
 	pause := max(backoff(r.Failures, jitter), answer.RetryAfter)
 	switch {
 	case answer.Outcome == oauth.InvalidGrant:
@@ -114,9 +123,9 @@ func (r record) failed(err error, op string, now time.Time, jitter float64) reco
 		if r.Unanswered > 0 {
 			r.LastError += "; an earlier refresh got no answer, so the provider may have taken this one for a reuse"
 		}
-	case answer.Outcome == oauth.Unknown && answer.Status < 500:
-		// A 5xx is an answer too: it leaves doubt, but presenting the token again after it costs nothing that giving up
-		// would save, and a provider's bad hour must not cost an operator every consent.
+	case answer.Outcome == oauth.Unknown && answer.Status == 0:
+		// A server error, or a page in place of a token, is an answer too: it leaves doubt, but presenting the token again
+		// after it costs nothing that giving up would save, and a provider's bad hour must not cost an operator every consent.
 		r.Unanswered = attempt
 		if attempt >= maxPresented {
 			return r.abandoned(op, now)

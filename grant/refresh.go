@@ -36,7 +36,7 @@ func (m *minder) refresh(ctx context.Context) {
 	t, err := m.spec.OAuth.Refresh(call, m.rec.Refresh, m.rec.Granted, m.spec.Scopes)
 	took := m.now().Sub(sent)
 	if err == nil && t.Access.IsZero() {
-		err = &oauth.Error{Outcome: oauth.Unknown, Err: errors.New("the answer held no access token")}
+		err = &oauth.Error{Outcome: oauth.Unknown, Rotated: t.Refresh, Err: errors.New("the answer held no access token")}
 	}
 	o := &outcome{base: m.rec, ver: m.ver}
 	if err != nil {
@@ -45,7 +45,7 @@ func (m *minder) refresh(ctx context.Context) {
 		m.log.Warn("grant not refreshed", "generation", m.rec.Generation, "took", took,
 			"outcome", outcomeOf(err), "attempt", m.rec.Lease.Attempt, "not_before", o.next.NotBefore, "err", o.next.LastError)
 	} else {
-		o.next = m.rec.answered(t, rand.Text(), sent)
+		o.next = m.rec.answered(t, rand.Text(), sent, sent.Add(took))
 		attrs := []any{"generation", o.next.Generation, "took", took, "outcome", "refreshed", "expires", o.next.Expires}
 		if lost := oauth.MissingScopes(o.next.Granted, o.base.Granted); len(lost) > 0 {
 			attrs = append(attrs, "scopes_lost", lost)
@@ -92,7 +92,7 @@ func (m *minder) lease(ctx context.Context) bool {
 	// the call might outlast the lease. The lease is still ours and unused; the next turn renews it.
 	after := m.now()
 	elapsed := max(after.Sub(before), after.Round(0).Sub(before.Round(0)))
-	return elapsed <= m.policy.call/2
+	return elapsed <= m.policy.slack()
 }
 
 // giveUp stores that the refresh token must not be presented again.

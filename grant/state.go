@@ -28,7 +28,7 @@ var words = map[State]struct{ means, next string }{
 	ScopeMissing:       {"lacks scopes", "run `wayleave grant connect {name}` and allow them"},
 	NeedsReconnect:     {"can no longer be refreshed", "run `wayleave grant connect {name}`"},
 	RefreshUnavailable: {"has expired and cannot be refreshed at the moment", "wait: it is retried; if it lasts, check the provider's token endpoint"},
-	VaultUnavailable:   {"cannot be used because the vault does not answer", "wait: it is retried; if it lasts, check that the vault is up, unsealed and lets the gateway in"},
+	VaultUnavailable:   {"cannot be used because the vault fails", "wait: it is retried; if it lasts, check that the vault is up, unsealed and lets the gateway in"},
 }
 
 // Next returns what to do about grant name in state s, in a few words for people, or "" when there is nothing to do.

@@ -45,9 +45,9 @@ func (s Summary) in(st State) Summary {
 	return s
 }
 
-// under is a stored summary as today's configuration sees it, which may request more than when it was written, or name
-// another provider.
-func (s Summary) under(spec Spec) Summary {
+// under is a stored summary as it reads now, under today's configuration: that may request more than when it was written,
+// or name another provider, and no gate may have run since.
+func (s Summary) under(spec Spec, now time.Time) Summary {
 	s.Requested = sorted(spec.Scopes)
 	s.Missing = oauth.MissingScopes(s.Granted, spec.Scopes)
 	switch {
@@ -56,10 +56,20 @@ func (s Summary) under(spec Spec) Summary {
 	case s.Provider != spec.Provider:
 		s.LastError = cmp.Or(s.LastError, errOtherProvider.Error())
 		return s.in(NeedsReconnect)
+	case s.overdue(now):
+		s = s.in(RefreshUnavailable)
+		s.LastError, s.Next = cmp.Or(s.LastError, errNotRefreshed.Error()), "start a gate, or look at the log of the one that runs: it refreshes the token"
+		return s
 	case s.State == Healthy && len(s.Missing) > 0:
 		return s.in(ScopeMissing)
 	case s.State == ScopeMissing && len(s.Missing) == 0:
 		return s.in(Healthy)
 	}
 	return s
+}
+
+// overdue reports whether s says that a token serves which has expired. A gate replaces it, or the state, before long.
+func (s Summary) overdue(now time.Time) bool {
+	serves := s.State == Healthy || s.State == Degraded || s.State == ScopeMissing
+	return serves && !s.Expires.IsZero() && now.After(s.Expires.Add(clockSkew))
 }

@@ -42,4 +42,5 @@ var (
 	errNoRefresh     = errors.New("its token has expired and the provider gave no refresh token")
 	errStillWorking  = errors.New("still waiting for the refresh")
 	errNotRead       = errors.New("not read yet")
+	errNotRefreshed  = errors.New("its token has expired and no gate has refreshed it")
 )

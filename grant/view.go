@@ -8,8 +8,10 @@ import (
 	"wayleave/oauth"
 )
 
-// recheck bounds how often requests that would be refused make a grant be read again.
-const recheck = time.Second
+const (
+	recheck = time.Second     // how often, at most, requests that would be refused make a grant be read again
+	soon    = 2 * time.Second // a next try this near is waited for: what failed once, and briefly, is no worker's business
+)
 
 // view is what requests see of a grant: an immutable picture, replaced by the grant's minder.
 type view struct {
@@ -30,8 +32,9 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now time.Tim
 	retry := func(s State, err error, at time.Time) *Unusable {
 		return &Unusable{Grant: spec.Name, State: s, Err: err, RetryAfter: max(at.Sub(now), time.Second)}
 	}
+	near := func(at time.Time) bool { return at.Sub(now) <= soon }
 	if !v.loaded {
-		return Token{}, retry(VaultUnavailable, cmp.Or(v.storeErr, errNotRead), v.storeRetry), v.storeErr == nil
+		return Token{}, retry(VaultUnavailable, cmp.Or(v.storeErr, errNotRead), v.storeRetry), near(v.storeRetry)
 	}
 
 	r, ok := v.rec, usable(v.rec, now)
@@ -58,12 +61,13 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now time.Tim
 
 	// The token has expired; a refresh can help.
 	if v.storeErr != nil {
-		return Token{}, retry(VaultUnavailable, v.storeErr, v.storeRetry), false
+		return Token{}, retry(VaultUnavailable, v.storeErr, v.storeRetry), near(v.storeRetry)
 	}
-	if m, at := p.plan(r, spec, now, "", v.jitter); m == refresh && at.After(now) {
-		return Token{}, retry(RefreshUnavailable, cause(cmp.Or(r.LastError, "it was refreshed a moment ago")), at), false
+	m, at := p.plan(r, spec, now, "", v.jitter)
+	if m == refresh && at.After(now) {
+		return Token{}, retry(RefreshUnavailable, cause(r.LastError), at), near(at)
 	}
-	return Token{}, retry(RefreshUnavailable, errStillWorking, now), true
+	return Token{}, retry(RefreshUnavailable, errStillWorking, at), true
 }
 
 // summary is what the grant looks like from this replica: as stored, or worse.

@@ -58,15 +58,15 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	if a.status/100 != 2 {
 		return Token{}, c.failure(a, sent)
 	}
-	broken := func(err error, hint string) (Token, *Error) {
-		return Token{}, &Error{Outcome: Unknown, Status: a.status, Err: err, Hint: hint, host: a.host}
-	}
 	if a.fault != nil {
-		return broken(a.fault, "the token may have been spent")
+		return Token{}, &Error{Outcome: Unknown, Err: a.fault, Hint: hintUnknown, host: a.host}
 	}
 	var f fields
+	unusable := func(err error, hint string) (Token, *Error) {
+		return Token{}, &Error{Outcome: Unknown, Status: a.status, Rotated: secret.New(f.text("refresh_token")), Err: err, Hint: hint, host: a.host}
+	}
 	if json.Unmarshal(a.body, &f) != nil || f == nil {
-		return broken(errNotJSON, "something else than the token endpoint answered, or the provider changed: check token_url")
+		return unusable(errNotJSON, "something else than the token endpoint answered, or the provider changed: check token_url")
 	}
 	access := f.text("access_token")
 	if access == "" {
@@ -74,13 +74,13 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 		if raw := string(f["error"]); raw != "" && raw != "null" || string(f["ok"]) == "false" {
 			return Token{}, c.failure(a, sent)
 		}
-		return broken(errNoToken, "the provider changed? check token_url and token_format")
+		return unusable(errNoToken, "the provider changed? check token_url and token_format")
 	}
-	refresh := f.text("refresh_token")
-	if !isToken(access) || !isToken(refresh) {
-		return broken(errBadToken, "it was not used; connect again if this lasts")
+	if !isToken(access) {
+		return unusable(errBadToken, "it was not used; connect again if this lasts")
 	}
-	tok := Token{Access: secret.New(access), Refresh: secret.New(refresh), Account: account(f)}
+	// A refresh token may hold anything: it travels in bodies, encoded.
+	tok := Token{Access: secret.New(access), Refresh: secret.New(f.text("refresh_token")), Account: account(f)}
 	tok.Expiry = c.expiry(f, a.sent, &tok.Notes)
 	tok.Scopes = c.scopes(f, &tok.Notes)
 	if t := f.text("token_type"); t != "" && !strings.EqualFold(t, "bearer") {

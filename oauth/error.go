@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"wayleave/secret"
 )
 
 // Outcome says what a failed call means for the code or refresh token it carried. The zero value is the one that
@@ -43,11 +45,14 @@ func (o Outcome) String() string {
 	}
 }
 
-// Error is a failed call. It never holds an answer's body, a token, or anything the other side wrote but an error code.
+// Error is a failed call. Its text never holds an answer's body, a token, or anything the other side wrote but an error
+// code.
 type Error struct {
 	Outcome Outcome
-	// Status is the HTTP status; 0 when no answer came.
+	// Status is the HTTP status; 0 when no whole answer came.
 	Status int
+	// Rotated is the refresh token of an answer that was of no use otherwise. It replaces the one that was sent.
+	Rotated secret.Text
 	// Code is the error code, translated to RFC 6749 §5.2 where Config.ErrorCodes says how; empty when there was none.
 	Code string
 	// RetryAfter is how long the provider asks us to wait; 0 when it does not say. At most a day.
@@ -89,9 +94,11 @@ var (
 	errTooLarge  = errors.New("the answer is larger than any token answer")
 	errNotJSON   = errors.New("the answer is not a JSON object")
 	errNoToken   = errors.New("the answer has no access token")
-	errBadToken  = errors.New("the answer holds a token with white space or control characters")
+	errBadToken  = errors.New("the answer holds an access token with white space or control characters")
 	errNoRefresh = errors.New("there is no refresh token")
 )
+
+const hintUnknown = "what was sent may have been spent: try again"
 
 // safeCause keeps of a transport error what cannot quote the other side: net/http repeats the bytes of a malformed
 // answer in its errors, and url.Error repeats the address.
@@ -133,7 +140,7 @@ func (c Config) hint(status int, code string) string {
 	style, format, scope := or(c.AuthStyle, AuthNone), or(c.TokenFormat, FormatForm), or(c.RefreshScope, ScopeOmit)
 	switch {
 	case status >= 500:
-		return "the provider failed and the token may have been spent"
+		return "the provider failed, and what was sent may have been spent: try again later"
 	case status == 429:
 		return "the provider limits this client: wait; if it lasts for hours, check user_agent and token_headers"
 	case status >= 300 && status < 400:

@@ -122,7 +122,7 @@ func (c *Client) post(ctx context.Context, endpoint string, format TokenFormat, 
 		if asked.Load() && !had.Load() {
 			return answer{}, c.notSent(endpoint, safeCause(err), "check the network, name resolution and trusted certificates between here and the provider")
 		}
-		return answer{}, &Error{Outcome: Unknown, host: a.host, Err: safeCause(err), Hint: "the token may have been spent"}
+		return answer{}, &Error{Outcome: Unknown, host: a.host, Err: safeCause(err), Hint: hintUnknown}
 	}
 	defer resp.Body.Close()
 	a.status, a.header = resp.StatusCode, resp.Header
