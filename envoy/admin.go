@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -72,6 +74,71 @@ func ConfigDump(ctx context.Context, adminSocket string) ([]byte, error) {
 func Drain(ctx context.Context, adminSocket string) error {
 	_, err := admin(ctx, adminSocket, http.MethodPost, "/drain_listeners?graceful&skip_exit")
 	return err
+}
+
+// What package xds calls that which a stop should not cut: requests, and tunnels nobody looks into. A tunnel may be
+// idle for hours, so it counts while bytes come or go.
+const (
+	activeRequests = "http.intercept.downstream_rq_active"
+	tunnelBytes    = "cluster.tunnel.upstream_cx_" // …rx_bytes_total, …tx_bytes_total
+	tunnelIdle     = time.Second
+)
+
+// Finish takes Envoy out of service, before it is told to end: it closes its listeners, and tells clients to go
+// elsewhere with their next response. Finish returns when nothing is under way any longer, or with ctx.
+func Finish(ctx context.Context, adminSocket string) error {
+	if err := Drain(ctx, adminSocket); err != nil {
+		return err
+	}
+	if _, err := admin(ctx, adminSocket, http.MethodPost, "/drain_listeners"); err != nil {
+		return err
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	var before float64
+	var moved time.Time
+	for {
+		requests, bytes, err := underWay(ctx, adminSocket)
+		if err != nil {
+			return err
+		}
+		if bytes != before {
+			if before != 0 {
+				moved = time.Now()
+			}
+			before = bytes
+		}
+		if requests == 0 && time.Since(moved) > tunnelIdle {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("envoy still has %v requests under way: %w", requests, ctx.Err())
+		}
+	}
+}
+
+// underWay returns how many requests are under way, and how many bytes have passed through tunnels so far.
+func underWay(ctx context.Context, adminSocket string) (requests, bytes float64, err error) {
+	filter := "^(" + regexp.QuoteMeta(activeRequests) + "|" + regexp.QuoteMeta(tunnelBytes) + "[rt]x_bytes_total)$"
+	text, err := admin(ctx, adminSocket, http.MethodGet, "/stats?filter="+url.QueryEscape(filter))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading envoy's statistics: %q", line)
+		}
+		if name == activeRequests {
+			requests += n
+		} else {
+			bytes += n
+		}
+	}
+	return requests, bytes, nil
 }
 
 func admin(ctx context.Context, socket, method, path string) ([]byte, error) {

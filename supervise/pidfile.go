@@ -8,16 +8,29 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pidFile remembers which process is ours across our own death, and is locked against a second supervisor. A nil one
 // does nothing.
 type pidFile struct{ f *os.File }
 
-// record is the file's content. A process number is given out again, so identity decides: see identify.
+// record is the file's content. A process number is given out again, so identity decides: see identify. File is the
+// file's own, so that a copy of it, in a copied state directory, says nothing of the processes of the original.
 type record struct {
 	PID      int    `json:"pid"`
 	Identity string `json:"identity"`
+	File     string `json:"file"`
+}
+
+// self tells this file from a copy of it, and survives a move.
+func (p *pidFile) self() (string, error) {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(p.f.Fd()), &s); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d:%d", s.Dev, s.Ino), nil
 }
 
 func openPIDFile(path string) (*pidFile, error) {
@@ -47,8 +60,12 @@ func (p *pidFile) endOrphan(timeout time.Duration) (int, error) {
 		return 0, err
 	}
 	var r record
+	self, err := p.self()
+	if err != nil {
+		return 0, err
+	}
 	// A file cut short by a crash names nobody.
-	if json.Unmarshal(text, &r) != nil || r.PID <= 1 || r.Identity == "" {
+	if json.Unmarshal(text, &r) != nil || r.PID <= 1 || r.Identity == "" || r.File != self {
 		return 0, nil
 	}
 	same := func() bool { id, err := identify(r.PID); return err == nil && id == r.Identity }
@@ -81,7 +98,11 @@ func (p *pidFile) record(pid int) error {
 		}
 		return fmt.Errorf("identifying process %d: %w", pid, err)
 	}
-	text, err := json.Marshal(record{PID: pid, Identity: id})
+	self, err := p.self()
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(record{PID: pid, Identity: id, File: self})
 	if err != nil {
 		return err
 	}

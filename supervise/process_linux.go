@@ -13,8 +13,9 @@ func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// identify returns what no two processes share even if they share a number: when it started, in clock ticks since boot
-// (field 22 of /proc/<pid>/stat), and its executable. The error is os.ErrNotExist or ESRCH when there is no such process.
+// identify returns what no two processes share even if they share a number: which boot, when it started, in clock ticks
+// since then (field 22 of /proc/<pid>/stat), and its executable. The error is os.ErrNotExist or ESRCH when there is no
+// such process.
 func identify(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -33,7 +34,12 @@ func identify(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s %s", fields[19], strings.TrimSuffix(exe, " (deleted)")), nil // an upgrade replaced the file
+	// Start-up is so regular that the same program may get the same number at the same tick of the next boot.
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s %s %s", bytes.TrimSpace(boot), fields[19], strings.TrimSuffix(exe, " (deleted)")), nil // an upgrade replaced the file
 }
 
 func cutLast(b []byte, sep byte) (before, after []byte, found bool) {

@@ -16,6 +16,9 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Process is one child to keep running.
@@ -31,6 +34,12 @@ type Process struct {
 	// PIDFile names the process across our own crashes, and is locked while Run runs: a second Run for the same file
 	// fails. Empty: neither.
 	PIDFile string
+	// Slow is how long the process may take to be ready before a Waiting event says why it is not; one more follows each
+	// time that long passes again. Default 10 s.
+	Slow time.Duration
+	// Drain lets the process finish what it has begun before SIGTERM. Its context ends with the process; how long it may
+	// take is its own affair. Nil: SIGTERM at once.
+	Drain func(context.Context)
 	// StopTimeout is how long the process has to end after SIGTERM before SIGKILL; default 10 s.
 	StopTimeout time.Duration
 	// OnEvent is told what happens, in order, from one goroutine; it must not block. May be nil.
@@ -43,6 +52,7 @@ type Kind string
 const (
 	Orphan  Kind = "orphan"  // one left by an earlier run was ended; PID is its own
 	Started Kind = "started" // it runs
+	Waiting Kind = "waiting" // it runs, but is not ready; Err says why
 	Ready   Kind = "ready"   // it can do its work
 	Exited  Kind = "exited"  // it ended; Err and Tail say how
 	Restart Kind = "restart" // it will be started again after Delay
@@ -53,7 +63,7 @@ type Event struct {
 	Process string
 	Kind    Kind
 	PID     int
-	Err     error         // Exited: why, nil for status 0; Restart after a failed start: why
+	Err     error         // Exited: why, nil for status 0; Waiting: why; Restart after a failed start: why
 	Tail    []string      // Exited: the last lines of output, oldest first
 	Delay   time.Duration // Restart
 }
@@ -69,6 +79,7 @@ func Run(ctx context.Context, p Process) error {
 		p.Log = io.Discard
 	}
 	p.StopTimeout = cmp.Or(p.StopTimeout, 10*time.Second)
+	p.Slow = cmp.Or(p.Slow, 10*time.Second)
 
 	file, err := openPIDFile(p.PIDFile)
 	if err != nil {
@@ -126,40 +137,47 @@ func (p Process) once(ctx context.Context, file *pidFile) error {
 		return err
 	}
 	pid := cmd.Process.Pid
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	exited := make(chan struct{})
+	go func() { awaitExit(pid); close(exited) }()
 	if err := file.record(pid); err != nil {
 		signalGroup(pid, syscall.SIGKILL)
-		<-exited //nolint:errcheck // killed; what matters is why
+		_ = cmd.Wait() // killed; what matters is why
 		return err
 	}
 	p.OnEvent(Event{Process: p.Name, Kind: Started, PID: pid})
 
 	alive, dead := context.WithCancel(ctx)
 	defer dead()
-	asked := make(chan bool, 1)
-	go func() { asked <- p.untilReady(alive) }()
-	var err error
+	why := make(chan error, 1)
+	ready := make(chan bool, 1)
+	go func() { ready <- p.untilReady(alive, why) }()
+	slow := time.NewTicker(p.Slow)
+	defer slow.Stop()
 	for running := true; running; {
 		select {
-		case ok := <-asked:
-			asked = nil
+		case ok := <-ready:
+			ready = nil
+			slow.Stop()
 			if ok {
 				p.OnEvent(Event{Process: p.Name, Kind: Ready, PID: pid})
 			}
-		case err = <-exited:
+		case <-slow.C:
+			p.OnEvent(Event{Process: p.Name, Kind: Waiting, PID: pid, Err: latest(why)})
+		case <-exited:
 			running = false
 		case <-ctx.Done():
-			err = p.end(pid, exited)
+			p.end(pid, exited)
 			running = false
 		}
 	}
 	dead()
-	if asked != nil {
-		<-asked
+	if ready != nil {
+		<-ready
 	}
-	// What the process started itself must not hold its sockets when the next one comes.
+	// What the process started itself must not hold its sockets when the next one comes. It is signalled before we collect
+	// the process, since until then nobody else can have the number.
 	signalGroup(pid, syscall.SIGKILL)
+	err := cmd.Wait()
 	file.clear()
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
@@ -168,28 +186,41 @@ func (p Process) once(ctx context.Context, file *pidFile) error {
 	return nil
 }
 
-// end asks the process to end, and makes it.
-func (p Process) end(pid int, exited <-chan error) error {
+// end asks the process to end, makes it, and returns when it has.
+func (p Process) end(pid int, exited <-chan struct{}) {
+	if p.Drain != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		drained := make(chan struct{})
+		go func() { defer close(drained); p.Drain(ctx) }()
+		select {
+		case <-drained:
+		case <-exited:
+		}
+		cancel()
+		<-drained
+	}
 	signalGroup(pid, syscall.SIGTERM)
 	select {
-	case err := <-exited:
-		return err
+	case <-exited:
 	case <-time.After(p.StopTimeout):
 		signalGroup(pid, syscall.SIGKILL)
-		return <-exited
+		<-exited
 	}
 }
 
-// untilReady asks until the answer is yes, and reports whether it was.
-func (p Process) untilReady(ctx context.Context) bool {
+// untilReady asks until the answer is yes, and reports whether it was. why holds the last answer that was not.
+func (p Process) untilReady(ctx context.Context, why chan error) bool {
 	if p.Ready == nil {
 		return true
 	}
 	const first, last = 10 * time.Millisecond, 500 * time.Millisecond
 	for wait := first; ; wait = min(2*wait, last) {
-		if p.Ready(ctx) == nil {
+		err := p.Ready(ctx)
+		if err == nil {
 			return ctx.Err() == nil
 		}
+		latest(why)
+		why <- err
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -198,8 +229,30 @@ func (p Process) untilReady(ctx context.Context) bool {
 	}
 }
 
-// signalGroup signals the process and what it started. Its number cannot be given to another before we have waited for
-// it, nor while anything it started is left in the group.
+// latest takes what is in the channel.
+func latest(why <-chan error) error {
+	select {
+	case err := <-why:
+		return err
+	default:
+		return errors.New("it does not answer")
+	}
+}
+
+// awaitExit returns when our child has ended, and leaves it to be collected: so its number stays its own.
+func awaitExit(pid int) {
+	var info [128]byte // siginfo_t
+	for {
+		_, _, e := unix.Syscall6(unix.SYS_WAITID, idPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
+		if e != unix.EINTR {
+			return
+		}
+	}
+}
+
+const idPID = 1 // P_PID of waitid(2)
+
+// signalGroup signals the process, which we have not collected yet, and what it started.
 func signalGroup(pid int, s syscall.Signal) {
 	_ = syscall.Kill(-pid, s) // ESRCH: nothing is left, which is what we want
 }

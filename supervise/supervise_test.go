@@ -166,6 +166,111 @@ func TestStubbornProcessIsKilled(t *testing.T) {
 	gone(t, pid)
 }
 
+// A process that does not become ready is not waited for in silence.
+func TestWaitingSaysWhy(t *testing.T) {
+	events, _ := run(t, Process{
+		Name: "x", Command: func() *exec.Cmd { return child("serve") }, Slow: 10 * time.Millisecond,
+		Ready: func(context.Context) error { return errors.New("the port is in use") },
+	})
+	for range 2 {
+		if e := wait(t, events, Waiting); e.Err == nil || e.PID == 0 {
+			t.Errorf("event %+v", e)
+		}
+	}
+	for e := wait(t, events, Waiting); e.Err.Error() != "the port is in use"; e = wait(t, events, Waiting) {
+	}
+}
+
+// A process is asked to end only when it has finished its work, and one that has ended is not waited for.
+func TestDrain(t *testing.T) {
+	drained := make(chan struct{})
+	output, err := OpenLog(filepath.Join(t.TempDir(), "x.log"), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer output.Close()
+	p := Process{Name: "x", Command: func() *exec.Cmd { return child("serve") }, Log: output, Ready: func(context.Context) error {
+		if b, err := os.ReadFile(output.path); err != nil || len(b) == 0 {
+			return errors.New("it has not said that it serves")
+		}
+		return nil
+	}}
+	p.Drain = func(ctx context.Context) {
+		if ctx.Err() != nil {
+			t.Error("the context ended before the process")
+		}
+		close(drained)
+	}
+	events, stop := run(t, p)
+	wait(t, events, Ready)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if e := wait(t, events, Exited); e.Err != nil || len(e.Tail) == 0 || e.Tail[len(e.Tail)-1] != "ending in order" {
+		t.Errorf("exit: %v, %q", e.Err, e.Tail)
+	}
+	<-drained
+
+	entered := make(chan struct{})
+	p.Drain = func(ctx context.Context) { close(entered); <-ctx.Done() }
+	events, stop = run(t, p)
+	pid := wait(t, events, Ready).PID
+	go func() { <-entered; syscall.Kill(pid, syscall.SIGKILL) }()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	gone(t, pid)
+}
+
+// A process that stands still is ended all the same.
+func TestStoppedProcessIsKilled(t *testing.T) {
+	events, stop := run(t, Process{Name: "x", Command: func() *exec.Cmd { return child("serve") }, StopTimeout: 50 * time.Millisecond})
+	pid := wait(t, events, Ready).PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	gone(t, pid)
+}
+
+func TestLogFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.log")
+	read := func(path string) string { b, _ := os.ReadFile(path); return string(b) }
+	l, err := OpenLog(path, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"first\n", "second\n", "third\n", "fourth\n", "fifth\n"} {
+		if n, err := l.Write([]byte(line)); n != len(line) || err != nil {
+			t.Errorf("Write = %d, %v", n, err)
+		}
+	}
+	if old, now := read(path+".1"), read(path); old != "third\nfourth\n" || now != "fifth\n" {
+		t.Errorf("%q, then %q", old, now)
+	}
+	l.Close()
+	// What is there counts, and a log that was taken away is made anew.
+	if l, err = OpenLog(path, 6); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	os.Remove(path)
+	l.Write([]byte("sixth\n"))
+	if now := read(path); now != "sixth\n" {
+		t.Errorf("%q", now)
+	}
+	// One that cannot be renamed is not written any more.
+	os.Remove(path + ".1")
+	if err := os.MkdirAll(path+".1/in the way", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Write([]byte("seventh\n")); err == nil || read(path) != "sixth\n" {
+		t.Errorf("%v, %q", err, read(path))
+	}
+}
+
 // What a child started does not survive it.
 func TestGrandchildEndsToo(t *testing.T) {
 	events, _ := run(t, Process{Name: "x", Command: func() *exec.Cmd { return child("grandchild") }})
@@ -230,15 +335,16 @@ func TestOrphan(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name    string
-		content func(pid int, identity string) string
+		content func(pid int, identity, file string) string
 		ends    bool
 	}{
-		{"ours", func(pid int, id string) string { return fmt.Sprintf(`{"pid":%d,"identity":%q}`, pid, id) }, true},
-		{"number given to another", func(pid int, id string) string { return fmt.Sprintf(`{"pid":%d,"identity":%q}`, pid, "1"+id) }, false},
-		{"cut short", func(pid int, id string) string { return fmt.Sprintf(`{"pid":%d,"iden`, pid) }, false},
-		{"number only", func(pid int, id string) string { return strconv.Itoa(pid) }, false},
-		{"everybody", func(int, string) string { return `{"pid":-1,"identity":"x"}` }, false},
-		{"empty", func(int, string) string { return "" }, false},
+		{"ours", whose, true},
+		{"number given to another", func(pid int, id, file string) string { return whose(pid, "1"+id, file) }, false},
+		{"of the directory this one is a copy of", func(pid int, id, file string) string { return whose(pid, id, "1"+file) }, false},
+		{"cut short", func(pid int, _, _ string) string { return fmt.Sprintf(`{"pid":%d,"iden`, pid) }, false},
+		{"number only", func(pid int, _, _ string) string { return strconv.Itoa(pid) }, false},
+		{"everybody", func(_ int, _, file string) string { return whose(-1, "x", file) }, false},
+		{"empty", func(int, string, string) string { return "" }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			left := start(t)
@@ -247,7 +353,16 @@ func TestOrphan(t *testing.T) {
 				t.Fatal(err)
 			}
 			file := filepath.Join(t.TempDir(), "x.pid")
-			if err := os.WriteFile(file, []byte(tt.content(left.Process.Pid, id)), 0o600); err != nil {
+			p, err := openPIDFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			self, err := p.self()
+			p.close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(tt.content(left.Process.Pid, id, self)), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			events, _ := run(t, Process{Name: "x", Command: func() *exec.Cmd { return child("serve") }, PIDFile: file, StopTimeout: 50 * time.Millisecond})
@@ -266,6 +381,10 @@ func TestOrphan(t *testing.T) {
 			}
 		})
 	}
+}
+
+func whose(pid int, identity, file string) string {
+	return fmt.Sprintf(`{"pid":%d,"identity":%q,"file":%q}`, pid, identity, file)
 }
 
 // supervisor starts one in a process of its own and returns it with its child's number.
