@@ -21,7 +21,26 @@ import (
 // addConfigFlag adds -c; WAYLEAVE_CONFIG names the file when the flag does not.
 func addConfigFlag(c *cobra.Command, path *string) {
 	c.Flags().StringVarP(path, "config", "c", os.Getenv("WAYLEAVE_CONFIG"), "configuration file (default $WAYLEAVE_CONFIG)")
+	sayDefaultInWords(c, "config")
 }
+
+// addConfigOrGateFlag is addConfigFlag for the commands that look after a gate: one started with 'wayleave up' knows
+// its configuration. The function it returns is for when the flags are read.
+func addConfigOrGateFlag(c *cobra.Command, st *state) func() string {
+	var path string
+	c.Flags().StringVarP(&path, "config", "c", os.Getenv("WAYLEAVE_CONFIG"), "configuration file (default $WAYLEAVE_CONFIG, or that of the gate in --state)")
+	sayDefaultInWords(c, "config")
+	return func() string {
+		if path != "" {
+			return path
+		}
+		g, _ := st.readGate() // without one there is no path, which is reported
+		return g.Config
+	}
+}
+
+// sayDefaultInWords keeps help, and the page made from it, from showing what a default is on this machine.
+func sayDefaultInWords(c *cobra.Command, flag string) { c.Flags().Lookup(flag).DefValue = "" }
 
 // loadConfig reads the configuration and the secrets it names, and prints its warnings.
 func loadConfig(c *cobra.Command, path string) (*config.Config, error) {
@@ -73,7 +92,7 @@ func newConfigCheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s is good: revision %.12s, %d routes, %d grants, %d workers\n",
+			fmt.Fprintf(c.OutOrStdout(), "%s is good: revision %.12s, routes: %d, grants: %d, workers: %d\n",
 				path, cfg.Hash(), len(cfg.Routes), len(cfg.Grants), len(cfg.Workers))
 			return nil
 		},
@@ -140,7 +159,9 @@ func newConfigRender() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := envoy.Validate(c.Context(), binary.Path, static); err != nil {
+			if err := envoy.Validate(c.Context(), binary.Path, static); errors.Is(err, envoy.ErrInvalid) {
+				return fmt.Errorf("Envoy %s: %w; what it was sent is what 'wayleave config render' prints", binary.Version, err) //nolint:staticcheck,revive // a name
+			} else if err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "Envoy %s accepts the configuration (revision %.12s)\n", binary.Version, cfg.Hash())

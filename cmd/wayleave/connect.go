@@ -74,7 +74,7 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 			}
 			pasted = nil
 		case <-ctx.Done():
-			return oauth.Token{}, fmt.Errorf("nobody answered: %w; run the command again", context.Cause(ctx))
+			return oauth.Token{}, fmt.Errorf("%w; nothing was changed, run the command again", context.Cause(ctx))
 		}
 	}
 }

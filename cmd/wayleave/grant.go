@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -34,26 +36,37 @@ for the Vault in the configuration, or with the token that 'wayleave up' keeps i
 func newGrantConnect() *cobra.Command {
 	var noBrowser bool
 	var timeout time.Duration
-	c := operatorCommand(vault.Operator, func(c *cobra.Command, o operator, args []string) error {
+	c := operatorCommand(func(c *cobra.Command, o operator, args []string) error {
 		spec, err := o.spec(args[0])
 		if err != nil {
 			return err
 		}
-		provider, _ := o.cfg.ProviderOf(args[0])
+		if timeout <= 0 {
+			return usageError{fmt.Errorf("--timeout %v leaves no time for the consent; leave it out for ten minutes", timeout)}
+		}
+		store, err := o.open(c.Context(), vault.Operator)
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		provider, _ := o.cfg.ProviderOf(spec.Name)
 		a := authorization{
 			client: oauth.NewClient(provider.Config, nil, nil), redirect: provider.RedirectURL, scopes: spec.Scopes,
-			in: c.InOrStdin(), out: c.OutOrStdout(), open: browser(),
+			in: c.InOrStdin(), out: c.ErrOrStderr(), open: browser(),
 		}
 		if noBrowser {
 			a.open = nil
 		}
-		ctx, cancel := context.WithTimeout(c.Context(), timeout)
+		if account := o.cfg.Grants[spec.Name].Account; account != "" {
+			fmt.Fprintf(c.ErrOrStderr(), "Connect the account %s.\n", account)
+		}
+		ctx, cancel := context.WithTimeoutCause(c.Context(), timeout, fmt.Errorf("no consent within %v", timeout))
 		defer cancel()
 		token, err := a.run(ctx)
 		if err != nil {
 			return fmt.Errorf("connecting %s: %w", spec.Name, err)
 		}
-		summary, err := grant.Connect(c.Context(), o.store, spec, token, time.Now())
+		summary, err := grant.Connect(c.Context(), store, spec, token, time.Now())
 		if err != nil {
 			return fmt.Errorf("storing %s: %w", spec.Name, err)
 		}
@@ -72,8 +85,13 @@ The answer comes back to a page on loopback, or you paste it. Workers notice not
 }
 
 func newGrantList() *cobra.Command {
-	c := operatorCommand(vault.Viewer, func(c *cobra.Command, o operator, _ []string) error {
-		summaries, err := grant.List(c.Context(), o.store, o.specs)
+	c := operatorCommand(func(c *cobra.Command, o operator, _ []string) error {
+		store, err := o.open(c.Context(), vault.Viewer)
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		summaries, err := grant.List(c.Context(), store, o.specs)
 		if err != nil {
 			return err
 		}
@@ -89,24 +107,26 @@ func newGrantList() *cobra.Command {
 		return w.Flush()
 	})
 	c.Use = "list"
-	c.Short = "List every configured grant with its state and next step"
+	c.Short = "List every grant, configured or stored, with its state and next step"
 	c.Example = `  wayleave grant list -c wayleave.yaml
   wayleave grant list -c wayleave.yaml --json`
 	c.Args = exactArgs()
+	c.ValidArgsFunction = cobra.NoFileCompletions
 	return c
 }
 
 func newGrantShow() *cobra.Command {
-	c := operatorCommand(vault.Viewer, func(c *cobra.Command, o operator, args []string) error {
-		spec, err := o.spec(args[0])
+	c := operatorCommand(func(c *cobra.Command, o operator, args []string) error {
+		store, err := o.open(c.Context(), vault.Viewer)
 		if err != nil {
 			return err
 		}
-		summaries, err := grant.List(c.Context(), o.store, []grant.Spec{spec})
+		defer store.Close()
+		summary, err := o.find(c.Context(), store, args[0])
 		if err != nil {
 			return err
 		}
-		return printSummary(c.OutOrStdout(), summaries[0], o.json)
+		return printSummary(c.OutOrStdout(), summary, o.json)
 	})
 	c.Use = "show NAME"
 	c.Short = "Show one grant: account, scopes held and missing, expiry, last error, next step"
@@ -116,11 +136,25 @@ func newGrantShow() *cobra.Command {
 }
 
 func newGrantDisconnect() *cobra.Command {
-	c := operatorCommand(vault.Operator, func(c *cobra.Command, o operator, args []string) error {
-		if err := grant.Disconnect(c.Context(), o.store, args[0]); err != nil {
-			return fmt.Errorf("disconnecting %s: %w", args[0], err)
+	c := operatorCommand(func(c *cobra.Command, o operator, args []string) error {
+		store, err := o.open(c.Context(), vault.Operator)
+		if err != nil {
+			return err
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%s is disconnected: its tokens are gone from Vault. Revoke the access at the provider too if it should end there.\n", args[0])
+		defer store.Close()
+		summary, err := o.find(c.Context(), store, args[0])
+		if err != nil {
+			return err
+		}
+		// Even one whose status says it was never connected: the status document may be what is missing.
+		if err := grant.Disconnect(c.Context(), store, summary.Name); err != nil {
+			return fmt.Errorf("disconnecting %s: %w", summary.Name, err)
+		}
+		summary = grant.Summary{Name: summary.Name, Provider: summary.Provider, State: grant.NeverConnected, Requested: summary.Requested}
+		if o.json {
+			return printJSON(c.OutOrStdout(), summary)
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s is disconnected: its tokens are gone from Vault. Revoke the access at the provider too if it should end there.\n", summary.Name)
 		return nil
 	})
 	c.Use = "disconnect NAME"
@@ -132,40 +166,29 @@ func newGrantDisconnect() *cobra.Command {
 
 // operator is what a grant command works with.
 type operator struct {
-	cfg   *config.Config
-	specs []grant.Spec
-	store *vault.Client
-	json  bool
+	cfg      *config.Config
+	specs    []grant.Spec
+	identity vault.Config
+	log      *slog.Logger
+	json     bool
 }
 
-func (o operator) spec(name string) (grant.Spec, error) {
-	var names []string
-	for _, s := range o.specs {
-		if s.Name == name {
-			return s, nil
-		}
-		names = append(names, s.Name)
-	}
-	return grant.Spec{}, usageError{fmt.Errorf("no grant %q in the configuration; there are: %s", name, strings.Join(names, ", "))}
-}
-
-// operatorCommand makes a command that opens the configuration and Vault, checks that the role's capabilities are there, and calls f.
-func operatorCommand(role vault.Role, f func(*cobra.Command, operator, []string) error) *cobra.Command {
-	var configPath string
+// operatorCommand makes a command that reads the configuration and calls f as the operator.
+func operatorCommand(f func(*cobra.Command, operator, []string) error) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{}
 	st := addStateFlag(c)
-	addConfigFlag(c, &configPath)
+	configPath := addConfigOrGateFlag(c, st)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		cfg, err := config.Load(configPath)
+		cfg, err := config.Load(configPath())
 		if err != nil || len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		return slices.Sorted(maps.Keys(cfg.Grants)), cobra.ShellCompDirectiveNoFileComp
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		cfg, err := checkConfig(c, configPath)
+		cfg, err := checkConfig(c, configPath())
 		if err != nil {
 			return err
 		}
@@ -174,23 +197,80 @@ func operatorCommand(role vault.Role, f func(*cobra.Command, operator, []string)
 		if err := cfg.LoadSecrets(os.Getenv); err != nil {
 			return err
 		}
-		identity := vaultConfig(cfg)
-		if identity.Address == "" {
-			if identity, err = embedded.Operator(st.dir); err != nil {
-				return err
-			}
-		}
-		store, err := vault.Open(c.Context(), identity, newLog(c.ErrOrStderr(), slog.LevelWarn))
+		identity, err := operatorVault(cfg, *st)
 		if err != nil {
 			return err
 		}
-		defer store.Close()
-		if err := store.Preflight(c.Context(), role); err != nil {
-			return err
-		}
-		return f(c, operator{cfg, grantSpecs(cfg), store, asJSON}, args)
+		return f(c, operator{cfg, grantSpecs(cfg), identity, newLog(c.ErrOrStderr(), slog.LevelWarn), asJSON}, args)
 	}
 	return c
+}
+
+// operatorVault is the Vault that the configuration or the environment names, or the one of a `wayleave up`.
+func operatorVault(cfg *config.Config, st state) (vault.Config, error) {
+	identity := vaultConfig(cfg)
+	if identity.Address != "" {
+		return identity, nil
+	}
+	identity, err := embedded.Operator(st.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return identity, fmt.Errorf("no gate was started in %s, and no Vault is named; start one with 'wayleave up', or set VAULT_ADDR and VAULT_TOKEN", st.dir)
+	case err != nil:
+		return identity, fmt.Errorf("finding the Vault of the gate in --state: %w; run this as the user who runs 'wayleave up'", err)
+	}
+	return identity, nil
+}
+
+// open connects to Vault and checks that the role's capabilities are there.
+func (o operator) open(ctx context.Context, role vault.Role) (*vault.Client, error) {
+	store, err := vault.Open(ctx, o.identity, o.log)
+	if errors.Is(err, vault.ErrUnavailable) && vaultConfig(o.cfg).Address == "" {
+		return nil, errors.New("the gate in --state does not run, and its OpenBao runs with it; start it with 'wayleave up'")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := store.Preflight(ctx, role); err != nil {
+		store.Close()
+		return nil, err
+	}
+	return store, nil
+}
+
+// spec is a grant of the configuration.
+func (o operator) spec(name string) (grant.Spec, error) {
+	var names []string
+	for _, s := range o.specs {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return grant.Spec{}, noSuchGrant(name, names)
+}
+
+// find is a grant that is configured, or was and is still stored.
+func (o operator) find(ctx context.Context, store *vault.Client, name string) (grant.Summary, error) {
+	summaries, err := grant.List(ctx, store, o.specs)
+	if err != nil {
+		return grant.Summary{}, err
+	}
+	var names []string
+	for _, s := range summaries {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return grant.Summary{}, noSuchGrant(name, names)
+}
+
+func noSuchGrant(name string, names []string) error {
+	if len(names) == 0 {
+		return usageError{fmt.Errorf("no grant %q: the configuration has none; add it to grants", name)}
+	}
+	return usageError{fmt.Errorf("no grant %q; there are: %s", name, strings.Join(names, ", "))}
 }
 
 func printSummary(w io.Writer, s grant.Summary, asJSON bool) error {

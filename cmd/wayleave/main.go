@@ -120,9 +120,12 @@ func newLog(w io.Writer, level slog.Level) *slog.Logger {
 // exactArgs is cobra.ExactArgs with our usage exit code and a line that names what is missing.
 func exactArgs(names ...string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if len(args) != len(names) {
-			return usageError{fmt.Errorf("%s wants %v; see '%s --help'", c.CommandPath(), names, c.CommandPath())}
+		switch {
+		case len(args) == len(names):
+			return nil
+		case len(names) == 0:
+			return usageError{fmt.Errorf("%s takes no arguments; see '%s --help'", c.CommandPath(), c.CommandPath())}
 		}
-		return nil
+		return usageError{fmt.Errorf("%s wants %s and nothing else; see '%s --help'", c.CommandPath(), strings.Join(names, " "), c.CommandPath())}
 	}
 }

@@ -31,7 +31,8 @@ WAYLEAVE_TOKEN is not passed on.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	st := addStateFlag(c)
-	c.Flags().StringVar(&gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128")
+	c.Flags().StringVar(&gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128 (default $WAYLEAVE_GATE)")
+	sayDefaultInWords(c, "gate")
 	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,8 @@ import (
 // state is the directory that `wayleave up` owns and the other commands find things in:
 //
 //	lock               held while `up` runs: one gate per directory
-//	gate.json          where workers on this machine reach the gate
+//	gate.json          where workers on this machine reach the gate, and its configuration
+//	gate.log           what the gate did
 //	ca.pem             the root that workers trust
 //	vault/             the embedded OpenBao: data, unseal material, the operator's token
 //	workers/NAME.token enrolment tokens that `up` made
@@ -29,13 +31,15 @@ type state struct{ dir string }
 
 // gateFile is gate.json.
 type gateFile struct {
-	Proxy string `json:"proxy"` // base URL of the proxy listener
+	Proxy  string `json:"proxy"`  // base URL of the proxy listener
+	Config string `json:"config"` // path of the configuration, absolute
 }
 
 // addStateFlag adds --state to c and returns what it will name.
 func addStateFlag(c *cobra.Command) *state {
 	st := &state{dir: absolute(defaultStateDir())}
-	c.Flags().Var(st, "state", "directory of a gate started with 'wayleave up' on this machine")
+	c.Flags().Var(st, "state", "directory of a gate started with 'wayleave up' on this machine (default $WAYLEAVE_STATE, or ~/.local/state/wayleave)")
+	sayDefaultInWords(c, "state")
 	return st
 }
 
@@ -80,14 +84,14 @@ func (s state) path(elem ...string) string { return filepath.Join(append([]strin
 // lock makes the directory and takes it for this process; the lock ends with the process, however it ends.
 func (s state) lock() (release func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the state directory: %w", err)
+		return nil, fmt.Errorf("making the state directory: %w; name another with --state", err)
 	}
 	if err := os.Chmod(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("closing the state directory to others: %w", err)
+		return nil, fmt.Errorf("closing the state directory to others: %w; name one of your own with --state", err)
 	}
 	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening the state directory's lock: %w", err)
+		return nil, fmt.Errorf("opening the state directory's lock: %w; name another with --state", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
@@ -128,14 +132,16 @@ func (s state) writeGate(g gateFile) error {
 	return os.WriteFile(s.path("gate.json"), append(b, '\n'), 0o600)
 }
 
+var errNoGate = errors.New("no gate was started")
+
 func (s state) readGate() (gateFile, error) {
 	var g gateFile
 	b, err := os.ReadFile(s.path("gate.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return g, fmt.Errorf("no gate was started in %s; start one with 'wayleave up', or name one with --gate or WAYLEAVE_GATE", s.dir)
+		return g, fmt.Errorf("%w in %s; start one with 'wayleave up', or name one with --gate or WAYLEAVE_GATE", errNoGate, s.dir)
 	}
 	if err != nil {
-		return g, err
+		return g, fmt.Errorf("reading where the gate is: %w; run this as the user who runs 'wayleave up', or set WAYLEAVE_GATE and WAYLEAVE_TOKEN", err)
 	}
 	if err := json.Unmarshal(b, &g); err != nil {
 		return g, fmt.Errorf("reading %s: %w; 'wayleave up' writes it anew at its next start", s.path("gate.json"), err)
@@ -147,21 +153,32 @@ func (s state) workerTokenPath(name string) string { return s.path("workers", na
 
 // workerToken reads the enrolment token that `up` made for the named worker, or for the only one when name is empty.
 func (s state) workerToken(name string) (secret.Text, error) {
-	if name == "" {
-		names, err := filepath.Glob(s.path("workers", "*.token"))
-		if err != nil || len(names) == 0 {
-			return secret.Text{}, fmt.Errorf("no worker token in %s; set WAYLEAVE_TOKEN to the one your operator gave you", s.dir)
-		}
-		if len(names) > 1 {
-			var list []string
-			for _, n := range names {
-				list = append(list, strings.TrimSuffix(filepath.Base(n), ".token"))
-			}
-			return secret.Text{}, usageError{fmt.Errorf("several workers are configured (%s); say which with --worker", strings.Join(list, ", "))}
-		}
-		return readSecretFile(names[0])
+	names := s.workersWithToken()
+	list := strings.Join(names, ", ")
+	switch {
+	case len(names) == 0:
+		return secret.Text{}, fmt.Errorf("no worker token in %s; set WAYLEAVE_TOKEN to the one your operator gave you", s.dir)
+	case name == "" && len(names) == 1:
+		name = names[0]
+	case name == "":
+		return secret.Text{}, usageError{fmt.Errorf("several workers are configured (%s); say which with --worker", list)}
+	case !slices.Contains(names, name):
+		return secret.Text{}, usageError{fmt.Errorf("no token for a worker %q in %s; there are: %s", name, s.dir, list)}
 	}
 	return readSecretFile(s.workerTokenPath(name))
+}
+
+// workersWithToken are the names of the workers that `up` made tokens for.
+func (s state) workersWithToken() []string {
+	paths, err := filepath.Glob(s.path("workers", "*.token"))
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, p := range paths {
+		names = append(names, strings.TrimSuffix(filepath.Base(p), ".token"))
+	}
+	return names
 }
 
 // readSecretFile reads a file that holds one secret and a newline.

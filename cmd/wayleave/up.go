@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +15,6 @@ import (
 
 	"wayleave/config"
 	"wayleave/envoy"
-	"wayleave/grant"
 	"wayleave/program"
 	"wayleave/supervise"
 	"wayleave/vault/embedded"
@@ -30,7 +27,9 @@ func newUp() *cobra.Command {
 		Use:   "up -c wayleave.yaml",
 		Short: "Run everything on this machine: OpenBao, the gate and Envoy",
 		Long: `Up starts an OpenBao of its own (unless the configuration or VAULT_ADDR names a Vault), the gate, and Envoy, keeps
-them running, and stops them with Ctrl-C. What it makes is kept in --state; the next start resumes it.`,
+them running, and stops them with Ctrl-C. What it makes is kept in --state; the next start resumes it.
+
+Standard error has warnings and errors only; gate.log in the state directory has everything the gate logs.`,
 		Example: `  wayleave up -c wayleave.yaml
   wayleave up -c wayleave.yaml --state ./state`,
 		Args: exactArgs(),
@@ -42,8 +41,7 @@ them running, and stops them with Ctrl-C. What it makes is kept in --state; the 
 		if err != nil {
 			return err
 		}
-		log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-		return upper{cfg: cfg, configPath: configPath, state: *st, out: c.OutOrStdout(), log: log}.up(c.Context())
+		return upper{cfg: cfg, configPath: absolute(configPath), state: *st, out: c.OutOrStdout(), errs: c.ErrOrStderr()}.up(c.Context())
 	}
 	return c
 }
@@ -51,10 +49,10 @@ them running, and stops them with Ctrl-C. What it makes is kept in --state; the 
 // upper is one `wayleave up`.
 type upper struct {
 	cfg        *config.Config
-	configPath string
+	configPath string // absolute
 	state      state
-	out        io.Writer
-	log        *slog.Logger
+	out, errs  io.Writer
+	log        *slog.Logger // made by up
 }
 
 // up runs the three parts until ctx ends or one of them gives up. Each starts when the one it needs is ready, and they
@@ -69,6 +67,12 @@ func (u upper) up(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	logFile, err := os.OpenFile(u.state.path("gate.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("opening the gate's log: %w", err)
+	}
+	defer logFile.Close()
+	u.log = slog.New(slog.NewMultiHandler(newLog(logFile, slog.LevelInfo).Handler(), newLog(u.errs, slog.LevelWarn).Handler()))
 	sockets, removeSockets, err := u.state.socketDir()
 	if err != nil {
 		return err
@@ -108,6 +112,9 @@ func (u upper) up(ctx context.Context) error {
 		return nil
 	}
 
+	if err := portFree(ctx, u.cfg.Listen.Proxy, portPatience); err != nil {
+		return err
+	}
 	u.say("starting Envoy %s (%s)", binary.Version, binary.Path)
 	ready := make(chan struct{}, 1)
 	envoyPart := start(ctx, func(ctx context.Context) error {
@@ -124,9 +131,14 @@ func (u upper) up(ctx context.Context) error {
 	for announced := false; ; {
 		select {
 		case <-ready:
-			if err := u.announce(now.grants, announced); err != nil {
-				return err
+			if announced {
+				u.say("ready again")
+				continue
 			}
+			if err := u.state.writeGate(gateFile{Proxy: u.proxy(), Config: u.configPath}); err != nil {
+				return fmt.Errorf("writing down where the gate is: %w", err)
+			}
+			u.announce(summaries(now.grants, u.cfg))
 			announced = true
 		case <-look.C:
 			// Before the first success a refusal is a mistake of ours or the configuration's, and waiting mends neither.
@@ -257,11 +269,11 @@ func converged(fleet *xds.Server) error {
 func refused(fleet *xds.Server) error {
 	for _, n := range fleet.Nodes() {
 		for _, t := range n.Types {
-			switch {
-			case strings.Contains(t.Error, "Address already in use"), strings.Contains(t.Error, "cannot bind"):
-				return fmt.Errorf("Envoy cannot listen where listen.proxy says; stop what listens there or choose another address: %s", strings.TrimSpace(t.Error)) //nolint:staticcheck,revive // a name
-			case t.Error != "":
-				return fmt.Errorf("Envoy refused a %s; see what it was sent with 'wayleave config render': %s", t.Type, t.Error) //nolint:staticcheck,revive // a name
+			switch words := strings.TrimSpace(t.Error); {
+			case strings.Contains(words, "cannot bind"):
+				return fmt.Errorf("Envoy cannot listen where listen.proxy says; stop what listens there, or write another address: %s", words) //nolint:staticcheck,revive // a name
+			case words != "":
+				return fmt.Errorf("Envoy refused a %s; see what it was sent with 'wayleave config render': %s", t.Type, words) //nolint:staticcheck,revive // a name
 			}
 		}
 	}
@@ -282,39 +294,16 @@ func (u upper) event(ctx context.Context, e supervise.Event, ready chan<- struct
 		if ctx.Err() != nil {
 			return // it was asked to
 		}
-		u.log.Error("a child ended", "process", e.Process, "pid", e.PID, "err", e.Err, "output", e.Tail)
+		var last string
+		if len(e.Tail) > 0 {
+			last = e.Tail[len(e.Tail)-1]
+		}
+		u.log.Error("a child ended", "process", e.Process, "pid", e.PID, "err", e.Err, "last_words", last, "see", u.state.path("envoy", "envoy.log"))
 	case supervise.Restart:
 		u.log.Warn("starting a child again", "process", e.Process, "after", e.Delay)
+	case supervise.Waiting:
+		u.say("%s is not ready yet: %v", e.Process, e.Err)
 	case supervise.Started:
 		u.log.Info("started a child", "process", e.Process, "pid", e.PID)
 	}
-}
-
-// announce says that workers may come and how, or, for an Envoy that was started again, that they may come again.
-func (u upper) announce(grants *grant.Keeper, again bool) error {
-	proxy := "http://" + u.cfg.Listen.Proxy
-	if err := u.state.writeGate(gateFile{Proxy: proxy}); err != nil {
-		return fmt.Errorf("writing down where the gate is: %w", err)
-	}
-	if again {
-		u.say("ready again: workers connect to %s", proxy)
-		return nil
-	}
-	u.say("ready: workers connect to %s", proxy)
-	for _, name := range slices.Sorted(maps.Keys(u.cfg.Grants)) {
-		s := grants.Summary(name)
-		line := fmt.Sprintf("  grant %s: %s", name, s.State)
-		if s.Next != "" {
-			line += "; " + s.Next
-		}
-		u.say("%s", line)
-	}
-	where := ""
-	if u.state.dir != absolute(defaultStateDir()) {
-		where = " --state " + u.state.dir
-	}
-	u.say("  run a worker:   wayleave run%s -- COMMAND", where)
-	u.say("  see the grants: wayleave grant list%s -c %s", where, u.configPath)
-	u.say("  stop:           Ctrl-C")
-	return nil
 }

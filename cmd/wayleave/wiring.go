@@ -114,6 +114,8 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		p, _ := cfg.ProviderOf(name)
 		out.EnsureHeaders = slices.AppendSeq(out.EnsureHeaders, maps.Keys(p.EnsureHeaders))
 	}
+	slices.Sort(out.EnsureHeaders)
+	out.EnsureHeaders = slices.Compact(out.EnsureHeaders)
 	// Routes that share a host differ in whose credential is meant, which is not Envoy's business.
 	shared := map[string]bool{}
 	for _, r := range cfg.Routes {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// Every wayleave command in the documentation and in the help exists, with the flags shown.
+func TestEveryCommandShownExists(t *testing.T) {
+	shown := map[string]string{} // line → where
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("pages: %v, %v", pages, err)
+	}
+	for _, page := range append(pages, "../../README.md", "../../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside := false
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "```") {
+				inside = strings.HasPrefix(line, "```sh")
+			} else if inside {
+				shown[strings.TrimSpace(line)] = page
+			}
+		}
+	}
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if !c.HasSubCommands() && c.Example == "" && c.Name() != "help" && c.Parent().Name() != "completion" {
+			t.Errorf("%s has no example", c.CommandPath())
+		}
+		for line := range strings.Lines(c.Example) {
+			shown[strings.TrimSpace(line)] = c.CommandPath() + " --help"
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot())
+
+	found := 0
+	for line, where := range shown {
+		for part := range strings.SplitSeq(line, "<(") { // a command inside a command
+			words := strings.Fields(strings.TrimRight(strings.SplitN(part, " #", 2)[0], " )"))
+			for len(words) > 0 && strings.Contains(words[0], "=") { // variables of the command
+				words = words[1:]
+			}
+			if len(words) == 0 || words[0] != "wayleave" {
+				continue
+			}
+			found++
+			if err := parses(words[1:]); err != nil {
+				t.Errorf("%s shows %q: %v", where, line, err)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("only %d commands found: the test is not looking", found)
+	}
+}
+
+// parses reports whether a command line names a command and flags that exist.
+func parses(args []string) error {
+	if i := slices.IndexFunc(args, func(a string) bool { return a == ">" || a == "|" }); i >= 0 {
+		args = args[:i]
+	}
+	root := newRoot()
+	root.InitDefaultCompletionCmd()
+	c, rest, err := root.Find(args)
+	if err != nil {
+		return err
+	}
+	if c.HasSubCommands() {
+		return fmt.Errorf("%s is no command by itself", c.CommandPath())
+	}
+	if err := c.ParseFlags(rest); err != nil {
+		return err
+	}
+	return c.ValidateArgs(c.Flags().Args())
+}

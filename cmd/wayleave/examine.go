@@ -1,0 +1,215 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"wayleave/config"
+	"wayleave/grant"
+	"wayleave/program"
+	"wayleave/vault"
+)
+
+func good(what, detail string) finding      { return finding{"ok", what, detail, ""} }
+func warn(what, detail, fix string) finding { return finding{"warn", what, detail, fix} }
+func fail(what, detail, fix string) finding { return finding{"fail", what, detail, fix} }
+
+// examine looks at everything in the order in which the gate would need it. path may be empty.
+func examine(ctx context.Context, path string, st state) []finding {
+	cfg, out := examineConfig(path)
+	if cfg == nil {
+		return out
+	}
+	out = append(out, examineProgram(ctx, "envoy", func(ctx context.Context) (program.Binary, error) { return findEnvoy(ctx, cfg.Envoy.Binary) }))
+
+	identity := vaultConfig(cfg)
+	ofUp := identity.Address == ""
+	if ofUp {
+		out = append(out, examineProgram(ctx, "openbao", findBao))
+		if path, err := exec.LookPath("vault"); err == nil {
+			out = append(out, good("vault", path+" is not started by 'wayleave up', whose store is OpenBao's; set VAULT_ADDR to use one that runs"))
+		}
+	}
+	gate := examineGate(ctx, cfg, st)
+	out = append(out, gate)
+	if ofUp {
+		out = append(out, examineCA(st.path("ca.pem"), time.Now())...)
+	}
+	if path == "" {
+		return out
+	}
+	out = append(out, examineWorkers(cfg, st, ofUp)...)
+
+	role := vault.Viewer
+	switch {
+	case ofUp && gate.Status != "ok":
+		return out // its OpenBao runs with it
+	case ofUp:
+		var err error
+		if identity, err = operatorVault(cfg, st); err != nil {
+			return append(out, fail("vault", err.Error(), "run doctor as the user who runs 'wayleave up'"))
+		}
+	case cfg.Vault.Auth.Method == "approle":
+		role = vault.Gateway // it is the gate's own log-in
+	}
+	return append(out, examineVault(ctx, cfg, identity, role)...)
+}
+
+// examineConfig reads the configuration; it is nil when there is no use in looking further.
+func examineConfig(path string) (*config.Config, []finding) {
+	const what = "configuration"
+	if path == "" {
+		return new(config.Config), []finding{warn(what, "none was named", "name one with -c to have Vault and the grants looked at")}
+	}
+	cfg, err := config.Load(path)
+	if err != nil {
+		return nil, []finding{fail(what, err.Error(), "mend it; 'wayleave config check' shows the same")}
+	}
+	out := []finding{good(what, fmt.Sprintf("%s, revision %.12s", path, cfg.Hash()))}
+	for _, w := range cfg.Warnings {
+		out = append(out, warn(what, w.Error(), ""))
+	}
+	if err := cfg.LoadSecrets(os.Getenv); err != nil {
+		return nil, append(out, fail("secrets", err.Error(), "make the files and variables readable that the configuration names"))
+	}
+	return cfg, out
+}
+
+func examineProgram(ctx context.Context, what string, find func(context.Context) (program.Binary, error)) finding {
+	b, err := find(ctx)
+	if err != nil {
+		return fail(what, err.Error(), "")
+	}
+	return good(what, fmt.Sprintf("%s at %s: %s", b.Version, b.Path, b.Why))
+}
+
+// examineGate asks, through Envoy, whether the gate answers: the one that 'wayleave up' wrote down, or the one of the
+// configuration.
+func examineGate(ctx context.Context, cfg *config.Config, st state) finding {
+	const what = "gate"
+	g, err := st.readGate()
+	silent := "was at %s and does not answer"
+	switch {
+	case err == nil:
+	case !errors.Is(err, errNoGate):
+		return fail(what, err.Error(), "")
+	case cfg.Listen.Proxy == "" || vaultConfig(cfg).Address == "":
+		return warn(what, "none was started in "+st.dir, "start one with 'wayleave up'")
+	default:
+		g.Proxy = upper{cfg: cfg}.proxy()
+		silent = "is not known to have run here, and nothing answers at %s"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.Proxy+"/.wayleave/livez", nil)
+	if err != nil {
+		return fail(what, err.Error(), "start it again with 'wayleave up'")
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return warn(what, fmt.Sprintf(silent, g.Proxy), "start it with 'wayleave up', or Envoy and 'wayleave serve'")
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fail(what, fmt.Sprintf("%s answers with status %d, so the gate behind Envoy does not", g.Proxy, resp.StatusCode), "look at what the gate logs")
+	}
+	return good(what, "runs; workers connect to "+g.Proxy)
+}
+
+// examineCA looks at the root that workers trust; there is none before the first start.
+func examineCA(path string, now time.Time) []finding {
+	const what = "ca"
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return []finding{warn(what, err.Error(), "run doctor as the user who runs 'wayleave up'")}
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return []finding{warn(what, path+" holds no certificate", "remove it; the next start of 'wayleave up' writes it")}
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return []finding{warn(what, fmt.Sprintf("%s: %v", path, err), "remove it; the next start of 'wayleave up' writes it")}
+	}
+	sum := sha256.Sum256(cert.Raw)
+	detail := fmt.Sprintf("%s until %s, SHA-256 %s…, in %s", cert.Subject.CommonName, cert.NotAfter.Format(time.DateOnly), hex.EncodeToString(sum[:8]), path)
+	if now.After(cert.NotAfter) {
+		return []finding{fail(what, detail, "remove the PKI mount and let 'wayleave vault setup' or the next 'wayleave up' make a new root; workers get it when they start again")}
+	}
+	return []finding{good(what, detail)}
+}
+
+// examineWorkers says where each worker's token is.
+func examineWorkers(cfg *config.Config, st state, ofUp bool) []finding {
+	var known, none []string
+	made := st.workersWithToken()
+	for _, name := range slices.Sorted(maps.Keys(cfg.Workers)) {
+		switch {
+		case cfg.Workers[name].TokenDigest != "":
+			known = append(known, name+" (token in the configuration)")
+		case slices.Contains(made, name):
+			known = append(known, name+" (token in "+st.dir+")")
+		default:
+			none = append(none, name)
+		}
+	}
+	var out []finding
+	if len(known) > 0 {
+		out = append(out, good("workers", strings.Join(known, ", ")))
+	}
+	if len(none) > 0 {
+		fix := "'wayleave up' makes one at its start"
+		if !ofUp {
+			fix += "; for 'wayleave serve' make one with 'wayleave worker token'"
+		}
+		out = append(out, warn("workers", "without a token: "+strings.Join(none, ", "), fix))
+	}
+	return out
+}
+
+// examineVault looks at Vault with the rights of role, and at the grants.
+func examineVault(ctx context.Context, cfg *config.Config, identity vault.Config, role vault.Role) []finding {
+	store, err := vault.Open(ctx, identity, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return []finding{fail("vault", err.Error(), "check vault.address and the log-in in the configuration")}
+	}
+	defer store.Close()
+	if err := store.Preflight(ctx, role); err != nil {
+		return []finding{fail("vault", err.Error(), "")}
+	}
+	out := []finding{good("vault", "reachable at "+identity.Address)}
+	summaries, err := grant.List(ctx, store, grantSpecs(cfg))
+	if err != nil {
+		return append(out, fail("grants", err.Error(), ""))
+	}
+	for _, s := range summaries {
+		detail := string(s.State)
+		if len(s.Missing) > 0 {
+			detail += ": " + strings.Join(s.Missing, " ")
+		}
+		if s.Next == "" {
+			out = append(out, good("grant "+s.Name, detail))
+		} else {
+			out = append(out, warn("grant "+s.Name, cmp.Or(detail, "unknown"), s.Next))
+		}
+	}
+	return out
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/config"
+	"wayleave/grant"
+	"wayleave/secret"
+	"wayleave/vault/vaulttest"
+	"wayleave/worker"
+)
+
+func wiringConfig(t *testing.T) *config.Config {
+	t.Helper()
+	cfg, err := config.Load("testdata/wiring.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// golden compares v, as JSON, with a file.
+func golden(t *testing.T, name string, v any) {
+	t.Helper()
+	got, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = append(got, '\n')
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s is not what comes out; look at it, then run 'go test ./cmd/wayleave -update'\n-want +got:\n%s", path, diff)
+	}
+}
+
+// The decision and Envoy get the same routes, each its own side of them.
+func TestWiring(t *testing.T) {
+	cfg := wiringConfig(t)
+	golden(t, "wiring.swap.json", swapConfig(cfg))
+
+	told, err := envoyConfig(cfg, "/run/wayleave/api.sock", "/dev/stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(told.UpstreamCA), "BEGIN CERTIFICATE") {
+		t.Error("no roots to verify upstreams against")
+	}
+	told.UpstreamCA = nil // the system's
+	golden(t, "wiring.envoy.json", told)
+	if told.MessageTimeout <= swapDeadline {
+		t.Errorf("Envoy gives up after %v, before the swap does after %v", told.MessageTimeout, swapDeadline)
+	}
+}
+
+// A session holds a placeholder for each grant of its profile, in the way of the grant's provider.
+func TestCredentials(t *testing.T) {
+	cfg := wiringConfig(t)
+	docs := vaulttest.NewMemory()
+	keyring, err := worker.LoadKeyring(t.Context(), docs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	render := credentials(cfg, keyring, grant.NewKeeper(docs, grantSpecs(cfg), grant.Options{}))
+	for profile, want := range map[string]map[string]string{ // grant → the variable that has its placeholder
+		"default": {"claude": "CLAUDE_CODE_OAUTH_TOKEN", "acme": "ACME_TOKEN"},
+		"other":   {"claude-two": "ANTHROPIC_AUTH_TOKEN"},
+		"gone":    {},
+	} {
+		held, err := render(t.Context(), worker.Session{ID: "s", Worker: "w", Profile: profile, Expires: time.Now().Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, c := range held {
+			p, _ := cfg.ProviderOf(c.Grant)
+			if !strings.HasPrefix(c.Placeholder, p.PlaceholderPrefix) || !strings.Contains(c.Placeholder, worker.Marker) {
+				t.Errorf("%s has the placeholder %q", c.Grant, c.Placeholder)
+			}
+			for name, value := range c.Env {
+				if value == c.Placeholder {
+					got[c.Grant] = name
+				}
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("profile %s (-want +got):\n%s", profile, diff)
+		}
+	}
+}
+
+// A worker without a token gets one from `up`, the same one each time; `serve` has nowhere to keep it.
+func TestConfiguredWorkers(t *testing.T) {
+	cfg := wiringConfig(t)
+	if _, err := configuredWorkers(cfg, nil); err == nil || !strings.Contains(err.Error(), "wayleave worker token") {
+		t.Errorf("without a state directory: %v", err)
+	}
+	st := &state{dir: t.TempDir()}
+	first, err := configuredWorkers(cfg, st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := configuredWorkers(cfg, st)
+	if err != nil || !cmp.Equal(first, again) {
+		t.Errorf("the second start knows other workers: %v\n%s", err, cmp.Diff(first, again))
+	}
+	if len(first) != 2 || first[0].Name != "ci" || first[0].SessionTTL != 8*time.Hour || first[1].Name != "laptop" || first[1].Profile != "other" {
+		t.Errorf("got %+v", first)
+	}
+	registry, err := worker.NewRegistry(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := st.workerToken("laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w, known := registry.Lookup(token); !known || w.Name != "laptop" {
+		t.Errorf("the token of laptop is that of %q", w.Name)
+	}
+	cfg.Workers["ci"] = config.Worker{Profile: "default", TokenDigest: "beef"}
+	if _, err := configuredWorkers(cfg, st); err == nil || !strings.Contains(err.Error(), "ci") {
+		t.Errorf("a digest that is none: %v", err)
+	}
+}
+
+func TestVaultConfig(t *testing.T) {
+	cfg := wiringConfig(t)
+	cfg.Vault.Auth.SecretID = secret.New("s")
+	t.Setenv("VAULT_ADDR", "https://other.example")
+	got := vaultConfig(cfg)
+	if got.Address != "https://vault.example:8200" || got.Namespace != "platform" || got.CAFile != filepath.Join("testdata", "vault-ca.pem") ||
+		got.Mount != "teams/wayleave" || got.PKIMount != "teams/pki" {
+		t.Errorf("got %+v", got)
+	}
+	if a := got.Auth; a.Method != "approle" || a.RoleID != "role" || a.AppRoleMount != "machines" || !a.SecretID.Equal(secret.New("s")) {
+		t.Errorf("got %+v", a)
+	}
+	cfg.Vault.Address = ""
+	if got := vaultConfig(cfg).Address; got != "https://other.example" {
+		t.Errorf("without vault.address: %q; want $VAULT_ADDR", got)
+	}
+	t.Setenv("VAULT_ADDR", "")
+	if got := vaultConfig(cfg).Address; got != "" {
+		t.Errorf("without either: %q", got)
+	}
+}
+
+// What Envoy carries credentials with loads nothing from our environment.
+func TestCleanEnvironment(t *testing.T) {
+	t.Setenv("LD_PRELOAD", "/x.so")
+	t.Setenv("VAULT_TOKEN", "secret")
+	t.Setenv("TZ", "UTC")
+	got := strings.Join(cleanEnvironment(), "\n")
+	if strings.Contains(got, "LD_PRELOAD") || strings.Contains(got, "secret") || !strings.Contains(got, "TZ=UTC") {
+		t.Errorf("got %s", got)
+	}
+}
