@@ -50,7 +50,7 @@ var reasons = []Reason{
 	{scopeMissing, 403, false, "the credential for {grant} lacks scopes this request needs ({scopes}); an operator allows them with: wayleave grant connect {grant}"},
 	{needsReconnect, 403, false, "the credential for {grant} can no longer be refreshed; an operator renews it with: wayleave grant connect {grant}; nothing has to change on your side"},
 	{refreshUnavailable, 503, true, "the credential for {grant} has expired and its provider does not refresh it at the moment; try again later"},
-	{vaultUnavailable, 503, true, "the credential for {grant} cannot be read at the moment, because the gate's vault does not answer; try again later"},
+	{vaultUnavailable, 503, true, "the credential for {grant} cannot be read at the moment, because the gate's vault fails; try again later, and if it lasts an operator looks at the gate's log"},
 	{badCredentialStored, 503, false, "the stored credential for {grant} cannot be sent in a header; an operator replaces it with: wayleave grant connect {grant}"},
 	{notYourPlaceholder, 403, false, "the placeholder in {header} is not the one of this session for {grant}; use the one from this worker's own environment, unchanged"},
 	{misplacedPlaceholder, 400, false, "a placeholder is in {detail}, where it is not swapped; send it in {header} only"},

@@ -129,6 +129,7 @@ func newConfigRender() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			runDir = absolute(runDir)
 			g := gate{cfg: cfg, sockets: runDir}
 			boot := bootstrap(cfg, runDir)
 			text, err := boot.YAML()

@@ -68,8 +68,9 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 			fmt.Fprint(a.out, "Exchanging the code…\n")
 			return a.client.Exchange(ctx, got.code, state, pkce, redirect)
 		case err := <-pasted:
-			// With a callback to wait for, the end of standard input means only that nobody types here.
-			if a.redirect != "" {
+			// Nil: the answer is in answers, and which of the two is seen first is chance. With a callback to wait for, the
+			// end of standard input means only that nobody types here.
+			if err != nil && a.redirect != "" {
 				return oauth.Token{}, err
 			}
 			pasted = nil

@@ -166,3 +166,22 @@ func TestAuthorization(t *testing.T) {
 		}
 	})
 }
+
+// An answer that is pasted arrives together with the end of the reading; which of them is seen first must not matter.
+func TestPastedAnswerIsNotLost(t *testing.T) {
+	world, err := demo.Start(demo.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer world.Close()
+	client := oauth.NewClient(oauth.Config{
+		AuthorizeURL: world.ProviderURL + "/authorize", TokenURL: world.ProviderURL + "/token", ClientID: world.Provider.ClientID(),
+		AuthStyle: oauth.AuthNone, TokenFormat: oauth.FormatForm, AllowInsecure: true,
+	}, nil, nil)
+	for range 100 {
+		_, err := authorization{client: client, redirect: world.ProviderURL + "/code", in: strings.NewReader("no-such-code\n"), out: io.Discard}.run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "invalid_grant") {
+			t.Fatalf("got %v; want the provider's own refusal", err)
+		}
+	}
+}

@@ -46,6 +46,7 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 			if identity.Address == "" {
 				return usageError{errors.New("serve needs a Vault: write vault.address or set VAULT_ADDR ('wayleave up' brings one of its own)")}
 			}
+			runDir = absolute(runDir) // Envoy is started elsewhere
 			if err := privateDir(runDir); err != nil {
 				return err
 			}
