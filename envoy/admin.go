@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -74,6 +75,37 @@ func ConfigDump(ctx context.Context, adminSocket string) ([]byte, error) {
 func Drain(ctx context.Context, adminSocket string) error {
 	_, err := admin(ctx, adminSocket, http.MethodPost, "/drain_listeners?graceful&skip_exit")
 	return err
+}
+
+// RotateLog keeps an access log that Envoy writes from growing past most bytes by much: it then renames it, with ".1" at
+// its end and in place of the one that was so named, and has Envoy begin a new one. It returns with ctx.
+func RotateLog(ctx context.Context, path string, most int64, adminSocket string) {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			rotateLog(ctx, path, most, adminSocket)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// rotateLog leaves what fails to the next time. A file that is gone is one that Envoy has yet to begin anew.
+func rotateLog(ctx context.Context, path string, most int64, adminSocket string) {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.Size() < most:
+		return
+	case err == nil:
+		err = os.Rename(path, path+".1")
+	case errors.Is(err, os.ErrNotExist):
+		err = nil
+	}
+	if err == nil {
+		_, _ = admin(ctx, adminSocket, http.MethodPost, "/reopen_logs")
+	}
 }
 
 // What package xds calls that which a stop should not cut: requests, and tunnels nobody looks into. A tunnel may be

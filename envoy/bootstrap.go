@@ -69,7 +69,8 @@ func (b Bootstrap) Args(config string) []string {
 		// These print headers, and after the swap authorization is the real credential.
 		components += ",http:info,http2:info,ext_proc:info,ext_authz:info,router:info,filter:info,connection:info,client:info,grpc:info,rbac:info,config:info"
 	}
-	return []string{"-c", config, "--log-level", level, "--component-log-level", components, "--use-dynamic-base-id", "--drain-time-s", "600"}
+	// Without hot restart, which we have no use for, an Envoy that is killed leaves no shared memory behind.
+	return []string{"-c", config, "--log-level", level, "--component-log-level", components, "--disable-hot-restart", "--drain-time-s", "600"}
 }
 
 func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {

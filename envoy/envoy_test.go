@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/proto"
@@ -138,6 +139,29 @@ func TestAdmin(t *testing.T) {
 	if err := envoy.Drain(t.Context(), socket); err != nil || !strings.Contains(drained, "graceful") {
 		t.Errorf("drain %q, %v", drained, err)
 	}
+
+	// A request, then bytes in a tunnel, keep Envoy from being finished; an idle tunnel does not.
+	answers := []string{
+		"http.intercept.downstream_rq_active: 1\ncluster.tunnel.upstream_cx_rx_bytes_total: 10\n",
+		"http.intercept.downstream_rq_active: 0\ncluster.tunnel.upstream_cx_rx_bytes_total: 20\n",
+		"http.intercept.downstream_rq_active: 0\ncluster.tunnel.upstream_cx_rx_bytes_total: 20\n",
+	}
+	asked := 0
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, answers[min(asked, len(answers)-1)])
+		asked++
+	})
+	began := time.Now()
+	if err := envoy.Finish(t.Context(), socket); err != nil || drained != "" || asked < 3 || time.Since(began) < time.Second {
+		t.Errorf("finish: %v after %v and %d questions, drain %q", err, time.Since(began), asked, drained)
+	}
+	answers, asked = answers[:1], 0
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := envoy.Finish(ctx, socket); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("finish with an endless request: %v", err)
+	}
+
 	if _, err := envoy.ConfigDump(t.Context(), socket); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("of what it does not know: %v", err)
 	}

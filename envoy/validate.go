@@ -32,7 +32,7 @@ func Validate(ctx context.Context, binary string, config []byte) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "--mode", "validate", "-c", file, "--log-level", "error", "--use-dynamic-base-id")
+	cmd := exec.CommandContext(ctx, binary, "--mode", "validate", "-c", file, "--log-level", "error", "--disable-hot-restart")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {

@@ -35,7 +35,7 @@ type Process struct {
 	// fails. Empty: neither.
 	PIDFile string
 	// Slow is how long the process may take to be ready before a Waiting event says why it is not; one more follows each
-	// time that long passes again. Default 10 s.
+	// time that long passes again. Default 5 s.
 	Slow time.Duration
 	// Drain lets the process finish what it has begun before SIGTERM. Its context ends with the process; how long it may
 	// take is its own affair. Nil: SIGTERM at once.
@@ -79,7 +79,7 @@ func Run(ctx context.Context, p Process) error {
 		p.Log = io.Discard
 	}
 	p.StopTimeout = cmp.Or(p.StopTimeout, 10*time.Second)
-	p.Slow = cmp.Or(p.Slow, 10*time.Second)
+	p.Slow = cmp.Or(p.Slow, 5*time.Second)
 
 	file, err := openPIDFile(p.PIDFile)
 	if err != nil {
@@ -219,7 +219,7 @@ func (p Process) untilReady(ctx context.Context, why chan error) bool {
 		if err == nil {
 			return ctx.Err() == nil
 		}
-		latest(why)
+		_ = latest(why)
 		why <- err
 		select {
 		case <-time.After(wait):

@@ -122,6 +122,7 @@ func (u upper) up(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		go envoy.RotateLog(ctx, g.accessLog, maxLog, g.socket(adminSocket)) // ends with ctx
 		return supervise.Run(ctx, process)
 	})
 	defer u.stopped("Envoy", envoyPart.stop)
@@ -200,6 +201,11 @@ func (p *part) stop() error {
 	return p.failed
 }
 
+const (
+	maxLog    = 16 << 20         // bytes of each of Envoy's logs, of which the one before is kept too
+	drainTime = 10 * time.Second // for requests under way when we are stopped
+)
+
 // envoyProcess writes Envoy's bootstrap and says how the process is run. ready gets a value each time an Envoy, the
 // first or a restarted one, has taken the whole configuration. With the end of ctx, an Envoy that ends does as it should.
 func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, fleet *xds.Server, ready chan<- struct{}) (supervise.Process, error) {
@@ -215,7 +221,7 @@ func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, 
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		return supervise.Process{}, fmt.Errorf("writing Envoy's bootstrap: %w", err)
 	}
-	output, err := os.OpenFile(u.state.path("envoy", "envoy.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	output, err := supervise.OpenLog(u.state.path("envoy", "envoy.log"), maxLog)
 	if err != nil {
 		return supervise.Process{}, fmt.Errorf("opening Envoy's log: %w", err)
 	}
@@ -231,6 +237,11 @@ func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, 
 				return err
 			}
 			return converged(fleet)
+		},
+		Drain: func(ctx context.Context) {
+			ctx, cancel := context.WithTimeout(ctx, drainTime)
+			defer cancel()
+			_ = envoy.Finish(ctx, g.socket(adminSocket)) // what is not finished by then is cut
 		},
 		Log:     output,
 		PIDFile: u.state.path("envoy", "envoy.pid"),

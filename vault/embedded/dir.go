@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"wayleave/secret"
+	"wayleave/supervise"
 	"wayleave/vault"
 )
 
@@ -18,7 +19,7 @@ import (
 //	init.started     there while a store is being initialised
 //	address          where the running server listens
 //	operator.token   the operator's token
-//	openbao.json, openbao.log, openbao.pid
+//	openbao.json, openbao.log (and openbao.log.1, the log before), openbao.pid
 type dir struct{ path string }
 
 const (
@@ -85,9 +86,11 @@ func (d dir) writeConfig(socket string) (string, error) {
 	return filepath.Join(d.path, name), d.write(name, string(text))
 }
 
+const logName = "openbao.log"
+
 // openLog opens the file that the server's output is added to: warnings and errors, no secrets.
-func (d dir) openLog() (*os.File, error) {
-	return os.OpenFile(filepath.Join(d.path, "openbao.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+func (d dir) openLog() (*supervise.LogFile, error) {
+	return supervise.OpenLog(filepath.Join(d.path, logName), 8<<20)
 }
 
 // write replaces a file as a whole: after a crash there is the old one or the new one, on the disk and not just in memory.

@@ -40,9 +40,10 @@ type Server struct {
 	gateway vault.Auth
 	log     *slog.Logger
 
-	events chan supervise.Event
-	stop   context.CancelFunc
-	ended  chan error // Run's result, once
+	events   chan supervise.Event
+	stop     context.CancelFunc
+	wasReady bool       // only event's
+	ended    chan error // Run's result, once
 }
 
 // Start returns once the Vault is unsealed and set up. It then runs until Stop: it must outlive whoever still has
@@ -70,6 +71,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	config, err := d.writeConfig(socket)
 	if err != nil {
+		_ = output.Close()
 		return nil, err
 	}
 
@@ -91,9 +93,12 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 			Ready:   keys.unsealed,
 			Log:     output,
 			PIDFile: filepath.Join(d.path, "openbao.pid"),
-			OnEvent: s.event,
+			OnEvent: func(e supervise.Event) { s.event(running, e) },
+			// The keys of a new store exist once, in the answer we wait for.
+			Drain:       keys.settled,
+			StopTimeout: stopTimeout,
 		})
-		output.Close()
+		_ = output.Close()
 		d.removeTemporary(socket)
 		s.ended <- err
 		close(s.events)
@@ -139,14 +144,28 @@ func Operator(stateDir string) (vault.Config, error) {
 	return dir{filepath.Join(stateDir, "vault")}.operator()
 }
 
-// event passes on what the start waits for, and logs.
-func (s *Server) event(e supervise.Event) {
+// event passes on what the start waits for, and logs. Before the first success the start's error says it all, and with
+// the end of running a process that ends does as it should.
+func (s *Server) event(running context.Context, e supervise.Event) {
 	attrs := []any{"event", e.Kind, "pid", e.PID}
 	if e.Err != nil {
 		attrs = append(attrs, "err", e.Err)
 	}
 	level := slog.LevelDebug
-	if e.Kind == supervise.Restart || e.Kind == supervise.Orphan {
+	switch {
+	case e.Kind == supervise.Ready:
+		s.wasReady = true
+	case e.Kind == supervise.Orphan, e.Kind == supervise.Waiting:
+		level = slog.LevelWarn
+	case running.Err() != nil, !s.wasReady:
+	case e.Kind == supervise.Restart:
+		attrs = append(attrs, "after", e.Delay)
+		level = slog.LevelWarn
+	case e.Kind == supervise.Exited:
+		if n := len(e.Tail); n > 0 {
+			attrs = append(attrs, "last_words", e.Tail[n-1])
+		}
+		attrs = append(attrs, "see", filepath.Join(s.dir.path, logName))
 		level = slog.LevelWarn
 	}
 	s.log.Log(context.Background(), level, "embedded vault", attrs...)
@@ -179,6 +198,9 @@ func (s *Server) firstReady(ctx context.Context, keys *unsealer) error {
 		}
 	}
 }
+
+// stopTimeout is how long the process has to close its store, which takes it some milliseconds.
+const stopTimeout = 5 * time.Second
 
 // operatorPeriod is how long the operator's token lives unused; using it renews it, and so does each start.
 const operatorPeriod = 30 * 24 * time.Hour

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"wayleave/vault"
@@ -17,6 +18,8 @@ type unsealer struct {
 	dir     dir
 	address string
 	log     *slog.Logger
+
+	initialising sync.Mutex // held from the request for a new store until its keys are written
 
 	hopelessOnce sync.Once
 	hopeless     chan struct{} // closed when asking again cannot help
@@ -54,6 +57,9 @@ func (u *unsealer) unseal(ctx context.Context) error {
 	}
 	defer seal.Close()
 	initialized, sealed, err := seal.Status(ctx)
+	if err != nil && strings.Contains(err.Error(), halfInitialised) {
+		return u.explainHalf(err)
+	}
 	if err != nil {
 		return err
 	}
@@ -90,9 +96,18 @@ func (u *unsealer) unseal(ctx context.Context) error {
 	return nil
 }
 
+// halfInitialised is in what OpenBao says of a store whose initialisation was cut off half-way.
+const halfInitialised = "no seal configuration found"
+
 // initialise makes a new store and writes its keys before it returns. There is a moment between the two that no order of
-// steps removes; the marker makes it recognisable.
+// steps removes; the marker makes it recognisable. A stop waits for the moment to pass.
 func (u *unsealer) initialise(ctx context.Context, seal *vault.Seal) error {
+	u.initialising.Lock()
+	defer u.initialising.Unlock()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	ctx = context.WithoutCancel(ctx)
 	if u.dir.has(keysFile) {
 		return fmt.Errorf("%w: there are keys in %s, but the store in %s is empty: put the store back from a backup, or remove both to start anew",
 			errHopeless, filepath.Join(u.dir.path, keysFile), filepath.Join(u.dir.path, "data"))
@@ -109,6 +124,20 @@ func (u *unsealer) initialise(ctx context.Context, seal *vault.Seal) error {
 	}
 	u.log.Info("embedded vault: initialised a new store")
 	return nil
+}
+
+// settled returns when no store is being initialised.
+func (u *unsealer) settled(context.Context) {
+	u.initialising.Lock()
+	defer u.initialising.Unlock()
+}
+
+func (u *unsealer) explainHalf(err error) error {
+	if u.dir.has(startedFile) {
+		return u.explainMissing()
+	}
+	return fmt.Errorf("%w: the store in %s is damaged: put it and %s back from a backup: %w",
+		errHopeless, filepath.Join(u.dir.path, "data"), keysFile, err)
 }
 
 func (u *unsealer) explainMissing() error {
