@@ -42,7 +42,7 @@ unit: ## unit tests and fuzz seeds, with the race detector
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -timeout 15m -parallel 4 ./e2e
+	go test -race -timeout 15m ./e2e
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 20s)
