@@ -14,15 +14,16 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: ## fetch the pinned Envoy, OpenBao and test clients into .tools/
-	@deploy/tools/fetch.sh binaries clients
+tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
+	@deploy/tools/fetch.sh binaries clients servers
 
 .PHONY: build
 build: ## build bin/wayleave
 	@go build -o bin/ ./cmd/...
 
 .PHONY: demo
-demo: tools build ## see a placeholder leave a worker and a real token arrive (ONCE=1 checks and exits)
+demo: build ## see a placeholder leave a worker and a real token arrive (ONCE=1 checks and exits)
+	@deploy/tools/fetch.sh binaries clients
 	@bin/demo --state "$(STATE)" $(if $(ONCE),--once)
 
 .PHONY: test

@@ -102,24 +102,7 @@ func (k *checker) vault() {
 	if v.Mount == v.PKIMount {
 		k.fault("vault.pki_mount", "is the same as mount", "use two mounts: one of type kv, one of type pki")
 	}
-	switch a := v.Auth; a.Method {
-	case "token":
-		for _, s := range []struct{ key, value string }{{"role_id", a.RoleID}, {"secret_id_file", a.SecretIDFile}} {
-			if s.value != "" {
-				k.fault("vault.auth."+s.key, "is not used by method token", "set vault.auth.method: approle, or remove it")
-			}
-		}
-	case "approle":
-		if a.RoleID == "" {
-			k.fault("vault.auth.role_id", "is missing: method approle needs it", "write what `vault read auth/"+a.Mount+"/role/<role>/role-id` shows")
-		}
-		if a.SecretIDFile == "" {
-			k.fault("vault.auth.secret_id_file", "is missing: method approle needs it", "name the file that holds the secret id")
-		}
-		if a.TokenFile != "" {
-			k.fault("vault.auth.token_file", "is not used by method approle", "set vault.auth.method: token, or remove it")
-		}
-	}
+	k.vaultAuth()
 }
 
 // process checks listen, envoy and upstream.

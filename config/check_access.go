@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -24,7 +25,46 @@ func (k *checker) grants() {
 		g, path := k.Grants[name], join("grants", name)
 		k.name(path, name)
 		k.reference(path+".provider", "provider", g.Provider, "providers", declared)
-		k.scopes(path+".scopes", g.Scopes, k.Providers[g.Provider].ScopeSeparator)
+		of := k.Providers[g.Provider]
+		if of.Kind == provider.Static {
+			k.ofStatic(path, g)
+			continue
+		}
+		k.scopes(path+".scopes", g.Scopes, of.ScopeSeparator)
+		k.exchange(path+".exchange", g, of)
+	}
+}
+
+// ofStatic checks a grant whose value is imported: nothing of OAuth has a meaning for it.
+func (k *checker) ofStatic(path string, g Grant) {
+	if len(g.Scopes) > 0 && k.doc.given(path+".scopes") {
+		k.fault(path+".scopes", fmt.Sprintf("provider %s is static, and an imported value has no scopes", quote(g.Provider)), "remove it; what the value may do is decided where it was issued")
+	}
+	if k.doc.given(path + ".exchange") {
+		k.fault(path+".exchange", fmt.Sprintf("provider %s is static, and an imported value cannot be exchanged", quote(g.Provider)), "remove it")
+	}
+}
+
+// exchange checks a token exchange (RFC 8693).
+func (k *checker) exchange(path string, g Grant, of Provider) {
+	x := g.Exchange
+	if !x.Wanted() {
+		if k.doc.given(path) && !k.doc.isBrokenWithin(path) {
+			k.fault(path, "does not say what the new token is for", "write audience, resource or scopes, as the provider's documentation has it, or remove it")
+		}
+		return
+	}
+	k.scopes(path+".scopes", x.Scopes, of.ScopeSeparator)
+	for _, s := range oauth.MissingScopes(g.Scopes, x.Scopes) {
+		k.fault(item(path+".scopes", slices.Index(x.Scopes, s)), fmt.Sprintf("the grant does not ask for the scope %s, so no exchange can keep it", quote(s)), "add it to the grant's scopes, or remove it here")
+	}
+	if x.Resource != "" {
+		if u, err := url.Parse(x.Resource); err != nil || u.Scheme == "" || u.Host == "" || u.Fragment != "" {
+			k.fault(path+".resource", quote(x.Resource)+" is not an absolute address", "write one such as https://api.example.com (RFC 8707 section 2)")
+		}
+	}
+	if x.Actor == ActorWorker && of.ClientKeyFile == "" {
+		k.fault(path+".actor", "is worker, and nothing signs who acts", "set "+join("providers", g.Provider)+".client_key_file, or write actor: none")
 	}
 }
 
@@ -132,6 +172,9 @@ func (k *checker) unused() {
 	}
 	for _, name := range keys(k.Providers) {
 		path := join("providers", name)
+		if k.Providers[name].ClientKeyFile != "" && !k.signs(name) {
+			k.warn(path+".client_key_file", "nothing signs with it", "set auth_style: private_key_jwt, grant_type: jwt_bearer or exchange.actor: worker of a grant, or remove it")
+		}
 		if k.doc.given(path) && !slices.ContainsFunc(slices.Collect(maps.Values(k.Grants)), func(g Grant) bool { return g.Provider == name }) {
 			k.warn(path, "used by no grant", "remove it")
 		}
@@ -142,4 +185,15 @@ func (k *checker) unused() {
 	if len(k.Workers) == 0 {
 		k.warn("workers", "there are none, so that nobody can connect", "add a worker")
 	}
+}
+
+// signs reports whether anything needs the key of a provider's client.
+func (k *checker) signs(name string) bool {
+	p := k.Providers[name]
+	if p.AuthStyle == oauth.AuthPrivateKeyJWT || p.GrantType == oauth.GrantJWT {
+		return true
+	}
+	return slices.ContainsFunc(slices.Collect(maps.Values(k.Grants)), func(g Grant) bool {
+		return g.Provider == name && g.Exchange.Actor == ActorWorker
+	})
 }

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto"
+	"crypto/ed25519"
 	"regexp"
 	"slices"
 
@@ -42,6 +44,12 @@ func (k *checker) providers() {
 		if p.ClientSecretFile != "" || p.ClientSecretEnv != "" || k.doc.broken[path+".client_secret_file"] {
 			checked.ClientSecret = secret.New("read later") // stands for what LoadSecrets will find
 		}
+		if p.ClientKeyFile != "" {
+			checked.ClientKey = readLater
+		}
+		if k.doc.isBroken(path + ".kind") {
+			continue
+		}
 		at := path
 		if !k.doc.given(path) { // a preset that a grant names itself
 			at = k.firstGrantOf(name)
@@ -53,6 +61,9 @@ func (k *checker) providers() {
 		}
 	}
 }
+
+// readLater stands for the key that LoadSecrets will find.
+var readLater crypto.Signer = ed25519.PrivateKey(nil)
 
 // firstGrantOf returns the path of the first grant, by name, of a provider.
 func (k *checker) firstGrantOf(provider string) string {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"wayleave/oauth"
+	"wayleave/provider"
 )
 
 // claim is who a host pattern belongs to.
@@ -153,9 +154,14 @@ func (k *checker) required(path, grant string, scopes []string) {
 	if !ok || k.doc.isBroken(at+".scopes") {
 		return
 	}
+	static := k.Providers[g.Provider].Kind == provider.Static
 	missing := oauth.MissingScopes(g.Scopes, scopes)
 	for i, s := range scopes {
 		if !slices.Contains(missing, s) {
+			continue
+		}
+		if static {
+			k.fault(item(path, i), fmt.Sprintf("grant %s is of a static provider, whose values have no scopes", quote(grant)), "remove it; what the value may do is decided where it was issued")
 			continue
 		}
 		fix := "add it to " + at + ".scopes"
@@ -259,8 +265,8 @@ func (k *checker) header(path string, h Header) {
 	for _, n := range []struct{ key, name string }{{"in", h.In}, {"out", h.Out}} {
 		at := path + "." + n.key
 		switch lower := strings.ToLower(n.name); {
-		case n.key == "out" && !k.doc.given(at):
-			// The default is the other one, which is checked.
+		case n.key == "out" && n.name == h.In:
+			// The same as the other one, which is checked.
 		case lower != n.name && headerName.MatchString(lower):
 			k.fault(at, quote(n.name)+" is not in lower case", "write "+lower)
 		case !headerName.MatchString(n.name):

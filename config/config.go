@@ -42,7 +42,9 @@ type Config struct {
 	// An entry is a preset and the keys in which it differs; a list or map written here replaces the preset's whole.
 	Providers map[string]Provider `yaml:"providers"`
 
-	// Consents of an operator at a provider, by name. A grant starts to work with `wayleave grant connect <name>`.
+	// Consents of an operator at a provider, by name. A grant starts to work with `wayleave grant connect <name>`; one of a
+	// static provider with `wayleave grant import <name>`; one of a provider whose grant_type is client_credentials or jwt_bearer
+	// by itself.
 	Grants map[string]Grant `yaml:"grants"`
 
 	// Destinations whose requests get a credential. Their TLS is terminated by the gate.
@@ -91,11 +93,22 @@ type Vault struct {
 	Auth Auth `yaml:"auth"`
 }
 
-// Auth says how the gate logs in to Vault.
+// Auth says how the gate logs in to Vault. Files are read again at each log-in, so that whoever rotates them need not
+// tell the gate.
 type Auth struct {
 	// token: a token made by somebody else, renewed as long as Vault allows.
-	// approle: a log-in of our own with role_id and secret_id_file, repeated when its token ends; for anything that stays up.
-	Method string `yaml:"method" jsonschema:"enum=token,enum=approle,default=token"`
+	// approle: role_id and secret_id_file, for anything that stays up.
+	// kubernetes: the service-account token of the pod, and role; no secret to hand out.
+	// jwt: a JSON web token from jwt_file or jwt_env, as CI systems and SPIFFE helpers write them, and role.
+	// cert: a TLS client certificate from cert_file and key_file.
+	Method string `yaml:"method" jsonschema:"enum=token,enum=approle,enum=kubernetes,enum=jwt,enum=cert,default=token"`
+
+	// Path where the method is mounted. Default: the method's name; for token, approle, where `wayleave vault setup`
+	// makes the gate's role.
+	Mount string `yaml:"mount"`
+
+	// Role to log in with, for methods kubernetes, jwt and cert. With cert, default: whichever fits the certificate.
+	Role string `yaml:"role"`
 
 	// File that holds the token, for method token. Default: the token is in $VAULT_TOKEN.
 	TokenFile string `yaml:"token_file"`
@@ -106,14 +119,25 @@ type Auth struct {
 	// File that holds the secret id, for method approle.
 	SecretIDFile string `yaml:"secret_id_file"`
 
-	// Path of the AppRole mount, for method approle.
-	Mount string `yaml:"mount" jsonschema:"default=approle"`
+	// File that holds the JSON web token, for methods jwt and kubernetes.
+	// Default for kubernetes: /var/run/secrets/kubernetes.io/serviceaccount/token.
+	JWTFile string `yaml:"jwt_file"`
 
-	// Token is filled by LoadSecrets, for method token.
+	// Name of the environment variable that holds the JSON web token, for method jwt instead of jwt_file.
+	// A variable cannot be rotated: it suits a job that is shorter than its token.
+	JWTEnv string `yaml:"jwt_env"`
+
+	// PEM file of the client certificate and its chain, for method cert.
+	CertFile string `yaml:"cert_file"`
+
+	// PEM file of the certificate's key, for method cert. It may be the same file.
+	KeyFile string `yaml:"key_file"`
+
+	// Token is filled by LoadSecrets from $VAULT_TOKEN, for method token without token_file.
 	Token secret.Text `yaml:"-"`
 
-	// SecretID is filled by LoadSecrets, for method approle.
-	SecretID secret.Text `yaml:"-"`
+	// JWT is filled by LoadSecrets from jwt_env.
+	JWT secret.Text `yaml:"-"`
 }
 
 // Listen says where workers connect.
@@ -147,7 +171,8 @@ type Upstream struct {
 
 // A Provider is a preset and the keys in which this provider differs from it.
 type Provider struct {
-	// Preset to start from. Default: the preset with the entry's own name, and oauth2, which knows no endpoints, for any other name.
+	// Preset to start from. Default: the preset with the entry's own name; for any other name oauth2, which knows no endpoints, or
+	// static with kind: static.
 	Preset string `yaml:"preset"`
 
 	// File that holds the client secret. Only for providers that gave the client one; see auth_style.
@@ -156,21 +181,56 @@ type Provider struct {
 	// Name of the environment variable that holds the client secret, instead of client_secret_file.
 	ClientSecretEnv string `yaml:"client_secret_env"`
 
+	// PEM file of the client's private key (PKCS #8, PKCS #1 or SEC 1; RSA of 2048 bits or more, EC or Ed25519; unencrypted), for
+	// auth_style private_key_jwt, grant_type jwt_bearer and exchange.actor of a grant.
+	ClientKeyFile string `yaml:"client_key_file"`
+
 	provider.Provider `yaml:",inline"`
 }
 
-// A Grant is an operator's consent at a provider.
+// A Grant is an operator's consent at a provider, the gate's own rights there, or a value that an operator imported.
 type Grant struct {
 	// Entry of providers, or preset.
 	Provider string `yaml:"provider" jsonschema:"required"`
 
 	// Scopes to ask for, as the provider names them. Default: those of the provider's preset, if it has any.
 	// A change takes effect with the next `wayleave grant connect <name>`: a refresh can never widen a grant (RFC 6749 section 6).
+	// Where the gate gets its tokens by itself it takes effect at once. Not for static providers, whose values have none.
 	Scopes []string `yaml:"scopes" jsonschema:"uniqueItems=true"`
+
+	// Trades the grant's token for one of each worker's own (RFC 8693), which is what its requests then carry. Default: requests
+	// carry the grant's token.
+	Exchange Exchange `yaml:"exchange"`
 
 	// Account to connect, in words for the operator who does it. Default: none.
 	Account string `yaml:"account"`
 }
+
+// An Exchange says which token a worker's requests carry in place of the grant's (RFC 8693 section 2.1). It has at least one of
+// audience, resource and scopes.
+type Exchange struct {
+	// Name, as the provider knows it, of the service the new token is for.
+	Audience string `yaml:"audience"`
+
+	// Absolute address of the API the new token is for.
+	Resource string `yaml:"resource"`
+
+	// Scopes of the new token, of those the grant holds. Default: the provider decides.
+	Scopes []string `yaml:"scopes" jsonschema:"uniqueItems=true"`
+
+	// Whether the provider is told who acts: none, or worker, which sends the worker's name in an actor token signed with the
+	// provider's client_key_file. Each worker has a token of its own in either case.
+	Actor string `yaml:"actor" jsonschema:"enum=none,enum=worker,default=none"`
+}
+
+// Wanted reports whether there is anything to exchange for.
+func (x Exchange) Wanted() bool { return x.Audience != "" || x.Resource != "" || len(x.Scopes) > 0 }
+
+// Values of Exchange.Actor.
+const (
+	ActorNone   = "none"
+	ActorWorker = "worker"
+)
 
 // A Route is hosts whose requests get the credential of one grant.
 type Route struct {
@@ -233,18 +293,18 @@ type Rule struct {
 
 // A Header says where in a request the credential is.
 type Header struct {
-	// Header in which workers send the placeholder, in lower case.
-	In string `yaml:"in" jsonschema:"default=authorization,pattern=^[^A-Z: ]+$"`
+	// Header in which workers send the placeholder, in lower case. Default: the provider's, else authorization.
+	In string `yaml:"in" jsonschema:"pattern=^[^A-Z: ]+$"`
 
 	// Word before the placeholder, compared without regard to case. Basic: the placeholder is the password, as git sends it.
-	// Default: Bearer when the header is authorization, else none.
+	// Default: the provider's, else Bearer when the header is authorization, else none.
 	InScheme string `yaml:"in_scheme"`
 
-	// Header in which the token is sent, in lower case. Default: the one it came in.
+	// Header in which the token is sent, in lower case. Default: the provider's, else the one it came in.
 	Out string `yaml:"out" jsonschema:"pattern=^[^A-Z: ]+$"`
 
-	// Word before the token. Default: in_scheme when the header is the one it came in, else Bearer for authorization
-	// and none for others.
+	// Word before the token. Default: the provider's, else in_scheme when the header is the one it came in, else Bearer for
+	// authorization and none for others.
 	OutScheme string `yaml:"out_scheme"`
 }
 

@@ -3,6 +3,7 @@ package config_test
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ providers:
     authorize_url: https://login.acme.example/a
     token_url: https://login.acme.example/t
     client_id: wayleave
-    auth_style: basic
+    auth_style: client_secret_basic
     client_secret_file: acme.secret
     authorize_params: {audience: one}
 grants:
@@ -146,6 +147,40 @@ func TestLoad(t *testing.T) {
 	}
 	if _, err := config.Load("testdata/missing.yaml"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing file: got %v", err)
+	}
+}
+
+// A provider says where its credential is; a route may say otherwise.
+func TestHeaderDefaultsOfProviders(t *testing.T) {
+	const text = `
+providers:
+  key: {kind: static, header: {in: x-key}}
+  git: {kind: static, header: {in_scheme: Basic}}
+  moved: {kind: static, header: {in: x-in, out: x-out, out_scheme: Key}}
+  plain: {kind: static}
+grants: {key: {provider: key}, git: {provider: git}, moved: {provider: moved}, plain: {provider: plain}}
+routes:
+  - {hosts: [h.example], grant: %s, header: {%s}}
+`
+	for _, tt := range []struct {
+		grant, header string
+		want          config.Header
+	}{
+		{"plain", "", config.Header{In: "authorization", InScheme: "Bearer", Out: "authorization", OutScheme: "Bearer"}},
+		{"key", "", config.Header{In: "x-key", Out: "x-key"}},
+		{"key", "in: authorization", config.Header{In: "authorization", InScheme: "Bearer", Out: "authorization", OutScheme: "Bearer"}},
+		{"key", "out: authorization", config.Header{In: "x-key", Out: "authorization", OutScheme: "Bearer"}},
+		{"git", "", config.Header{In: "authorization", InScheme: "Basic", Out: "authorization", OutScheme: "Basic"}},
+		{"git", `in_scheme: ""`, config.Header{In: "authorization", Out: "authorization"}},
+		{"git", "in: x-key", config.Header{In: "x-key", Out: "x-key"}},
+		{"moved", "", config.Header{In: "x-in", Out: "x-out", OutScheme: "Key"}},
+		{"moved", "in: authorization", config.Header{In: "authorization", InScheme: "Bearer", Out: "x-out", OutScheme: "Key"}},
+		{"moved", `out_scheme: ""`, config.Header{In: "x-in", Out: "x-out"}},
+	} {
+		c := parse(t, fmt.Sprintf(text, tt.grant, tt.header))
+		if diff := cmp.Diff(tt.want, c.Routes[0].Header); diff != "" {
+			t.Errorf("%s with {%s}: -want +got:\n%s", tt.grant, tt.header, diff)
+		}
 	}
 }
 

@@ -306,7 +306,7 @@ func (d *document) unknownKey(key *yaml.Node, known []field, path string) {
 			d.broken[join(path, k)] = true // so that nobody asks for it as well
 		}
 	case slices.Contains(secretKeys, key.Value):
-		d.fault(at, placeOf(key), "secrets do not belong in this file", "tokens come from `wayleave grant connect`; other secrets are read from files, see the keys that end in _file")
+		d.fault(at, placeOf(key), "secrets do not belong in this file", "tokens come from `wayleave grant connect`, keys from `wayleave grant import`; other secrets are read from files, see the keys that end in _file")
 	default:
 		if meant := nearest(key.Value, names); meant != "" {
 			d.broken[join(path, meant)] = true

@@ -9,14 +9,20 @@ import (
 	"wayleave/provider"
 )
 
-// genericPreset is what a provider starts from when it names no preset and is not called like one.
-const genericPreset = "oauth2"
+// What a provider starts from when it names no preset and is not called like one.
+const (
+	genericPreset = "oauth2"
+	staticPreset  = "static" // with kind: static
+)
 
 // seed makes a provider start from its preset. An unknown preset is left for the checks to report.
 func (p *Provider) seed(name string, get func(key string) string) {
 	p.Preset = get("preset")
 	if p.Preset == "" {
 		p.Preset = genericPreset
+		if get("kind") == string(provider.Static) {
+			p.Preset = staticPreset
+		}
 		if slices.Contains(provider.Presets(), name) {
 			p.Preset = name
 		}
@@ -30,7 +36,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 	fill(&c.Vault.Mount, "wayleave")
 	fill(&c.Vault.PKIMount, "wayleave-pki")
 	fill(&c.Vault.Auth.Method, "token")
-	fill(&c.Vault.Auth.Mount, "approle")
+	c.Vault.Auth.applyDefaults()
 	fill(&c.Listen.Proxy, "127.0.0.1:3128")
 	fill(&c.Envoy.LogLevel, "warning")
 
@@ -65,6 +71,9 @@ func (c *Config) applyProviderDefaults() {
 		if len(g.Scopes) == 0 {
 			g.Scopes = slices.Clone(p.Scopes)
 		}
+		if g.Exchange.Wanted() {
+			fill(&g.Exchange.Actor, ActorNone)
+		}
 		c.Grants[name] = g
 	}
 	if c.Providers == nil {
@@ -85,15 +94,28 @@ func (c *Config) applyRouteDefaults(r *Route, path string, given func(string) bo
 	fill(&r.ForeignBearer, Pass)
 	fill(&r.NoCredential, Pass)
 
-	h := &r.Header
-	fill(&h.In, "authorization")
+	// Each default is the provider's own where the header is the provider's own.
+	h, own := &r.Header, c.Providers[c.Grants[r.Grant].Provider].Header
+	fill(&own.In, "authorization")
+	fill(&own.Out, own.In)
+	fill(&h.In, own.In)
+	if h.Out == "" && own.Out != own.In {
+		h.Out = own.Out
+	}
 	fill(&h.Out, h.In)
 	if !given(path + ".header.in_scheme") {
 		h.InScheme = scheme(h.In)
+		if h.In == own.In && own.InScheme != "" {
+			h.InScheme = own.InScheme
+		}
 	}
 	if !given(path + ".header.out_scheme") {
-		h.OutScheme = h.InScheme
-		if h.Out != h.In {
+		switch {
+		case h.Out == own.Out && own.OutScheme != "":
+			h.OutScheme = own.OutScheme
+		case h.Out == h.In:
+			h.OutScheme = h.InScheme
+		default:
 			h.OutScheme = scheme(h.Out)
 		}
 	}

@@ -8,11 +8,12 @@ import (
 	"os"
 	"strings"
 
+	"wayleave/oauth"
 	"wayleave/secret"
 )
 
 // LoadSecrets reads the files and environment variables the configuration names, into the fields that are not part of
-// the file: the Vault log-in, the client secrets of the providers in use, and the digests of workers' tokens.
+// the file: the Vault log-in, the client secrets and keys of the providers in use, and the digests of workers' tokens.
 // It is not part of Load so that a configuration can be checked where its secrets are not. The error joins everything
 // that could not be read; each part names the key, and none holds a secret.
 func (c *Config) LoadSecrets(getenv func(string) string) error {
@@ -25,32 +26,16 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 		return s
 	}
 
-	switch auth := &c.Vault.Auth; {
-	case auth.Method == "approle":
-		auth.SecretID = file("vault.auth.secret_id_file", auth.SecretIDFile)
-	case auth.TokenFile != "":
-		auth.Token = file("vault.auth.token_file", auth.TokenFile)
-	default:
-		auth.Token = secret.New(getenv("VAULT_TOKEN"))
-	}
+	errs = append(errs, c.Vault.Auth.loadSecrets(file, getenv, c.Path))
 
 	inUse := map[string]bool{}
 	for _, g := range c.Grants {
 		inUse[g.Provider] = true
 	}
 	for _, name := range keys(c.Providers) {
-		p, path := c.Providers[name], join("providers", name)
-		switch {
-		case !inUse[name]:
-		case p.ClientSecretFile != "":
-			p.ClientSecret = file(path+".client_secret_file", p.ClientSecretFile)
-		case p.ClientSecretEnv != "":
-			p.ClientSecret = secret.New(getenv(p.ClientSecretEnv))
-			if p.ClientSecret.IsZero() {
-				errs = append(errs, fmt.Errorf("%s.client_secret_env: $%s is not set; export it, or use client_secret_file", path, p.ClientSecretEnv))
-			}
+		if inUse[name] {
+			errs = append(errs, c.LoadClient(name, getenv))
 		}
-		c.Providers[name] = p
 	}
 
 	holder := map[string]string{}
@@ -70,6 +55,38 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 			errs = append(errs, fmt.Errorf("%s: has the same token as worker %q; give each worker a token of its own", path, other))
 		}
 		holder[w.TokenDigest] = name
+	}
+	return errors.Join(errs...)
+}
+
+// LoadClient reads the client secret and the client's key of one provider, for whoever needs no other secret.
+func (c *Config) LoadClient(name string, getenv func(string) string) error {
+	var errs []error
+	p, path := c.Providers[name], join("providers", name)
+	switch {
+	case p.ClientSecretFile != "":
+		s, err := readSecret(c.Path(p.ClientSecretFile))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s.client_secret_file: %w", path, err))
+		}
+		p.ClientSecret = s
+	case p.ClientSecretEnv != "":
+		p.ClientSecret = secret.New(getenv(p.ClientSecretEnv))
+		if p.ClientSecret.IsZero() {
+			errs = append(errs, fmt.Errorf("%s.client_secret_env: $%s is not set; export it, or use client_secret_file", path, p.ClientSecretEnv))
+		}
+	}
+	if p.ClientKeyFile != "" {
+		data, err := os.ReadFile(c.Path(p.ClientKeyFile))
+		if err == nil {
+			p.ClientKey, err = oauth.ParseKey(data)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s.client_key_file: %w", path, err))
+		}
+	}
+	if _, ok := c.Providers[name]; ok {
+		c.Providers[name] = p
 	}
 	return errors.Join(errs...)
 }

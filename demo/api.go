@@ -34,10 +34,12 @@ const (
 //	GET  /ws                                 any live token; a WebSocket that echoes
 //	POST /upload                             any live token; counts and hashes the body
 //	     /public                             needs nothing
+//	GET  /.well-known/oauth-protected-resource  RFC 9728, when started by Start; refusals for want of a token lead there
 type API struct {
 	provider *Provider
 	mux      *http.ServeMux
 	rec      recorder
+	issuer   string // of its tokens, as it tells clients; empty: it does not
 
 	mu      sync.Mutex
 	bearers map[string]string // session id → its own bearer, empty before the bridge call
@@ -57,6 +59,7 @@ func NewAPI(p *Provider) *API {
 	a.mux.HandleFunc("/public", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]bool{"public": true})
 	})
+	a.mux.HandleFunc("GET "+wellKnownResource, a.metadata)
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		refuse(w, http.StatusNotFound, "not_found_error", "Not found")
 	})
@@ -81,6 +84,9 @@ func (a *API) require(scope string, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		token := bearer(r)
 		scopes, live := a.provider.scopesOf(token)
+		if !live && a.issuer != "" {
+			w.Header().Set("WWW-Authenticate", `Bearer resource_metadata="`+base(r)+wellKnownResource+`"`)
+		}
 		switch {
 		case token == "":
 			refuse(w, http.StatusUnauthorized, "authentication_error", "No credentials: send Authorization: Bearer")
@@ -92,6 +98,19 @@ func (a *API) require(scope string, next http.HandlerFunc) http.HandlerFunc {
 			next(w, r)
 		}
 	}
+}
+
+const wellKnownResource = "/.well-known/oauth-protected-resource"
+
+// metadata says where the API's tokens come from (RFC 9728 §2).
+func (a *API) metadata(w http.ResponseWriter, r *http.Request) {
+	if a.issuer == "" {
+		refuse(w, http.StatusNotFound, "not_found_error", "Not found")
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]any{
+		"resource": base(r), "authorization_servers": []string{a.issuer}, "scopes_supported": []string{ScopeInference, ScopeSessions},
+	})
 }
 
 // bearer returns the token of a request. Two Authorization headers are none.

@@ -79,6 +79,7 @@ func Start(opts Options) (*Demo, error) {
 	d.APIAddr = apiListener.Addr().String()
 	d.ProviderURL = "http://" + providerListener.Addr().String()
 	d.APIURL = "https://" + d.APIAddr
+	d.API.issuer = d.ProviderURL
 
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stop = cancel

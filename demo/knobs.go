@@ -109,7 +109,7 @@ func (p *Provider) RevokeAll() {
 func (p *Provider) Issue(scopes ...string) (access, refresh string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := p.ledger.open(slices.Clone(scopes), p.opts.Now(), p.knobs.accessTTL)
+	t := p.ledger.open(p.opts.ClientID, slices.Clone(scopes), p.opts.Now(), p.knobs.accessTTL)
 	return t.access, t.refresh
 }
 
@@ -118,6 +118,8 @@ type Stats struct {
 	TokenCalls int // requests at /token that were read, whatever came of them
 	Exchanges  int // codes that became tokens
 	Refreshes  int // refreshes that succeeded, also when the answer was lost on purpose
+	Mints      int // tokens for client_credentials and jwt-bearer
+	Trades     int // token exchanges (RFC 8693)
 	Reuses     int // spent refresh tokens presented again
 	Revoked    int // consents ended, by reuse or on request
 	// Presented counts how often each refresh token came to a decision, by the hexadecimal SHA-256 of the token.
@@ -140,6 +142,13 @@ func (p *Provider) Stats() Stats {
 	s := p.stats
 	s.Reuses, s.Revoked, s.Presented = p.ledger.reuses, p.ledger.revoked, maps.Clone(p.ledger.presented)
 	return s
+}
+
+// UseOf returns what a live access token was exchanged for.
+func (p *Provider) UseOf(access string) Use {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ledger.access[access].use
 }
 
 // Requests returns the last requests received, oldest first.

@@ -15,6 +15,8 @@ const (
 	RefreshPrefix = "demo-rt-"
 	codePrefix    = "demo-ac-"
 	workerPrefix  = "demo-wt-"
+	devicePrefix  = "demo-dc-"
+	clientPrefix  = "demo-cs-"
 )
 
 func newSecret(prefix string) string {
@@ -40,15 +42,22 @@ type ledger struct {
 }
 
 type family struct {
+	client string // who may present its refresh tokens (RFC 6749 §6)
 	scopes []string
 	dead   bool
+
+	consented bool // by an operator
 }
 
 type accessToken struct {
 	family  *family
 	scopes  []string
 	expires time.Time
+	use     Use
 }
+
+// Use is what an access token was exchanged for (RFC 8693). The zero value: it was not.
+type Use struct{ Actor, Audience, Resource string }
 
 type refreshToken struct {
 	family *family
@@ -67,12 +76,40 @@ func newLedger() ledger {
 }
 
 // open starts a family.
-func (l *ledger) open(scopes []string, now time.Time, ttl time.Duration) issued {
-	f := &family{scopes: scopes}
+func (l *ledger) open(client string, scopes []string, now time.Time, ttl time.Duration) issued {
+	f := &family{client: client, scopes: scopes, consented: true}
 	t := issued{refresh: newSecret(RefreshPrefix), scopes: scopes, family: f}
 	l.refresh[t.refresh] = &refreshToken{family: f}
 	t.access = l.mint(f, scopes, now, ttl)
 	return t
+}
+
+// single issues an access token that nothing renews.
+func (l *ledger) single(client string, scopes []string, now time.Time, ttl time.Duration) issued {
+	f := &family{client: client, scopes: scopes}
+	return issued{access: l.mint(f, scopes, now, ttl), scopes: scopes, family: f}
+}
+
+// trade issues an access token for another, which stays; it ends with the family of that one, and not after it. want is nil
+// for the same scopes.
+func (l *ledger) trade(subject string, want []string, use Use, now time.Time, ttl time.Duration) (t issued, code string) {
+	held, live := l.scopesOf(subject, now)
+	switch {
+	case !live:
+		return t, "invalid_request" // RFC 8693 §2.2.2
+	case len(subtract(want, held)) > 0:
+		return t, "invalid_scope"
+	case want == nil:
+		want = held
+	}
+	old := l.access[subject]
+	t = issued{scopes: want, family: old.family, access: newSecret(AccessPrefix)}
+	expires := now.Add(ttl)
+	if old.expires.Before(expires) {
+		expires = old.expires
+	}
+	l.access[t.access] = accessToken{family: old.family, scopes: want, expires: expires, use: use}
+	return t, ""
 }
 
 func (l *ledger) mint(f *family, scopes []string, now time.Time, ttl time.Duration) string {
@@ -83,13 +120,13 @@ func (l *ledger) mint(f *family, scopes []string, now time.Time, ttl time.Durati
 
 // renew spends a refresh token. want narrows the access token; nil is everything the family has, cut to what allowed
 // lets through. code is an OAuth error code, or empty.
-func (l *ledger) renew(token string, want []string, allowed func([]string) []string, rotate bool, now time.Time, ttl time.Duration) (t issued, code string) {
+func (l *ledger) renew(client, token string, want []string, allowed func([]string) []string, rotate bool, now time.Time, ttl time.Duration) (t issued, code string) {
 	r, ok := l.refresh[token]
 	if ok {
 		l.presented[fingerprint(token)]++
 	}
 	switch {
-	case !ok || r.family.dead:
+	case !ok || r.family.dead || r.family.client != client:
 		return t, "invalid_grant"
 	case r.spent:
 		l.reuses++
@@ -127,12 +164,19 @@ func (l *ledger) scopesOf(access string, now time.Time) (scopes []string, ok boo
 	return a.scopes, true
 }
 
-// revoke ends a family, or an access token alone (RFC 7009 §2.1).
-func (l *ledger) revoke(token string) {
-	if r, ok := l.refresh[token]; ok {
+// revoke ends a client's family, or an access token alone (RFC 7009 §2.1). code is for the token of another client.
+func (l *ledger) revoke(client, token string) (code string) {
+	r, isRefresh := l.refresh[token]
+	a, isAccess := l.access[token]
+	switch {
+	case isRefresh && r.family.client == client:
 		l.kill(r.family)
+	case isAccess && a.family.client == client:
+		delete(l.access, token)
+	case isRefresh, isAccess:
+		return "unauthorized_client"
 	}
-	delete(l.access, token)
+	return ""
 }
 
 func (l *ledger) families() []*family {

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,11 +18,15 @@ import (
 
 // ProviderOptions of NewProvider. The zero value is usable.
 type ProviderOptions struct {
-	// ClientID of the one public client; default "wayleave-demo".
+	// ClientID of the one public client that is there from the start; default "wayleave-demo".
 	ClientID string
+	// Clients are further clients.
+	Clients []Client
 	// RedirectURIs are compared exactly, except that a loopback address may have any port (RFC 8252 §7.3). Default: the
 	// provider's own /code page on loopback, and /callback on 127.0.0.1.
 	RedirectURIs []string
+	// DeviceInterval is the shortest time between two polls of a device; default a second.
+	DeviceInterval time.Duration
 	// AccessTTL of access tokens; default an hour.
 	AccessTTL time.Duration
 	// Now is the clock; default time.Now.
@@ -37,8 +40,12 @@ const codeTTL = time.Minute
 //
 //	GET  /authorize  approves at once; PKCE S256 required (RFC 7636)
 //	GET  /code       shows code#state to paste, for clients without a callback
-//	POST /token      authorization_code and refresh_token, form or JSON
+//	POST /token      every grant type that its metadata lists, form or JSON
 //	POST /revoke     RFC 7009
+//	POST /device     RFC 8628
+//	GET  /activate   approves the device whose user_code it gets
+//	POST /register   RFC 7591
+//	GET  /.well-known/oauth-authorization-server and /openid-configuration, RFC 8414
 //
 // Refresh tokens rotate, and presenting a spent one revokes everything that came from the same consent.
 type Provider struct {
@@ -48,14 +55,18 @@ type Provider struct {
 	done chan struct{}
 	once sync.Once
 
-	mu     sync.Mutex // guards what follows; not held while sleeping or writing
-	ledger ledger
-	codes  map[string]authorization
-	knobs  knobs
-	stats  Stats
+	mu      sync.Mutex // guards what follows; not held while sleeping or writing
+	ledger  ledger
+	clients map[string]Client
+	codes   map[string]authorization
+	devices map[string]*device // by device code
+	proofs  map[string]bool    // JWTs seen, by issuer and jti
+	knobs   knobs
+	stats   Stats
 }
 
 type authorization struct {
+	client              string
 	redirect, challenge string
 	scopes              []string
 	expires             time.Time
@@ -76,12 +87,27 @@ func NewProvider(opts ProviderOptions) *Provider {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	p := &Provider{opts: opts, mux: http.NewServeMux(), done: make(chan struct{}), ledger: newLedger(), codes: map[string]authorization{}}
+	if opts.DeviceInterval == 0 {
+		opts.DeviceInterval = time.Second
+	}
+	p := &Provider{
+		opts: opts, mux: http.NewServeMux(), done: make(chan struct{}), ledger: newLedger(),
+		clients: map[string]Client{opts.ClientID: {ID: opts.ClientID, RedirectURIs: opts.RedirectURIs}},
+		codes:   map[string]authorization{}, devices: map[string]*device{}, proofs: map[string]bool{},
+	}
+	for _, c := range opts.Clients {
+		p.clients[c.ID] = c
+	}
 	p.knobs.accessTTL, p.knobs.rotate = opts.AccessTTL, true
 	p.mux.HandleFunc("GET /authorize", p.authorize)
 	p.mux.HandleFunc("GET /code", showCode)
 	p.mux.HandleFunc("POST /token", p.token)
 	p.mux.HandleFunc("POST /revoke", p.revoke)
+	p.mux.HandleFunc("POST /device", p.deviceCode)
+	p.mux.HandleFunc("GET /activate", p.activate)
+	p.mux.HandleFunc("POST /register", p.register)
+	p.mux.HandleFunc("GET /.well-known/oauth-authorization-server", p.metadata)
+	p.mux.HandleFunc("GET /.well-known/openid-configuration", p.metadata)
 	return p
 }
 
@@ -103,16 +129,18 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // authorize is RFC 6749 §4.1.1. Faults in who is asking or where the answer would go are shown, not redirected.
 func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	if q.Get("client_id") != p.opts.ClientID {
+	client, known := p.clientOf(q.Get("client_id"))
+	if !known {
 		http.Error(w, "unknown client_id", http.StatusBadRequest)
 		return
 	}
 	redirect, err := url.Parse(q.Get("redirect_uri"))
-	if err != nil || !p.registered(redirect) {
+	if err != nil || !client.registered(redirect) {
 		http.Error(w, "redirect_uri is not registered", http.StatusBadRequest)
 		return
 	}
 	answer := redirect.Query()
+	answer.Set("iss", base(r)) // RFC 9207
 	if q.Has("state") {
 		answer.Set("state", q.Get("state"))
 	}
@@ -129,28 +157,13 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	default:
 		code := newSecret(codePrefix)
 		p.mu.Lock()
-		p.codes[code] = authorization{redirect: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), scopes: scopes, expires: p.opts.Now().Add(codeTTL)}
+		p.codes[code] = authorization{client: client.ID, redirect: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), scopes: scopes, expires: p.opts.Now().Add(codeTTL)}
 		p.mu.Unlock()
 		answer.Set("code", code)
 	}
 	redirect.RawQuery = answer.Encode()
 	w.Header().Set("Cache-Control", "no-store")
 	http.Redirect(w, r, redirect.String(), http.StatusFound)
-}
-
-func (p *Provider) registered(u *url.URL) bool {
-	if slices.Contains(p.opts.RedirectURIs, u.String()) {
-		return true
-	}
-	if ip := net.ParseIP(u.Hostname()); ip == nil || !ip.IsLoopback() {
-		return false
-	}
-	anyPort := *u
-	anyPort.Host = u.Hostname()
-	if strings.Contains(anyPort.Host, ":") {
-		anyPort.Host = "[" + anyPort.Host + "]"
-	}
-	return slices.Contains(p.opts.RedirectURIs, anyPort.String())
 }
 
 // showCode is the page of a provider whose clients cannot receive a callback.
@@ -177,7 +190,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	if plan.fail != nil && plan.fail(w, params) {
 		return
 	}
-	t, ttl, code := p.commit(params)
+	t, ttl, code := p.commit(params, base(r))
 	p.pause(plan.after)
 	if plan.lose {
 		reset(w)
@@ -192,7 +205,12 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 		"access_token": t.access,
 		"expires_in":   int(ttl / time.Second),
 		"scope":        strings.Join(t.scopes, " "),
-		"account":      map[string]string{"uuid": "00000000-0000-4000-8000-000000000001", "email_address": "operator@demo.test"},
+	}
+	if t.family.consented {
+		answer["account"] = map[string]string{"uuid": "00000000-0000-4000-8000-000000000001", "email_address": "operator@demo.test"}
+	}
+	if params["grant_type"] == grantExchange {
+		answer["issued_token_type"] = typeAccessToken
 	}
 	if t.refresh != "" {
 		answer["refresh_token"] = t.refresh
@@ -203,35 +221,49 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// commit does what a token request asks for; from here on a lost answer loses tokens.
-func (p *Provider) commit(params map[string]string) (t issued, ttl time.Duration, code string) {
+// commit does what a token request asks for; from here on a lost answer loses tokens. base is our address.
+func (p *Provider) commit(params map[string]string, base string) (t issued, ttl time.Duration, code string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if params["client_id"] != p.opts.ClientID {
-		return t, 0, "invalid_client"
+	client, code := p.authenticate(params, base)
+	if code != "" {
+		return t, 0, code
+	}
+	var want []string
+	if s := params["scope"]; s != "" {
+		want = strings.Fields(s)
 	}
 	now, ttl := p.opts.Now(), p.knobs.accessTTL
+	count := new(int)
 	switch params["grant_type"] {
 	case "authorization_code":
-		if t, code = p.exchange(params, now, ttl); code == "" {
-			p.stats.Exchanges++
-		}
+		count = &p.stats.Exchanges
+		t, code = p.exchange(client, params, now, ttl)
 	case "refresh_token":
-		var want []string
-		if s := params["scope"]; s != "" {
-			want = strings.Fields(s)
-		}
-		if t, code = p.ledger.renew(params["refresh_token"], want, p.allowedLocked, p.knobs.rotate, now, ttl); code == "" {
-			p.stats.Refreshes++
-		}
+		count = &p.stats.Refreshes
+		t, code = p.ledger.renew(client.ID, params["refresh_token"], want, p.allowedLocked, p.knobs.rotate, now, ttl)
+	case grantDevice:
+		t, code = p.claim(client, params["device_code"], now, ttl)
+	case "client_credentials":
+		count = &p.stats.Mints
+		t, code = p.mint(client, client.confidential(), want, now, ttl)
+	case grantJWT:
+		count = &p.stats.Mints
+		t, code = p.mint(client, p.proves(client, params["assertion"], base, now), want, now, ttl)
+	case grantExchange:
+		count = &p.stats.Trades
+		t, code = p.trade(client, params, base, want, now, ttl)
 	default:
 		code = "unsupported_grant_type"
+	}
+	if code == "" {
+		*count++
 	}
 	return t, ttl, code
 }
 
 // exchange spends a code; one that is presented again takes its tokens with it (RFC 6749 §4.1.2).
-func (p *Provider) exchange(params map[string]string, now time.Time, ttl time.Duration) (t issued, code string) {
+func (p *Provider) exchange(client Client, params map[string]string, now time.Time, ttl time.Duration) (t issued, code string) {
 	a, ok := p.codes[params["code"]]
 	if ok && a.spent != nil {
 		p.ledger.kill(a.spent)
@@ -239,10 +271,10 @@ func (p *Provider) exchange(params map[string]string, now time.Time, ttl time.Du
 	}
 	sum := sha256.Sum256([]byte(params["code_verifier"]))
 	challenge := base64.RawURLEncoding.EncodeToString(sum[:])
-	if !ok || now.After(a.expires) || params["redirect_uri"] != a.redirect || subtle.ConstantTimeCompare([]byte(challenge), []byte(a.challenge)) != 1 {
+	if !ok || a.client != client.ID || now.After(a.expires) || params["redirect_uri"] != a.redirect || subtle.ConstantTimeCompare([]byte(challenge), []byte(a.challenge)) != 1 {
 		return t, "invalid_grant"
 	}
-	t = p.ledger.open(a.scopes, now, ttl)
+	t = p.ledger.open(client.ID, a.scopes, now, ttl)
 	a.spent = t.family
 	p.codes[params["code"]] = a
 	return t, ""
@@ -255,8 +287,15 @@ func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.mu.Lock()
-	p.ledger.revoke(params["token"])
+	client, code := p.authenticate(params, base(r))
+	if code == "" {
+		code = p.ledger.revoke(client.ID, params["token"])
+	}
 	p.mu.Unlock()
+	if code != "" {
+		oauthError(w, code)
+		return
+	}
 	w.WriteHeader(http.StatusOK) // also for a token nobody knows
 }
 
@@ -293,8 +332,11 @@ func readParams(r *http.Request) (map[string]string, error) {
 			params[k] = v.Get(k)
 		}
 	}
-	if user, _, ok := r.BasicAuth(); ok && params["client_id"] == "" {
+	if user, pass, ok := r.BasicAuth(); ok {
 		if params["client_id"], err = url.QueryUnescape(user); err != nil {
+			return nil, err
+		}
+		if params["client_secret"], err = url.QueryUnescape(pass); err != nil {
 			return nil, err
 		}
 	}

@@ -319,7 +319,7 @@ func TestRevoke(t *testing.T) {
 	at, rt := a.Issue("a")
 	at2, rt2 := a.Issue("a")
 	for _, token := range []string{rt, at2, "nobody's"} {
-		resp, err := http.PostForm(a.url+"/revoke", url.Values{"token": {token}})
+		resp, err := http.PostForm(a.url+"/revoke", url.Values{"token": {token}, "client_id": {"wayleave-demo"}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ type worker struct {
 	proxy       *url.URL // with the session's user and password
 	roots       *x509.CertPool
 	placeholder string
+	env         map[string]string // all of its environment
 }
 
 // enrol runs the launcher as the named worker and keeps the environment it makes.
@@ -32,12 +33,13 @@ func (g *gate) enrol(t *testing.T, name, variable string) worker {
 		t.Fatalf("enrolling %s: %v\n%s", name, err, stderr.String())
 	}
 	env, ca, _ := strings.Cut(string(out), mark)
-	w := worker{roots: x509.NewCertPool()}
+	w := worker{roots: x509.NewCertPool(), env: map[string]string{}}
 	if !w.roots.AppendCertsFromPEM([]byte(ca)) {
 		t.Fatalf("no CA in the worker's environment:\n%s", out)
 	}
 	for line := range strings.Lines(env) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		w.env[name] = value
 		switch name {
 		case "HTTPS_PROXY":
 			if w.proxy, err = url.Parse(value); err != nil {

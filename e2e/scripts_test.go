@@ -23,6 +23,7 @@ import (
 //	prints TEXT              wait until the gate has printed TEXT
 //	provider ttl D | down | back | allow SCOPE… | all-scopes | revoke-all | expire | fail N STATUS BODY | rotate on|off
 //	provider refreshes N     check how many refreshes succeeded, and that no refresh token came twice
+//	provider revoked N       check how many consents were ended, none of them by reuse
 //	received PATH REGEXP     check the credential, masked, of the last request that arrived at PATH
 //	[!] saw TEXT             check whether any request that arrived carried TEXT
 //	eventually COMMAND…      run a command until it succeeds; its output is then stdout
@@ -147,6 +148,10 @@ func (s *stage) providerCmd(_ *testscript.TestScript, args []string) error {
 		st := p.Stats()
 		if strconv.Itoa(st.Refreshes) != rest[0] || st.MaxPresented() > 1 {
 			return fmt.Errorf("%d refreshes, and a refresh token was presented %d times", st.Refreshes, st.MaxPresented())
+		}
+	case "revoked":
+		if st := p.Stats(); strconv.Itoa(st.Revoked) != rest[0] || st.Reuses > 0 {
+			return fmt.Errorf("%d consents ended, %d refresh tokens reused", st.Revoked, st.Reuses)
 		}
 	default:
 		return fmt.Errorf("unknown: provider %s", what)

@@ -123,9 +123,9 @@ type Sessions interface {
 	IsPlaceholder(value, sessionID, credential, prefix string) bool
 }
 
-// Tokens gives out real tokens: a *grant.Keeper. An error is a *grant.Unusable.
+// Tokens gives out real tokens, of a grant and for a worker: a *grant.Exchanger. An error is a *grant.Unusable.
 type Tokens interface {
-	Token(ctx context.Context, name string, required []string) (grant.Token, error)
+	Token(ctx context.Context, name, worker string, required []string) (grant.Token, error)
 }
 
 // Options are optional.

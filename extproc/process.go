@@ -79,7 +79,7 @@ func (s *Server) token(ctx context.Context, d decision) (string, *refusal) {
 	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
 	f := &refusal{grant: d.swap.grant}
-	got, err := s.tokens.Token(ctx, d.swap.grant, d.swap.scopes)
+	got, err := s.tokens.Token(ctx, d.swap.grant, d.session.Worker, d.swap.scopes)
 	if err != nil {
 		f.reason, f.cause = refreshUnavailable, err
 		if u, ok := errors.AsType[*grant.Unusable](err); ok {

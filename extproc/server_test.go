@@ -45,11 +45,11 @@ type vault struct {
 
 func realToken(grant string) string { return "REAL-" + grant + "-0123456789" }
 
-func (v *vault) Token(ctx context.Context, name string, required []string) (grant.Token, error) {
+func (v *vault) Token(ctx context.Context, name, worker string, required []string) (grant.Token, error) {
 	v.mu.Lock()
 	err, hang := v.errs[name], v.hang
 	token, own := v.tokens[name]
-	v.asked = append(v.asked, name+" "+strings.Join(required, ","))
+	v.asked = append(v.asked, worker+": "+name+" "+strings.Join(required, ","))
 	v.mu.Unlock()
 	if hang {
 		<-ctx.Done()
@@ -179,7 +179,7 @@ func TestProcessSwaps(t *testing.T) {
 	if v := verdictOf(out); v != "swap" {
 		t.Errorf("verdict %q", v)
 	}
-	if diff := cmp.Diff([]string{"claude user:inference"}, f.vault.asked); diff != "" {
+	if diff := cmp.Diff([]string{"ci: claude user:inference"}, f.vault.asked); diff != "" {
 		t.Error(diff)
 	}
 	if f.log.Len() != 0 {

@@ -27,15 +27,29 @@ type Spec struct {
 	Name     string   // as in `wayleave grant connect <name>`; the last part of both document paths
 	Provider string   // a grant connected at another provider is never used
 	Scopes   []string // requested: what a connect asks for, and what the state is judged by
-	OAuth    Refresher
+	Kind     Kind
+	OAuth    Issuer // nil for Static
 }
 
-// Refresher presents a refresh token at a provider's token endpoint (RFC 6749 section 6); it is an [oauth.Client]. It
-// must obey ctx, and fail with an *[oauth.Error] whose Outcome says whether the token may have been spent: any other
-// error counts as [oauth.Unknown]. granted are the scopes held, requested
-// those of the Spec.
-type Refresher interface {
+// Kind says where a grant's tokens come from.
+type Kind string
+
+// Kinds of grants.
+const (
+	Consent Kind = ""        // an operator's consent, kept by its refresh token (RFC 6749 section 6)
+	Machine Kind = "machine" // the gateway's own client credentials or assertion (RFC 6749 section 4.4, RFC 7523): nobody connects it
+	Static  Kind = "static"  // a value that an operator imported, such as an API key
+)
+
+// Issuer gives out and revokes tokens at a provider; it is an [oauth.Client]. Its methods must obey ctx, and fail with an
+// *[oauth.Error] whose Outcome says whether the refresh token may have been spent: any other error counts as
+// [oauth.Unknown].
+type Issuer interface {
+	// Refresh presents a refresh token (RFC 6749 section 6); for a Machine grant there is none. granted are the scopes held,
+	// requested those of the Spec.
 	Refresh(ctx context.Context, refresh secret.Text, granted, requested []string) (oauth.Token, error)
+	// Revoke ends a token (RFC 7009); without a revocation endpoint, or a token, it does nothing.
+	Revoke(ctx context.Context, token secret.Text) error
 }
 
 // Token is an access token that may be sent now.

@@ -12,20 +12,26 @@ import (
 
 // Options of a [Keeper]. The zero value is usable.
 type Options struct {
-	Holder      string           // names this replica in leases, for people; default: random
-	Now         func() time.Time // default: time.Now
-	Log         *slog.Logger     // default: nothing is logged
-	Ahead       time.Duration    // refresh this long before expiry, at most a fifth of the token's life; default 5 min
-	CallTimeout time.Duration    // longest token-endpoint call, and so how long a lease must last; default 15 s. The same on all replicas.
-	Reread      time.Duration    // how often each grant is read again, to see what others wrote; default 5 s
-	Drain       time.Duration    // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
+	Holder      string               // names this replica in leases, for people; default: random
+	Now         func() time.Time     // the time of day; default: time.Now
+	Running     func() time.Duration // a clock that nobody sets, since any fixed point; default: the time since NewKeeper
+	Spool       Spool                // outlives a crash of this process; nil: there is none
+	Log         *slog.Logger         // default: nothing is logged
+	Ahead       time.Duration        // refresh this long before expiry, at most a fifth of the token's life; default 5 min
+	CallTimeout time.Duration        // longest token-endpoint call: a slow answer may hold the only live refresh token; default 60 s
+	Lease       time.Duration        // how long other replicas leave a grant to one that has ceased to renew its claim; default 20 s. The same on all replicas.
+	Reread      time.Duration        // how often each grant is read again, to see what others wrote; default 5 s
+	Drain       time.Duration        // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
 }
 
 // Keeper keeps a set of grants usable and hands out their tokens. Each grant belongs to one goroutine, which [Keeper.Run]
 // starts; every other method only looks at what that goroutine has published, so all are safe for concurrent use.
 type Keeper struct {
 	minders map[string]*minder // by name; never changed
-	now     func() time.Time
+	docs    Documents
+	reread  time.Duration
+	log     *slog.Logger
+	now     func() moment
 	drain   time.Duration
 	ended   chan struct{} // closed when Run returns
 }
@@ -38,22 +44,35 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Running == nil {
+		start := time.Now()
+		o.Running = func() time.Duration { return time.Since(start) }
+	}
 	k := &Keeper{
 		minders: make(map[string]*minder, len(specs)),
-		now:     o.Now,
+		docs:    docs,
+		reread:  cmp.Or(o.Reread, 5*time.Second),
+		log:     o.Log,
+		now:     func() moment { return moment{day: o.Now().Round(0), run: o.Running()} },
 		drain:   cmp.Or(o.Drain, 20*time.Second),
 		ended:   make(chan struct{}),
 	}
 	holder := cmp.Or(o.Holder, rand.Text())
+	endpoints := map[string]*endpoint{}
 	for _, s := range specs {
+		if endpoints[s.Provider] == nil {
+			endpoints[s.Provider] = &endpoint{}
+		}
 		k.minders[s.Name] = newMinder(&minder{
-			spec:   s,
-			docs:   docs,
-			policy: policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, 15*time.Second)},
-			holder: holder,
-			reread: cmp.Or(o.Reread, 5*time.Second),
-			now:    o.Now,
-			log:    o.Log.With("grant", s.Name, "provider", s.Provider),
+			spec:     s,
+			docs:     docs,
+			spool:    o.Spool,
+			endpoint: endpoints[s.Provider],
+			policy:   policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, time.Minute), lease: cmp.Or(o.Lease, 20*time.Second)},
+			holder:   holder,
+			reread:   k.reread,
+			now:      k.now,
+			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
 		})
 	}
 	return k
@@ -80,6 +99,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 			}
 		})
 	}
+	running.Go(func() { k.watchRequests(ctx) })
 	<-ctx.Done()
 	defer time.AfterFunc(k.drain, stop).Stop()
 	running.Wait()
@@ -113,6 +133,30 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 			waiting = false // one last look: what is refused with is as of now
 		case <-k.ended:
 			waiting = false
+		}
+	}
+}
+
+// watchRequests hands on what operators ask for, until ctx ends.
+func (k *Keeper) watchRequests(ctx context.Context) {
+	tick := time.NewTicker(k.reread)
+	defer tick.Stop()
+	failed := false
+	for {
+		all, _, err := getRequests(ctx, k.docs)
+		if err != nil && !failed && ctx.Err() == nil {
+			k.log.Warn("requests of operators cannot be read: `wayleave grant refresh` and revocation have no effect until they can", "err", err)
+		}
+		failed = err != nil
+		for name, r := range all {
+			if m := k.minders[name]; m != nil && err == nil {
+				m.carryOut(r)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -665,7 +665,7 @@ func TestHolderDied(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		leave := func(attempt int) {
 			r, ver, _ := getRecord(t.Context(), w.docs, "claude")
-			r.Lease = &lease{ID: "left", Holder: "dead", Deadline: time.Now().Add(30 * time.Second), Attempt: attempt}
+			r.Lease = &lease{ID: "left", Holder: "dead", Deadline: time.Now().Add(20 * time.Second), Attempt: attempt}
 			if _, err := putRecord(t.Context(), w.docs, "claude", r, ver); err != nil {
 				t.Fatal(err)
 			}
@@ -677,11 +677,11 @@ func TestHolderDied(t *testing.T) {
 		defer cancel()
 		if _, err := k.Token(ctx, "claude", nil); err == nil || !strings.Contains(err.Error(), "waiting for the refresh") {
 			t.Errorf("Token: %v", err)
-		} else if u, _ := errors.AsType[*Unusable](err); u.RetryAfter != 25*time.Second {
+		} else if u, _ := errors.AsType[*Unusable](err); u.RetryAfter != 11*time.Second {
 			t.Errorf("a request is told to come back after %v, want when the lease may be taken over", u.RetryAfter)
 		}
 		w.token(k)
-		if waited := time.Since(begin); waited < 30*time.Second+clockSkew || waited > 37*time.Second {
+		if waited := time.Since(begin); waited < 20*time.Second || waited > 22*time.Second {
 			t.Errorf("took the lease over after %v", waited)
 		}
 		w.as.once(t, 1)

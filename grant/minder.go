@@ -6,53 +6,64 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"wayleave/vault"
 )
 
-// conflictPause follows a write that somebody else got ahead of.
-const conflictPause = 50 * time.Millisecond
+// A write that somebody else got ahead of is followed by a pause, from the first to the second of these: a standby may answer
+// reads with what is no longer true.
+const conflictPause, longestConflict = 50 * time.Millisecond, 2 * time.Second
 
 // minder keeps one grant. Everything below owned belongs to the goroutine in run and needs no lock; others see views,
 // and may ask.
 type minder struct {
-	spec   Spec
-	docs   Documents
-	policy policy
-	holder string
-	reread time.Duration
-	now    func() time.Time
-	log    *slog.Logger
+	spec     Spec
+	docs     Documents
+	spool    Spool     // may be nil
+	endpoint *endpoint // shared with other grants of the provider
+	policy   policy
+	holder   string
+	reread   time.Duration
+	now      func() moment
+	log      *slog.Logger
 
-	asked chan struct{} // holds one: somebody wants a fresh look
-	view  atomic.Pointer[view]
+	asked   chan struct{} // holds one: somebody wants a fresh look
+	view    atomic.Pointer[view]
+	request atomic.Pointer[request] // the last one by an operator, to be judged against what is stored
 
 	owned
 }
 
+// owned times are by the running clock.
 type owned struct {
 	rec    record // as stored, as far as we know
 	ver    int    // its version
 	loaded bool
-	readAt time.Time // when the last attempt began
-	wanted bool      // somebody asked since
-	mine   string    // id of a lease we wrote, or may have, and did not use
+	readAt time.Duration // when the last attempt began
+	wanted bool          // somebody asked since
+	mine   string        // id of a lease we wrote, or may have, and did not use
+	marked string        // id of the lease under which a process before this one presented the token
+	blind  bool          // no spool in which we could say that of ourselves
+	held   time.Duration // the token endpoint is not called before: it is busy, or down
+
+	rescope bool // see wish. Only then: gateways of an old and a new configuration must not undo each other's work
 
 	unsaved *outcome // of our refresh, to be stored before anything else
 
 	readErr, writeErr error // nil once the next read, or write, works
 	storeFails        int   // in a row
-	storeRetry        time.Time
+	conflicts         int   // in a row
+	storeRetry        time.Duration
 
 	jitter      float64 // see policy; new with each token
 	reported    []byte  // the summary that status/<name> holds, as far as we know
 	reportErr   error   // of the last attempt
-	reportRetry time.Time
+	reportRetry time.Duration
 	logged      State
 	draining    bool // it is logged that the end waits for the store
 }
@@ -73,16 +84,24 @@ func (m *minder) ask() {
 	}
 }
 
+// carryOut makes the minder do what an operator asked for, unless it is done.
+func (m *minder) carryOut(r request) {
+	if old := m.request.Swap(&r); old == nil || old.ID != r.ID {
+		m.ask()
+	}
+}
+
 // run minds the grant until ctx ends and nothing is unsaved, or until work ends, which is the context of everything it
 // does. The error says that a token was lost.
 func (m *minder) run(ctx, work context.Context) error {
+	m.restore()
 	for work.Err() == nil && (ctx.Err() == nil || m.holding()) {
 		if err := m.storeErr(); err != nil && ctx.Err() != nil && !m.draining {
 			m.draining = true
 			m.log.Warn("stopping waits until the new token is stored", "err", err)
 		}
-		task, at := m.next(m.now())
-		if pause := at.Sub(m.now()); pause > 0 {
+		task, pause := m.next(m.now())
+		if pause > 0 {
 			m.sleep(ctx, work, pause)
 			continue
 		}
@@ -90,10 +109,9 @@ func (m *minder) run(ctx, work context.Context) error {
 		m.publish() // not after a mere sleep: whoever asked and still waits would ask again at once
 	}
 	if m.unsaved != nil && m.unsaved.rotated() {
-		return fmt.Errorf("grant %q was refreshed but its new token could not be stored (%w), so it is lost; run `wayleave grant connect %s`",
-			m.spec.Name, cmp.Or(m.storeErr(), errors.New("no time left")), m.spec.Name)
+		return m.unsaved.lost(m.spec.Name, cmp.Or(m.storeErr(), errors.New("no time left")))
 	}
-	if m.reportDue() {
+	if m.reportDue(m.now()) {
 		m.report(work)
 	}
 	return nil
@@ -105,22 +123,30 @@ func (m *minder) holding() bool {
 	return m.unsaved != nil && (m.unsaved.rotated() || m.storeErr() == nil)
 }
 
-// next says what to do next, and when.
-func (m *minder) next(now time.Time) (task func(context.Context), at time.Time) {
+func (m *minder) wish() wish {
+	return wish{holder: m.holder, mine: m.mine, asked: m.request.Load(), jitter: m.jitter, rescope: m.rescope}
+}
+
+// next says what to do next, and how long to wait before.
+func (m *minder) next(now moment) (task func(context.Context), pause time.Duration) {
+	storeWait := m.storeRetry - now.run
 	if m.unsaved != nil {
-		return m.save, m.storeRetry
+		return m.save, storeWait
 	}
-	if !m.loaded || m.readErr != nil || now.Before(m.storeRetry) {
-		return m.read, m.storeRetry
+	if !m.loaded || m.readErr != nil || storeWait > 0 {
+		return m.read, storeWait
 	}
-	move, at := m.policy.plan(m.rec, m.spec, now, m.mine, m.jitter)
+	move, wait := m.policy.plan(m.rec, m.spec, now, m.wish())
+	if move == refresh || move == revoke {
+		wait = max(wait, m.held-now.run)
+	}
 	switch {
-	case move == refresh && !at.After(now):
-		return m.refresh, at
+	case (move == refresh || move == revoke) && wait <= 0:
+		return m.call(move), 0
 	case move == giveUp:
-		return m.giveUp, at
-	case m.reportDue() && !m.reportRetry.After(now):
-		return m.report, now
+		return m.giveUp, 0
+	case m.reportDue(now) && m.reportRetry <= now.run:
+		return m.report, 0
 	}
 
 	// A period of its own for each token and replica, so that reads spread out.
@@ -128,9 +154,9 @@ func (m *minder) next(now time.Time) (task func(context.Context), at time.Time) 
 	if m.wanted {
 		every = min(every, recheck)
 	}
-	read := m.readAt.Add(every)
-	if move == refresh && at.Before(read) {
-		return m.refresh, at
+	read := m.readAt + every - now.run
+	if (move == refresh || move == revoke) && wait < read {
+		return m.call(move), wait
 	}
 	return m.read, read
 }
@@ -156,7 +182,7 @@ func (m *minder) sleep(ctx, work context.Context, d time.Duration) {
 func (m *minder) publish() {
 	v := &view{
 		rec: m.rec, loaded: m.loaded, readAt: m.readAt,
-		storeErr: m.storeErr(), storeRetry: m.storeRetry, jitter: m.jitter,
+		storeErr: m.storeErr(), storeRetry: m.storeRetry, held: m.held, wish: m.wish(),
 		superseded: make(chan struct{}),
 	}
 	if m.unsaved != nil && !m.unsaved.doubtful {
@@ -191,20 +217,33 @@ func (m *minder) publish() {
 
 // read looks what is stored.
 func (m *minder) read(ctx context.Context) {
-	m.readAt, m.wanted = m.now(), false // before it: requests that come meanwhile cannot rely on what this finds
+	m.readAt, m.wanted = m.now().run, false // before it: requests that come meanwhile cannot rely on what this finds
 	r, ver, err := getRecord(ctx, m.docs, m.spec.Name)
 	if err != nil && !errors.Is(err, vault.ErrNotFound) {
 		m.readErr = err
 		m.storeFailed()
 		return
 	}
+	if m.readErr != nil {
+		// While we could not see what the holder of a lease does, it could not store what it did either.
+		m.rec.local.leased = m.now().run
+	}
 	m.readErr = nil
 	if m.writeErr == nil {
 		m.storeFails = 0
 	}
+	first := !m.loaded
 	m.loaded = true
 	m.adopt(r, ver)
+	if l := m.rec.Lease; first && l != nil && l.Holder == m.holder && l.Marked && l.ID != m.marked {
+		m.mine = l.ID // of the process before us, which ended before it presented the token
+	}
+	m.rescope = (m.rescope || first && m.rec.connected()) && !m.askedForAll()
 }
+
+// askedForAll reports whether the last connect, or for a machine's grant the last call, asked for the scopes of the
+// configuration.
+func (m *minder) askedForAll() bool { return slices.Equal(m.rec.Requested, sorted(m.spec.Scopes)) }
 
 // adopt takes over what is stored. What is older than what we know comes from a standby that lags, or from a store that
 // was set back to a backup: then only its version is taken over, and check-and-set will tell at the next write.
@@ -218,14 +257,16 @@ func (m *minder) adopt(r record, ver int) {
 		m.jitter = rand.Float64()
 		m.writeErr = nil // what failed to be written is of no more interest
 	}
-	m.rec, m.ver = r, ver
+	m.rec, m.ver = r.noted(m.rec, m.now()), ver
+	m.rescope = m.rescope && !m.askedForAll()
 }
 
 // put writes r over the version we know.
 func (m *minder) put(ctx context.Context, r record, cas int) error {
 	ver, err := putRecord(ctx, m.docs, m.spec.Name, r, cas)
 	if err == nil {
-		m.readErr, m.writeErr, m.storeFails, m.storeRetry = nil, nil, 0, time.Time{}
+		m.readErr, m.writeErr, m.storeFails, m.conflicts, m.storeRetry = nil, nil, 0, 0, 0
+		m.loaded = true
 		m.adopt(r, ver)
 	}
 	return err
@@ -234,19 +275,26 @@ func (m *minder) put(ctx context.Context, r record, cas int) error {
 // storeFailed makes the minder leave the store alone for a while, longer each time, but never long.
 func (m *minder) storeFailed() {
 	m.storeFails++
-	m.storeRetry = m.now().Add(min(backoff(m.storeFails, m.jitter), m.reread))
+	m.storeRetry = m.now().run + min(backoff(m.storeFails, m.jitter), m.reread)
+}
+
+// conflict makes it wait a little for what others wrote.
+func (m *minder) conflict() {
+	pause := min(conflictPause<<min(m.conflicts, 10), longestConflict)
+	m.conflicts++
+	m.storeRetry = m.now().run + pause/2 + time.Duration(m.jitter*float64(pause)/2)
 }
 
 func (m *minder) storeErr() error { return cmp.Or(m.writeErr, m.readErr) }
 
 // reportDue reports whether status/<name> should be written: the summary of what is stored has changed and will last.
-func (m *minder) reportDue() bool {
-	s, ok := m.lasting()
+func (m *minder) reportDue(now moment) bool {
+	s, ok := m.lasting(now)
 	return ok && !bytes.Equal(s, m.reported)
 }
 
-func (m *minder) lasting() (encoded []byte, ok bool) {
-	s := summarize(m.rec, m.spec, m.now())
+func (m *minder) lasting(now moment) (encoded []byte, ok bool) {
+	s := summarize(m.rec, m.spec, now)
 	if s.State == Refreshing || !m.loaded || m.unsaved != nil || m.storeErr() != nil {
 		return nil, false
 	}
@@ -261,7 +309,7 @@ func (m *minder) report(ctx context.Context) {
 	if err == nil {
 		m.reported, _ = json.Marshal(s)
 	} else {
-		m.reportRetry = m.now().Add(m.reread)
+		m.reportRetry = m.now().run + m.reread
 		if m.reportErr == nil {
 			m.log.Warn("grant status not written: lists show an older one until it is", "err", err)
 		}

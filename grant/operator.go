@@ -20,11 +20,11 @@ func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now 
 	if t.Access.IsZero() {
 		return Summary{}, fmt.Errorf("connecting grant %q: the provider gave no access token", spec.Name)
 	}
-	r := newRecord(spec, t, rand.Text(), now)
+	r := newRecord(spec, t, rand.Text(), now).happened(Event{At: now, What: Connected})
 	if err := overwrite(ctx, docs, spec.Name, r); err != nil {
 		return Summary{}, fmt.Errorf("storing grant %q: %w", spec.Name, err)
 	}
-	s := summarize(r, spec, now)
+	s := summarize(r, spec, moment{day: now})
 	if err := putStatus(ctx, docs, s); err != nil {
 		return s, fmt.Errorf("grant %q is connected, but its status document is not up to date, which a running gateway will mend: %w", spec.Name, err)
 	}

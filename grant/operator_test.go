@@ -37,7 +37,7 @@ func TestConnectListDisconnect(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range l {
-			l[i].Epoch = ""
+			l[i].Epoch, l[i].History = "", nil
 		}
 		return l
 	}

@@ -2,13 +2,15 @@ package grant
 
 import (
 	"time"
-
-	"wayleave/oauth"
 )
 
 const (
 	maxPresented       = 2                // times a refresh token is presented when no answer comes
-	clockSkew          = 5 * time.Second  // how far the clocks of two replicas may differ
+	clockSkew          = 5 * time.Second  // how far the clocks of two machines usually differ
+	maxClockError      = 15 * time.Minute // and how far at most
+	leaseSlack         = time.Second      // between the end of a lease and its takeover
+	machineLease       = 5 * time.Second  // which only saves calls: nothing is spent
+	patience           = 10 * time.Minute // with a lease that was left behind, while no worker suffers
 	maxBackoff         = 2 * time.Minute  // between refreshes that fail
 	minUnansweredPause = 10 * time.Second // before a refresh token is presented a second time
 	shortestUse        = time.Second      // of a new token, however short its life
@@ -20,31 +22,30 @@ const (
 type policy struct {
 	ahead time.Duration // refresh this long before expiry, or a fifth of the token's life if that is less
 	call  time.Duration // a token-endpoint call ends within this
+	lease time.Duration // how long a lease lasts that is not renewed: workers wait for that when a holder dies with an expired token
 }
 
-// lease is how long a lease lasts: long enough that its holder's call is over, by whatever clock, when it may be taken
-// over (clockSkew later), and no longer, since workers wait for that when a holder dies with an expired token.
-func (p policy) lease() time.Duration { return p.call * 4 / 3 }
-
 // slack is how much of a lease may pass before the request is sent; see minder.lease.
-func (p policy) slack() time.Duration { return p.call / 5 }
+func (p policy) slack() time.Duration { return p.lease / 5 }
+
+// renewal is how often a lease is renewed while the call lasts.
+func (p policy) renewal() time.Duration { return p.lease / 4 }
+
+// life is how long r's access token lives altogether.
+func (r record) life() time.Duration { return r.Expires.Sub(r.Issued) }
 
 // usable reports whether r's access token may be sent now.
-func usable(r record, now time.Time) bool {
+func usable(r record, now moment) bool {
 	if r.Access.IsZero() {
 		return false
 	}
-	if r.Expires.IsZero() {
-		return true
-	}
-	margin := min(maxMargin, max(0, r.Expires.Sub(r.Issued)/20))
-	return now.Before(r.Expires.Add(-margin))
+	return r.Expires.IsZero() || r.left(now) > min(maxMargin, max(0, r.life()/20))
 }
 
-// refreshAt is when r, which expires, should be refreshed.
-func (p policy) refreshAt(r record, jitter float64) time.Time {
-	ahead := min(p.ahead, r.Expires.Sub(r.Issued)/5)
-	return r.Expires.Add(-ahead - time.Duration(jitter*float64(ahead)/2))
+// ahead is how long before the expiry of its token r should be refreshed.
+func (p policy) aheadOf(r record, jitter float64) time.Duration {
+	ahead := min(p.ahead, r.life()/5)
+	return ahead + time.Duration(jitter*float64(ahead)/2)
 }
 
 // move is what to do about a record next.
@@ -52,51 +53,104 @@ type move int
 
 const (
 	rest    move = iota // nothing, until an operator changes it
-	refresh             // take the lease and refresh, from the time given
-	await               // another replica has the lease, until the time given
+	refresh             // take the lease and refresh
+	await               // another replica has the lease
 	giveUp              // it may not be presented again: say so
+	revoke              // take the lease and revoke
 )
 
-// plan says what to do about r and from when on; mine is a lease of ours that was written but not used.
-func (p policy) plan(r record, spec Spec, now time.Time, mine string, jitter float64) (move, time.Time) {
-	if !r.connected() || r.Dead || r.foreign(spec) || r.Refresh.IsZero() || r.Expires.IsZero() {
-		return rest, time.Time{}
+// wish is what else decides about the next move.
+type wish struct {
+	holder string   // our name in leases
+	mine   string   // id of a lease of ours that was written but not used
+	asked  *request // by an operator; nil: nothing
+	jitter float64
+
+	rescope bool // a Machine grant's token was fetched for other scopes, before this process began
+}
+
+// plan says what to do about r, and how long to wait before.
+func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait time.Duration) {
+	open := w.asked.open(r, now)
+	switch {
+	case r.Revoked, r.foreign(spec):
+		return rest, 0
+	case open && w.asked.Do == AskRevoke && r.Kind != Machine:
+		do = revoke
+	case r.Epoch == "" && spec.Kind == Machine:
+		do = refresh
+	case !r.connected(), !r.refreshable():
+		return rest, 0
+	case open && w.asked.Do == AskRefresh:
+		do = refresh
+	case r.Access.IsZero(), r.Kind == Machine && w.rescope:
+		do, wait = refresh, r.paused(now)
+	case r.Expires.IsZero():
+		return rest, 0
+	default:
+		do, wait = refresh, max(r.left(now)-p.aheadOf(r, w.jitter), r.paused(now))
 	}
-	at := p.refreshAt(r, jitter)
-	if at.Before(r.NotBefore) {
-		at = r.NotBefore
+	if wait > 0 {
+		return do, wait
 	}
-	if now.Before(at) {
-		return refresh, at
-	}
-	if l := r.Lease; l != nil && l.ID != mine {
-		if free := l.Deadline.Add(clockSkew); now.Before(free) {
-			return await, free
+	if l := r.Lease; l != nil && l.ID != w.mine {
+		if held := p.leftBehind(r, now, w.holder); held > 0 {
+			return await, held
 		}
-		if l.Attempt >= maxPresented {
-			return giveUp, now
+		if do == refresh && l.Attempt >= maxPresented && r.Kind == Consent {
+			return giveUp, 0
 		}
 	}
-	return refresh, at
+	return do, 0
+}
+
+// leftBehind is for how long the lease of r is to be left to its holder, who renews it as long as it lives. Only time we have seen pass counts: two replicas
+// need not agree on the time of day, except that an error of theirs has limits. A lease of our own name is one of a process
+// that this one has replaced, so nobody is at the token endpoint any more.
+//
+// While the present token serves, there is more patience: the holder may be stopped, or crashed and soon back with the answer
+// in its spool, and to present the refresh token a second time is the greater risk.
+func (p policy) leftBehind(r record, now moment, holder string) time.Duration {
+	switch l := r.Lease; {
+	case l.Holder == holder, now.day.After(l.Deadline.Add(maxClockError)):
+		return 0
+	case r.Kind == Machine:
+		return p.held(r, machineLease, now)
+	case usable(r, now) && !r.Expires.IsZero():
+		return max(p.held(r, p.lease+leaseSlack, now), min(p.held(r, patience, now), r.left(now)-p.aheadOf(r, 0)/3))
+	}
+	return p.held(r, p.lease+leaseSlack, now)
+}
+
+// held is how much of life is left since the lease of r was first seen, or was written, if r was not seen before.
+func (p policy) held(r record, life time.Duration, now moment) time.Duration {
+	if r.local.noted {
+		return r.local.leased + life - now.run
+	}
+	return r.Lease.Deadline.Sub(now.day) + life - p.lease
 }
 
 // stateOf is the state of r. The most that an operator must act on comes first, then what they should know of.
-func stateOf(r record, spec Spec, now time.Time) State {
+func stateOf(r record, spec Spec, now moment) State {
 	ok := usable(r, now)
 	switch {
+	case r.foreign(spec) && !r.Revoked, r.Dead:
+		return NeedsReconnect
+	case r.Epoch == "" && spec.Kind == Machine:
+		return Refreshing
 	case !r.connected():
 		return NeverConnected
-	case r.Dead, r.foreign(spec), !ok && r.Refresh.IsZero():
+	case !ok && !r.refreshable():
 		return NeedsReconnect
-	case r.Unanswered > 0, r.Lease != nil && now.After(r.Lease.Deadline.Add(clockSkew)):
+	case r.Kind == Consent && (r.Unanswered > 0 || r.Lease != nil && now.day.After(r.Lease.Deadline.Add(clockSkew))):
 		return Ambiguous
 	case r.Failures > 0 && !ok:
 		return RefreshUnavailable
-	case len(oauth.MissingScopes(r.Granted, spec.Scopes)) > 0:
+	case len(missing(r.Granted, spec.Scopes)) > 0:
 		return ScopeMissing
 	case r.Failures > 0:
 		return Degraded
-	case r.Lease != nil:
+	case r.Lease != nil, r.Access.IsZero():
 		return Refreshing
 	}
 	return Healthy

@@ -15,7 +15,7 @@ import (
 var (
 	t0   = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	spec = Spec{Name: "claude", Provider: "anthropic", Scopes: []string{"files", "inference"}}
-	pol  = policy{ahead: 5 * time.Minute, call: 15 * time.Second}
+	pol  = policy{ahead: 5 * time.Minute, call: time.Minute, lease: 20 * time.Second}
 )
 
 // hour is a healthy record whose token was issued at t0 for an hour, changed by f.
@@ -26,6 +26,9 @@ func hour(f func(r *record)) record {
 	}
 	return r
 }
+
+// on is the moment a record was written at, or will be looked at, by somebody whose clocks are right.
+func on(t time.Time) moment { return moment{day: t, run: t.Sub(t0)} }
 
 func left(by string, deadline time.Time, attempt int) func(*record) {
 	return func(r *record) { r.Lease = &lease{ID: by, Holder: by, Deadline: deadline, Attempt: attempt} }
@@ -54,7 +57,7 @@ func TestStateOf(t *testing.T) {
 		{"expired without refresh token", hour(func(r *record) { r.Refresh = secret.Text{} }), at(time.Hour), NeedsReconnect},
 		{"of another provider", hour(func(r *record) { r.Provider = "github" }), t0, NeedsReconnect},
 	} {
-		if got := stateOf(tt.rec, spec, tt.now); got != tt.want {
+		if got := stateOf(tt.rec, spec, on(tt.now)); got != tt.want {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
 	}
@@ -68,16 +71,24 @@ func TestWords(t *testing.T) {
 		}
 	}
 	for _, s := range []State{NeverConnected, ScopeMissing, NeedsReconnect, Ambiguous} {
-		if next := s.Next("x1"); !strings.Contains(next, "`wayleave grant connect x1`") {
+		if next := next(s, Consent, "", "x1"); !strings.Contains(next, "`wayleave grant connect x1`") {
+			t.Errorf("%s: next %q", s, next)
+		}
+		if next := next(s, Static, "", "x1"); !strings.Contains(next, "`wayleave grant import x1`") {
 			t.Errorf("%s: next %q", s, next)
 		}
 	}
-	if next := Healthy.Next("x1"); next != "" {
+	if next := next(Healthy, Consent, oauth.KindRateLimited, "x1"); next != "" {
 		t.Errorf("healthy: next %q", next)
+	}
+	for kind := range remedies {
+		if a, b := next(Degraded, Consent, kind, "x1"), next(Degraded, Consent, "", "x1"); a == b || a == "" {
+			t.Errorf("%s: next %q", kind, a)
+		}
 	}
 }
 
-func TestRefreshAt(t *testing.T) {
+func TestAhead(t *testing.T) {
 	for _, tt := range []struct {
 		life   time.Duration
 		jitter float64
@@ -90,7 +101,7 @@ func TestRefreshAt(t *testing.T) {
 		{time.Second, 0, 800 * time.Millisecond},
 	} {
 		r := hour(func(r *record) { r.Expires = t0.Add(tt.life) })
-		if got := pol.refreshAt(r, tt.jitter).Sub(t0); got != tt.want {
+		if do, got := pol.plan(r, spec, on(t0), wish{jitter: tt.jitter}); do != refresh || got != tt.want {
 			t.Errorf("life %v, jitter %v: after %v, want %v", tt.life, tt.jitter, got, tt.want)
 		}
 	}
@@ -98,40 +109,114 @@ func TestRefreshAt(t *testing.T) {
 
 func TestPlan(t *testing.T) {
 	at := func(d time.Duration) time.Time { return t0.Add(d) }
-	due := at(55 * time.Minute)
-	deadline := at(56 * time.Minute)
+	due, expired := at(55*time.Minute), at(2*time.Hour)
+	machine := Spec{Name: "bot", Provider: "idp", Kind: Machine, Scopes: []string{"read"}}
+	bot := func(f func(*record)) record {
+		r := begun(machine, "op1").minted(machine, oauth.Token{Access: secret.New("a1"), Expiry: t0.Add(time.Hour)}, "op1", t0, t0)
+		if f != nil {
+			f(&r)
+		}
+		return r
+	}
+	ask := func(do Request, epoch string) wish {
+		return wish{asked: &request{ID: "q", Do: do, Epoch: epoch, At: due}}
+	}
 	for _, tt := range []struct {
 		name string
 		rec  record
+		spec Spec
 		now  time.Time
-		mine string
+		wish wish
 		want move
-		when time.Time
+		wait time.Duration
 	}{
-		{"nothing stored", record{}, t0, "", rest, time.Time{}},
-		{"early", hour(nil), t0, "", refresh, due},
-		{"due", hour(nil), due, "", refresh, due},
-		{"backing off", hour(func(r *record) { r.NotBefore = at(57 * time.Minute) }), due, "", refresh, at(57 * time.Minute)},
-		{"leased", hour(left("b", deadline, 1)), due, "", await, deadline.Add(clockSkew)},
-		{"leased by us, unused", hour(left("b", deadline, 1)), due, "b", refresh, due},
-		{"lease left", hour(left("b", deadline, 1)), deadline.Add(clockSkew), "", refresh, due},
-		{"second lease left", hour(left("b", deadline, 2)), deadline.Add(clockSkew), "", giveUp, deadline.Add(clockSkew)},
-		{"dead", hour(func(r *record) { r.Dead = true }), at(2 * time.Hour), "", rest, time.Time{}},
-		{"no refresh token", hour(func(r *record) { r.Refresh = secret.Text{} }), at(2 * time.Hour), "", rest, time.Time{}},
-		{"no end", hour(func(r *record) { r.Expires = time.Time{} }), at(2 * time.Hour), "", rest, time.Time{}},
-		{"of another provider", hour(func(r *record) { r.Provider = "github" }), at(2 * time.Hour), "", rest, time.Time{}},
+		{"nothing stored", record{}, spec, t0, wish{}, rest, 0},
+		{"early", hour(nil), spec, t0, wish{}, refresh, 55 * time.Minute},
+		{"due", hour(nil), spec, due, wish{}, refresh, 0},
+		{"backing off", hour(func(r *record) { r.NotBefore = at(57 * time.Minute) }), spec, due, wish{}, refresh, 2 * time.Minute},
+		{"dead", hour(func(r *record) { r.Dead = true }), spec, expired, wish{}, rest, 0},
+		{"no refresh token", hour(func(r *record) { r.Refresh = secret.Text{} }), spec, expired, wish{}, rest, 0},
+		{"no end", hour(func(r *record) { r.Expires = time.Time{} }), spec, expired, wish{}, rest, 0},
+		{"of another provider", hour(func(r *record) { r.Provider = "github" }), spec, expired, wish{}, rest, 0},
+		{"of another kind", hour(nil), Spec{Name: "claude", Provider: "anthropic", Kind: Machine}, expired, wish{}, rest, 0},
+		{"an imported value", hour(func(r *record) { r.Kind = Static }), Spec{Provider: "anthropic", Kind: Static}, expired, wish{}, rest, 0},
+
+		{"leased, token serves", hour(left("b", due.Add(20*time.Second), 1)), spec, due, wish{}, await, 200 * time.Second},
+		{"lease left, token serves", hour(left("b", due.Add(20*time.Second), 1)), spec, due.Add(199 * time.Second), wish{}, await, time.Second},
+		{"lease left, token about to end", hour(left("b", due.Add(20*time.Second), 1)), spec, due.Add(201 * time.Second), wish{}, refresh, 0},
+		{"leased, token expired", hour(left("b", expired.Add(20*time.Second), 1)), spec, expired, wish{}, await, 21 * time.Second},
+		{"lease left, token expired", hour(left("b", expired, 1)), spec, expired.Add(time.Second), wish{}, refresh, 0},
+		{"second lease left", hour(left("b", expired, 2)), spec, expired.Add(time.Second), wish{}, giveUp, 0},
+		{"leased by us, unused", hour(left("b", expired.Add(20*time.Second), 1)), spec, expired, wish{mine: "b"}, refresh, 0},
+		{"leased by the process before us", hour(left("b", expired.Add(20*time.Second), 1)), spec, expired, wish{holder: "b"}, refresh, 0},
+		{"leased for the second time by the process before us", hour(left("b", expired.Add(20*time.Second), 2)), spec, expired, wish{holder: "b"}, giveUp, 0},
+		{"left long ago", hour(left("b", t0, 1)), spec, due, wish{}, refresh, 0},
+
+		{"asked", hour(nil), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, 0},
+		{"asked while backing off", hour(func(r *record) { r.NotBefore = at(58 * time.Minute) }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
+		{"asked for a refresh of a token without end", hour(func(r *record) { r.Expires = time.Time{} }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
+		{"asked and done", hour(func(r *record) { r.Handled = "q" }), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, time.Minute},
+		{"asked before a reconnect", hour(nil), spec, due.Add(-time.Minute), ask(AskRevoke, "op0"), refresh, time.Minute},
+		{"asked long ago", hour(nil), spec, at(10 * time.Minute), ask(AskRevoke, "op1"), refresh, 45 * time.Minute},
+		{"asked to revoke", hour(nil), spec, due, ask(AskRevoke, "op1"), revoke, 0},
+		{"asked to revoke what is dead", hour(func(r *record) { r.Dead = true }), spec, due, ask(AskRevoke, "op1"), revoke, 0},
+		{"asked to revoke while leased", hour(left("b", due.Add(20*time.Second), 1)), spec, due, ask(AskRevoke, "op1"), await, 200 * time.Second},
+		{"revoked", hour(nil).revoked(nil, "op2", t0), spec, due, ask(AskRevoke, "op1"), rest, 0},
+
+		{"machine, nothing stored", record{}, machine, t0, wish{}, refresh, 0},
+		{"machine, early", bot(nil), machine, t0, wish{}, refresh, 55 * time.Minute},
+		{"machine, failed before its first token", begun(machine, "op1").leased(lease{ID: "l"}, "").failed(errors.New("?"), "op2", t0, 0), machine, t0, wish{}, refresh, time.Second},
+		{"machine, lease left", bot(left("b", expired, 5)), machine, expired.Add(time.Second), wish{}, refresh, 0},
+		{"machine, other scopes configured", bot(nil), machine, t0, wish{rescope: true}, refresh, 0},
 	} {
-		got, when := pol.plan(tt.rec, spec, tt.now, tt.mine, 0)
-		if got != tt.want || !when.Equal(tt.when) {
-			t.Errorf("%s: %d from %v, want %d from %v", tt.name, got, when, tt.want, tt.when)
+		got, wait := pol.plan(tt.rec, tt.spec, on(tt.now), tt.wish)
+		if got != tt.want || wait != tt.wait {
+			t.Errorf("%s: %d after %v, want %d after %v", tt.name, got, wait, tt.want, tt.wait)
 		}
 	}
 }
 
-// A lease outlasts the slowest call of its holder by more than the clocks may differ, with the default times.
-func TestLeaseOutlastsCall(t *testing.T) {
-	if spare := pol.lease() + clockSkew - (pol.slack() + pol.call); spare <= clockSkew {
-		t.Errorf("only %v between a holder's last moment and a takeover", spare)
+// The time of day may be set, on this machine or another, at any moment after a record was read: a token is not served
+// longer, a lease is not taken over sooner, and a pause does not last longer than it would have.
+func TestClockSet(t *testing.T) {
+	set := func(m moment, jump time.Duration) moment { m.day = m.day.Add(jump); return m }
+	for _, jump := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
+		read := on(t0.Add(54 * time.Minute))
+		r := hour(nil).noted(record{}, read)
+		if later := set(on(t0.Add(61*time.Minute)), jump); usable(r, later) {
+			t.Errorf("jump %v: served after its end", jump)
+		}
+		if do, wait := pol.plan(r, spec, set(on(t0.Add(55*time.Minute)), jump), wish{}); do != refresh || wait > 0 {
+			t.Errorf("jump %v: refreshed after %v", jump, wait)
+		}
+
+		read = on(t0.Add(2 * time.Hour))
+		r = hour(left("b", read.day.Add(20*time.Second), 1)).noted(record{}, read)
+		if do, wait := pol.plan(r, spec, set(on(read.day.Add(time.Second)), jump), wish{}); do != await || wait != 20*time.Second {
+			t.Errorf("jump %v: lease taken over after %v", jump, wait)
+		}
+		// Also when the holder's clock is another than ours.
+		r = hour(left("b", read.day.Add(20*time.Second).Add(jump), 1)).noted(record{}, read)
+		if do, wait := pol.plan(r, spec, read, wish{}); do != await || wait != 21*time.Second {
+			t.Errorf("holder's clock is off by %v: lease taken over after %v", jump, wait)
+		}
+
+		r = hour(func(r *record) { r.Updated, r.NotBefore = read.day, read.day.Add(time.Minute) }).noted(record{}, read)
+		if do, wait := pol.plan(r, spec, set(on(read.day.Add(50*time.Second)), jump), wish{}); do != refresh || wait != 10*time.Second {
+			t.Errorf("jump %v: backs off for %v", jump, wait)
+		}
+		r = hour(func(r *record) { r.Updated, r.NotBefore = read.day.Add(jump), read.day.Add(jump+time.Minute) }).noted(record{}, read)
+		if do, wait := pol.plan(r, spec, read, wish{}); do != refresh || wait > time.Minute {
+			t.Errorf("the clock of whoever failed is off by %v: backs off for %v", jump, wait)
+		}
+	}
+}
+
+// A lease is renewed in good time, with the default times: the first time, and when one renewal fails.
+func TestLeaseIsRenewedInTime(t *testing.T) {
+	const storeCall = 2 * time.Second
+	if last := pol.slack() + 2*(pol.renewal()+storeCall); last >= pol.lease {
+		t.Errorf("a lease of %v is renewed only after %v", pol.lease, last)
 	}
 }
 
@@ -232,7 +317,7 @@ func TestAnswered(t *testing.T) {
 		r.Lease = &lease{ID: "a"}
 	})
 	full := old.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2"), Scopes: []string{"x", "b", "x"}, Expiry: t0.Add(3 * time.Hour), Account: "quinn"}, "op2", t0.Add(time.Hour), t0.Add(time.Hour))
-	want := details{Provider: "anthropic", Account: "quinn", Requested: old.Requested, Granted: []string{"b", "x"}, Epoch: "op1", Generation: 1,
+	want := details{Provider: "anthropic", Account: "quinn", Requested: old.Requested, Consented: old.Consented, Granted: []string{"b", "x"}, Epoch: "op1", Generation: 1,
 		Issued: t0.Add(time.Hour), Expires: t0.Add(3 * time.Hour), Operation: "op2", Updated: t0.Add(time.Hour)}
 	if diff := cmp.Diff(want, full.details); diff != "" {
 		t.Errorf("full answer (-want +got):\n%s", diff)
@@ -241,7 +326,7 @@ func TestAnswered(t *testing.T) {
 		t.Error("tokens not replaced")
 	}
 	bare := old.answered(oauth.Token{Access: secret.New("a2")}, "op2", t0.Add(time.Hour), t0.Add(time.Hour))
-	want = details{Provider: "anthropic", Account: "pat", Requested: old.Requested, Granted: old.Granted, Epoch: "op1", Generation: 1,
+	want = details{Provider: "anthropic", Account: "pat", Requested: old.Requested, Consented: old.Consented, Granted: old.Granted, Epoch: "op1", Generation: 1,
 		Issued: t0.Add(time.Hour), Operation: "op2", Updated: t0.Add(time.Hour)}
 	if diff := cmp.Diff(want, bare.details); diff != "" {
 		t.Errorf("bare answer (-want +got):\n%s", diff)

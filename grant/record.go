@@ -16,13 +16,17 @@ import (
 type record struct {
 	details
 	Access, Refresh secret.Text
+
+	local local // ours, not stored
 }
 
 // details is all of a record that is no secret. Times are wall-clock, because other replicas judge by them too.
 type details struct {
 	Provider  string   `json:"provider"`
+	Kind      Kind     `json:"kind,omitempty"`
 	Account   string   `json:"account,omitempty"`
 	Requested []string `json:"requested_scopes"` // at the connect
+	Consented []string `json:"consented_scopes"` // of these, what the provider granted then
 	Granted   []string `json:"granted_scopes"`   // by the last token response that named any
 
 	Epoch      string `json:"epoch"`      // new at each connect
@@ -31,38 +35,56 @@ type details struct {
 	Issued  time.Time `json:"issued_at"`
 	Expires time.Time `json:"expires_at,omitzero"` // zero: never
 
-	Lease      *lease    `json:"lease,omitempty"`
-	Unanswered int       `json:"unanswered,omitempty"`      // times the refresh token was presented without an answer
-	Failures   int       `json:"failures,omitempty"`        // refreshes failed since the last one that worked
-	NotBefore  time.Time `json:"not_before,omitzero"`       // no replica refreshes earlier: back-off
-	Dead       bool      `json:"needs_reconnect,omitempty"` // the refresh token is of no more use
-	LastError  string    `json:"last_error,omitempty"`      // why the last refresh failed
-	Operation  string    `json:"operation"`                 // of the last writer: finds out own writes whose answer got lost
-	Updated    time.Time `json:"updated_at"`                // last connect, or outcome of a refresh
+	Lease      *lease     `json:"lease,omitempty"`
+	Unanswered int        `json:"unanswered,omitempty"`      // times the refresh token was presented without an answer
+	Failures   int        `json:"failures,omitempty"`        // refreshes failed since the last one that worked
+	NotBefore  time.Time  `json:"not_before,omitzero"`       // no replica refreshes earlier: back-off
+	Dead       bool       `json:"needs_reconnect,omitempty"` // the refresh token is of no more use
+	Revoked    bool       `json:"revoked,omitempty"`         // at an operator's request; the tokens are gone
+	LastError  string     `json:"last_error,omitempty"`      // why the last refresh failed
+	ErrorKind  oauth.Kind `json:"error_kind,omitempty"`      // with LastError
+	Reused     bool       `json:"reused,omitempty"`          // the refresh token before this one was presented again: the provider may take that for a theft
+	Operation  string     `json:"operation"`                 // of the last writer: finds out own writes whose answer got lost
+	Handled    string     `json:"handled,omitempty"`         // the last request that was carried out
+	Updated    time.Time  `json:"updated_at"`                // last connect, or outcome of a refresh
+	Last       *Event     `json:"last,omitempty"`            // what happened last; the history is in the status document
 }
 
 // lease announces that Holder is about to present the refresh token of this generation.
 type lease struct {
 	ID       string    `json:"id"`
 	Holder   string    `json:"holder"`
-	Deadline time.Time `json:"deadline"` // the holder's call ends well before
-	Attempt  int       `json:"attempt"`  // 1, or how many times the token will then have been presented
+	Deadline time.Time `json:"deadline"`         // the holder renews it well before
+	Attempt  int       `json:"attempt"`          // 1, or how many times the token will then have been presented
+	Marked   bool      `json:"marked,omitempty"` // the holder's spool says when the token is presented; until then it was not
 }
 
-func (r record) connected() bool { return r.Epoch != "" }
+func (r record) connected() bool { return r.Epoch != "" && !r.Revoked }
 
-// foreign reports whether r was connected at another provider than spec names: its tokens must not go to this one.
-func (r record) foreign(spec Spec) bool { return r.Provider != "" && r.Provider != spec.Provider }
+// foreign reports whether r was connected at another provider than spec names, or is of another kind: its tokens must not
+// go to this one.
+func (r record) foreign(spec Spec) bool {
+	return r.Provider != "" && (r.Provider != spec.Provider || r.Kind != spec.Kind)
+}
+
+// begun is a grant of spec that has no token yet.
+func begun(spec Spec, epoch string) record {
+	return record{details: details{Provider: spec.Provider, Kind: spec.Kind, Requested: sorted(spec.Scopes), Granted: sorted(spec.Scopes), Epoch: epoch}}
+}
 
 // newRecord is what a connect stores. A response without scopes granted what was asked for (RFC 6749 section 5.1).
 func newRecord(spec Spec, t oauth.Token, op string, now time.Time) record {
-	r := record{details: details{Provider: spec.Provider, Requested: sorted(spec.Scopes), Granted: sorted(spec.Scopes), Epoch: op}}
-	r = r.answered(t, op, now, now)
-	r.Generation = 0
-	if r.Refresh.IsZero() && !r.Expires.IsZero() {
+	r := begun(spec, op).answered(t, op, now, now)
+	r.Generation, r.Consented = 0, r.Granted
+	if spec.Kind == Consent && r.Refresh.IsZero() && !r.Expires.IsZero() {
 		r.LastError = "the provider gave no refresh token, so the grant ends when its token expires"
 	}
 	return r
+}
+
+// refreshable reports whether a call to the token endpoint can give a token in place of the one r holds.
+func (r record) refreshable() bool {
+	return r.Kind == Machine || r.Kind == Consent && !r.Refresh.IsZero() && !r.Dead
 }
 
 // leased is r with l in place of the lease it has. A lease that was left behind counts as presented without an answer,
@@ -95,8 +117,17 @@ func (r record) answered(t oauth.Token, op string, sent, now time.Time) record {
 	if t.Account != "" {
 		r.Account = t.Account
 	}
-	r.Lease, r.Unanswered, r.Failures, r.NotBefore, r.LastError = nil, 0, 0, time.Time{}, ""
-	r.Operation, r.Updated = op, wall(sent)
+	r.Lease, r.Unanswered, r.Failures, r.NotBefore, r.LastError, r.ErrorKind = nil, 0, 0, time.Time{}, "", ""
+	r.Reused, r.Operation, r.Updated = false, op, wall(sent)
+	return r
+}
+
+// minted is r, of a Machine grant, after the token response t to a request for the scopes of spec: all that was granted
+// before is of no more interest.
+func (r record) minted(spec Spec, t oauth.Token, op string, sent, now time.Time) record {
+	r.Requested, r.Granted = sorted(spec.Scopes), sorted(spec.Scopes)
+	r = r.answered(t, op, sent, now)
+	r.Consented = r.Granted
 	return r
 }
 
@@ -105,23 +136,26 @@ func (r record) failed(err error, op string, now time.Time, jitter float64) reco
 	attempt := r.Lease.Attempt
 	r.Lease, r.Operation, r.Updated = nil, op, wall(now)
 	r.Failures++
-	r.LastError = r.scrub(err.Error())
 
 	var answer oauth.Error // of an error that is none of oauth's: nothing known
 	answer.Outcome = oauth.Unknown
 	if e, ok := errors.AsType[*oauth.Error](err); ok {
 		answer = *e
 	}
+	r.LastError, r.ErrorKind = r.scrub(err.Error()), answer.Kind()
 	if !answer.Rotated.IsZero() {
 		r.Refresh, r.Unanswered = answer.Rotated, 0
 		r.Generation++
 	}
 	pause := max(backoff(r.Failures, jitter), answer.RetryAfter)
 	switch {
+	case r.Kind == Machine: // presents nothing that could be spent, and ends only with the configuration
 	case answer.Outcome == oauth.InvalidGrant:
 		r.Dead = true
 		if r.Unanswered > 0 {
 			r.LastError += "; an earlier refresh got no answer, so the provider may have taken this one for a reuse"
+		} else if r.Reused {
+			r.LastError += "; the refresh token before it was presented twice, the second time while the gateway that held the answer was stopped or cut off, and the provider may have taken that for a theft"
 		}
 	case answer.Outcome == oauth.Unknown && answer.Status == 0:
 		// A server error, or a page in place of a token, is an answer too: it leaves doubt, but presenting the token again
@@ -170,6 +204,22 @@ func wall(t time.Time) time.Time {
 		return time.Time{}
 	}
 	return t.Round(0).UTC()
+}
+
+// revoked is r after its tokens were revoked, or at least forgotten: err is what the provider did not take.
+func (r record) revoked(err error, op string, now time.Time) record {
+	if err != nil {
+		r.LastError = "not revoked at the provider: " + r.scrub(err.Error())
+		if e, ok := errors.AsType[*oauth.Error](err); ok {
+			r.ErrorKind = e.Kind()
+		}
+	} else {
+		r.LastError, r.ErrorKind = "", ""
+	}
+	r.Access, r.Refresh, r.Expires, r.NotBefore = secret.Text{}, secret.Text{}, time.Time{}, time.Time{}
+	r.Revoked, r.Dead, r.Lease, r.Unanswered, r.Failures = true, false, nil, 0, 0
+	r.Operation, r.Updated = op, wall(now)
+	return r
 }
 
 func sorted(scopes []string) []string {

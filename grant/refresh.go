@@ -5,56 +5,193 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"time"
 
 	"wayleave/oauth"
 	"wayleave/vault"
 )
 
-// outcome is what a refresh came to, while it is not stored.
+// outcome is what a call came to, while it is not stored.
 type outcome struct {
 	base, next record
 	ver        int // of base in the store
-	// doubtful: next says that the refresh token is dead, which is only true if a fresh read still shows that token.
+	// doubtful: next is only true if a fresh read still shows what base says, as for a refresh token that is said to be dead.
 	doubtful bool
+	spooled  bool // it would survive a crash
 }
 
 // rotated reports whether next holds tokens that are nowhere else.
 func (o *outcome) rotated() bool { return o.next.Generation > o.base.Generation }
 
-// refresh takes the lease, presents the refresh token, and leaves the outcome to be saved. It is bound to no request:
-// a client that hangs up must not cost a refresh token.
-func (m *minder) refresh(ctx context.Context) {
-	if !m.lease(ctx) {
-		return
+// lost is the error of a gateway that had to end before the store took the outcome.
+func (o *outcome) lost(name string, why error) error {
+	if o.spooled {
+		return fmt.Errorf("grant %q was refreshed but its new token could not be stored (%w); it is spooled on this machine: start the gateway here again", name, why)
 	}
-	m.mine = ""
-	m.publish()
+	return fmt.Errorf("grant %q was refreshed but its new token could not be stored (%w), so it is lost; run `wayleave grant connect %s`", name, why, name)
+}
 
-	call, cancel := context.WithTimeout(ctx, m.policy.call)
-	defer cancel()
-	sent := m.now()
-	t, err := m.spec.OAuth.Refresh(call, m.rec.Refresh, m.rec.Granted, m.spec.Scopes)
-	took := m.now().Sub(sent)
+// call is what a move does at the provider, once that has a call free for it.
+func (m *minder) call(do move) func(context.Context) {
+	return func(ctx context.Context) {
+		now := m.now()
+		ok, wait := m.endpoint.enter(now.run, !usable(m.rec, now), m.jitter)
+		if !ok {
+			m.held = now.run + wait
+			return
+		}
+		err := errUnused
+		defer func() { m.endpoint.leave(m.now().run, err, m.jitter) }()
+		before := m.now()
+		if !m.lease(ctx, do) || !m.mark() {
+			return
+		}
+		// Fencing, by our own clocks: after a pause as long as this (a stalled disk, a stopped process, a suspended machine) the
+		// lease may have been taken over. If not, it is still ours and unused; the next turn renews it.
+		began := m.now()
+		if began.since(before) > m.policy.slack() {
+			return
+		}
+		m.mine = ""
+		m.publish()
+		if do == revoke {
+			err = m.revoke(ctx, began)
+		} else {
+			err = m.refresh(ctx, began)
+		}
+	}
+}
+
+// refresh presents the refresh token, and leaves the outcome to be saved. It is bound to no request: a client that hangs up
+// must not cost a refresh token.
+func (m *minder) refresh(ctx context.Context, began moment) error {
+	var (
+		r   = m.rec
+		t   oauth.Token
+		err error
+	)
+	m.whileLeased(ctx, func(ctx context.Context) {
+		t, err = m.spec.OAuth.Refresh(ctx, r.Refresh, r.Granted, m.spec.Scopes)
+	})
+	took := m.now().since(began)
 	if err == nil && t.Access.IsZero() {
 		err = &oauth.Error{Outcome: oauth.Unknown, Rotated: t.Refresh, Err: errors.New("the answer held no access token")}
 	}
 	o := &outcome{base: m.rec, ver: m.ver}
+	e := Event{At: began.day, By: m.holder, Took: took}
 	if err != nil {
-		o.next = m.rec.failed(err, rand.Text(), m.now(), m.jitter)
+		o.next = m.rec.failed(err, rand.Text(), began.day.Add(took), m.jitter)
 		o.doubtful = o.next.Dead
-		m.log.Warn("grant not refreshed", "generation", m.rec.Generation, "took", took,
-			"outcome", outcomeOf(err), "attempt", m.rec.Lease.Attempt, "not_before", o.next.NotBefore, "err", o.next.LastError)
+		e.What, e.ErrorKind, e.Error = Failed, o.next.ErrorKind, o.next.LastError
+		if o.next.Dead {
+			e.What = Ended
+		}
+		m.log.Warn("grant not refreshed", "generation", m.rec.Generation, "took", took, "outcome", outcomeOf(err), "kind", e.ErrorKind,
+			"attempt", m.rec.Lease.Attempt, "not_before", o.next.NotBefore, "err", o.next.LastError)
 	} else {
-		o.next = m.rec.answered(t, rand.Text(), sent, sent.Add(took))
+		if m.rec.Kind == Machine {
+			o.next = m.rec.minted(m.spec, t, rand.Text(), began.day, began.day.Add(took))
+		} else {
+			o.next = m.rec.answered(t, rand.Text(), began.day, began.day.Add(took))
+		}
+		e.What, e.Lost = Refreshed, oauth.MissingScopes(o.next.Granted, o.base.Granted)
 		attrs := []any{"generation", o.next.Generation, "took", took, "outcome", "refreshed", "expires", o.next.Expires}
-		if lost := oauth.MissingScopes(o.next.Granted, o.base.Granted); len(lost) > 0 {
-			attrs = append(attrs, "scopes_lost", lost)
+		if len(e.Lost) > 0 {
+			attrs = append(attrs, "scopes_lost", e.Lost)
 		}
 		if len(t.Notes) > 0 {
 			attrs = append(attrs, "notes", t.Notes)
 		}
 		m.log.Info("grant refreshed", attrs...)
 	}
+	m.leave(o, e)
+	return err
+}
+
+// revoke ends the tokens at the provider and forgets them, because an operator asked for it: also when the provider does
+// not take the revocation, which the summary then says.
+func (m *minder) revoke(ctx context.Context, began moment) error {
+	var (
+		r   = m.rec
+		err error
+	)
+	if m.spec.OAuth != nil { // otherwise it is a static grant's, which only its issuer can end
+		m.whileLeased(ctx, func(ctx context.Context) {
+			// The refresh token first: with many providers it takes its access tokens along.
+			err = m.spec.OAuth.Revoke(ctx, r.Refresh)
+			if failed := m.spec.OAuth.Revoke(ctx, r.Access); err == nil {
+				err = failed
+			}
+		})
+	}
+	took := m.now().since(began)
+	o := &outcome{base: m.rec, ver: m.ver, next: m.rec.revoked(err, rand.Text(), began.day.Add(took))}
+	e := Event{At: began.day, By: m.holder, Took: took, What: Revoked}
+	if err != nil {
+		e.What, e.ErrorKind, e.Error = RevokeFails, o.next.ErrorKind, o.next.LastError
+		m.log.Warn("grant not revoked at the provider; its tokens are forgotten", "took", took, "err", o.next.LastError)
+	} else {
+		m.log.Info("grant revoked", "took", took)
+	}
+	m.leave(o, e)
+	return err
+}
+
+// whileLeased runs f, which must obey its context, and renews our lease until it ends: as long as we live, nobody else
+// presents the refresh token, however slow the provider is.
+func (m *minder) whileLeased(ctx context.Context, f func(context.Context)) {
+	call, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(call)
+	}()
+	tick := time.NewTicker(m.policy.renewal())
+	defer tick.Stop()
+	// Time is counted in ticks: while the process is stopped there is one at most, so that an answer which came meanwhile is read.
+	left := m.policy.call
+	for ours := true; ; {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+			if left -= m.policy.renewal(); left <= 0 {
+				cancel()
+				<-done
+				return
+			}
+			ours = ours && m.renew(ctx)
+		}
+	}
+}
+
+// renew moves the deadline of our lease, and reports whether it is still ours. A store that fails may have it on record.
+func (m *minder) renew(ctx context.Context) bool {
+	next := m.rec
+	l := *next.Lease
+	l.Deadline = wall(m.now().day.Add(m.policy.lease))
+	next.Lease = &l
+	err := m.put(ctx, next, m.ver)
+	if !errors.Is(err, vault.ErrConflict) {
+		return true
+	}
+	cur, ver, err := getRecord(ctx, m.docs, m.spec.Name)
+	if err != nil || leaseID(cur) != l.ID {
+		return err != nil
+	}
+	m.adopt(cur, ver) // an earlier renewal whose answer got lost
+	return true
+}
+
+// leave leaves an outcome to be saved: first on this machine, then in the store.
+func (m *minder) leave(o *outcome, e Event) {
+	if q := m.request.Load(); q.open(o.base, m.now()) {
+		o.next.Handled = q.ID
+	}
+	o.next = o.next.happened(e).noted(o.base, m.now())
+	m.keep(o)
 	m.unsaved = o
 }
 
@@ -66,11 +203,16 @@ func outcomeOf(err error) string {
 	return oauth.Unknown.String()
 }
 
-// lease writes our lease over what we last read, and reports whether the refresh token may be presented now.
-func (m *minder) lease(ctx context.Context) bool {
-	id, before := rand.Text(), m.now()
-	l := lease{ID: id, Holder: m.holder, Deadline: wall(before.Add(m.policy.lease()))}
-	next := m.rec.leased(l, m.mine)
+// lease writes our lease over what we last read, and reports whether it stands.
+func (m *minder) lease(ctx context.Context, do move) bool {
+	id := rand.Text()
+	l := lease{ID: id, Holder: m.holder, Deadline: wall(m.now().day.Add(m.policy.lease))}
+	l.Marked = m.spool != nil && !m.blind && do == refresh && m.spec.Kind == Consent
+	cur := m.rec
+	if cur.Epoch == "" { // the first token of a machine's grant
+		cur = begun(m.spec, id)
+	}
+	next := cur.leased(l, m.mine)
 	m.mine = id
 	if err := m.put(ctx, next, m.ver); err != nil {
 		// Somebody was faster, or the answer to our write got lost: the store knows whose lease it is.
@@ -80,7 +222,7 @@ func (m *minder) lease(ctx context.Context) bool {
 			return false
 		case leaseID(m.rec) == id:
 		case errors.Is(err, vault.ErrConflict):
-			m.storeRetry = m.now().Add(conflictPause)
+			m.conflict()
 			return false
 		default:
 			m.writeErr = err
@@ -88,48 +230,55 @@ func (m *minder) lease(ctx context.Context) bool {
 			return false
 		}
 	}
-	// Fencing, by our own clocks, running and wall: after a pause as long as this (a stalled disk, a suspended machine)
-	// the call might outlast the lease. The lease is still ours and unused; the next turn renews it.
-	after := m.now()
-	elapsed := max(after.Sub(before), after.Round(0).Sub(before.Round(0)))
-	return elapsed <= m.policy.slack()
+	return true
 }
 
 // giveUp stores that the refresh token must not be presented again.
 func (m *minder) giveUp(context.Context) {
-	m.unsaved = &outcome{base: m.rec, next: m.rec.abandoned(rand.Text(), m.now()), ver: m.ver, doubtful: true}
+	now := m.now()
+	o := &outcome{base: m.rec, next: m.rec.abandoned(rand.Text(), now.day), ver: m.ver, doubtful: true}
+	m.leave(o, Event{At: now.day, By: m.holder, What: GivenUp, ErrorKind: o.next.ErrorKind, Error: o.next.LastError})
 }
 
-// save stores the outcome of a refresh. It is called until it has, or until the store holds something newer.
+// save stores the outcome of a call. It is called until it has, or until the store holds something newer.
 func (m *minder) save(ctx context.Context) {
 	o := m.unsaved
 	var putErr error
 	if !o.doubtful {
 		if putErr = m.put(ctx, o.next, o.ver); putErr == nil {
-			m.unsaved = nil
+			m.saved()
 			return
 		}
 	}
 	// Doubtful, or changed by somebody else, or the answer to our write got lost.
-	m.readAt = m.now()
+	m.readAt = m.now().run
 	cur, ver, err := getRecord(ctx, m.docs, m.spec.Name)
 	switch {
 	case errors.Is(err, vault.ErrNotFound): // disconnected
-		m.unsaved, m.writeErr = nil, nil
+		m.saved()
+		m.loaded = true
 		m.adopt(record{}, ver)
 	case err != nil:
 		m.writeErr = cmp.Or(putErr, err)
 		m.storeFailed()
 	case superseded(cur, o.base, o.next):
-		m.unsaved, m.writeErr = nil, nil
+		m.saved()
+		m.loaded = true
 		m.adopt(cur, ver)
 	default:
 		o.ver, o.doubtful = ver, false
+		o.next.Reused = o.rotated() && (cur.Dead || leaseID(cur) != leaseID(o.base) || cur.Unanswered > o.base.Unanswered)
 		if errors.Is(putErr, vault.ErrConflict) {
-			m.storeRetry = m.now().Add(conflictPause)
+			m.conflict()
 		} else if putErr != nil {
 			m.writeErr = putErr
 			m.storeFailed()
 		}
 	}
+}
+
+// saved forgets the outcome, which is in the store or worth nothing any more.
+func (m *minder) saved() {
+	m.unsaved, m.writeErr = nil, nil
+	m.dropSpooled()
 }

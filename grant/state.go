@@ -1,6 +1,10 @@
 package grant
 
-import "strings"
+import (
+	"strings"
+
+	"wayleave/oauth"
+)
 
 // State is the condition of a grant. The string is what status documents and the x-wayleave-reason header carry.
 type State string
@@ -31,8 +35,33 @@ var words = map[State]struct{ means, next string }{
 	VaultUnavailable:   {"cannot be used because the vault fails", "wait: it is retried; if it lasts, check that the vault is up, unsealed and lets the gateway in"},
 }
 
-// Next returns what to do about grant name in state s, in a few words for people, or "" when there is nothing to do.
-func (s State) Next(name string) string { return strings.ReplaceAll(words[s].next, "{name}", name) }
+// remedies are what to do about a refresh that fails, where its kind says more than its state.
+var remedies = map[oauth.Kind]string{
+	oauth.KindInvalidClient:   "check client_id, the client's secret or key and auth_style of the provider in the configuration, and start the gate again",
+	oauth.KindInvalidScope:    "check scopes of the grant and refresh_scope of its provider in the configuration, and start the gate again",
+	oauth.KindInvalidRequest:  "check token_format, token_params and refresh_scope of the provider in the configuration, and start the gate again",
+	oauth.KindProviderChanged: "check token_url of the provider in the configuration: there is no token endpoint at that address any more",
+	oauth.KindRateLimited:     "wait: the provider limits this client; if it lasts for hours, ask the provider",
+	oauth.KindUnreachable:     "check the network, name resolution and trusted certificates between the gate and the provider's token endpoint",
+}
+
+// next is what to do about grant name in state s, in a few words for people, or "" when there is nothing to do. failure is
+// that of its last refresh.
+func next(s State, kind Kind, failure oauth.Kind, name string) string {
+	text := words[s].next
+	if remedy := remedies[failure]; remedy != "" && (s == Degraded || s == RefreshUnavailable) {
+		text = remedy
+	}
+	switch {
+	case kind == Static:
+		text = strings.ReplaceAll(text, "grant connect {name}", "grant import {name}")
+	case kind == Machine && s == ScopeMissing:
+		text = "ask the provider to allow them to this client, or take them out of the configuration"
+	case kind == Machine && s == NeedsReconnect: // of another provider, or kind
+		text = "run `wayleave grant disconnect {name}`: the gate then gets a token by itself"
+	}
+	return strings.ReplaceAll(text, "{name}", name)
+}
 
 // known reports whether s is one of the states above.
 func (s State) known() bool {

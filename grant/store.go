@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strings"
 
-	"wayleave/secret"
 	"wayleave/vault"
 )
 
@@ -40,7 +39,7 @@ type stored struct {
 }
 
 func putRecord(ctx context.Context, docs Documents, name string, r record, cas int) (int, error) {
-	return docs.Put(ctx, grantPath(name), stored{r.details, r.Access.Reveal(), r.Refresh.Reveal()}, cas)
+	return docs.Put(ctx, grantPath(name), store(r), cas)
 }
 
 // getRecord reads a grant. A document that is no grant comes back as a dead record that says so: only a connect mends it.
@@ -69,28 +68,31 @@ func decode(raw []byte) (record, error) {
 	switch {
 	case s.Epoch == "" || s.Provider == "":
 		return record{}, errors.New("not a grant document: epoch or provider is missing")
-	case s.AccessToken == "" && s.RefreshToken == "":
+	case s.AccessToken == "" && s.RefreshToken == "" && s.Kind != Machine && !s.Revoked:
 		return record{}, errors.New("the grant document holds no token")
 	case s.Generation < 0 || s.Unanswered < 0 || s.Failures < 0 || s.Lease != nil && (s.Lease.ID == "" || s.Lease.Attempt < 1):
 		return record{}, errors.New("the grant document contradicts itself")
 	}
-	return record{s.details, secret.New(s.AccessToken), secret.New(s.RefreshToken)}, nil
+	return s.record(), nil
 }
 
 // putStatus makes status/<name> say s. Several replicas come to the same summary, so it looks before it writes. No status
 // says that a grant was never connected, so only one that says otherwise, left over from a disconnect, is replaced by that.
 func putStatus(ctx context.Context, docs Documents, s Summary) error {
-	want, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
+	last := s.History
 	for try := 1; ; try++ {
 		var raw json.RawMessage
 		version, err := docs.Get(ctx, statusPath(s.Name), &raw)
 		if err != nil && !errors.Is(err, vault.ErrNotFound) {
 			return err
 		}
-		if err == nil && bytes.Equal(normal(raw), want) || err != nil && s.State == NeverConnected {
+		old, was := normal(raw)
+		s.History = followed(old.History, last)
+		want, encodeErr := json.Marshal(s)
+		if encodeErr != nil {
+			return encodeErr
+		}
+		if err == nil && bytes.Equal(was, want) || err != nil && s.State == NeverConnected {
 			return nil
 		}
 		if _, err := docs.Put(ctx, statusPath(s.Name), s, version); !errors.Is(err, vault.ErrConflict) || try == writeTries {
@@ -99,14 +101,13 @@ func putStatus(ctx context.Context, docs Documents, s Summary) error {
 	}
 }
 
-// normal is a summary's JSON as we would have written it, or nil: stores may reorder keys.
-func normal(raw []byte) []byte {
-	var s Summary
+// normal is a stored summary and its JSON as we would have written it, or nil: stores may reorder keys.
+func normal(raw []byte) (s Summary, encoded []byte) {
 	if json.Unmarshal(raw, &s) != nil {
-		return nil
+		return Summary{}, nil
 	}
-	out, _ := json.Marshal(s)
-	return out
+	encoded, _ = json.Marshal(s)
+	return s, encoded
 }
 
 // getStatus reads a summary; what cannot be read counts as never connected, with the reason.

@@ -58,7 +58,7 @@ func TestDecodeRefuses(t *testing.T) {
 // be judged.
 func FuzzDecode(f *testing.F) {
 	for _, r := range []record{hour(nil), hour(left("a", t0, 1))} {
-		b, err := json.Marshal(stored{r.details, r.Access.Reveal(), r.Refresh.Reveal()})
+		b, err := json.Marshal(store(r))
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -74,7 +74,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
-		b, err := json.Marshal(stored{r.details, r.Access.Reveal(), r.Refresh.Reveal()})
+		b, err := json.Marshal(store(r))
 		if err != nil {
 			t.Skip("a time outside of what JSON can hold")
 		}
@@ -85,10 +85,14 @@ func FuzzDecode(f *testing.F) {
 		if !again.Access.Equal(r.Access) || !again.Refresh.Equal(r.Refresh) || again.Epoch != r.Epoch || again.Generation != r.Generation {
 			t.Fatal("changed by being written again")
 		}
-		if s := stateOf(r, spec, t0); !s.known() || !usable(r, t0) && r.Access.IsZero() && s == Healthy && r.Refresh.IsZero() {
-			t.Fatalf("state %q", s)
+		for _, spec := range []Spec{spec, {Name: "bot", Kind: Machine}, {Name: "key", Kind: Static}} {
+			spec.Provider = r.Provider
+			if s := stateOf(r, spec, on(t0)); !s.known() || r.Access.IsZero() && r.Refresh.IsZero() && s == Healthy {
+				t.Fatalf("state %q", s)
+			}
+			pol.plan(r, spec, on(t0), wish{jitter: 0.5})
+			pol.plan(r.noted(record{}, on(t0)), spec, on(t0), wish{asked: &request{ID: "q", Do: AskRevoke, Epoch: r.Epoch, At: t0}})
 		}
-		pol.plan(r, spec, t0, "", 0.5)
 		r.leased(lease{ID: "x"}, "").failed(errors.New("?"), "op", t0, 0.5)
 	})
 }

@@ -2,6 +2,7 @@ package grant
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"wayleave/oauth"
@@ -9,29 +10,38 @@ import (
 
 // Summary is the public side of a grant: what status/<name> holds and lists show. It has no secrets.
 type Summary struct {
-	Name       string    `json:"name"`
-	Provider   string    `json:"provider"`
-	Account    string    `json:"account,omitempty"` // whose consent, as the provider names it
-	State      State     `json:"state"`
-	Requested  []string  `json:"requested"`
-	Granted    []string  `json:"granted"`
-	Missing    []string  `json:"missing,omitempty"` // requested and not granted
-	Expires    time.Time `json:"expires,omitzero"`  // of the access token; zero: never, or none
-	UpdatedAt  time.Time `json:"updated_at,omitzero"`
-	LastError  string    `json:"last_error,omitempty"`
-	Next       string    `json:"next,omitempty"`  // what to do; empty: nothing
-	Generation int       `json:"generation"`      // refreshes since the connect
-	Epoch      string    `json:"epoch,omitempty"` // changes with each connect
+	Name       string     `json:"name"`
+	Provider   string     `json:"provider"`
+	Kind       Kind       `json:"kind,omitempty"`
+	Account    string     `json:"account,omitempty"` // whose consent, as the provider names it
+	State      State      `json:"state"`
+	Requested  []string   `json:"requested"` // by the configuration
+	Granted    []string   `json:"granted"`
+	Missing    []string   `json:"missing,omitempty"` // requested and not granted
+	Gap                   // why
+	Expires    time.Time  `json:"expires,omitzero"` // of the access token; zero: never, or none
+	UpdatedAt  time.Time  `json:"updated_at,omitzero"`
+	LastError  string     `json:"last_error,omitempty"`
+	ErrorKind  oauth.Kind `json:"error_kind,omitempty"` // of LastError, if a call to the provider failed
+	Next       string     `json:"next,omitempty"`       // what to do; empty: nothing
+	Generation int        `json:"generation"`           // refreshes since the connect
+	Epoch      string     `json:"epoch,omitempty"`      // changes with each connect
+	Request    string     `json:"request,omitempty"`    // id of the last Ask that was carried out
+	History    []Event    `json:"history,omitempty"`    // oldest first; of [Keeper.Summary] and [Connect] the last one only
 }
 
-func summarize(r record, spec Spec, now time.Time) Summary {
+func summarize(r record, spec Spec, now moment) Summary {
 	s := Summary{
-		Name: spec.Name, Provider: spec.Provider, Account: r.Account, State: stateOf(r, spec, now),
+		Name: spec.Name, Provider: spec.Provider, Kind: spec.Kind, Account: r.Account, State: stateOf(r, spec, now),
 		Requested: sorted(spec.Scopes), Granted: sorted(r.Granted), Expires: r.Expires, UpdatedAt: r.Updated,
-		LastError: r.LastError, Generation: r.Generation, Epoch: r.Epoch,
+		LastError: r.LastError, ErrorKind: r.ErrorKind, Generation: r.Generation, Epoch: r.Epoch, Request: r.Handled,
+	}
+	if r.Last != nil {
+		s.History = []Event{*r.Last}
 	}
 	if r.connected() {
-		s.Missing = oauth.MissingScopes(r.Granted, spec.Scopes)
+		s.Missing = missing(r.Granted, spec.Scopes)
+		s.Gap = r.why(s.Missing)
 		if r.foreign(spec) {
 			s.Provider, s.LastError = r.Provider, cmp.Or(s.LastError, errOtherProvider.Error())
 		}
@@ -41,18 +51,33 @@ func summarize(r record, spec Spec, now time.Time) Summary {
 
 // in is s in state st, with the next step to match.
 func (s Summary) in(st State) Summary {
-	s.State, s.Next = st, st.Next(s.Name)
+	s.State, s.Next = st, next(st, s.Kind, s.ErrorKind, s.Name)
+	if st == ScopeMissing && s.Kind != Machine {
+		s.Next = s.Gap.next(s.Name, s.Next)
+	}
 	return s
 }
 
 // under is a stored summary as it reads now, under today's configuration: that may request more than when it was written,
 // or name another provider, and no gate may have run since.
 func (s Summary) under(spec Spec, now time.Time) Summary {
-	s.Requested = sorted(spec.Scopes)
-	s.Missing = oauth.MissingScopes(s.Granted, spec.Scopes)
+	s.Kind, s.Requested = spec.Kind, sorted(spec.Scopes)
+	was := s.Gap
+	s.Missing, s.Gap = missing(s.Granted, spec.Scopes), Gap{}
+	for _, scope := range s.Missing {
+		switch {
+		case slices.Contains(was.NotGranted, scope):
+			s.NotGranted = append(s.NotGranted, scope)
+		case slices.Contains(was.Withdrawn, scope):
+			s.Withdrawn = append(s.Withdrawn, scope)
+		default:
+			s.NotRequested = append(s.NotRequested, scope)
+		}
+	}
 	switch {
 	case s.State == NeverConnected:
-		s.Missing = nil
+		s.Missing, s.Gap = nil, Gap{}
+		s = s.in(NeverConnected)
 	case s.Provider != spec.Provider:
 		s.LastError = cmp.Or(s.LastError, errOtherProvider.Error())
 		return s.in(NeedsReconnect)
@@ -60,7 +85,7 @@ func (s Summary) under(spec Spec, now time.Time) Summary {
 		s = s.in(RefreshUnavailable)
 		s.LastError, s.Next = cmp.Or(s.LastError, errNotRefreshed.Error()), "start a gate, or look at the log of the one that runs: it refreshes the token"
 		return s
-	case s.State == Healthy && len(s.Missing) > 0:
+	case (s.State == Healthy || s.State == ScopeMissing) && len(s.Missing) > 0:
 		return s.in(ScopeMissing)
 	case s.State == ScopeMissing && len(s.Missing) == 0:
 		return s.in(Healthy)

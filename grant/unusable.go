@@ -1,6 +1,7 @@
 package grant
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,6 +16,8 @@ type Unusable struct {
 	Missing    []string      // with ScopeMissing: the required scopes that are not granted, sorted
 	RetryAfter time.Duration // with the two …Unavailable: when trying again makes sense; otherwise 0, it does not
 	Err        error         // the cause; nil when the state says it all
+
+	next string // what to do, where it depends on more than the state
 }
 
 func (u *Unusable) Error() string {
@@ -26,7 +29,7 @@ func (u *Unusable) Error() string {
 	if u.Err != nil {
 		fmt.Fprintf(&b, " (%v)", u.Err)
 	}
-	if next := u.State.Next(u.Grant); next != "" {
+	if next := cmp.Or(u.next, next(u.State, Consent, "", u.Grant)); next != "" {
 		fmt.Fprintf(&b, "; %s", next)
 	}
 	return b.String()

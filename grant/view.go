@@ -15,63 +15,73 @@ const (
 
 // view is what requests see of a grant: an immutable picture, replaced by the grant's minder.
 type view struct {
-	rec        record    // what is served: stored, or an answer not stored yet
-	unsaved    bool      // rec is not stored yet
-	loaded     bool      // the store has answered at least once
-	readAt     time.Time // when the last attempt to read began
-	storeErr   error     // why the store fails, nil while it answers
-	storeRetry time.Time // with storeErr: when it is tried again
-	jitter     float64
+	rec      record // what is served: stored, or an answer not stored yet
+	unsaved  bool   // rec is not stored yet
+	loaded   bool   // the store has answered at least once
+	storeErr error  // why the store fails, nil while it answers
+	wish     wish
+	// By the running clock:
+	readAt     time.Duration // when the last attempt to read began
+	storeRetry time.Duration // with storeErr: when it is tried again
+	held       time.Duration // the token endpoint is not called before
 	superseded chan struct{} // closed when the next view is there
 }
 
 // answer decides about a request that came at came and requires these scopes: a token, or a refusal. With wait, a better
 // answer may be coming: the refusal holds if the caller cannot wait for the next view.
-func (v *view) answer(p policy, spec Spec, required []string, came, now time.Time) (t Token, refusal *Unusable, wait bool) {
-	refuse := func(s State, err error) *Unusable { return &Unusable{Grant: spec.Name, State: s, Err: err} }
-	retry := func(s State, err error, at time.Time) *Unusable {
-		return &Unusable{Grant: spec.Name, State: s, Err: err, RetryAfter: max(at.Sub(now), time.Second)}
+func (v *view) answer(p policy, spec Spec, required []string, came, now moment) (t Token, refusal *Unusable, wait bool) {
+	refuse := func(s State, err error) *Unusable {
+		return &Unusable{Grant: spec.Name, State: s, Err: err, next: next(s, spec.Kind, v.rec.ErrorKind, spec.Name)}
 	}
-	near := func(at time.Time) bool { return at.Sub(now) <= soon }
+	retry := func(s State, err error, wait time.Duration) *Unusable {
+		u := refuse(s, err)
+		u.RetryAfter = max(wait, time.Second)
+		return u
+	}
+	storeWait := v.storeRetry - now.run
 	if !v.loaded {
-		return Token{}, retry(VaultUnavailable, cmp.Or(v.storeErr, errNotRead), v.storeRetry), near(v.storeRetry)
+		return Token{}, retry(VaultUnavailable, cmp.Or(v.storeErr, errNotRead), storeWait), storeWait <= soon
 	}
 
 	r, ok := v.rec, usable(v.rec, now)
 	missing := oauth.MissingScopes(r.Granted, required)
 	switch {
+	case r.Epoch == "" && spec.Kind == Machine: // about to get its first token
 	case !r.connected():
 		refusal = refuse(NeverConnected, nil)
 	case r.foreign(spec):
 		refusal = refuse(NeedsReconnect, errOtherProvider)
 	case r.Dead && !ok:
 		refusal = refuse(NeedsReconnect, cause(r.LastError))
-	case r.Refresh.IsZero() && !ok:
+	case !r.refreshable() && !ok:
 		refusal = refuse(NeedsReconnect, errNoRefresh)
-	case len(missing) > 0:
+	case len(missing) > 0 && !(r.Kind == Machine && !ok):
 		refusal = refuse(ScopeMissing, nil)
 		refusal.Missing = missing
+		if spec.Kind != Machine {
+			refusal.next = r.why(missing).next(spec.Name, refusal.next)
+		}
 	case ok:
 		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires}, nil, false
 	}
 	if refusal != nil {
 		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.
-		return Token{}, refusal, v.storeErr == nil && v.readAt.Before(came)
+		return Token{}, refusal, v.storeErr == nil && v.readAt < came.run
 	}
 
 	// The token has expired; a refresh can help.
 	if v.storeErr != nil {
-		return Token{}, retry(VaultUnavailable, v.storeErr, v.storeRetry), near(v.storeRetry)
+		return Token{}, retry(VaultUnavailable, v.storeErr, storeWait), storeWait <= soon
 	}
-	m, at := p.plan(r, spec, now, "", v.jitter)
-	if m == refresh && at.After(now) {
-		return Token{}, retry(RefreshUnavailable, cause(r.LastError), at), near(at)
+	do, pause := p.plan(r, spec, now, v.wish)
+	if pause = max(pause, v.held-now.run); do == refresh && pause > 0 {
+		return Token{}, retry(RefreshUnavailable, cause(r.LastError), pause), pause <= soon
 	}
-	return Token{}, retry(RefreshUnavailable, errStillWorking, at), true
+	return Token{}, retry(RefreshUnavailable, errStillWorking, pause), true
 }
 
 // summary is what the grant looks like from this replica: as stored, or worse.
-func (v *view) summary(spec Spec, now time.Time) Summary {
+func (v *view) summary(spec Spec, now moment) Summary {
 	s := summarize(v.rec, spec, now)
 	switch {
 	case v.storeErr == nil && v.loaded:

@@ -23,19 +23,18 @@ const (
 	shortestClash = 8   // bytes of an error code that count as a piece of a secret
 )
 
-// answer is one HTTP answer, read.
-type answer struct {
-	host   string
-	sent   time.Time
-	status int
-	header http.Header
-	body   []byte
-	fault  error // the body is not whole
-}
-
 // fields is a JSON object whose values are looked at one by one: names match exactly, and a value of an unexpected type
 // counts as absent rather than spoiling the rest.
 type fields map[string]json.RawMessage
+
+// object reads a JSON object; nil when data is something else.
+func object(data []byte) fields {
+	var f fields
+	if json.Unmarshal(data, &f) != nil {
+		return nil
+	}
+	return f
+}
 
 func (f fields) text(key string) string {
 	var s string
@@ -45,13 +44,33 @@ func (f fields) text(key string) string {
 	return s
 }
 
-func (f fields) object(key string) fields {
-	var o fields
-	if json.Unmarshal(f[key], &o) != nil {
+// list reads an array of strings; anything else in it is left out.
+func (f fields) list(key string) []string {
+	var raw []json.RawMessage
+	if json.Unmarshal(f[key], &raw) != nil {
 		return nil
 	}
-	return o
+	var list []string
+	for i := range raw {
+		var s string
+		if json.Unmarshal(raw[i], &s) == nil && s != "" {
+			list = append(list, s)
+		}
+	}
+	return list
 }
+
+// number reads a number that some providers send as a string.
+func (f fields) number(key string) (float64, bool) {
+	raw := f.text(key)
+	if raw == "" {
+		raw = string(f[key])
+	}
+	n, err := strconv.ParseFloat(strings.TrimSpace(raw), 64)
+	return n, err == nil && !math.IsNaN(n) || math.IsInf(n, 0)
+}
+
+func (f fields) object(key string) fields { return object(f[key]) }
 
 // read turns an answer into a Token or an Error. sent are the secrets of the request.
 func (c Config) read(a answer, sent []string) (Token, *Error) {
@@ -59,13 +78,13 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 		return Token{}, c.failure(a, sent)
 	}
 	if a.fault != nil {
-		return Token{}, &Error{Outcome: Unknown, Err: a.fault, Hint: hintUnknown, host: a.host}
+		return Token{}, &Error{Outcome: Unknown, Err: a.fault, Hint: hintUnknown, at: a.at}
 	}
-	var f fields
+	f := object(a.body)
 	unusable := func(err error, hint string) (Token, *Error) {
-		return Token{}, &Error{Outcome: Unknown, Status: a.status, Rotated: secret.New(f.text("refresh_token")), Err: err, Hint: hint, host: a.host}
+		return Token{}, &Error{Outcome: Unknown, Status: a.status, Rotated: secret.New(f.text("refresh_token")), Err: err, Hint: hint, at: a.at}
 	}
-	if json.Unmarshal(a.body, &f) != nil || f == nil {
+	if f == nil {
 		return unusable(errNotJSON, "something else than the token endpoint answered, or the provider changed: check token_url")
 	}
 	access := f.text("access_token")
@@ -78,6 +97,9 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	}
 	if !isToken(access) {
 		return unusable(errBadToken, "it was not used; connect again if this lasts")
+	}
+	if t := f.text("issued_token_type"); t != "" && t != tokenTypeAccess && t != tokenTypeJWT { // RFC 8693 §2.2.1
+		return unusable(errNoBearer, "the provider exchanges for another kind of token: check audience, resource and token_params")
 	}
 	// A refresh token may hold anything: it travels in bodies, encoded.
 	tok := Token{Access: secret.New(access), Refresh: secret.New(f.text("refresh_token")), Account: account(f)}
@@ -92,7 +114,7 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 // failure judges an answer that is not a success. Only a parsed code in a 400, 401 or 2xx answer can say that the grant
 // is invalid; a 5xx proves nothing, whatever its body says.
 func (c Config) failure(a answer, sent []string) *Error {
-	e := &Error{Outcome: Refused, Status: a.status, RetryAfter: retryAfter(a.header, a.sent), host: a.host}
+	e := &Error{Outcome: Refused, Status: a.status, RetryAfter: retryAfter(a.header, a.sent), at: a.at}
 	if a.status >= 500 || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
 		e.Outcome = Unknown
 	} else if a.fault == nil {
@@ -105,17 +127,14 @@ func (c Config) failure(a answer, sent []string) *Error {
 	if definite && e.Code == "invalid_grant" {
 		e.Outcome = InvalidGrant
 	}
-	e.Hint = c.hint(a.status, e.Code)
+	e.Hint = c.hint(a.at.key, a.status, e.Code)
 	return e
 }
 
 // code finds the error code of a JSON answer: {"error":"code"} (RFC 6749 §5.2) or {"error":{"code":…}} or
 // {"error":{"type":…}}. What does not look like a code, or could be a piece of what we sent, is not repeated.
 func (c Config) code(body []byte, sent []string) string {
-	var f fields
-	if json.Unmarshal(body, &f) != nil {
-		return ""
-	}
+	f := object(body)
 	code := f.text("error")
 	for _, key := range []string{"code", "type"} {
 		if code == "" {
@@ -148,15 +167,11 @@ func isToken(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// expiry reads expires_in, a number that some providers send as a string.
+// expiry reads expires_in.
 func (c Config) expiry(f fields, sent time.Time, notes *[]string) time.Time {
-	raw := f.text("expires_in")
-	if raw == "" {
-		raw = string(f["expires_in"])
-	}
-	seconds, err := strconv.ParseFloat(strings.TrimSpace(raw), 64)
+	seconds, ok := f.number("expires_in")
 	switch {
-	case err != nil && !math.IsInf(seconds, 0), math.IsNaN(seconds):
+	case !ok:
 		if c.DefaultTTL > 0 {
 			return sent.Add(c.DefaultTTL)
 		}
@@ -218,11 +233,7 @@ func idClaims(jwt string) fields {
 	if err != nil {
 		return nil
 	}
-	var f fields
-	if json.Unmarshal(payload, &f) != nil {
-		return nil
-	}
-	return f
+	return object(payload)
 }
 
 // retryAfter reads Retry-After, seconds or a date (RFC 9110 §10.2.3).

@@ -12,7 +12,7 @@ import (
 )
 
 func readBody(c Config, body string) (Token, *Error) {
-	return c.read(answer{host: "h", sent: noon, status: 200, body: []byte(body)}, nil)
+	return c.read(answer{at: place{url: "https://h/t"}, sent: noon, status: 200, body: []byte(body)}, nil)
 }
 
 func TestLifetimes(t *testing.T) {
@@ -198,7 +198,7 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, status int, body, separator string) {
 		status = 200 + (status%400+400)%400
 		cfg := Config{ScopeSeparator: separator, ErrorCodes: map[string]string{"x": "invalid_grant"}}
-		tok, err := cfg.read(answer{host: "h", sent: noon, status: status, body: []byte(body)}, []string{oldRefresh})
+		tok, err := cfg.read(answer{at: place{url: "https://h/t"}, sent: noon, status: status, body: []byte(body)}, []string{oldRefresh})
 		if err != nil {
 			if strings.Contains(fmt.Sprintf("%v%+v", err, *err), oldRefresh) {
 				t.Fatal("the error repeats what we sent")

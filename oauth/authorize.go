@@ -38,6 +38,9 @@ func (c *Client) AuthorizationURL(state string, p PKCE, redirectURL string, scop
 	if len(scopes) > 0 {
 		opts = append(opts, oauth2.SetAuthURLParam("scope", c.cfg.joinScopes(scopes)))
 	}
+	if c.cfg.Resource != "" {
+		opts = append(opts, oauth2.SetAuthURLParam("resource", c.cfg.Resource))
+	}
 	url := oauth2.Config{
 		ClientID:    c.cfg.ClientID,
 		RedirectURL: c.redirect(redirectURL),

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -102,7 +103,7 @@ func TestParseCallback(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			code, err := ParseCallback(tt.pasted, state)
+			code, err := parseCallback(tt.pasted, state, "")
 			switch {
 			case tt.code != "":
 				if err != nil || code.Reveal() != tt.code {
@@ -119,13 +120,37 @@ func TestParseCallback(t *testing.T) {
 	}
 }
 
+// An answer of another authorization server is not taken, not even its refusal (RFC 9207 §2.4).
+func TestIssuerInCallback(t *testing.T) {
+	for _, tt := range []struct {
+		pasted, issuer string
+		err            error
+	}{
+		{"?code=a&state=s&iss=https%3A%2F%2Fas.example", "https://as.example", nil},
+		{"?code=a&state=s&iss=https%3A%2F%2Fas.example%2F", "https://as.example", ErrIssuerMismatch},
+		{"?code=a&state=s&iss=", "https://as.example", ErrIssuerMismatch},
+		{"?code=a&state=s&iss=https%3A%2F%2Fevil.example", "https://as.example", ErrIssuerMismatch},
+		{"?error=access_denied&state=s&iss=https%3A%2F%2Fevil.example", "https://as.example", ErrIssuerMismatch},
+		{"?error=access_denied&state=s&iss=https%3A%2F%2Fas.example", "https://as.example", ErrDenied},
+		{"?code=a&state=s&iss=x&iss=https%3A%2F%2Fas.example", "https://as.example", ErrNoCode},
+		{"?code=a&state=x&iss=https%3A%2F%2Fevil.example", "https://as.example", ErrStateMismatch},
+		{"?code=a&state=s", "https://as.example", nil},
+		{"?code=a&state=s&iss=https%3A%2F%2Fany.example", "", nil},
+	} {
+		c := NewClient(Config{Issuer: tt.issuer}, nil, nil)
+		if _, err := c.ParseCallback(tt.pasted, "s"); !errors.Is(err, tt.err) {
+			t.Errorf("%s, issuer %q: %v", tt.pasted, tt.issuer, err)
+		}
+	}
+}
+
 // Whatever is pasted: no panic, and a code only if it could be one.
 func FuzzParseCallback(f *testing.F) {
 	for _, s := range []string{"http://h/cb?code=a&state=s", "a#s", "a", "?error=access_denied", "code=a&state=s", "#code=a&state=s", "%", "a?b#c"} {
 		f.Add(s, "s")
 	}
 	f.Fuzz(func(t *testing.T, pasted, state string) {
-		code, err := ParseCallback(pasted, state)
+		code, err := parseCallback(pasted, state, "https://as.example")
 		if (err == nil) == code.IsZero() {
 			t.Fatalf("code and error do not agree: %v", err)
 		}
@@ -167,6 +192,26 @@ func TestValidate(t *testing.T) {
 			c.TokenHeaders = map[string]string{"host": "x", "bad name": "y", "x-bad": "a\nb", "x-good": "y"}
 		}, []string{"authorize_params.scope", "token_params.grant_type", "token_headers.bad name", "token_headers.host", "token_headers.x-bad"}},
 		{"codes", func(c *Config) { c.ErrorCodes = map[string]string{"a": "invalid_grant", "b": "nonsense"} }, []string{"error_codes.b"}},
+		{"device", func(c *Config) { c.GrantType, c.AuthorizeURL = GrantDevice, "" }, []string{"device_url"}},
+		{"device of codex", func(c *Config) { c.DeviceURL, c.DeviceFlow = "https://as.example/d", DeviceCodex }, []string{"device_verification_url", "device_redirect_url"}},
+		{"client credentials", func(c *Config) {
+			*c = Config{GrantType: GrantClient, TokenURL: c.TokenURL, ClientID: "id", AuthStyle: AuthPost, ClientSecret: secret.New("x")}
+		}, nil},
+		{"client credentials of nobody", func(c *Config) { c.GrantType = GrantClient }, []string{"auth_style"}},
+		{"assertion", func(c *Config) {
+			*c = Config{GrantType: GrantJWT, TokenURL: c.TokenURL, ClientKey: weakKey{}, Assertion: Assertion{Issuer: "sa@example"}}
+		}, nil},
+		{"assertion of nobody", func(c *Config) { c.GrantType, c.ClientID = GrantJWT, "" }, []string{"client_id", "grant_type"}},
+		{"assertion that says too much", func(c *Config) {
+			c.Assertion = Assertion{Lifetime: 2 * time.Hour, Claims: map[string]string{"exp": "1", "scope": "x"}}
+		}, []string{"assertion.lifetime", "assertion.claims.exp"}},
+		{"no key", func(c *Config) { c.AuthStyle = AuthPrivateKeyJWT }, []string{"auth_style"}},
+		{"key", func(c *Config) { c.AuthStyle, c.ClientKey = AuthPrivateKeyJWT, weakKey{} }, nil},
+		{"key and secret", func(c *Config) {
+			c.AuthStyle, c.ClientKey, c.ClientSecret = AuthPrivateKeyJWT, weakKey{}, secret.New("x")
+		}, []string{"auth_style"}},
+		{"names", func(c *Config) { c.Issuer, c.Resource, c.RegistrationURL = "as.example", "/api", "x" }, []string{"registration_url", "issuer", "resource"}},
+		{"unknown grant", func(c *Config) { c.GrantType, c.DeviceFlow = "password", "x" }, []string{"grant_type", "device_flow"}},
 		{"rest", func(c *Config) { c.DefaultTTL, c.ScopeSeparator, c.UserAgent = -1, "\n", "a\r\nb" }, []string{"scope_separator", "user_agent", "default_ttl"}},
 	} {
 		c := good

@@ -14,6 +14,8 @@ import (
 var (
 	// ErrStateMismatch: the answer does not belong to the authorization we began.
 	ErrStateMismatch = errors.New("the answer's state is not the one of this login: start again and use the newest browser tab")
+	// ErrIssuerMismatch: another authorization server than ours answered (RFC 9207 §2.4).
+	ErrIssuerMismatch = errors.New("the answer comes from another authorization server than the configured issuer: start again, and check issuer")
 	// ErrNoCode: what was pasted holds no usable code.
 	ErrNoCode = errors.New("no usable authorization code in the answer: paste the whole address the browser ended at, or the code it showed")
 	// ErrDenied: the operator or the provider refused (RFC 6749 §4.1.2.1); asking again for this login is of no use.
@@ -27,9 +29,14 @@ const maxCallback = 16 << 10
 // with code in its query or fragment, a bare query, the form code#state that some providers display, or the code alone.
 //
 // Where the form carries a state it must be wantState. A code alone carries none and is accepted: PKCE binds the code to
-// our verifier, so a code from somebody else's login fails at the exchange. An error=… answer is ErrDenied; its text is
-// not repeated, except the error code.
-func ParseCallback(pasted, wantState string) (secret.Text, error) {
+// our verifier, so a code from somebody else's login fails at the exchange. Where it carries iss, and Config.Issuer is not
+// empty, the two must be the same (RFC 9207 §2.4). An error=… answer is ErrDenied; its text is not repeated, except the
+// error code.
+func (c *Client) ParseCallback(pasted, wantState string) (secret.Text, error) {
+	return parseCallback(pasted, wantState, c.cfg.Issuer)
+}
+
+func parseCallback(pasted, wantState, wantIssuer string) (secret.Text, error) {
 	s := strings.Trim(strings.TrimSpace(pasted), `"'`)
 	if s == "" || len(s) > maxCallback {
 		return secret.Text{}, ErrNoCode
@@ -44,16 +51,20 @@ func ParseCallback(pasted, wantState string) (secret.Text, error) {
 	}
 
 	values, err := url.ParseQuery(query)
-	if err != nil || len(values["code"]) > 1 || len(values["state"]) > 1 || len(values["error"]) > 1 {
+	if err != nil || len(values["code"]) > 1 || len(values["state"]) > 1 || len(values["error"]) > 1 || len(values["iss"]) > 1 {
 		return secret.Text{}, ErrNoCode
 	}
 	state := values.Get("state")
 	if !values.Has("state") {
 		state = fragment // address?code=…#state
 	}
+	foreign := wantIssuer != "" && values.Has("iss") && values.Get("iss") != wantIssuer
 	if values.Has("error") {
 		if state != "" && !sameState(state, wantState) {
 			return secret.Text{}, ErrStateMismatch
+		}
+		if foreign {
+			return secret.Text{}, ErrIssuerMismatch
 		}
 		code := values.Get("error")
 		if !isErrorCode(code) {
@@ -66,6 +77,9 @@ func ParseCallback(pasted, wantState string) (secret.Text, error) {
 	}
 	if !sameState(state, wantState) {
 		return secret.Text{}, ErrStateMismatch
+	}
+	if foreign {
+		return secret.Text{}, ErrIssuerMismatch
 	}
 	return usableCode(values.Get("code"))
 }

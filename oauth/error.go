@@ -62,12 +62,12 @@ type Error struct {
 	// Err is the cause when it was not an answer: a network error, a deadline.
 	Err error
 
-	host string
+	at place
 }
 
 func (e *Error) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "token endpoint %s: ", e.host)
+	fmt.Fprintf(&b, "%v: ", e.at)
 	switch {
 	case e.Status != 0 && e.Code != "":
 		fmt.Fprintf(&b, "status %d, %s", e.Status, e.Code)
@@ -95,7 +95,10 @@ var (
 	errNotJSON   = errors.New("the answer is not a JSON object")
 	errNoToken   = errors.New("the answer has no access token")
 	errBadToken  = errors.New("the answer holds an access token with white space or control characters")
+	errNoBearer  = errors.New("the answer holds a token that is no access token")
 	errNoRefresh = errors.New("there is no refresh token")
+	errNoKey     = errors.New("there is no client key to sign with: set client_key_file")
+	errNoRequest = errors.New("the request cannot be built")
 )
 
 const hintUnknown = "what was sent may have been spent: try again"
@@ -135,8 +138,8 @@ func safeCause(err error) error {
 	return errBroken
 }
 
-// hint names the settings that usually explain an answer.
-func (c Config) hint(status int, code string) string {
+// hint names the settings that usually explain an answer of the endpoint that key configures.
+func (c Config) hint(key string, status int, code string) string {
 	style, format, scope := or(c.AuthStyle, AuthNone), or(c.TokenFormat, FormatForm), or(c.RefreshScope, ScopeOmit)
 	switch {
 	case status >= 500:
@@ -144,19 +147,25 @@ func (c Config) hint(status int, code string) string {
 	case status == 429:
 		return "the provider limits this client: wait; if it lasts for hours, check user_agent and token_headers"
 	case status >= 300 && status < 400:
-		return "redirects are not followed with secrets: set token_url to the final address"
+		return fmt.Sprintf("redirects are not followed with secrets: set %s to the final address", key)
 	case status == 404 || status == 405 || status == 410:
-		return "provider changed? there is no token endpoint at token_url any more"
+		return fmt.Sprintf("provider changed? there is no such endpoint at %s any more", key)
 	case status == 403:
-		return "provider changed, or a bot wall stands in front of it: check token_url, token_headers and user_agent"
+		return fmt.Sprintf("provider changed, or a bot wall stands in front of it: check %s, token_headers and user_agent", key)
 	case code == "invalid_grant":
 		return "the code or refresh token is not valid (any more): connect again"
 	case code == "invalid_scope":
 		return fmt.Sprintf("check the scopes, and refresh_scope (now %s)", scope)
+	case code == "invalid_target":
+		return "check resource, and the audience and resource of the exchange"
+	case code == "unsupported_grant_type":
+		return fmt.Sprintf("check grant_type (now %s): the provider does not know it for this client", or(c.GrantType, GrantCode))
+	case code == "access_denied":
+		return "the consent was refused: start again and agree"
 	case code == "invalid_request":
 		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params", format, scope)
 	case code == "invalid_client" || code == "unauthorized_client" || status == 401:
-		return fmt.Sprintf("check client_id, the client secret and auth_style (now %s)", style)
+		return fmt.Sprintf("check client_id, the client's secret or key, and auth_style (now %s)", style)
 	case status == 400 || status == 415 || status == 422:
 		return fmt.Sprintf("check token_format (now %s), token_params and token_headers", format)
 	}

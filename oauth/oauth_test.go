@@ -510,7 +510,11 @@ func TestRevoke(t *testing.T) {
 	if got := s.received()[0].Params; !cmp.Equal(got, map[string]string{"token": oldRefresh, "client_id": "wayleave-test"}) {
 		t.Error("wrong parameters")
 	}
-	if err := s.client(nil).Revoke(t.Context(), secret.New(oldRefresh)); err != nil || len(s.received()) != 1 {
+	asJSON := s.client(func(c *Config) { c.RevokeURL, c.RevokeFormat = c.TokenURL, FormatJSON })
+	if err := asJSON.Revoke(t.Context(), secret.New(oldRefresh)); err != nil || s.received()[1].Type != "application/json" || !c.CanRevoke() || s.client(nil).CanRevoke() {
+		t.Errorf("as JSON: %v", err)
+	}
+	if err := s.client(nil).Revoke(t.Context(), secret.New(oldRefresh)); err != nil || len(s.received()) != 2 {
 		t.Errorf("without a revocation endpoint: %v", err)
 	}
 	refusing := newTokenServer(t, answerJSON(503, ``))

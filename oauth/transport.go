@@ -7,15 +7,18 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 )
+
+const longestCall = 30 * time.Second
 
 // NewHTTPClient returns an HTTP client fit for token endpoints: it ignores proxy variables (on a worker's machine they
 // point at the gate itself), keeps no connection for a second request (a request on a connection that the other side
 // is closing has an unknown outcome), follows no redirect, and gives up after 30 seconds. Nil roots are the system's.
 func NewHTTPClient(roots *x509.CertPool) *http.Client {
 	return &http.Client{
-		Timeout:       30 * time.Second,
+		Timeout:       longestCall,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			Proxy:                  nil,
@@ -56,4 +59,11 @@ func isLoopback(host string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// isHost reports whether s is a name or address that can be shown as it is.
+func isHost(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '-' && r != '_' && r != ':'
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -20,9 +21,10 @@ func (e FieldError) Error() string { return e.Key + " " + e.Problem }
 
 // Parameters that the protocol itself sets, so that a configuration cannot change them unseen.
 var (
-	authorizeReserved = []string{"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method"}
-	tokenReserved     = []string{"grant_type", "client_id", "client_secret", "redirect_uri", "code", "code_verifier", "refresh_token", "scope", "state"}
-	headersReserved   = []string{"Authorization", "Accept", "Connection", "Content-Length", "Content-Type", "Expect", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent"}
+	authorizeReserved = []string{"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method", "resource"}
+	tokenReserved     = []string{"grant_type", "client_id", "client_secret", "redirect_uri", "code", "code_verifier", "refresh_token", "scope", "state",
+		"device_code", "assertion", "client_assertion", "client_assertion_type", "resource", "subject_token", "subject_token_type", "actor_token", "actor_token_type"}
+	headersReserved = []string{"Authorization", "Accept", "Connection", "Content-Length", "Content-Type", "Expect", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent"}
 )
 
 // errorCodes are the codes of RFC 6749 §5.2 that a provider's own may be translated to.
@@ -49,19 +51,28 @@ func (c Config) Validate() []FieldError {
 		}
 	}
 
-	endpoint("authorize_url", c.AuthorizeURL, true)
+	grant := or(c.GrantType, GrantCode)
+	oneOf("grant_type", string(c.GrantType), string(GrantCode), string(GrantDevice), string(GrantClient), string(GrantJWT))
+	endpoint("authorize_url", c.AuthorizeURL, grant == GrantCode)
 	endpoint("token_url", c.TokenURL, true)
 	endpoint("revoke_url", c.RevokeURL, false)
-	if c.ClientID == "" {
+	oneOf("revoke_format", string(c.RevokeFormat), string(FormatForm), string(FormatJSON))
+	endpoint("device_url", c.DeviceURL, grant == GrantDevice)
+	oneOf("device_flow", string(c.DeviceFlow), string(DeviceRFC8628), string(DeviceCodex))
+	codex := c.DeviceURL != "" && c.DeviceFlow == DeviceCodex
+	endpoint("device_verification_url", c.DeviceVerificationURL, codex)
+	endpoint("device_redirect_url", c.DeviceRedirectURL, codex)
+	endpoint("registration_url", c.RegistrationURL, false)
+	endpoint("issuer", c.Issuer, false)
+	if r := c.Resource; r != "" {
+		if u, err := url.Parse(r); err != nil || !u.IsAbs() || u.Fragment != "" || !isToken(r) {
+			fault("resource", "must be an absolute address without a fragment (RFC 8707 §2)")
+		}
+	}
+	if c.ClientID == "" && (grant != GrantJWT || c.Assertion.Issuer == "") {
 		fault("client_id", "is missing: register an application at the provider and write its client id here")
 	}
-	oneOf("auth_style", string(c.AuthStyle), string(AuthNone), string(AuthBasic), string(AuthPost))
-	switch needsSecret := c.AuthStyle == AuthBasic || c.AuthStyle == AuthPost; {
-	case needsSecret && c.ClientSecret.IsZero():
-		fault("auth_style", "is %s, which needs a client secret: set client_secret_file or client_secret_env, or use none", c.AuthStyle)
-	case !needsSecret && !c.ClientSecret.IsZero():
-		fault("auth_style", "is none although there is a client secret: use basic or post, or remove the secret")
-	}
+	c.validateClient(grant, fault, oneOf)
 	oneOf("token_format", string(c.TokenFormat), string(FormatForm), string(FormatJSON))
 	oneOf("refresh_scope", string(c.RefreshScope), string(ScopeOmit), string(ScopeGranted), string(ScopeRequested))
 	if c.ScopeSeparator != "" && strings.ContainsFunc(c.ScopeSeparator, func(r rune) bool { return r < ' ' || r > '~' }) {
@@ -105,4 +116,32 @@ func (c Config) Validate() []FieldError {
 		}
 	}
 	return faults
+}
+
+// validateClient looks at how the client proves who it is.
+func (c Config) validateClient(grant GrantType, fault func(key, format string, args ...any), oneOf func(key, value string, allowed ...string)) {
+	oneOf("auth_style", string(c.AuthStyle), string(AuthNone), string(AuthBasic), string(AuthPost), string(AuthPrivateKeyJWT))
+	switch needsSecret := c.AuthStyle == AuthBasic || c.AuthStyle == AuthPost; {
+	case needsSecret && c.ClientSecret.IsZero():
+		fault("auth_style", "is %s, which needs a client secret: set client_secret_file or client_secret_env, or use none", c.AuthStyle)
+	case !needsSecret && !c.ClientSecret.IsZero():
+		fault("auth_style", "is %s although there is a client secret: use client_secret_basic or client_secret_post, or remove the secret", or(c.AuthStyle, AuthNone))
+	case c.AuthStyle == AuthPrivateKeyJWT && c.ClientKey == nil:
+		fault("auth_style", "is private_key_jwt, which needs a key: set client_key_file")
+	case c.AuthStyle == AuthPrivateKeyJWT && c.ClientID == "":
+		fault("auth_style", "is private_key_jwt, which needs a client_id")
+	case grant == GrantClient && or(c.AuthStyle, AuthNone) == AuthNone:
+		fault("auth_style", "is none, with which client_credentials proves nothing: use client_secret_basic, client_secret_post or private_key_jwt")
+	}
+	if grant == GrantJWT && c.ClientKey == nil {
+		fault("grant_type", "is jwt_bearer, which needs a key: set client_key_file")
+	}
+	if a := c.Assertion; a.Lifetime < 0 || a.Lifetime > longestJWTBearer {
+		fault("assertion.lifetime", "must be at most 1h")
+	}
+	for _, k := range slices.Sorted(maps.Keys(c.Assertion.Claims)) {
+		if slices.Contains([]string{"iss", "sub", "aud", "iat", "exp", "nbf", "jti"}, k) {
+			fault("assertion.claims."+k, "is set by the protocol: remove it (issuer, subject, audience and lifetime have keys of their own)")
+		}
+	}
 }

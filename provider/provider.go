@@ -1,5 +1,5 @@
-// Package provider owns what is known about each provider, as data: its endpoints and OAuth habits, what a worker's
-// environment has to look like for its clients to use a placeholder, and how its errors are shaped. Presets are embedded
+// Package provider owns what is known about each provider, as data: its endpoints and OAuth habits, or that its credentials
+// are static, what a worker's environment has to look like for its clients to use a placeholder, and how its errors are shaped. Presets are embedded
 // YAML and every field can be overridden by an operator, because public knowledge about providers changes and
 // contradicts itself. Speaking the protocol is left to package oauth, applying an environment to package worker.
 package provider
@@ -28,10 +28,22 @@ const (
 	FormatGeneric   ErrorFormat = "generic"   // {"error":…,"message":…}
 )
 
-// Provider is an OAuth 2 authorization server, its API and the clients of that API.
+// Kind says where a provider's credentials come from.
+type Kind string
+
+// Kinds. Empty means OAuth.
+const (
+	OAuth  Kind = "oauth"  // tokens of an OAuth 2 authorization server
+	Static Kind = "static" // an API key, a password or any other header value, imported by an operator
+)
+
+// Provider is an API, the clients of that API, and the OAuth 2 authorization server in front of it, if there is one.
 type Provider struct {
 	// Name under which the configuration knows it.
 	Name string `yaml:"-" json:"-"`
+
+	// Kind is oauth (default), or static: credentials are imported by an operator, and there is no OAuth part.
+	Kind Kind `yaml:"kind,omitempty" jsonschema:"enum=oauth,enum=static"`
 
 	oauth.Config `yaml:",inline"`
 
@@ -40,6 +52,9 @@ type Provider struct {
 	// PlaceholderPrefix is the beginning that clients expect of a token, for example "sk-ant-oat01-"; characters
 	// A-Z a-z 0-9 . _ ~ - only.
 	PlaceholderPrefix string `yaml:"placeholder_prefix,omitempty"`
+
+	// Header says where in a request the credential is, for routes that do not say it themselves.
+	Header Header `yaml:"header,omitempty"`
 
 	// Env are variables set for a worker in every mode: name to template (see Render).
 	Env map[string]string `yaml:"env,omitempty"`
@@ -69,6 +84,18 @@ type Provider struct {
 	ALPN []string `yaml:"alpn,omitempty" jsonschema:"enum=h2,enum=http/1.1"`
 	// BasicUser is the user name that goes with a token sent as Basic, as git does. Empty: the client's own stays.
 	BasicUser string `yaml:"basic_user,omitempty"`
+}
+
+// Header says where in a request the credential is. Empty fields are left to the route's own defaults.
+type Header struct {
+	// In is the header in which workers send the placeholder, in lower case.
+	In string `yaml:"in,omitempty" jsonschema:"pattern=^[^A-Z: ]+$"`
+	// InScheme is the word before the placeholder.
+	InScheme string `yaml:"in_scheme,omitempty"`
+	// Out is the header in which the credential is sent, in lower case.
+	Out string `yaml:"out,omitempty" jsonschema:"pattern=^[^A-Z: ]+$"`
+	// OutScheme is the word before the credential.
+	OutScheme string `yaml:"out_scheme,omitempty"`
 }
 
 //go:embed presets.yaml

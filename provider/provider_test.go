@@ -22,7 +22,7 @@ func preset(t *testing.T, name string) Provider {
 	switch name {
 	case "github":
 		p.ClientID, p.ClientSecret = "id", secret.New("s")
-	case "oauth2":
+	case "oauth2", "oidc":
 		p.ClientID, p.AuthorizeURL, p.TokenURL = "id", "https://as.example/a", "https://as.example/t"
 	}
 	return p
@@ -30,7 +30,7 @@ func preset(t *testing.T, name string) Provider {
 
 // Every preset is complete, apart from what only an operator can know.
 func TestPresetsAreValid(t *testing.T) {
-	if diff := cmp.Diff([]string{"anthropic", "github", "oauth2", "openai-codex"}, Presets()); diff != "" {
+	if diff := cmp.Diff([]string{"anthropic", "anthropic-api", "github", "github-token", "oauth2", "oidc", "openai-api", "openai-codex", "static"}, Presets()); diff != "" {
 		t.Fatal(diff)
 	}
 	for _, name := range Presets() {
@@ -107,7 +107,23 @@ func TestRender(t *testing.T) {
 			name: "github", provider: "github",
 			want: Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
 		},
+		{
+			name: "API key of Anthropic", provider: "anthropic-api",
+			want:    Rendered{Env: map[string]string{"ANTHROPIC_API_KEY": ph}},
+			removes: []string{"ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL"},
+		},
+		{
+			name: "API key of OpenAI", provider: "openai-api",
+			want:    Rendered{Env: map[string]string{"OPENAI_API_KEY": ph, "CODEX_API_KEY": ph}},
+			removes: []string{"CODEX_ACCESS_TOKEN", "OPENAI_BASE_URL"},
+		},
+		{
+			name: "token of GitHub", provider: "github-token",
+			want: Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
+		},
 		{name: "generic", provider: "oauth2", want: Rendered{}},
+		{name: "generic OpenID Connect", provider: "oidc", want: Rendered{}},
+		{name: "generic static", provider: "static", want: Rendered{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := preset(t, tt.provider).Render(tt.mode, ph, tt.scopes)
@@ -195,6 +211,16 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s refuses nothing", name)
 		}
 	}
+	p = Provider{Config: oauth.Config{
+		TokenURL: "https://as.example/t", DeviceURL: "https://as.example/d", RegistrationURL: "https://as.example/r", RevokeURL: "https://as.example/v",
+	}}
+	if diff := cmp.Diff([]string{"as.example/d", "as.example/r", "as.example/t", "as.example/v"}, p.Refused()); diff != "" {
+		t.Error(diff)
+	}
+	want := []string{"auth.openai.com/api/accounts/deviceauth/token", "auth.openai.com/api/accounts/deviceauth/usercode", "auth.openai.com/oauth/revoke", "auth.openai.com/oauth/token"}
+	if diff := cmp.Diff(want, preset(t, "openai-codex").Refused()); diff != "" {
+		t.Error(diff)
+	}
 }
 
 func TestValidate(t *testing.T) {
@@ -223,5 +249,29 @@ func TestValidate(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, keys); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestStaticProvider(t *testing.T) {
+	p := preset(t, "static")
+	p.Header = Header{In: "x-api-key", InScheme: "Token", Out: "authorization", OutScheme: "Bearer"}
+	p.BasicUser = "robot"
+	if f := p.Validate(); f != nil {
+		t.Errorf("a good one has faults: %v", f)
+	}
+	p = preset(t, "github")
+	p.Kind, p.Header = Static, Header{In: "X-Key", InScheme: "a b", Out: "x:y", OutScheme: "\n"}
+	var keys []string
+	for _, f := range p.Validate() {
+		keys = append(keys, f.Key)
+	}
+	want := []string{"authorize_url", "token_url", "device_url", "client_id", "auth_style", "scopes", "header.in", "header.out", "header.in_scheme", "header.out_scheme"}
+	if diff := cmp.Diff(want, keys); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	p = preset(t, "static")
+	p.Kind = "saml"
+	if f := p.Validate(); len(f) != 1 || f[0].Key != "kind" {
+		t.Errorf("%v", f)
 	}
 }

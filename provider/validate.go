@@ -21,7 +21,15 @@ var (
 
 // Validate returns every fault of p, those of its OAuth part included.
 func (p Provider) Validate() []oauth.FieldError {
-	faults := p.Config.Validate()
+	var faults []oauth.FieldError
+	switch p.Kind {
+	case Static:
+		faults = p.oauthPart()
+	case OAuth, "":
+		faults = p.Config.Validate()
+	default:
+		faults = []oauth.FieldError{{Key: "kind", Problem: fmt.Sprintf("is %q: it must be oauth or static", p.Kind)}}
+	}
 	fault := func(key, format string, args ...any) {
 		faults = append(faults, oauth.FieldError{Key: key, Problem: fmt.Sprintf(format, args...)})
 	}
@@ -44,6 +52,16 @@ func (p Provider) Validate() []oauth.FieldError {
 
 	if !isPlain(p.PlaceholderPrefix) {
 		fault("placeholder_prefix", "may hold letters, digits and . _ ~ - only")
+	}
+	for _, h := range []struct{ key, name string }{{"header.in", p.Header.In}, {"header.out", p.Header.Out}} {
+		if h.name != "" && (!httpguts.ValidHeaderFieldName(h.name) || strings.ToLower(h.name) != h.name) {
+			fault(h.key, "is not the name of a header in lower case")
+		}
+	}
+	for _, h := range []struct{ key, word string }{{"header.in_scheme", p.Header.InScheme}, {"header.out_scheme", p.Header.OutScheme}} {
+		if h.word != "" && !httpguts.ValidHeaderFieldName(h.word) { // a token, as a header's name is (RFC 9110 §11.1)
+			fault(h.key, "is not one word")
+		}
 	}
 	names("env", slices.Sorted(maps.Keys(p.Env)))
 	templates("env", p.Env)
@@ -100,11 +118,39 @@ func (p Provider) Validate() []oauth.FieldError {
 	return faults
 }
 
-// Refused returns the endpoints that workers never reach through us, as host or host/path: RefusedHosts and the
-// provider's own token and revocation endpoints. Sorted, each once.
+// oauthPart returns a fault for what a static provider has of an OAuth provider.
+func (p Provider) oauthPart() []oauth.FieldError {
+	var faults []oauth.FieldError
+	for _, f := range []struct {
+		key string
+		set bool
+	}{
+		{"grant_type", p.GrantType != ""},
+		{"authorize_url", p.AuthorizeURL != ""},
+		{"token_url", p.TokenURL != ""},
+		{"revoke_url", p.RevokeURL != ""},
+		{"device_url", p.DeviceURL != ""},
+		{"issuer", p.Issuer != ""},
+		{"client_id", p.ClientID != ""},
+		{"auth_style", p.AuthStyle != "" || !p.ClientSecret.IsZero() || p.ClientKey != nil},
+		{"scopes", len(p.Scopes) > 0},
+	} {
+		if f.set {
+			faults = append(faults, oauth.FieldError{Key: f.key, Problem: "is of no use with kind static, which has no OAuth part: remove it, or start from preset static"})
+		}
+	}
+	return faults
+}
+
+// Refused returns the endpoints that workers never reach through us, as host or host/path: RefusedHosts and the endpoints
+// of the provider where tokens, codes or clients are made or ended. Sorted, each once.
 func (p Provider) Refused() []string {
 	list := slices.Clone(p.RefusedHosts)
-	for _, endpoint := range []string{p.TokenURL, p.RevokeURL} {
+	endpoints := []string{p.TokenURL, p.RevokeURL, p.DeviceURL, p.RegistrationURL}
+	if p.DeviceFlow == oauth.DeviceCodex {
+		endpoints = append(endpoints, oauth.CodexPollURL(p.DeviceURL))
+	}
+	for _, endpoint := range endpoints {
 		if u, err := url.Parse(endpoint); err == nil && u.Host != "" {
 			list = append(list, strings.ToLower(u.Hostname())+u.EscapedPath())
 		}

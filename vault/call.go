@@ -13,20 +13,26 @@ import (
 // adminTimeout bounds one call of Setup: generating a key or mounting an engine may take a busy server seconds.
 const adminTimeout = 30 * time.Second
 
-// call runs f with the current log-in, and once more with a new one if the server refuses the token.
+// call runs f with the current log-in, and again with a newer one as long as the server refuses the token and there is
+// one: an operator who revokes tokens may hit the newest too.
 func (c *Client) call(ctx context.Context, timeout time.Duration, capability, path string, f func(context.Context, *api.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	current := c.login.Load()
 	err := f(ctx, current.api)
-	if status(err) == http.StatusForbidden {
-		newer, healErr := c.heal(ctx, current)
+	for range healsToken {
+		if status(err) != http.StatusForbidden {
+			break
+		}
+		newer, healErr := c.heal(ctx, current, err)
 		if healErr != nil {
 			return healErr
 		}
-		if newer {
-			err = f(ctx, c.login.Load().api)
+		if !newer {
+			break
 		}
+		current = c.login.Load()
+		err = f(ctx, current.api)
 	}
 	return explain(capability, path, err)
 }

@@ -19,6 +19,17 @@ func status(err error) int {
 	return 0
 }
 
+// tokenEnded reports whether a refusal is of the token itself: OpenBao says so in these two words, Vault adds that the
+// token is invalid. A policy's refusal comes as a list of errors.
+func tokenEnded(err error) bool {
+	var refused *api.ResponseError
+	if !errors.As(err, &refused) || refused.StatusCode != http.StatusForbidden {
+		return false
+	}
+	text := said(refused)
+	return text == "permission denied" || strings.Contains(text, "invalid token")
+}
+
 // explain turns what the API client returned into one of the four failures, or a plain error that says what to do.
 // The capability and path name what a policy must grant.
 func explain(capability, path string, err error) error {
@@ -39,10 +50,14 @@ func explain(capability, path string, err error) error {
 	}
 	text := said(refused)
 	switch code := refused.StatusCode; {
+	case tokenEnded(err):
+		return fmt.Errorf("%w: the server does not accept our token any longer, for %q on %s: see who revokes it: %s", ErrDenied, capability, path, text)
 	case code == http.StatusForbidden:
 		return fmt.Errorf("%w: the policy must grant %q on %s (run `wayleave vault setup`): %s", ErrDenied, capability, path, text)
 	case code == http.StatusBadRequest && strings.Contains(text, "check-and-set parameter did not match"):
 		return ErrConflict
+	case code == http.StatusNotFound && strings.Contains(text, "namespace not found"):
+		return fmt.Errorf("there is no such namespace: name another in vault.namespace, or have it made: %s", text)
 	case code == http.StatusNotFound && text != "":
 		return fmt.Errorf("there is nothing mounted for %s (run `wayleave vault setup`, or check mount and namespace): %s", path, text)
 	case code == http.StatusNotFound:

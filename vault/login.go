@@ -2,19 +2,24 @@ package vault
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/api"
-	"github.com/hashicorp/vault/api/auth/approle"
+
+	"wayleave/secret"
 )
 
 // login is one successful log-in.
 type login struct {
 	api       *api.Client
+	http      *http.Client  // what api sends with
 	ttl       time.Duration // from the log-in on; 0: it never ends
 	renewable bool
 	replaced  chan struct{} // closed when another log-in took its place
@@ -24,87 +29,107 @@ type login struct {
 func (c *Client) logIn(ctx context.Context) (*login, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var s *api.SecretAuth
-	var err error
-	switch c.cfg.Auth.Method {
-	case "approle":
-		s, err = c.appRole(ctx)
-	case "token":
-		s, err = c.givenToken(ctx)
-	default:
-		err = fmt.Errorf("unknown vault auth method %q: use token or approle", c.cfg.Auth.Method)
+	l := &login{http: c.http, replaced: make(chan struct{})}
+	s, err := c.prove(ctx, l)
+	if errors.Is(err, ErrDenied) && c.learnIndex(ctx) {
+		// A standby judged it from its copy, which may not have the role or the token that was made a moment ago.
+		s, err = c.prove(ctx, l)
 	}
 	if err != nil {
 		return nil, err
 	}
-	a, err := c.newAPI(s.ClientToken, adminTimeout)
-	if err != nil {
+	if l.api, err = c.newAPI(l.http, s.ClientToken, adminTimeout); err != nil {
 		return nil, err
 	}
-	return &login{api: a, ttl: leaseOf(s), renewable: s.Renewable, replaced: make(chan struct{})}, nil
+	l.ttl, l.renewable = leaseOf(s), s.Renewable
+	return l, nil
 }
 
-func leaseOf(a *api.SecretAuth) time.Duration { return time.Duration(a.LeaseDuration) * time.Second }
-
-func (c *Client) appRole(ctx context.Context) (*api.SecretAuth, error) {
-	a := c.cfg.Auth
-	method, err := approle.NewAppRoleAuth(a.RoleID, &approle.SecretID{FromString: a.SecretID.Reveal()}, approle.WithMountPath(a.AppRoleMount))
-	if err != nil {
-		return nil, fmt.Errorf("%w: AppRole needs a role id and a secret id: %w", ErrDenied, err)
+// prove shows the server what our method has to show. It sets l.http when the log-in needs one of its own.
+func (c *Client) prove(ctx context.Context, l *login) (*api.SecretAuth, error) {
+	var p proof
+	var err error
+	switch c.cfg.Auth.Method {
+	case "token":
+		return c.givenToken(ctx)
+	case "approle":
+		p, err = c.cfg.Auth.appRole()
+	case "kubernetes", "jwt":
+		p, err = c.cfg.Auth.jwt()
+	case "cert":
+		p, err = c.cfg.Auth.cert()
+		if err == nil {
+			l.http, err = c.withCertificate(p.certificate)
+		}
+	default:
+		return nil, fmt.Errorf("unknown vault auth method %q: use token, approle, kubernetes, jwt or cert", c.cfg.Auth.Method)
 	}
-	anonymous, err := c.newAPI("", callTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDenied, err)
+	}
+	return c.present(ctx, l.http, p)
+}
+
+// proof is what a method shows at its login path.
+type proof struct {
+	what        string                   // for messages
+	body        map[string]any           // holds secrets: for the wire only
+	certificate *tls.Certificate         // nil: none
+	expired     time.Duration            // how long ago it ended by our clock; 0: it has not, or we do not know
+	advice      func(said string) string // the next step after a refusal, from the server's words
+}
+
+// refusal reports whether the status says that the proof is not good enough. OpenBao answers an expired client
+// certificate with 500, as if it were the server's fault.
+func (p proof) refusal(status int) bool {
+	return status == http.StatusBadRequest || status == http.StatusForbidden || status == http.StatusInternalServerError && p.expired > 0
+}
+
+// present logs in with the proof.
+func (c *Client) present(ctx context.Context, hc *http.Client, p proof) (*api.SecretAuth, error) {
+	anonymous, err := c.newAPI(hc, "", callTimeout)
 	if err != nil {
 		return nil, err
 	}
-	path := "auth/" + a.AppRoleMount + "/login"
-	s, err := anonymous.Auth().Login(ctx, method)
-	switch code := status(err); {
-	case code == http.StatusBadRequest, code == http.StatusForbidden:
-		var refused *api.ResponseError
-		errors.As(err, &refused)
-		return nil, fmt.Errorf("%w: role id or secret id not accepted at %s (expired, used up, or of another role? make a new secret id): %s", ErrDenied, path, said(refused))
+	path := "auth/" + c.cfg.Auth.Mount + "/login"
+	s, err := anonymous.Logical().WriteWithContext(ctx, path, p.body)
+	var refused *api.ResponseError
+	switch {
+	case errors.As(err, &refused) && p.refusal(refused.StatusCode):
+		text := said(refused)
+		advice := p.advice(text)
+		if text == "permission denied" { // what OpenBao says of a mount or a namespace that is not there
+			advice += "; if no such method is mounted there, mend vault.auth.mount or vault.namespace"
+		}
+		return nil, fmt.Errorf("%w: %s not accepted at %s (%s): %s", ErrDenied, p.what, path, text, advice)
 	case err != nil:
 		return nil, explain("update", path, err)
+	case s == nil || s.Auth == nil || s.Auth.ClientToken == "":
+		return nil, fmt.Errorf("%w: %s answered without a token (does the server ask for a second factor? it must not for the gate)", ErrDenied, path)
 	}
 	return s.Auth, nil
 }
 
-// givenToken looks up the token we were given, to learn that it works, and renews it if it can be: a periodic token lives
-// as long as it is used, even by a command that is done in a moment.
-func (c *Client) givenToken(ctx context.Context) (*api.SecretAuth, error) {
-	token := c.cfg.Auth.Token.Reveal()
-	if token == "" {
-		return nil, fmt.Errorf("%w: no vault token was given", ErrDenied)
-	}
-	a, err := c.newAPI(token, callTimeout)
-	if err != nil {
-		return nil, err
-	}
-	self, err := a.Auth().Token().LookupSelfWithContext(ctx)
-	if status(err) == http.StatusForbidden {
-		return nil, fmt.Errorf("%w: the vault token has expired, was revoked, or is of another server or namespace", ErrDenied)
-	}
-	if err != nil {
-		return nil, explain("read", "auth/token/lookup-self", err)
-	}
-	ttl, err := self.TokenTTL()
-	if err != nil {
-		return nil, fmt.Errorf("reading the life of the vault token: %w", err)
-	}
-	if ttl == 0 && self.Data["expire_time"] != nil {
-		ttl = time.Second // the last one; only a token without an end has none
-	}
-	// A policy may forbid the renewal; the token works nevertheless.
-	if renewable, _ := self.TokenIsRenewable(); renewable && ttl > 0 {
-		if renewed, err := a.Auth().Token().RenewSelfWithContext(ctx, 0); err == nil && renewed.Auth != nil {
-			return renewed.Auth, nil
+// credential is the content of a file, as it is now, or the value itself when there is no file.
+func credential(what string, value secret.Text, file string) (secret.Text, error) {
+	if file == "" {
+		if value.IsZero() {
+			return value, fmt.Errorf("no %s was given", what)
 		}
+		return value, nil
 	}
-	if ttl > 0 {
-		c.log.Warn("the vault token cannot be renewed", "ends_in", ttl)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return secret.Text{}, fmt.Errorf("reading the %s: %w", what, err)
 	}
-	return &api.SecretAuth{ClientToken: token, LeaseDuration: int(ttl / time.Second)}, nil
+	value = secret.New(strings.TrimSpace(string(text)))
+	if value.IsZero() {
+		return value, fmt.Errorf("the file of the %s, %s, is empty: see that whatever writes it still runs", what, file)
+	}
+	return value, nil
 }
+
+func leaseOf(a *api.SecretAuth) time.Duration { return time.Duration(a.LeaseDuration) * time.Second }
 
 // A log-in that ended sooner than this did not work, and the next one waits.
 const shortestLogin = time.Second
@@ -114,6 +139,7 @@ func (c *Client) keepLoggedIn(ctx context.Context) {
 	delay := backoff{low: 100 * time.Millisecond, high: 30 * time.Second}
 	for {
 		current, since := c.login.Load(), time.Now()
+		c.warnOfSecretID(ctx)
 		why := c.watch(ctx, current)
 		if ctx.Err() != nil {
 			return
@@ -183,6 +209,7 @@ func (c *Client) watch(ctx context.Context, l *login) string {
 		delay.reset()
 		ends = time.Now().Add(renewed)
 		wait = early(renewed)
+		c.warnOfSecretID(ctx)
 	}
 }
 
@@ -218,11 +245,16 @@ func (c *Client) replace(ctx context.Context, old *login) error {
 	return c.renewLogin(ctx, old)
 }
 
-// healEvery spaces the log-ins that refusals cause: a policy that refuses us would otherwise cost one per request.
-const healEvery = 5 * time.Second
+// Refusals make us log in again, so that a changed role takes effect and a revoked token is replaced; but not for every
+// request. In each healEvery, one log-in is for policies that refuse us, and a few more for tokens that ended.
+const (
+	healEvery   = 5 * time.Second
+	healsPolicy = 1
+	healsToken  = 3
+)
 
-// heal logs in again after the server refused l, and reports whether there is a newer log-in to try with.
-func (c *Client) heal(ctx context.Context, l *login) (newer bool, err error) {
+// heal logs in again after the server refused l with err, and reports whether there is a newer log-in to try with.
+func (c *Client) heal(ctx context.Context, l *login, refusal error) (newer bool, err error) {
 	release, err := c.oneLogin(ctx)
 	if err != nil {
 		return false, err
@@ -231,14 +263,21 @@ func (c *Client) heal(ctx context.Context, l *login) (newer bool, err error) {
 	if c.login.Load() != l {
 		return true, nil
 	}
-	if !c.lastHeal.IsZero() && time.Since(c.lastHeal) < healEvery {
+	if time.Since(c.healing) >= healEvery {
+		c.healing, c.heals = time.Now(), 0
+	}
+	most, why := healsPolicy, "the server refused our request"
+	if tokenEnded(refusal) {
+		most, why = healsToken, "the server refused our token"
+	}
+	if c.heals >= most {
 		return false, nil
 	}
-	c.lastHeal = time.Now()
+	c.heals++
 	if err := c.renewLogin(ctx, l); err != nil {
 		return false, fmt.Errorf("logging in again after a refusal: %w", err)
 	}
-	c.log.Info("logged in to vault again", "why", "the server refused our token")
+	c.log.Info("logged in to vault again", "why", why)
 	return true, nil
 }
 
@@ -261,6 +300,9 @@ func (c *Client) renewLogin(ctx context.Context, old *login) error {
 	}
 	c.login.Store(fresh)
 	close(old.replaced)
+	if old.http != c.http {
+		old.http.CloseIdleConnections() // nobody starts a call with it any longer
+	}
 	return nil
 }
 

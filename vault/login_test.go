@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +29,7 @@ type loginServer struct {
 	down     bool // answers 503
 	refuse   bool // does not accept the secret id
 	noPolicy bool // accepts tokens, but not for the document
+	forgets  bool // does not know the tokens that it makes
 	denied   int  // requests for the document refused
 }
 
@@ -72,8 +74,11 @@ func (s *loginServer) serve(w *httptest.ResponseRecorder, req *http.Request) {
 		}
 		s.logins++
 		token := fmt.Sprintf("s.%d", s.logins)
-		s.tokens[token] = &lease{now, now.Add(s.ttl)}
-		auth(token, s.tokens[token])
+		l := &lease{now, now.Add(s.ttl)}
+		if !s.forgets {
+			s.tokens[token] = l
+		}
+		auth(token, l)
 	case !valid:
 		if strings.HasPrefix(path, "wayleave/") {
 			s.denied++
@@ -203,7 +208,20 @@ func TestRefusals(t *testing.T) {
 			if most := int(time.Minute/healEvery) + 1; s.logins > most {
 				t.Errorf("%d log-ins in a minute of refusals, want at most %d", s.logins, most)
 			}
-			s.noPolicy = false
+			s.noPolicy, s.forgets, s.logins = false, true, 0
+			s.tokens = map[string]*lease{}
+		})
+		for range 600 {
+			if err := get(); !errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "does not accept our token") {
+				t.Fatalf("with tokens that end at once: %v", err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		s.set(func() {
+			if most := healsToken * (int(time.Minute/healEvery) + 1); s.logins > most || s.logins < 3 {
+				t.Errorf("%d log-ins in a minute of tokens that end at once, want at most %d", s.logins, most)
+			}
+			s.forgets = false
 			s.refuse = true
 			s.tokens = map[string]*lease{}
 		})
@@ -283,9 +301,9 @@ func TestOpenErrors(t *testing.T) {
 func TestDeadlineHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newLoginServer(time.Hour, 0)
-		hang := false
+		var hang atomic.Bool
 		c, err := open(t.Context(), Config{Address: "http://vault.test", Auth: appRole}, nil, roundTripper(func(req *http.Request) (*http.Response, error) {
-			if hang {
+			if hang.Load() {
 				<-req.Context().Done()
 				return nil, req.Context().Err()
 			}
@@ -295,7 +313,7 @@ func TestDeadlineHolds(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		hang = true
+		hang.Store(true)
 		began := time.Now()
 		_, err = c.Get(context.Background(), "grants/a", &struct{}{})
 		if !errors.Is(err, ErrUnavailable) || time.Since(began) != callTimeout {

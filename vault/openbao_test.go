@@ -11,13 +11,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,59 +24,17 @@ import (
 	"wayleave/vault/vaulttest"
 )
 
-// send makes a request the product never makes.
-func send(t *testing.T, s *vaulttest.Server, token secret.Text, method, path, body string) (status int, answer []byte) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://vault/v1/"+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("X-Vault-Token", token.Reveal())
-	if method == http.MethodPatch {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(s.Address, "unix://"))
-	}}}
-	resp, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if answer, err = io.ReadAll(resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, answer
-}
-
-func request(t *testing.T, s *vaulttest.Server, token secret.Text, method, path, body string) (status int) {
-	t.Helper()
-	status, _ = send(t, s, token, method, path, body)
-	return status
-}
-
-// raw is a request as root that must succeed.
-func raw(t *testing.T, s *vaulttest.Server, method, path, body string) {
-	t.Helper()
-	if code, answer := send(t, s, s.RootConfig.Auth.Token, method, path, body); code >= 300 {
-		t.Fatalf("%s %s: %d %s", method, path, code, answer)
-	}
-}
-
-func softDelete(t *testing.T, s *vaulttest.Server, path string) {
-	raw(t, s, http.MethodDelete, "wayleave/data/"+path, "")
-}
-
 // What each role may and may not do, on the real server and through the policies an operator installs.
 func TestPolicies(t *testing.T) {
-	s := vaulttest.Start(t)
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
-	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "other/x": map[string]string{}} {
+	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "requests/grants": map[string]string{}, "other/x": map[string]string{}} {
 		if _, err := s.Root.Put(ctx, path, doc, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	raw(t, s, http.MethodPut, "sys/mounts/other", `{"type":"kv","options":{"version":"2"}}`)
+	s.Raw(t, http.MethodPut, "sys/mounts/other", `{"type":"kv","options":{"version":"2"}}`)
 	other := s.GatewayConfig
 	other.Mount = "other"
 	elsewhere := vaulttest.Open(t, other)
@@ -101,7 +55,7 @@ func TestPolicies(t *testing.T) {
 		_, err := vault.IssueToken(ctx, c, vault.Gateway, time.Hour)
 		return err
 	}
-	secretID := func(c *vault.Client, _ string) error { _, _, err := vault.IssueAppRole(ctx, c, false); return err }
+	secretID := func(c *vault.Client, _ string) error { _, _, err := vault.IssueAppRole(ctx, c, "", false); return err }
 
 	for _, tt := range []struct {
 		what                      string
@@ -124,6 +78,11 @@ func TestPolicies(t *testing.T) {
 		{"write", put, "keys/session", true, false, false},
 		{"list", list, "keys", true, false, false},
 		{"delete", remove, "keys/none", false, false, false},
+		{"read", get, "requests/grants", true, true, false},
+		{"write", put, "requests/grants", false, true, false},
+		{"version of", version, "requests/grants", true, true, false},
+		{"list", list, "requests", true, true, false},
+		{"delete", remove, "requests/none", false, false, false},
 		{"read", get, "other/x", false, false, false},
 		{"write", put, "other/x", false, false, false},
 		{"sign an intermediate", sign, "", true, false, false},
@@ -160,7 +119,7 @@ func TestPolicies(t *testing.T) {
 		{http.MethodPut, "wayleave/config", `{"cas_required":false}`},
 		{http.MethodPut, "wayleave/metadata/grants/g", `{"cas_required":false}`},
 	} {
-		if code := request(t, s, s.OperatorConfig.Auth.Token, r.method, r.path, r.body); code != http.StatusForbidden {
+		if code, _ := s.Send(t, s.OperatorConfig.Auth.Token, r.method, r.path, r.body); code != http.StatusForbidden {
 			t.Errorf("operator: %s %s: %d, want 403", r.method, r.path, code)
 		}
 	}
@@ -168,7 +127,8 @@ func TestPolicies(t *testing.T) {
 
 // The gateway's policy lets it sign nothing but leaf-only intermediates with name constraints.
 func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
-	s := vaulttest.Start(t)
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	token := gatewayToken(t, s)
 	good := map[string]any{
 		"csr": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr(t)})), "common_name": vault.IntermediateName,
@@ -201,12 +161,12 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if code := request(t, s, token, http.MethodPut, "wayleave-pki/root/sign-intermediate", string(text)); code != tt.want {
+		if code, _ := s.Send(t, token, http.MethodPut, "wayleave-pki/root/sign-intermediate", string(text)); code != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, code, tt.want)
 		}
 	}
 	for _, path := range []string{"wayleave-pki/root/sign-self-issued", "wayleave-pki/sign-verbatim", "wayleave-pki/root/generate/internal", "wayleave-pki/intermediate/set-signed"} {
-		if code := request(t, s, token, http.MethodPut, path, "{}"); code != http.StatusForbidden {
+		if code, _ := s.Send(t, token, http.MethodPut, path, "{}"); code != http.StatusForbidden {
 			t.Errorf("%s: %d, want 403", path, code)
 		}
 	}
@@ -215,7 +175,7 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 // gatewayToken logs in as the gateway by hand.
 func gatewayToken(t *testing.T, s *vaulttest.Server) secret.Text {
 	a := s.GatewayConfig.Auth
-	code, body := send(t, s, secret.Text{}, http.MethodPut, "auth/approle/login", fmt.Sprintf(`{"role_id":%q,"secret_id":%q}`, a.RoleID, a.SecretID.Reveal()))
+	code, body := s.Send(t, secret.Text{}, http.MethodPut, "auth/approle/login", fmt.Sprintf(`{"role_id":%q,"secret_id":%q}`, a.RoleID, a.SecretID.Reveal()))
 	var answer struct {
 		Auth struct {
 			Token string `json:"client_token"`
@@ -240,7 +200,8 @@ func csr(t *testing.T) []byte {
 }
 
 func TestPreflight(t *testing.T) {
-	s := vaulttest.Start(t)
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
 	for role, c := range map[vault.Role]*vault.Client{vault.Gateway: s.Gateway, vault.Operator: s.Operator, vault.Viewer: s.Viewer} {
 		if err := c.Preflight(ctx, role); err != nil {
@@ -266,7 +227,7 @@ func TestPreflight(t *testing.T) {
 		}
 	}
 
-	raw(t, s, http.MethodPut, "sys/mounts/old", `{"type":"kv","options":{"version":"1"}}`)
+	s.Raw(t, http.MethodPut, "sys/mounts/old", `{"type":"kv","options":{"version":"1"}}`)
 	for mount, want := range map[string]string{"old": "KV version 1", "wayleave-pki": "not KV version 2", "nowhere": "vault setup"} {
 		cfg := s.RootConfig
 		cfg.Mount = mount
@@ -275,18 +236,12 @@ func TestPreflight(t *testing.T) {
 		}
 	}
 
-	raw(t, s, http.MethodPut, "sys/seal", "{}")
-	if err := s.Gateway.Preflight(ctx, vault.Gateway); !errors.Is(err, vault.ErrUnavailable) || !strings.Contains(err.Error(), "sealed") {
-		t.Errorf("sealed: %v", err)
-	}
-	if _, err := s.Gateway.Get(ctx, "grants/g", &struct{}{}); !errors.Is(err, vault.ErrUnavailable) {
-		t.Errorf("read while sealed: %v", err)
-	}
 }
 
 // A second run changes nothing; other mounts get policies of their own.
 func TestSetup(t *testing.T) {
-	s := vaulttest.Start(t)
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
 	before, err := s.Root.RootCA(ctx)
 	if err != nil {
@@ -302,15 +257,15 @@ func TestSetup(t *testing.T) {
 	}
 
 	cfg := s.RootConfig
-	cfg.Mount, cfg.PKIMount, cfg.Auth.AppRoleMount = "team/grants", "team/pki", "robots"
+	cfg.Mount, cfg.PKIMount = "team/grants", "team/pki"
 	admin := vaulttest.Open(t, cfg)
-	if err := vault.Setup(ctx, admin, vault.SetupOptions{Note: note}); err != nil {
+	if err := vault.Setup(ctx, admin, vault.SetupOptions{AppRoleMount: "robots", Note: note}); err != nil {
 		t.Fatal(err)
 	}
 	if len(notes) == 0 {
 		t.Error("nothing was reported")
 	}
-	auth, _, err := vault.IssueAppRole(ctx, admin, false)
+	auth, _, err := vault.IssueAppRole(ctx, admin, "robots", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,9 +278,24 @@ func TestSetup(t *testing.T) {
 		t.Error(err)
 	}
 
+	// A gate that logs in otherwise has no use for AppRole.
+	s.Raw(t, http.MethodPut, "sys/namespaces/bare", "{}")
+	cfg = s.RootConfig
+	cfg.Namespace = "bare"
+	bare := vaulttest.Open(t, cfg)
+	if err := vault.Setup(ctx, bare, vault.SetupOptions{NoAppRole: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := bare.Preflight(ctx, vault.Gateway); err != nil {
+		t.Error(err)
+	}
+	if body := s.Raw(t, http.MethodGet, "bare/sys/auth", ""); bytes.Contains(body, []byte("approle")) {
+		t.Errorf("AppRole was enabled: %s", body)
+	}
+
 	cfg = s.RootConfig
 	cfg.Mount = "old"
-	raw(t, s, http.MethodPut, "sys/mounts/old", `{"type":"kv"}`)
+	s.Raw(t, http.MethodPut, "sys/mounts/old", `{"type":"kv"}`)
 	if err := vault.Setup(ctx, vaulttest.Open(t, cfg), vault.SetupOptions{}); err == nil || !strings.Contains(err.Error(), "KV version 1") {
 		t.Errorf("KV version 1: %v", err)
 	}
@@ -333,18 +303,19 @@ func TestSetup(t *testing.T) {
 
 // Withdrawing earlier secret ids ends log-ins with them, and a token's death is healed by logging in again.
 func TestCredentialsOfTheGateway(t *testing.T) {
-	s := vaulttest.Start(t)
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
 	if _, err := s.Gateway.Put(ctx, "grants/g", struct{}{}, 0); err != nil {
 		t.Fatal(err)
 	}
-	revokeGatewayTokens := func() { raw(t, s, http.MethodPut, "sys/leases/revoke-prefix/auth/approle/login", "{}") }
+	revokeGatewayTokens := func() { s.Raw(t, http.MethodPut, "sys/leases/revoke-prefix/auth/approle/login", "{}") }
 	revokeGatewayTokens()
 	if _, err := s.Gateway.Get(ctx, "grants/g", &struct{}{}); err != nil {
 		t.Errorf("after its token was revoked: %v", err)
 	}
 
-	fresh, ttl, err := vault.IssueAppRole(ctx, s.Root, true)
+	fresh, ttl, err := vault.IssueAppRole(ctx, s.Root, "", true)
 	if err != nil || ttl != 0 {
 		t.Fatalf("a secret id for %v (%v), want one without an end", ttl, err)
 	}
@@ -363,45 +334,9 @@ func TestCredentialsOfTheGateway(t *testing.T) {
 	}
 }
 
-// Short tokens with a maximum life, on the real server: no request is refused while log-in follows log-in.
-func TestLogInAgainOnTheRealServer(t *testing.T) {
-	s := vaulttest.Start(t)
-	ctx := t.Context()
-	if _, err := s.Root.Put(ctx, "grants/g", struct{}{}, 0); err != nil {
-		t.Fatal(err)
-	}
-	raw(t, s, http.MethodPut, "auth/approle/role/wayleave-gateway", `{"token_period":"0","token_ttl":"2s","token_max_ttl":"3s"}`)
-	var again atomic.Int32
-	log := slog.New(counter{slog.DiscardHandler, func(r slog.Record) {
-		if strings.HasPrefix(r.Message, "logged in") {
-			again.Add(1)
-		}
-	}})
-	c, err := vault.Open(ctx, s.GatewayConfig, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	for again.Load() < 3 {
-		if _, err := c.Get(ctx, "grants/g", &struct{}{}); err != nil {
-			t.Fatalf("after %d log-ins: %v", again.Load(), err)
-		}
-	}
-}
-
-type counter struct {
-	slog.Handler
-	count func(slog.Record)
-}
-
-func (c counter) Enabled(context.Context, slog.Level) bool { return true }
-func (c counter) Handle(_ context.Context, r slog.Record) error {
-	c.count(r)
-	return nil
-}
-
 func TestSignIntermediate(t *testing.T) {
-	s := vaulttest.Start(t)
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	for name, signer := range map[string]interface {
 		SignIntermediate(context.Context, []byte, []string, time.Duration) ([][]byte, error)
 		RootCA(context.Context) ([]byte, error)

@@ -22,16 +22,17 @@ func (c *Client) needs(role Role) []need {
 		write := []string{"create", "read", "update"}
 		look := []string{"list", "read"}
 		return []need{
-			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write},
-			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "keys/any", look},
+			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "requests/any", []string{"read"}},
+			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "keys/any", look}, {metadata + "requests/any", look},
 			{c.cfg.PKIMount + "/root/sign-intermediate", []string{"update"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	case Operator:
+		write := []string{"create", "read", "update"}
 		look := []string{"delete", "list", "read"}
 		return []need{
-			{data + "grants/any", []string{"create", "update"}}, {data + "status/any", []string{"create", "read", "update"}},
-			{metadata + "grants/any", look}, {metadata + "status/any", look},
+			{data + "grants/any", []string{"create", "update"}}, {data + "status/any", write}, {data + "requests/any", write},
+			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "requests/any", []string{"list", "read"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	default:
@@ -104,7 +105,7 @@ func (c *Client) checkMount(ctx context.Context) error {
 	}
 	// Any token that may do anything below a mount may ask for its type here.
 	if err := c.read(ctx, "sys/internal/ui/mounts/"+c.cfg.Mount, &m); err != nil {
-		return fmt.Errorf("looking at the mount %s (is it there? run `wayleave vault setup`): %w", c.cfg.Mount, err)
+		return fmt.Errorf("looking at the mount %s (is it there, in this namespace? run `wayleave vault setup`): %w", c.cfg.Mount, err)
 	}
 	return m.Data.isKV2(c.cfg.Mount)
 }

@@ -2,8 +2,12 @@ package vault
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/api"
 
@@ -14,29 +18,59 @@ import (
 // itself; any other is unsealed by its operator.
 type Seal struct{ c *Client }
 
-// NewSeal connects to the server at address, as in [Config].
-func NewSeal(address string) (*Seal, error) {
-	base, transport, err := dialer(address, "")
+// NewSeal connects to the server of cfg, of which only the address and the CA file count.
+func NewSeal(cfg Config) (*Seal, error) {
+	base, transport, err := dialer(cfg.Address, cfg.CAFile)
 	if err != nil {
 		return nil, err
 	}
-	return &Seal{&Client{cfg: Config{Address: base}, http: httpClient(transport)}}, nil
+	return &Seal{newClient(Config{Address: base}, nil, transport)}, nil
 }
 
 // Close lets go of the connections.
 func (s *Seal) Close() { s.c.http.CloseIdleConnections() }
 
-// Status reports whether the store exists, and whether it is closed. The error is [ErrUnavailable] while the server
-// does not answer.
-func (s *Seal) Status(ctx context.Context) (initialized, sealed bool, err error) {
-	err = s.call(ctx, "sys/seal-status", func(ctx context.Context, a *api.Client) error {
-		status, err := a.Sys().SealStatusWithContext(ctx)
-		if err == nil {
-			initialized, sealed = status.Initialized, status.Sealed
+// SealStatus is what a server tells anybody about itself.
+type SealStatus struct {
+	Initialized bool          `json:"initialized"` // the store exists
+	Sealed      bool          `json:"sealed"`      // it is closed
+	Version     string        `json:"version"`
+	Storage     string        `json:"storage_type"` // such as raft; empty when the server does not tell
+	Skew        time.Duration `json:"-"`            // how far its clock is ahead of ours, to a second
+}
+
+// StaleReads reports whether standbys may answer from a copy that is behind without a way to forbid it: OpenBao 2.5 and
+// 2.6 do, unless told otherwise.
+func (s SealStatus) StaleReads() bool {
+	replicated := s.Storage == "raft" || s.Storage == "postgresql"
+	return replicated && (strings.HasPrefix(s.Version, "2.5.") || strings.HasPrefix(s.Version, "2.6."))
+}
+
+// Status asks the server about itself. The error is [ErrUnavailable] while it does not answer.
+func (s *Seal) Status(ctx context.Context) (status SealStatus, err error) {
+	const path = "sys/seal-status"
+	err = s.call(ctx, path, func(ctx context.Context, a *api.Client) error {
+		asked := time.Now()
+		resp, err := a.Logical().ReadRawWithContext(ctx, path)
+		if err != nil {
+			return err
 		}
-		return err
+		defer resp.Body.Close()
+		status.Skew = skew(resp.Header.Get("Date"), asked, time.Now())
+		return json.NewDecoder(resp.Body).Decode(&status)
 	})
-	return initialized, sealed, err
+	return status, err
+}
+
+// skew is how far the server's clock was ahead of ours when it wrote the date, between asked and answered; 0 without a
+// date. A date is cut to the second, so on average it is half a second early.
+func skew(date string, asked, answered time.Time) time.Duration {
+	there, err := http.ParseTime(date)
+	if err != nil {
+		return 0
+	}
+	here := asked.Add(answered.Sub(asked) / 2)
+	return there.Add(500 * time.Millisecond).Sub(here).Round(time.Second)
 }
 
 // Init makes a new store with one unseal key, and returns that and the root token. They exist nowhere else: write them
@@ -71,7 +105,7 @@ func (s *Seal) Unseal(ctx context.Context, key secret.Text) (sealed bool, err er
 func (s *Seal) call(ctx context.Context, path string, f func(context.Context, *api.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	a, err := s.c.newAPI("", adminTimeout)
+	a, err := s.c.newAPI(s.c.http, "", adminTimeout)
 	if err != nil {
 		return err
 	}

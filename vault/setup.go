@@ -19,7 +19,8 @@ const rootLife = 10 * 365 * 24 * time.Hour
 
 // SetupOptions adjust Setup; the zero value is the product's default.
 type SetupOptions struct {
-	AppRoleMount string       // where the gateway's role lives; default the admin client's, then "approle"
+	AppRoleMount string       // where the gateway's AppRole role lives; default "approle"
+	NoAppRole    bool         // the gateway logs in by another method, whose role the administrator makes
 	Note         func(string) // told of each thing created or changed, for the operator to read; may be nil
 }
 
@@ -31,23 +32,27 @@ type setup struct {
 }
 
 // Setup prepares a server for the product with an administrator's client: the two mounts its configuration names, the
-// root CA, the three policies, and the AppRole role of the gateway. It is idempotent: what is there and right stays,
+// root CA, the three policies, and, unless told otherwise, the AppRole role of the gateway. It is idempotent: what is there and right stays,
 // and a root CA is never replaced. It refuses a KV version 1 mount.
 func Setup(ctx context.Context, admin *Client, o SetupOptions) error {
-	s := setup{Client: admin, approle: cmp.Or(o.AppRoleMount, admin.cfg.Auth.AppRoleMount), note: func(string, ...any) {}}
+	s := setup{Client: admin, approle: cmp.Or(o.AppRoleMount, defaultAppRole), note: func(string, ...any) {}}
 	if o.Note != nil {
 		s.note = func(format string, args ...any) { o.Note(fmt.Sprintf(format, args...)) }
 	}
-	for _, step := range []struct {
+	type step struct {
 		what string
 		do   func(context.Context) error
-	}{
+	}
+	steps := []step{
 		{"the document mount " + admin.cfg.Mount, s.documents},
 		{"the PKI mount " + admin.cfg.PKIMount, s.pki},
 		{"the root CA", s.root},
 		{"the policies", s.policies},
-		{"the AppRole mount " + s.approle, s.role},
-	} {
+	}
+	if !o.NoAppRole {
+		steps = append(steps, step{"the AppRole mount " + s.approle, s.role})
+	}
+	for _, step := range steps {
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("setting up %s: %w", step.what, err)
 		}
@@ -193,8 +198,8 @@ func (s setup) root(ctx context.Context) error {
 	return err
 }
 
-// policyText is the role's policy for the mounts of cfg.
-func policyText(role Role, cfg Config) (string, error) {
+// policyText is the role's policy for the mounts of cfg and the AppRole mount.
+func policyText(role Role, cfg Config, approle string) (string, error) {
 	text, err := deploy.VaultPolicies.ReadFile("vault/" + string(role) + ".hcl")
 	if err != nil {
 		return "", err
@@ -202,12 +207,13 @@ func policyText(role Role, cfg Config) (string, error) {
 	return strings.NewReplacer(
 		`path "`+defaultMount+`/`, `path "`+cfg.Mount+`/`,
 		`path "`+defaultPKIMount+`/`, `path "`+cfg.PKIMount+`/`,
+		`path "auth/`+defaultAppRole+`/`, `path "auth/`+approle+`/`,
 	).Replace(string(text)), nil
 }
 
 func (s setup) policies(ctx context.Context) error {
 	for _, role := range []Role{Gateway, Operator, Viewer} {
-		text, err := policyText(role, s.cfg)
+		text, err := policyText(role, s.cfg, s.approle)
 		if err != nil {
 			return err
 		}
@@ -290,12 +296,12 @@ func IssueToken(ctx context.Context, admin *Client, role Role, period time.Durat
 	return secret.New(made.Auth.ClientToken), nil
 }
 
-// IssueAppRole makes a secret id for the gateway's AppRole role and returns what the gateway logs in with; it needs an
-// administrator's client. With only, every earlier secret id stops working.
+// IssueAppRole makes a secret id for the gateway's role at the AppRole mount (default "approle") and returns what the
+// gateway logs in with; it needs an administrator's client. With only, every earlier secret id stops working.
 //
 // The server may cap the life of a secret id; a cap comes back as ttl (0: none), for the caller to warn about.
-func IssueAppRole(ctx context.Context, admin *Client, only bool) (auth Auth, ttl time.Duration, err error) {
-	mount := admin.cfg.Auth.AppRoleMount
+func IssueAppRole(ctx context.Context, admin *Client, mount string, only bool) (auth Auth, ttl time.Duration, err error) {
+	mount = cmp.Or(mount, defaultAppRole)
 	role := "auth/" + mount + "/role/" + Gateway.Policy()
 	if only {
 		if err := forgetSecretIDs(ctx, admin, role); err != nil {
@@ -317,7 +323,7 @@ func IssueAppRole(ctx context.Context, admin *Client, only bool) (auth Auth, ttl
 	if err := admin.write(ctx, adminTimeout, role+"/secret-id", struct{}{}, &made); err != nil {
 		return Auth{}, 0, fmt.Errorf("making a secret id: %w", err)
 	}
-	return Auth{Method: "approle", RoleID: id.Data.RoleID, SecretID: secret.New(made.SecretID), AppRoleMount: mount},
+	return Auth{Method: "approle", RoleID: id.Data.RoleID, SecretID: secret.New(made.SecretID), Mount: mount},
 		time.Duration(made.TTL) * time.Second, nil
 }
 

@@ -3,6 +3,9 @@ package vault_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
+	"os/exec"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -28,8 +31,8 @@ type doc struct {
 	Nested any     `json:"nested"`
 }
 
-// The one suite of document behaviour.
-func testDocuments(t *testing.T, s store, softDelete func(path string)) {
+// The one suite of document behaviour. remove has what others do to a document's latest version, by what they call it.
+func testDocuments(t *testing.T, s store, remove map[string]func(path string)) {
 	ctx := t.Context()
 	want := func(t *testing.T, what string, gotVersion, wantVersion int, err, wantErr error) {
 		t.Helper()
@@ -87,22 +90,40 @@ func testDocuments(t *testing.T, s store, softDelete func(path string)) {
 			t.Errorf("%d, %v; the comment on Put says %d", got.Big, err, 1<<53)
 		}
 	})
-	t.Run("latest version deleted", func(t *testing.T) {
-		for i := range 2 {
-			if _, err := s.Put(ctx, "grants/soft", original, i); err != nil {
-				t.Fatal(err)
+	for how, remove := range remove {
+		t.Run("latest version "+how, func(t *testing.T) {
+			path := "grants/" + how
+			for i := range 2 {
+				if _, err := s.Put(ctx, path, original, i); err != nil {
+					t.Fatal(err)
+				}
 			}
+			remove(path)
+			var got doc
+			v, err := s.Get(ctx, path, &got)
+			want(t, "get", v, 2, err, vault.ErrNotFound)
+			v, err = s.Version(ctx, path)
+			want(t, "version", v, 2, err, nil)
+			_, err = s.Put(ctx, path, original, 0)
+			want(t, "create", 0, 0, err, vault.ErrConflict)
+			v, err = s.Put(ctx, path, original, 2)
+			want(t, "write over it", v, 3, err, nil)
+			if v, err = s.Get(ctx, path, &got); err != nil || v != 3 || got.Name != "a" {
+				t.Errorf("get what was written over it: version %d, %+v, %v", v, got, err)
+			}
+			remove(path)
+			if err := s.Delete(ctx, path); err != nil {
+				t.Error(err)
+			}
+			v, err = s.Get(ctx, path, &got)
+			want(t, "get after delete", v, 0, err, vault.ErrNotFound)
+		})
+	}
+	t.Run("what was decoded into stays when there is nothing", func(t *testing.T) {
+		got := doc{Name: "before"}
+		if _, err := s.Get(ctx, "grants/nothing", &got); !errors.Is(err, vault.ErrNotFound) || got.Name != "before" {
+			t.Errorf("%+v, %v", got, err)
 		}
-		softDelete("grants/soft")
-		var got doc
-		v, err := s.Get(ctx, "grants/soft", &got)
-		want(t, "get", v, 2, err, vault.ErrNotFound)
-		v, err = s.Version(ctx, "grants/soft")
-		want(t, "version", v, 2, err, nil)
-		_, err = s.Put(ctx, "grants/soft", original, 0)
-		want(t, "create", 0, 0, err, vault.ErrConflict)
-		v, err = s.Put(ctx, "grants/soft", original, 2)
-		want(t, "write over it", v, 3, err, nil)
 	})
 	t.Run("list", func(t *testing.T) {
 		for _, p := range []string{"status/b", "status/a", "status/deep/er/x", "status/deep/y"} {
@@ -165,11 +186,35 @@ func testDocuments(t *testing.T, s store, softDelete func(path string)) {
 }
 
 func TestMemory(t *testing.T) {
+	t.Parallel()
 	m := vaulttest.NewMemory()
-	testDocuments(t, m, m.SoftDelete)
+	testDocuments(t, m, map[string]func(string){"deleted": m.SoftDelete, "destroyed": m.SoftDelete})
 }
 
 func TestOpenBao(t *testing.T) {
-	s := vaulttest.Start(t)
-	testDocuments(t, s.Root, func(path string) { softDelete(t, s, path) })
+	t.Parallel()
+	testServer(t, vaulttest.Start(t))
+}
+
+// HashiCorp's Vault speaks the same protocol; where there is one, it must pass too.
+func TestVault(t *testing.T) {
+	t.Parallel()
+	binary, err := exec.LookPath("vault")
+	if err != nil {
+		t.Skip("no `vault` in PATH: put HashiCorp's binary there to run the suite over it too")
+	}
+	testServer(t, vaulttest.StartDev(t, binary))
+}
+
+func testServer(t *testing.T, s *vaulttest.Server) {
+	testDocuments(t, s.Root, map[string]func(string){
+		"deleted": func(path string) { s.Raw(t, http.MethodDelete, "wayleave/data/"+path, "") },
+		"destroyed": func(path string) {
+			v, err := s.Root.Version(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Raw(t, http.MethodPut, "wayleave/destroy/"+path, fmt.Sprintf(`{"versions":[%d]}`, v))
+		},
+	})
 }

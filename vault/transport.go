@@ -56,9 +56,9 @@ func dialer(address, caFile string) (string, *http.Transport, error) {
 	return address, t, nil
 }
 
-func httpClient(transport http.RoundTripper) *http.Client {
+func httpClient(transport http.RoundTripper, state *clusterState) *http.Client {
 	return &http.Client{
-		Transport:     standbyRedirects{transport},
+		Transport:     standbyRedirects{activeNode{transport, state}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
@@ -82,18 +82,23 @@ func (t standbyRedirects) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections makes http.Client.CloseIdleConnections reach the transport.
-func (t standbyRedirects) CloseIdleConnections() {
-	if c, ok := t.RoundTripper.(interface{ CloseIdleConnections() }); ok {
+func (t standbyRedirects) CloseIdleConnections() { closeIdle(t.RoundTripper) }
+
+func closeIdle(t http.RoundTripper) {
+	if c, ok := t.(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()
 	}
 }
 
+// https reports whether the way to the server is TLS.
+func (c *Client) https() bool { return strings.HasPrefix(c.cfg.Address, "https:") }
+
 // newAPI returns an API client for one token. It is never changed afterwards: a client whose token is replaced while
 // others use it sends requests with either.
-func (c *Client) newAPI(token string, timeout time.Duration) (*api.Client, error) {
+func (c *Client) newAPI(hc *http.Client, token string, timeout time.Duration) (*api.Client, error) {
 	a, err := api.NewClient(&api.Config{
 		Address:      c.cfg.Address,
-		HttpClient:   c.http,
+		HttpClient:   hc,
 		Timeout:      timeout,
 		MaxRetries:   3,
 		MinRetryWait: 50 * time.Millisecond,

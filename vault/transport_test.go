@@ -120,7 +120,7 @@ func TestEnvironmentIsIgnored(t *testing.T) {
 	}))
 	defer s.Close()
 	c := openAt(t, Config{Address: s.URL, Namespace: "team"})
-	if c.http.Transport.(standbyRedirects).RoundTripper.(*http.Transport).Proxy != nil {
+	if c.transport.(*http.Transport).Proxy != nil {
 		t.Error("the transport asks for a proxy")
 	}
 	if v, err := c.Get(t.Context(), "grants/a", &struct{}{}); v != 3 || err != nil {

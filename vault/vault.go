@@ -65,13 +65,23 @@ const (
 	defaultAppRole  = "approle"
 )
 
-// Auth says how we log in.
+// Auth says how we log in. What is in a file is read again at each log-in, so that whoever rotates it need not tell us.
 type Auth struct {
-	Method       string // "token" or "approle"
-	Token        secret.Text
-	RoleID       string
-	SecretID     secret.Text
-	AppRoleMount string // default "approle"
+	Method string // token, approle, kubernetes, jwt or cert
+	Mount  string // path where the method is mounted; default its name. Token has none
+
+	Token     secret.Text // token: the token, or
+	TokenFile string      // the file that holds it
+
+	RoleID       string      // approle
+	SecretID     secret.Text // approle: the secret id, or
+	SecretIDFile string      // the file that holds it
+
+	Role    string      // kubernetes, jwt: the role to log in with; cert: the same, or empty for whichever fits
+	JWT     secret.Text // jwt: the JSON web token, or
+	JWTFile string      // the file that holds it; kubernetes: that of the pod's service account
+
+	CertFile, KeyFile string // cert: PEM files of the client certificate with its chain, and of its key
 }
 
 // callTimeout bounds one call of a request path, retries and a second log-in included: shorter than what workers and
@@ -80,20 +90,24 @@ const callTimeout = 2 * time.Second
 
 // Client is one identity at one server.
 type Client struct {
-	cfg  Config
-	log  *slog.Logger
-	http *http.Client // shared by all log-ins; carries no credential
+	cfg       Config
+	log       *slog.Logger
+	transport http.RoundTripper // the bare way to the server
+	state     *clusterState     // shared by all log-ins
+	http      *http.Client      // shared by all log-ins but those with a client certificate; carries no credential
 
-	login    atomic.Pointer[login] // the current log-in; replaced whole, never changed
-	logging  chan struct{}         // holds one element while somebody logs in
-	lastHeal time.Time             // when a refusal last made us log in again; belongs to whoever fills logging
+	login   atomic.Pointer[login] // the current log-in; replaced whole, never changed
+	logging chan struct{}         // holds one element while somebody logs in
+	healing time.Time             // when the heals were begun to be counted; belongs to whoever fills logging
+	heals   int                   // log-ins that refusals made since; the same
 
-	stop  context.CancelFunc
-	ended chan struct{} // closed when the renewal goroutine has ended
+	stop        context.CancelFunc
+	ended       chan struct{} // closed when the renewal goroutine has ended
+	lastWarning time.Time     // of a secret id that ends; the renewal goroutine's
 }
 
-// Open logs in and keeps the log-in alive until Close. The error is [ErrDenied] when the credential is refused and
-// [ErrUnavailable] when the server cannot answer.
+// Open logs in and keeps the log-in alive until Close. The error is [ErrDenied] when the credential is refused, missing
+// or unreadable, and [ErrUnavailable] when the server cannot answer.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	base, transport, err := dialer(cfg.Address, cfg.CAFile)
 	if err != nil {
@@ -103,18 +117,24 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	return open(ctx, cfg, log, transport)
 }
 
-// open is Open with the way to the server given.
-func open(ctx context.Context, cfg Config, log *slog.Logger, transport http.RoundTripper) (*Client, error) {
+// newClient is a client that has not logged in.
+func newClient(cfg Config, log *slog.Logger, transport http.RoundTripper) *Client {
 	cfg.Mount = cmp.Or(cfg.Mount, defaultMount)
 	cfg.PKIMount = cmp.Or(cfg.PKIMount, defaultPKIMount)
-	cfg.Auth.AppRoleMount = cmp.Or(cfg.Auth.AppRoleMount, defaultAppRole)
+	cfg.Auth.Mount = cmp.Or(cfg.Auth.Mount, cfg.Auth.Method)
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{
-		cfg: cfg, log: log, http: httpClient(transport),
+	state := new(clusterState)
+	return &Client{
+		cfg: cfg, log: log, transport: transport, state: state, http: httpClient(transport, state),
 		logging: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+}
+
+// open is Open with the way to the server given.
+func open(ctx context.Context, cfg Config, log *slog.Logger, transport http.RoundTripper) (*Client, error) {
+	c := newClient(cfg, log, transport)
 	first, err := c.logIn(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("logging in to vault: %w", err)
@@ -135,4 +155,5 @@ func (c *Client) Close() {
 	c.stop()
 	<-c.ended
 	c.http.CloseIdleConnections()
+	c.login.Load().http.CloseIdleConnections()
 }

@@ -230,10 +230,13 @@ func (s *story) connect(ctx context.Context, exe string) error {
 	return nil
 }
 
-// approve opens the consent page and follows it to the callback, as a browser would.
+// approve opens the consent page and follows it to the callback, as a browser would; a device's page has no callback.
 func approve(url string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	if strings.Contains(url, "user_code=") {
+		return demo.ApproveDevice(ctx, url)
+	}
 	callback, err := demo.Approve(ctx, url)
 	if err != nil {
 		return err

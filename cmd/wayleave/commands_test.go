@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"wayleave/config"
 )
 
 // Every wayleave command in the documentation and in the help exists, with the flags shown.
@@ -69,7 +72,7 @@ func TestEveryCommandShownExists(t *testing.T) {
 
 // parses reports whether a command line names a command and flags that exist.
 func parses(args []string) error {
-	if i := slices.IndexFunc(args, func(a string) bool { return a == ">" || a == "|" }); i >= 0 {
+	if i := slices.IndexFunc(args, func(a string) bool { return a == ">" || a == "<" || a == "|" }); i >= 0 {
 		args = args[:i]
 	}
 	root := newRoot()
@@ -85,4 +88,38 @@ func parses(args []string) error {
 		return err
 	}
 	return c.ValidateArgs(c.Flags().Args())
+}
+
+// Every configuration in docs/grants.md is one.
+func TestEveryConfigurationShownIsAccepted(t *testing.T) {
+	text, err := os.ReadFile("../../docs/grants.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\n")[1:]
+	for _, b := range blocks {
+		b, _, _ = strings.Cut(b, "```")
+		if _, err := config.Parse("docs/grants.md", []byte(b)); err != nil {
+			t.Errorf("%v\n%s", err, b)
+		}
+	}
+	if len(blocks) < 3 {
+		t.Errorf("only %d found: the test is not looking", len(blocks))
+	}
+}
+
+// The exit codes in docs/grants.md are those of the program.
+func TestExitCodesShown(t *testing.T) {
+	text, err := os.ReadFile("../../docs/grants.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range stateExits {
+		for _, s := range e.states {
+			row := regexp.MustCompile(fmt.Sprintf("(?m)^\\| [^|]*`%s`[^|]*\\| %d \\|", s, e.code))
+			if !row.Match(text) {
+				t.Errorf("docs/grants.md has no row for %s with exit code %d", s, e.code)
+			}
+		}
+	}
 }

@@ -33,12 +33,13 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	state, pkce := oauth.NewState(), oauth.NewPKCE()
+	parse := func(answer string) (secret.Text, error) { return a.client.ParseCallback(answer, state) }
 	answers := make(chan answer, 2) // one from the page, one from the terminal
 
 	redirect := a.redirect
 	if redirect == "" {
 		var err error
-		if redirect, err = listenForCallback(ctx, state, answers); err != nil {
+		if redirect, err = listenForCallback(ctx, parse, answers); err != nil {
 			return oauth.Token{}, err
 		}
 	}
@@ -57,7 +58,7 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 
 	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.
 	pasted := make(chan error, 1)
-	go func() { pasted <- readPasted(a.in, a.out, state, answers) }()
+	go func() { pasted <- readPasted(a.in, a.out, parse, answers) }()
 
 	for {
 		select {
@@ -86,15 +87,18 @@ type answer struct {
 	err  error
 }
 
+// parser finds the code in an answer to this login.
+type parser func(answer string) (secret.Text, error)
+
 // readPasted reads lines until one is an answer; the error is that the input ended before.
-func readPasted(in io.Reader, out io.Writer, state string, answers chan<- answer) error {
+func readPasted(in io.Reader, out io.Writer, parse parser, answers chan<- answer) error {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" {
 			continue
 		}
-		code, err := oauth.ParseCallback(line, state)
+		code, err := parse(line)
 		if err != nil && !errors.Is(err, oauth.ErrDenied) {
 			fmt.Fprintf(out, "%v; paste it again:\n", err)
 			continue
@@ -106,7 +110,7 @@ func readPasted(in io.Reader, out io.Writer, state string, answers chan<- answer
 }
 
 // listenForCallback serves the redirect on loopback until ctx ends and returns its URL.
-func listenForCallback(ctx context.Context, state string, answers chan<- answer) (string, error) {
+func listenForCallback(ctx context.Context, parse parser, answers chan<- answer) (string, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("listening for the provider's answer: %w", err)
@@ -116,7 +120,7 @@ func listenForCallback(ctx context.Context, state string, answers chan<- answer)
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("Referrer-Policy", "no-referrer")
-		code, err := oauth.ParseCallback(r.URL.String(), state)
+		code, err := parse(r.URL.String())
 		if err == nil || errors.Is(err, oauth.ErrDenied) {
 			select {
 			case answers <- answer{code, err}:

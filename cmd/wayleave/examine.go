@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -10,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -20,7 +18,6 @@ import (
 	"time"
 
 	"wayleave/config"
-	"wayleave/grant"
 	"wayleave/program"
 	"wayleave/vault"
 )
@@ -64,8 +61,11 @@ func examine(ctx context.Context, path string, st state) []finding {
 		if identity, err = operatorVault(cfg, st); err != nil {
 			return append(out, fail("vault", err.Error(), "run doctor as the user who runs 'wayleave up'"))
 		}
-	case cfg.Vault.Auth.Method == "approle":
+	case cfg.Vault.Auth.Method != "token", cfg.Vault.Auth.TokenFile != "":
 		role = vault.Gateway // it is the gate's own log-in
+	default:
+		cfg.Vault.Auth = operatorAuth()
+		identity = vaultConfig(cfg)
 	}
 	return append(out, examineVault(ctx, cfg, identity, role)...)
 }
@@ -181,35 +181,6 @@ func examineWorkers(cfg *config.Config, st state, ofUp bool) []finding {
 			fix += "; for 'wayleave serve' make one with 'wayleave worker token'"
 		}
 		out = append(out, warn("workers", "without a token: "+strings.Join(none, ", "), fix))
-	}
-	return out
-}
-
-// examineVault looks at Vault with the rights of role, and at the grants.
-func examineVault(ctx context.Context, cfg *config.Config, identity vault.Config, role vault.Role) []finding {
-	store, err := vault.Open(ctx, identity, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return []finding{fail("vault", err.Error(), "check vault.address and the log-in in the configuration")}
-	}
-	defer store.Close()
-	if err := store.Preflight(ctx, role); err != nil {
-		return []finding{fail("vault", err.Error(), "")}
-	}
-	out := []finding{good("vault", "reachable at "+identity.Address)}
-	summaries, err := grant.List(ctx, store, grantSpecs(cfg))
-	if err != nil {
-		return append(out, fail("grants", err.Error(), ""))
-	}
-	for _, s := range summaries {
-		detail := string(s.State)
-		if len(s.Missing) > 0 {
-			detail += ": " + strings.Join(s.Missing, " ")
-		}
-		if s.Next == "" {
-			out = append(out, good("grant "+s.Name, detail))
-		} else {
-			out = append(out, warn("grant "+s.Name, cmp.Or(detail, "unknown"), s.Next))
-		}
 	}
 	return out
 }

@@ -2,24 +2,20 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"wayleave/config"
 	"wayleave/grant"
-	"wayleave/oauth"
 	"wayleave/vault"
 	"wayleave/vault/embedded"
 )
@@ -27,154 +23,30 @@ import (
 func newGrant() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "grant",
-		Short: "Connect, list, show and disconnect grants",
-		Long: `A grant is one operator's consent at one provider. These commands talk to Vault as the operator: with VAULT_TOKEN
-for the Vault in the configuration, or with the token that 'wayleave up' keeps in --state. They never read a token.`,
-	}, newGrantConnect(), newGrantList(), newGrantShow(), newGrantDisconnect())
+		Short: "Connect, import, list, show, refresh and disconnect grants",
+		Long: `A grant is one operator's consent at one provider, or a key that an operator imported. These commands talk to Vault as the
+operator: with VAULT_TOKEN for the Vault in the configuration, or with the token that 'wayleave up' keeps in --state. They
+never read a token.`,
+	}, newGrantConnect(), newGrantImport(), newGrantList(), newGrantShow(), newGrantHistory(), newGrantRefresh(), newGrantDisconnect())
 }
 
-func newGrantConnect() *cobra.Command {
-	var noBrowser bool
-	var timeout time.Duration
-	c := operatorCommand(func(c *cobra.Command, o operator, args []string) error {
-		spec, err := o.spec(args[0])
-		if err != nil {
-			return err
-		}
-		if timeout <= 0 {
-			return usageError{fmt.Errorf("--timeout %v leaves no time for the consent; leave it out for ten minutes", timeout)}
-		}
-		store, err := o.open(c.Context(), vault.Operator)
-		if err != nil {
-			return err
-		}
-		defer store.Close()
-		provider, _ := o.cfg.ProviderOf(spec.Name)
-		a := authorization{
-			client: oauth.NewClient(provider.Config, nil, nil), redirect: provider.RedirectURL, scopes: spec.Scopes,
-			in: c.InOrStdin(), out: c.ErrOrStderr(), open: browser(),
-		}
-		if noBrowser {
-			a.open = nil
-		}
-		if account := o.cfg.Grants[spec.Name].Account; account != "" {
-			fmt.Fprintf(c.ErrOrStderr(), "Connect the account %s.\n", account)
-		}
-		ctx, cancel := context.WithTimeoutCause(c.Context(), timeout, fmt.Errorf("no consent within %v", timeout))
-		defer cancel()
-		token, err := a.run(ctx)
-		if err != nil {
-			return fmt.Errorf("connecting %s: %w", spec.Name, err)
-		}
-		summary, err := grant.Connect(c.Context(), store, spec, token, time.Now())
-		if err != nil {
-			return fmt.Errorf("storing %s: %w", spec.Name, err)
-		}
-		return printSummary(c.OutOrStdout(), summary, o.json)
-	})
-	c.Use = "connect NAME"
-	c.Short = "Connect or reconnect a grant through the provider's consent page"
-	c.Long = `Connect sends you to the provider's consent page with the scopes of the configuration and stores what it grants.
-The answer comes back to a page on loopback, or you paste it. Workers notice nothing but that more works.`
-	c.Example = `  wayleave grant connect claude -c wayleave.yaml
-  wayleave grant connect claude -c wayleave.yaml --no-browser`
-	c.Args = exactArgs("NAME")
-	c.Flags().BoolVar(&noBrowser, "no-browser", false, "only print the page's address")
-	c.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait for the consent")
-	return c
+// desk is where a grant command works: the store with the operator's rights, the configuration, and the terminal.
+type desk struct {
+	cfg   *config.Config
+	specs []grant.Spec
+	docs  grant.Documents
+	now   func() time.Time
+	every time.Duration // between two looks at what gates wrote
+
+	in  io.Reader
+	out io.Writer // results
+	err io.Writer // all else
+
+	json bool
 }
 
-func newGrantList() *cobra.Command {
-	c := operatorCommand(func(c *cobra.Command, o operator, _ []string) error {
-		store, err := o.open(c.Context(), vault.Viewer)
-		if err != nil {
-			return err
-		}
-		defer store.Close()
-		summaries, err := grant.List(c.Context(), store, o.specs)
-		if err != nil {
-			return err
-		}
-		if o.json {
-			return printJSON(c.OutOrStdout(), summaries)
-		}
-		w := tabwriter.NewWriter(c.OutOrStdout(), 0, 4, 2, ' ', 0)
-		fmt.Fprintln(w, "GRANT\tPROVIDER\tACCOUNT\tSTATE\tEXPIRES\tMISSING SCOPES\tNEXT STEP")
-		for _, s := range summaries {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.Provider, orDash(s.Account), s.State,
-				orDash(when(s.Expires)), orDash(strings.Join(s.Missing, " ")), orDash(s.Next))
-		}
-		return w.Flush()
-	})
-	c.Use = "list"
-	c.Short = "List every grant, configured or stored, with its state and next step"
-	c.Example = `  wayleave grant list -c wayleave.yaml
-  wayleave grant list -c wayleave.yaml --json`
-	c.Args = exactArgs()
-	c.ValidArgsFunction = cobra.NoFileCompletions
-	return c
-}
-
-func newGrantShow() *cobra.Command {
-	c := operatorCommand(func(c *cobra.Command, o operator, args []string) error {
-		store, err := o.open(c.Context(), vault.Viewer)
-		if err != nil {
-			return err
-		}
-		defer store.Close()
-		summary, err := o.find(c.Context(), store, args[0])
-		if err != nil {
-			return err
-		}
-		return printSummary(c.OutOrStdout(), summary, o.json)
-	})
-	c.Use = "show NAME"
-	c.Short = "Show one grant: account, scopes held and missing, expiry, last error, next step"
-	c.Example = `  wayleave grant show claude -c wayleave.yaml`
-	c.Args = exactArgs("NAME")
-	return c
-}
-
-func newGrantDisconnect() *cobra.Command {
-	c := operatorCommand(func(c *cobra.Command, o operator, args []string) error {
-		store, err := o.open(c.Context(), vault.Operator)
-		if err != nil {
-			return err
-		}
-		defer store.Close()
-		summary, err := o.find(c.Context(), store, args[0])
-		if err != nil {
-			return err
-		}
-		// Even one whose status says it was never connected: the status document may be what is missing.
-		if err := grant.Disconnect(c.Context(), store, summary.Name); err != nil {
-			return fmt.Errorf("disconnecting %s: %w", summary.Name, err)
-		}
-		summary = grant.Summary{Name: summary.Name, Provider: summary.Provider, State: grant.NeverConnected, Requested: summary.Requested}
-		if o.json {
-			return printJSON(c.OutOrStdout(), summary)
-		}
-		fmt.Fprintf(c.OutOrStdout(), "%s is disconnected: its tokens are gone from Vault. Revoke the access at the provider too if it should end there.\n", summary.Name)
-		return nil
-	})
-	c.Use = "disconnect NAME"
-	c.Short = "Forget a grant's tokens"
-	c.Example = `  wayleave grant disconnect claude -c wayleave.yaml`
-	c.Args = exactArgs("NAME")
-	return c
-}
-
-// operator is what a grant command works with.
-type operator struct {
-	cfg      *config.Config
-	specs    []grant.Spec
-	identity vault.Config
-	log      *slog.Logger
-	json     bool
-}
-
-// operatorCommand makes a command that reads the configuration and calls f as the operator.
-func operatorCommand(f func(*cobra.Command, operator, []string) error) *cobra.Command {
+// grantCommand makes a command that works as the operator, with the rights of role.
+func grantCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{}
 	st := addStateFlag(c)
@@ -192,16 +64,21 @@ func operatorCommand(f func(*cobra.Command, operator, []string) error) *cobra.Co
 		if err != nil {
 			return err
 		}
-		// The gate's log-in and the workers' tokens are not the operator's.
-		cfg.Vault.Auth, cfg.Workers = config.Auth{Method: "token"}, nil
-		if err := cfg.LoadSecrets(os.Getenv); err != nil {
-			return err
-		}
+		// The gate's log-in, the workers' tokens and the clients' secrets are not the operator's.
+		cfg.Vault.Auth = operatorAuth()
 		identity, err := operatorVault(cfg, *st)
 		if err != nil {
 			return err
 		}
-		return f(c, operator{cfg, grantSpecs(cfg), identity, newLog(c.ErrOrStderr(), slog.LevelWarn), asJSON}, args)
+		store, err := openAs(c.Context(), cfg, identity, role, newLog(c.ErrOrStderr(), slog.LevelWarn))
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		return f(c.Context(), desk{
+			cfg: cfg, specs: grantSpecs(cfg), docs: store, now: time.Now, every: 500 * time.Millisecond,
+			in: c.InOrStdin(), out: c.OutOrStdout(), err: c.ErrOrStderr(), json: asJSON,
+		}, args)
 	}
 	return c
 }
@@ -222,10 +99,10 @@ func operatorVault(cfg *config.Config, st state) (vault.Config, error) {
 	return identity, nil
 }
 
-// open connects to Vault and checks that the role's capabilities are there.
-func (o operator) open(ctx context.Context, role vault.Role) (*vault.Client, error) {
-	store, err := vault.Open(ctx, o.identity, o.log)
-	if errors.Is(err, vault.ErrUnavailable) && vaultConfig(o.cfg).Address == "" {
+// openAs connects to Vault and checks that the role's capabilities are there.
+func openAs(ctx context.Context, cfg *config.Config, identity vault.Config, role vault.Role, log *slog.Logger) (*vault.Client, error) {
+	store, err := vault.Open(ctx, identity, log)
+	if errors.Is(err, vault.ErrUnavailable) && vaultConfig(cfg).Address == "" {
 		return nil, errors.New("the gate in --state does not run, and its OpenBao runs with it; start it with 'wayleave up'")
 	}
 	if err != nil {
@@ -239,31 +116,73 @@ func (o operator) open(ctx context.Context, role vault.Role) (*vault.Client, err
 }
 
 // spec is a grant of the configuration.
-func (o operator) spec(name string) (grant.Spec, error) {
+func (d desk) spec(name string) (grant.Spec, error) {
+	if i := d.index(name); i >= 0 {
+		return d.specs[i], nil
+	}
 	var names []string
-	for _, s := range o.specs {
-		if s.Name == name {
-			return s, nil
-		}
+	for _, s := range d.specs {
 		names = append(names, s.Name)
 	}
 	return grant.Spec{}, noSuchGrant(name, names)
 }
 
+// index is where in the configuration a grant is, or -1.
+func (d desk) index(name string) int {
+	return slices.IndexFunc(d.specs, func(s grant.Spec) bool { return s.Name == name })
+}
+
 // find is a grant that is configured, or was and is still stored.
-func (o operator) find(ctx context.Context, store *vault.Client, name string) (grant.Summary, error) {
-	summaries, err := grant.List(ctx, store, o.specs)
+func (d desk) find(ctx context.Context, name string) (grant.Summary, error) {
+	var specs []grant.Spec
+	if i := d.index(name); i >= 0 {
+		specs = d.specs[i : i+1]
+	}
+	found, err := grant.List(ctx, alone{d.docs, name}, specs)
+	if err == nil && len(found) == 1 {
+		return found[0], nil
+	}
+	all, err := grant.List(ctx, d.docs, d.specs)
 	if err != nil {
 		return grant.Summary{}, err
 	}
 	var names []string
-	for _, s := range summaries {
-		if s.Name == name {
-			return s, nil
-		}
+	for _, s := range all {
 		names = append(names, s.Name)
 	}
 	return grant.Summary{}, noSuchGrant(name, names)
+}
+
+// alone is a store that lists one name, so that looking at one grant does not read the others.
+type alone struct {
+	grant.Documents
+	name string
+}
+
+func (a alone) List(context.Context, string) ([]string, error) { return []string{a.name}, nil }
+
+// watch looks at a grant until done says that it is as awaited. When ctx ends before, the error is its cause; the summary is
+// the last one seen in any case.
+func (d desk) watch(ctx context.Context, name string, done func(grant.Summary) bool) (grant.Summary, error) {
+	tick := time.NewTicker(d.every)
+	defer tick.Stop()
+	var last grant.Summary
+	for {
+		s, err := d.find(ctx, name)
+		switch {
+		case err == nil && done(s):
+			return s, nil
+		case err == nil:
+			last = s
+		case ctx.Err() == nil:
+			return last, err
+		}
+		select {
+		case <-ctx.Done():
+			return last, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }
 
 func noSuchGrant(name string, names []string) error {
@@ -273,44 +192,13 @@ func noSuchGrant(name string, names []string) error {
 	return usageError{fmt.Errorf("no grant %q; there are: %s", name, strings.Join(names, ", "))}
 }
 
-func printSummary(w io.Writer, s grant.Summary, asJSON bool) error {
-	if asJSON {
-		return printJSON(w, s)
-	}
-	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	row := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(t, "%s\t%s\n", name, value)
-		}
-	}
-	row("grant", s.Name)
-	row("provider", s.Provider)
-	row("account", s.Account)
-	row("state", string(s.State))
-	row("scopes held", strings.Join(s.Granted, " "))
-	row("scopes missing", strings.Join(s.Missing, " "))
-	row("token expires", when(s.Expires))
-	row("last error", s.LastError)
-	row("next step", s.Next)
-	return t.Flush()
-}
+// say prints a line for the operator, which is no result.
+func (d desk) say(format string, args ...any) { fmt.Fprintf(d.err, format+"\n", args...) }
 
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
-}
-
-func when(t time.Time) string {
-	if t.IsZero() {
-		return ""
+// show prints a grant as the command's result.
+func (d desk) show(s grant.Summary) error {
+	if d.json {
+		return printJSON(d.out, s)
 	}
-	return t.Local().Format("2006-01-02 15:04:05")
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+	return printGrant(d.out, s, d.now())
 }

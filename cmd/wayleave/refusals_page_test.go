@@ -17,12 +17,12 @@ import (
 
 // next says who does what about a refusal by the gate.
 var next = map[string]string{
-	"never_connected":       "operator: `wayleave grant connect`",
+	"never_connected":       "operator: `wayleave grant connect`, for a key `wayleave grant import`",
 	"scope_missing":         "operator: `wayleave grant connect`, and allow the scopes",
-	"needs_reconnect":       "operator: `wayleave grant connect`",
+	"needs_reconnect":       "operator: `wayleave grant connect`, for a key `wayleave grant import`",
 	"refresh_unavailable":   "nobody: the gate tries again; if it lasts, the provider is down",
 	"vault_unavailable":     "operator: `wayleave doctor`",
-	"bad_credential_stored": "operator: `wayleave grant connect`",
+	"bad_credential_stored": "operator: `wayleave grant connect`, for a key `wayleave grant import`",
 	"not_your_placeholder":  "worker: take the placeholder from its own environment",
 	"misplaced_placeholder": "worker: send the placeholder in its own header only",
 	"duplicate_credential":  "worker: send one credential",

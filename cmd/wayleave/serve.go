@@ -21,13 +21,14 @@ import (
 	"wayleave/config"
 	"wayleave/extproc"
 	"wayleave/grant"
+	"wayleave/spool"
 	"wayleave/vault"
 	"wayleave/worker"
 	"wayleave/xds"
 )
 
 func newServe() *cobra.Command {
-	var configPath, runDir string
+	var configPath, runDir, spoolDir string
 	c := &cobra.Command{
 		Use:   "serve -c wayleave.yaml --run-dir DIR",
 		Short: "Serve the gate for a given Vault and Envoy (the production form)",
@@ -54,14 +55,18 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 			if err != nil {
 				return err
 			}
+			if spoolDir == "" {
+				spoolDir = filepath.Join(runDir, "spool")
+			}
 			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
+			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
 	}
 	addConfigFlag(c, &configPath)
 	c.Flags().StringVar(&runDir, "run-dir", "/run/wayleave", "directory of the sockets that Envoy connects to")
+	c.Flags().StringVar(&spoolDir, "spool-dir", "", "directory that keeps new tokens, encrypted, until Vault has them; on a disk it survives a reboot too (default spool/ in --run-dir)")
 	return c
 }
 
@@ -86,6 +91,7 @@ type gate struct {
 	vault   vault.Config
 	workers []worker.Worker
 	sockets string // private directory of the unix sockets
+	spool   string // private directory of the tokens that Vault does not have yet
 	caFile  string // where the root that workers trust is written down
 
 	accessLog string // where Envoy writes one line per request
@@ -121,7 +127,16 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err := os.WriteFile(g.caFile, authority.RootPEM(), 0o644); err != nil { //nolint:gosec // it is public
 		return fmt.Errorf("writing down the root that workers trust: %w", err)
 	}
-	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Log: g.log})
+	key, err := spool.LoadKey(ctx, store)
+	if err != nil {
+		return err
+	}
+	spooled, err := spool.Open(g.spool, key)
+	if err != nil {
+		return err
+	}
+	defer spooled.Close()
+	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Holder: spooled.ID(), Spool: spooled, Log: g.log})
 
 	// Who may come: worker tokens become sessions, sessions carry placeholders.
 	keyring, err := worker.LoadKeyring(ctx, store)
@@ -138,7 +153,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	})
 
 	// What they get: the decision on each tunnel and each request.
-	swap := extproc.New(swapConfig(g.cfg), keyring, grants, extproc.Options{Deadline: swapDeadline, Log: g.log})
+	swap := extproc.New(swapConfig(g.cfg), keyring, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
 
 	// What Envoy is told.
 	fleet = xds.NewServer(mint(authority), xds.Options{Log: g.log})

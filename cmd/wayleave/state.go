@@ -27,6 +27,7 @@ import (
 //	workers/NAME.token enrolment tokens that `up` made
 //	envoy/             bootstrap and logs
 //	run/               sockets
+//	spool/             new tokens that Vault does not have yet, encrypted
 type state struct{ dir string }
 
 // gateFile is gate.json.

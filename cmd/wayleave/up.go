@@ -100,7 +100,7 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting the gate")
 	served := make(chan serving, 1) // buffered: the gate does not wait for us
-	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, caFile: u.state.path("ca.pem"), accessLog: u.state.path("envoy", "access.log"), log: u.log}
+	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), accessLog: u.state.path("envoy", "access.log"), log: u.log}
 	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
 	var now serving

@@ -19,6 +19,7 @@ import (
 	"wayleave/extproc"
 	"wayleave/grant"
 	"wayleave/oauth"
+	"wayleave/provider"
 	"wayleave/worker"
 	"wayleave/xds"
 )
@@ -37,11 +38,34 @@ func grantSpecs(cfg *config.Config) []grant.Spec {
 	var specs []grant.Spec
 	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
 		p, _ := cfg.ProviderOf(name)
-		specs = append(specs, grant.Spec{
-			Name: name, Provider: p.Name, Scopes: cfg.RequestedScopes(name), OAuth: oauth.NewClient(p.Config, nil, nil),
-		})
+		spec := grant.Spec{Name: name, Provider: p.Name, Scopes: cfg.RequestedScopes(name)}
+		switch {
+		case p.Kind == provider.Static:
+			spec.Kind = grant.Static
+		case !p.NeedsOperator():
+			spec.Kind = grant.Machine
+			fallthrough
+		default:
+			spec.OAuth = oauth.NewClient(p.Config, nil, nil)
+		}
+		specs = append(specs, spec)
 	}
 	return specs
+}
+
+// exchanges says for which grants each worker gets a token of its own.
+func exchanges(cfg *config.Config) map[string]grant.Exchange {
+	rules := map[string]grant.Exchange{}
+	for name, g := range cfg.Grants {
+		if x := g.Exchange; x.Wanted() {
+			p, _ := cfg.ProviderOf(name)
+			rules[name] = grant.Exchange{
+				OAuth: oauth.NewClient(p.Config, nil, nil), Audience: x.Audience, Resource: x.Resource, Scopes: x.Scopes,
+				Actor: x.Actor == config.ActorWorker,
+			}
+		}
+	}
+	return rules
 }
 
 // credentials renders what a session holds: a placeholder for each grant of its profile, in the provider's way.

@@ -12,7 +12,6 @@ import (
 
 	"wayleave/config"
 	"wayleave/grant"
-	"wayleave/secret"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
 )
@@ -142,14 +141,13 @@ func TestConfiguredWorkers(t *testing.T) {
 
 func TestVaultConfig(t *testing.T) {
 	cfg := wiringConfig(t)
-	cfg.Vault.Auth.SecretID = secret.New("s")
 	t.Setenv("VAULT_ADDR", "https://other.example")
 	got := vaultConfig(cfg)
 	if got.Address != "https://vault.example:8200" || got.Namespace != "platform" || got.CAFile != filepath.Join("testdata", "vault-ca.pem") ||
 		got.Mount != "teams/wayleave" || got.PKIMount != "teams/pki" {
 		t.Errorf("got %+v", got)
 	}
-	if a := got.Auth; a.Method != "approle" || a.RoleID != "role" || a.AppRoleMount != "machines" || !a.SecretID.Equal(secret.New("s")) {
+	if a := got.Auth; a.Method != "approle" || a.RoleID != "role" || a.Mount != "machines" || a.SecretIDFile != filepath.Join("testdata", "secret-id") {
 		t.Errorf("got %+v", a)
 	}
 	cfg.Vault.Address = ""

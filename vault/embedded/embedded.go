@@ -220,7 +220,7 @@ func (s *Server) setUp(ctx context.Context) error {
 	if err := vault.Setup(ctx, root, vault.SetupOptions{Note: note}); err != nil {
 		return err
 	}
-	if s.gateway, _, err = vault.IssueAppRole(ctx, root, true); err != nil {
+	if s.gateway, _, err = vault.IssueAppRole(ctx, root, "", true); err != nil {
 		return err
 	}
 	if err := s.dir.write("address", s.address); err != nil {

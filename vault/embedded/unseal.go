@@ -51,25 +51,25 @@ func (u *unsealer) unsealed(ctx context.Context) error {
 }
 
 func (u *unsealer) unseal(ctx context.Context) error {
-	seal, err := vault.NewSeal(u.address)
+	seal, err := vault.NewSeal(vault.Config{Address: u.address})
 	if err != nil {
 		return err
 	}
 	defer seal.Close()
-	initialized, sealed, err := seal.Status(ctx)
+	is, err := seal.Status(ctx)
 	if err != nil && strings.Contains(err.Error(), halfInitialised) {
 		return u.explainHalf(err)
 	}
 	if err != nil {
 		return err
 	}
-	if !initialized {
+	if !is.Initialized {
 		if err := u.initialise(ctx, seal); err != nil {
 			return err
 		}
-		sealed = true
+		is.Sealed = true
 	}
-	if !sealed {
+	if !is.Sealed {
 		return nil
 	}
 	k, err := u.dir.readKeys()
@@ -82,7 +82,7 @@ func (u *unsealer) unseal(ctx context.Context) error {
 	if err := u.dir.initialised(); err != nil {
 		return err
 	}
-	sealed, err = seal.Unseal(ctx, k.unseal)
+	sealed, err := seal.Unseal(ctx, k.unseal)
 	if err != nil && !errors.Is(err, vault.ErrUnavailable) {
 		return fmt.Errorf("%w: the key in %s is not that of the store in %s: restore the two together from a backup: %w",
 			errHopeless, keysFile, filepath.Join(u.dir.path, "data"), err)

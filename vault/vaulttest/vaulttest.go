@@ -1,16 +1,20 @@
-// Package vaulttest owns the two Vaults that tests run against: a store in memory with faults on demand ([NewMemory])
-// and a real OpenBao ([Start]). Both pass the same suite, which is why the first may stand for the second.
+// Package vaulttest owns the Vaults that tests run against: a store in memory with faults on demand ([NewMemory]), and a
+// real OpenBao in the three forms that differ: the one `up` brings ([Start]), one with TLS ([StartDev]) and a cluster
+// ([StartRaft]). All pass the same suite, which is why the first may stand for the others.
 package vaulttest
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"wayleave/program"
+	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/vault/embedded"
 )
@@ -23,6 +27,24 @@ type Server struct {
 	RootConfig, GatewayConfig, OperatorConfig, ViewerConfig vault.Config
 	// One open client for each.
 	Root, Gateway, Operator, Viewer *vault.Client
+
+	unseal secret.Text
+}
+
+// Seal closes the store, as an operator does in an emergency; Unseal opens it again. Only for one made by Start.
+func (s *Server) Seal(t testing.TB) { s.Raw(t, http.MethodPut, "sys/seal", "{}") }
+
+// Unseal undoes Seal.
+func (s *Server) Unseal(t testing.TB) {
+	t.Helper()
+	seal, err := vault.NewSeal(s.RootConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seal.Close()
+	if sealed, err := seal.Unseal(t.Context(), s.unseal); err != nil || sealed {
+		t.Fatalf("sealed %v, %v", sealed, err)
+	}
 }
 
 // Start runs an OpenBao of its own for the test and ends it with the test.
@@ -42,21 +64,23 @@ func Start(t testing.TB) *Server {
 	}
 	t.Cleanup(bao.Stop)
 
-	s := &Server{GatewayConfig: bao.Gateway()}
-	s.Address = s.GatewayConfig.Address
+	s := &Server{Address: bao.Gateway().Address}
 	if s.RootConfig, err = bao.Root(); err != nil {
 		t.Fatal(err)
 	}
-	if s.OperatorConfig, err = bao.Operator(); err != nil {
-		t.Fatal(err)
-	}
-	s.Root = Open(t, s.RootConfig)
-	token, err := vault.IssueToken(ctx, s.Root, vault.Viewer, time.Hour)
+	text, err := os.ReadFile(filepath.Join(dir, "vault", "init.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ViewerConfig = vault.Config{Address: s.Address, Auth: vault.Auth{Method: "token", Token: token}}
-	s.Gateway, s.Operator, s.Viewer = Open(t, s.GatewayConfig), Open(t, s.OperatorConfig), Open(t, s.ViewerConfig)
+	var keys struct {
+		Unseal string `json:"unseal_key"`
+	}
+	if err := json.Unmarshal(text, &keys); err != nil {
+		t.Fatal(err)
+	}
+	s.unseal = secret.New(keys.Unseal)
+	s.Root = Open(t, s.RootConfig)
+	s.setUp(t)
 	return s
 }
 

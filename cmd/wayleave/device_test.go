@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+)
+
+// devices is a provider whose operator agrees, or does not.
+type devices struct {
+	device oauth.Device
+	start  error
+	await  func(context.Context) error
+}
+
+func (d devices) StartDevice(context.Context, []string) (oauth.Device, error) {
+	return d.device, d.start
+}
+
+func (d devices) AwaitDevice(ctx context.Context, _ oauth.Device) (oauth.Token, error) {
+	if err := d.await(ctx); err != nil {
+		return oauth.Token{}, err
+	}
+	return oauth.Token{Access: secret.New("at-hush")}, nil
+}
+
+func TestDeviceLogin(t *testing.T) {
+	plain := oauth.Device{UserCode: "WDJB-MJHT", VerificationURL: "https://login.example/device", Expires: noon.Add(15 * time.Minute)}
+	complete := plain
+	complete.VerificationURLComplete = "https://login.example/device?user_code=WDJB-MJHT"
+	agreed := func(context.Context) error { return nil }
+	expired := errors.New("expired_token; nobody agreed in time: start again")
+	for _, tt := range []struct {
+		name   string
+		device oauth.Device
+		start  error
+		await  func(context.Context) error
+		opens  string
+		fails  error
+		says   []string
+	}{
+		{"agreed", plain, nil, agreed, plain.VerificationURL, nil, []string{"\n    https://login.example/device\n", "\n    WDJB-MJHT\n", "good for 15m00s"}},
+		{"with the code in the address", complete, nil, agreed, complete.VerificationURLComplete, nil, []string{"\n    https://login.example/device?user_code=WDJB-MJHT\n"}},
+		{"not begun", plain, expired, agreed, "", expired, nil},
+		{"not agreed", plain, nil, func(context.Context) error { return expired }, plain.VerificationURL, expired, nil},
+		{"no time left", plain, nil, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, plain.VerificationURL, errNotInTime, []string{"WDJB-MJHT"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			if tt.fails == errNotInTime { //nolint:errorlint // the table's own
+				cancel(errNotInTime)
+			}
+			defer cancel(nil)
+			var out strings.Builder
+			opened := ""
+			token, err := deviceLogin{
+				client: devices{tt.device, tt.start, tt.await}, now: func() time.Time { return noon }, out: &out,
+				open: func(url string) error { opened = url; return nil },
+			}.run(ctx)
+			if !errors.Is(err, tt.fails) || (err == nil) == token.Access.IsZero() {
+				t.Errorf("got %v; want %v", err, tt.fails)
+			}
+			if opened != tt.opens {
+				t.Errorf("opened %q, want %q", opened, tt.opens)
+			}
+			for _, s := range tt.says {
+				if !strings.Contains(out.String(), s) {
+					t.Errorf("%q is not in:\n%s", s, &out)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,79 @@
+package grant
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"wayleave/vault"
+)
+
+// Request is what an operator, who may not read tokens, asks a gateway to do with a grant.
+type Request string
+
+// What can be asked for.
+const (
+	AskRefresh Request = "refresh" // now, whatever the token's life and earlier failures
+	AskRevoke  Request = "revoke"  // at the provider, and forget the tokens
+)
+
+// requestsPath is one document for all grants: gateways read it as often as a grant.
+const requestsPath = "requests/grants"
+
+// requestLife is how long a request stands. A gateway that starts later does not carry it out.
+const requestLife = 10 * time.Minute
+
+// request is one, as stored under the grant's name.
+type request struct {
+	ID    string    `json:"id"`
+	Do    Request   `json:"do"`
+	Epoch string    `json:"epoch"` // of the grant that is meant: never one connected later
+	At    time.Time `json:"at"`
+}
+
+// Ask asks the running gateways to refresh or revoke the tokens of a grant; one of them does within seconds. It is done
+// when the grant's Summary has the returned id as its Request. Asking needs no permission to read grants.
+func Ask(ctx context.Context, docs Documents, name string, what Request, now time.Time) (id string, err error) {
+	s, err := getStatus(ctx, docs, name)
+	if err != nil {
+		return "", err
+	}
+	if s.Epoch == "" {
+		return "", &Unusable{Grant: name, State: NeverConnected}
+	}
+	r := request{ID: rand.Text(), Do: what, Epoch: s.Epoch, At: wall(now)}
+	for try := 1; ; try++ {
+		all, version, err := getRequests(ctx, docs)
+		if err != nil {
+			return "", fmt.Errorf("asking for a %s of grant %q: %w", what, name, err)
+		}
+		for other, r := range all {
+			if now.Sub(r.At) > requestLife {
+				delete(all, other)
+			}
+		}
+		all[name] = r
+		switch _, err = docs.Put(ctx, requestsPath, all, version); {
+		case err == nil:
+			return r.ID, nil
+		case !errors.Is(err, vault.ErrConflict) || try == writeTries:
+			return "", fmt.Errorf("asking for a %s of grant %q: %w", what, name, err)
+		}
+	}
+}
+
+func getRequests(ctx context.Context, docs Documents) (map[string]request, int, error) {
+	all := map[string]request{}
+	version, err := docs.Get(ctx, requestsPath, &all)
+	if errors.Is(err, vault.ErrNotFound) {
+		err = nil
+	}
+	return all, version, err
+}
+
+// open reports whether q asks for something that is still to be done to r.
+func (q *request) open(r record, now moment) bool {
+	return q != nil && q.ID != r.Handled && q.Epoch == r.Epoch && r.connected() && now.day.Sub(q.At).Abs() <= requestLife
+}

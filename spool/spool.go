@@ -1,0 +1,156 @@
+// Package spool owns a directory of encrypted entries that survive a crash of this process: what a provider answered and
+// Vault does not have yet. What an entry means is left to grant.
+//
+// An entry is one file, written beside its place, flushed to the disk and renamed, so that it is there whole or not at all.
+// It is sealed with AES-256-GCM under a key that is kept in Vault and never on this machine's disk: a stolen disk, or a
+// backup of it, is worth nothing without Vault. The directory belongs to one process at a time.
+package spool
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is a spool. Its methods are safe for concurrent use with distinct names.
+type Dir struct {
+	path string
+	id   string
+	seal cipher.AEAD
+	lock *os.File
+}
+
+// Open takes the directory for this process, and makes it if there is none. It fails when another process has it.
+func Open(path string, key Key) (*Dir, error) {
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, err
+	}
+	seal, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("making the spool directory: %w; give the gate a directory it may write to", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(path, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the spool directory: %w; give the gate a directory it may write to", err)
+	}
+	d := &Dir{path: path, seal: seal, lock: lock}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("another gate uses the spool directory %s; give each a directory of its own", path)
+	}
+	if err := d.identify(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close lets another process have the directory.
+func (d *Dir) Close() { d.lock.Close() }
+
+// ID names the directory: the same for every process that ever has it, and no other.
+func (d *Dir) ID() string { return d.id }
+
+func (d *Dir) identify() error {
+	path := filepath.Join(d.path, ".id")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) < 20 {
+		b = []byte(rand.Text())
+		err = d.replace(path, b)
+	}
+	if err != nil {
+		return fmt.Errorf("naming the spool directory: %w", err)
+	}
+	d.id = string(b)
+	return nil
+}
+
+// Keep writes the entry called name in place of an earlier one, and returns when it is on the disk.
+func (d *Dir) Keep(name string, data []byte) error {
+	path, err := d.file(name)
+	if err != nil {
+		return err
+	}
+	return d.replace(path, d.seal.Seal(nil, nil, data, []byte(name)))
+}
+
+// Read returns the entry called name; [fs.ErrNotExist] when there is none.
+func (d *Dir) Read(name string) ([]byte, error) {
+	path, err := d.file(name)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := d.seal.Open(nil, nil, sealed, []byte(name))
+	if err != nil {
+		return nil, fmt.Errorf("%s was not written with the key that Vault has now, or is damaged", path)
+	}
+	return data, nil
+}
+
+// Drop removes the entry called name; none is no error.
+func (d *Dir) Drop(name string) error {
+	path, err := d.file(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// file is where the entry called name is. Our own files begin with a dot.
+func (d *Dir) file(name string) (string, error) {
+	if name == "" || strings.HasPrefix(name, ".") || strings.ContainsAny(name, `/\`) || len(name) > 200 {
+		return "", fmt.Errorf("%q cannot be the name of a spooled entry", name)
+	}
+	return filepath.Join(d.path, name), nil
+}
+
+// replace makes path hold data, whole and flushed, or leaves it as it was.
+func (d *Dir) replace(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(d.path, ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}

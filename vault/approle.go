@@ -1,0 +1,23 @@
+package vault
+
+import (
+	"errors"
+	"fmt"
+)
+
+func (a Auth) appRole() (proof, error) {
+	id, err := credential("secret id", a.SecretID, a.SecretIDFile)
+	if err != nil {
+		return proof{}, fmt.Errorf("AppRole needs a role id and a secret id: %w", err)
+	}
+	if a.RoleID == "" {
+		return proof{}, errors.New("AppRole needs a role id and a secret id: no role id was given")
+	}
+	return proof{
+		what: "role id and secret id",
+		body: map[string]any{"role_id": a.RoleID, "secret_id": id.Reveal()},
+		advice: func(string) string {
+			return "make a new secret id for the role of this role id; the old one has expired, was used up or withdrawn, or is of another role or namespace"
+		},
+	}, nil
+}
