@@ -85,12 +85,14 @@ func (x *Exchanger) Token(ctx context.Context, name, worker string, required []s
 		select {
 		case <-flight:
 		case <-ctx.Done():
-			return Token{}, &Unusable{Grant: name, State: RefreshUnavailable, Err: errStillExchanging, RetryAfter: time.Second, next: "try again"}
+			return Token{}, &Unusable{Grant: name, State: RefreshUnavailable, Err: errStillExchanging, RetryAfter: time.Second, means: noneForWorker, next: "try again"}
 		}
 	}
 }
 
 var errStillExchanging = errors.New("still waiting for the worker's own token")
+
+const noneForWorker = "has no token for this worker at the moment"
 
 const nextForScopes = "add them to exchange.scopes of the grant in the configuration, and allow them at the provider"
 
@@ -258,7 +260,7 @@ func asUnusable(err error, name string) *Unusable {
 
 // exchangeRefused is a failed exchange as the worker sees it.
 func exchangeRefused(key exchangeKey, err error) *Unusable {
-	u := &Unusable{Grant: key.grant, State: RefreshUnavailable, Err: fmt.Errorf("its token could not be exchanged for one of worker %q: %w", key.worker, err)}
+	u := &Unusable{Grant: key.grant, State: RefreshUnavailable, means: noneForWorker, Err: fmt.Errorf("its token could not be exchanged for one of worker %q: %w", key.worker, err)}
 	u.next = "check that the provider knows token exchange (RFC 8693) for this client"
 	e, ok := errors.AsType[*oauth.Error](err)
 	if !ok {

@@ -37,8 +37,8 @@ func (r record) why(missing []string) Gap {
 	return g
 }
 
-// next is what to do; connect is what that is where there is nothing special to say.
-func (g Gap) next(name, connect string) string {
+// remedy is what to do; connect is what that is where there is nothing special to say.
+func (g Gap) remedy(name, connect string) string {
 	if len(g.NotGranted) == 0 && len(g.Withdrawn) == 0 {
 		return connect
 	}

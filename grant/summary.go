@@ -53,7 +53,7 @@ func summarize(r record, spec Spec, now moment) Summary {
 func (s Summary) in(st State) Summary {
 	s.State, s.Next = st, next(st, s.Kind, s.ErrorKind, s.Name)
 	if st == ScopeMissing && s.Kind != Machine {
-		s.Next = s.Gap.next(s.Name, s.Next)
+		s.Next = s.remedy(s.Name, s.Next)
 	}
 	return s
 }

@@ -17,12 +17,13 @@ type Unusable struct {
 	RetryAfter time.Duration // with the two …Unavailable: when trying again makes sense; otherwise 0, it does not
 	Err        error         // the cause; nil when the state says it all
 
-	next string // what to do, where it depends on more than the state
+	means string // what is wrong, where the state does not say it; follows `grant "x"`
+	next  string // what to do, where it depends on more than the state
 }
 
 func (u *Unusable) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "grant %q %s", u.Grant, words[u.State].means)
+	fmt.Fprintf(&b, "grant %q %s", u.Grant, cmp.Or(u.means, words[u.State].means))
 	if len(u.Missing) > 0 {
 		fmt.Fprintf(&b, ": %s", strings.Join(u.Missing, ", "))
 	}

@@ -55,11 +55,11 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 		refusal = refuse(NeedsReconnect, cause(r.LastError))
 	case !r.refreshable() && !ok:
 		refusal = refuse(NeedsReconnect, errNoRefresh)
-	case len(missing) > 0 && !(r.Kind == Machine && !ok):
+	case len(missing) > 0 && (ok || r.Kind != Machine):
 		refusal = refuse(ScopeMissing, nil)
 		refusal.Missing = missing
 		if spec.Kind != Machine {
-			refusal.next = r.why(missing).next(spec.Name, refusal.next)
+			refusal.next = r.why(missing).remedy(spec.Name, refusal.next)
 		}
 	case ok:
 		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires}, nil, false

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -122,11 +123,23 @@ func (r ClientMetadata) document() map[string]any {
 	}
 	if slices.Contains(r.GrantTypes, "authorization_code") {
 		doc["response_types"], doc["redirect_uris"] = []string{"code"}, r.RedirectURIs
+		if r.native() {
+			doc["application_type"] = "native"
+		}
 	}
 	if len(r.Scopes) > 0 {
 		doc["scope"] = strings.Join(r.Scopes, " ")
 	}
 	return doc
+}
+
+// native reports whether the client runs where its browser does: then a server of OpenID Connect takes any port of its loopback
+// addresses (Dynamic Client Registration section 2, RFC 8252 section 7.3).
+func (r ClientMetadata) native() bool {
+	return !slices.ContainsFunc(r.RedirectURIs, func(uri string) bool {
+		u, err := url.Parse(uri)
+		return err != nil || u.Scheme != "http" || !isLoopback(u.Hostname())
+	})
 }
 
 // readRegistration reads the answer to r, and holds it against what was asked for.

@@ -35,16 +35,16 @@ func TestRegister(t *testing.T) {
 			answer: `{"client_id":"c1","redirect_uris":["` + redirect + `"],"grant_types":["authorization_code","refresh_token"],"token_endpoint_auth_method":"none"}`,
 			sent: map[string]any{
 				"client_name": "Wayleave", "redirect_uris": []any{redirect}, "grant_types": []any{"authorization_code", "refresh_token"},
-				"response_types": []any{"code"}, "token_endpoint_auth_method": "none", "scope": "a b",
+				"response_types": []any{"code"}, "token_endpoint_auth_method": "none", "scope": "a b", "application_type": "native",
 			},
 			want: Registration{ClientID: "c1", AuthStyle: AuthNone},
 		},
 		{
 			name: "with a secret where it does not", m: Metadata{AuthStyles: []AuthStyle{AuthNone, AuthPost, AuthBasic}},
-			r: ClientMetadata{RedirectURIs: []string{redirect}}, status: 201,
+			r: ClientMetadata{RedirectURIs: []string{"https://gate.example/callback"}}, status: 201,
 			answer: `{"client_id":"c1","client_secret":"` + clientSecret + `","client_secret_expires_at":0}`,
 			sent: map[string]any{
-				"client_name": "", "redirect_uris": []any{redirect}, "grant_types": []any{"authorization_code", "refresh_token"},
+				"client_name": "", "redirect_uris": []any{"https://gate.example/callback"}, "grant_types": []any{"authorization_code", "refresh_token"},
 				"response_types": []any{"code"}, "token_endpoint_auth_method": "client_secret_basic",
 			},
 			want: Registration{ClientID: "c1", AuthStyle: AuthBasic, ClientSecret: secret.New(clientSecret)},
@@ -65,7 +65,7 @@ func TestRegister(t *testing.T) {
 			answer: `{"client_id":"c1","client_secret":"` + clientSecret + `","token_endpoint_auth_method":"client_secret_post","grant_types":["authorization_code"]}`,
 			sent: map[string]any{
 				"client_name": "", "redirect_uris": []any{redirect}, "grant_types": []any{"authorization_code", "refresh_token"},
-				"response_types": []any{"code"}, "token_endpoint_auth_method": "none",
+				"response_types": []any{"code"}, "token_endpoint_auth_method": "none", "application_type": "native",
 			},
 			want: Registration{ClientID: "c1", AuthStyle: AuthPost, ClientSecret: secret.New(clientSecret)}, notes: 2,
 		},

@@ -20,7 +20,9 @@ func (Key) String() string { return "[redacted]" }
 func (Key) GoString() string { return "[redacted]" }
 
 // MarshalText refuses: a key that is written anywhere but by LoadKey is a leak.
-func (Key) MarshalText() ([]byte, error) { return nil, errors.New("a spool key is not to be written down") }
+func (Key) MarshalText() ([]byte, error) {
+	return nil, errors.New("a spool key is not to be written down")
+}
 
 // Documents is the part of a store that LoadKey uses; a [vault.Client] is one.
 type Documents interface {

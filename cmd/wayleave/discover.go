@@ -104,6 +104,9 @@ func discover(ctx context.Context, hc *http.Client, address string, o discoverOp
 		p.GrantType = first
 	}
 	p.RedirectURL = o.redirect
+	if first == oauth.GrantCode && slices.Contains(scopesFor(m), "offline_access") {
+		p.AuthorizeParams = map[string]string{"prompt": "consent"} // without it there is no refresh token (OpenID Connect Core section 11)
+	}
 	switch p.AuthStyle {
 	case oauth.AuthBasic, oauth.AuthPost:
 		p.ClientSecretFile = o.secretFile
