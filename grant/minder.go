@@ -41,15 +41,16 @@ type minder struct {
 
 // owned times are by the running clock.
 type owned struct {
-	rec    record // as stored, as far as we know
-	ver    int    // its version
-	loaded bool
-	readAt time.Duration // when the last attempt began
-	wanted bool          // somebody asked since
-	mine   string        // id of a lease we wrote, or may have, and did not use
-	marked string        // id of the lease under which a process before this one presented the token
-	blind  bool          // no spool in which we could say that of ourselves
-	held   time.Duration // the token endpoint is not called before: it is busy, or down
+	rec       record // as stored, as far as we know
+	ver       int    // its version
+	loaded    bool
+	readAt    time.Duration // when the last attempt began
+	wanted    bool          // somebody asked since
+	mine      string        // id of a lease we wrote, or may have, and did not use
+	marked    string        // id of the lease under which the process before this one presented the token
+	blind     bool          // there is no such knowledge: the spool fails
+	inherited string        // id of the lease that the process before this one left; one of our name that comes later is a twin's
+	held      time.Duration // the token endpoint is not called before: it is busy, or down
 
 	rescope bool // see wish. Only then: gateways of an old and a new configuration must not undo each other's work
 
@@ -124,7 +125,7 @@ func (m *minder) holding() bool {
 }
 
 func (m *minder) wish() wish {
-	return wish{holder: m.holder, mine: m.mine, asked: m.request.Load(), jitter: m.jitter, rescope: m.rescope}
+	return wish{mine: m.mine, inherited: m.inherited, asked: m.request.Load(), jitter: m.jitter, rescope: m.rescope}
 }
 
 // next says what to do next, and how long to wait before.
@@ -235,8 +236,11 @@ func (m *minder) read(ctx context.Context) {
 	first := !m.loaded
 	m.loaded = true
 	m.adopt(r, ver)
-	if l := m.rec.Lease; first && l != nil && l.Holder == m.holder && l.Marked && l.ID != m.marked {
-		m.mine = l.ID // of the process before us, which ended before it presented the token
+	if l := m.rec.Lease; first && l != nil && l.Holder == m.holder {
+		m.inherited = l.ID
+		if l.Marked && l.ID != m.marked && !m.blind {
+			m.mine = l.ID // that process ended before it presented the token
+		}
 	}
 	m.rescope = (m.rescope || first && m.rec.connected()) && !m.askedForAll()
 }

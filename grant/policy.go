@@ -61,10 +61,10 @@ const (
 
 // wish is what else decides about the next move.
 type wish struct {
-	holder string   // our name in leases
-	mine   string   // id of a lease of ours that was written but not used
-	asked  *request // by an operator; nil: nothing
-	jitter float64
+	mine      string   // id of a lease of ours that was written but not used
+	inherited string   // id of a lease of the process that this one has replaced: nobody is at the token endpoint any more
+	asked     *request // by an operator; nil: nothing
+	jitter    float64
 
 	rescope bool // a Machine grant's token was fetched for other scopes, before this process began
 }
@@ -94,7 +94,7 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 		return do, wait
 	}
 	if l := r.Lease; l != nil && l.ID != w.mine {
-		if held := p.leftBehind(r, now, w.holder); held > 0 {
+		if held := p.leftBehind(r, now, w.inherited); held > 0 {
 			return await, held
 		}
 		if do == refresh && l.Attempt >= maxPresented && r.Kind == Consent {
@@ -105,14 +105,13 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 }
 
 // leftBehind is for how long the lease of r is to be left to its holder, who renews it as long as it lives. Only time we have seen pass counts: two replicas
-// need not agree on the time of day, except that an error of theirs has limits. A lease of our own name is one of a process
-// that this one has replaced, so nobody is at the token endpoint any more.
+// need not agree on the time of day, except that an error of theirs has limits.
 //
 // While the present token serves, there is more patience: the holder may be stopped, or crashed and soon back with the answer
 // in its spool, and to present the refresh token a second time is the greater risk.
-func (p policy) leftBehind(r record, now moment, holder string) time.Duration {
+func (p policy) leftBehind(r record, now moment, inherited string) time.Duration {
 	switch l := r.Lease; {
-	case l.Holder == holder, now.day.After(l.Deadline.Add(maxClockError)):
+	case l.ID == inherited, now.day.After(l.Deadline.Add(maxClockError)):
 		return 0
 	case r.Kind == Machine:
 		return p.held(r, machineLease, now)

@@ -148,8 +148,8 @@ func TestPlan(t *testing.T) {
 		{"lease left, token expired", hour(left("b", expired, 1)), spec, expired.Add(time.Second), wish{}, refresh, 0},
 		{"second lease left", hour(left("b", expired, 2)), spec, expired.Add(time.Second), wish{}, giveUp, 0},
 		{"leased by us, unused", hour(left("b", expired.Add(20*time.Second), 1)), spec, expired, wish{mine: "b"}, refresh, 0},
-		{"leased by the process before us", hour(left("b", expired.Add(20*time.Second), 1)), spec, expired, wish{holder: "b"}, refresh, 0},
-		{"leased for the second time by the process before us", hour(left("b", expired.Add(20*time.Second), 2)), spec, expired, wish{holder: "b"}, giveUp, 0},
+		{"leased by the process before us", hour(left("b", expired.Add(20*time.Second), 1)), spec, expired, wish{inherited: "b"}, refresh, 0},
+		{"leased for the second time by the process before us", hour(left("b", expired.Add(20*time.Second), 2)), spec, expired, wish{inherited: "b"}, giveUp, 0},
 		{"left long ago", hour(left("b", t0, 1)), spec, due, wish{}, refresh, 0},
 
 		{"asked", hour(nil), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, 0},

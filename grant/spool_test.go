@@ -263,3 +263,22 @@ func TestCrashLoopBeforeCall(t *testing.T) {
 		})
 	}
 }
+
+// Two gateways with one name, as when a spool directory is copied, are two: a lease that appears while we run is a twin's.
+func TestTwin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		w.as.latency = 30 * time.Second
+		a, _ := w.run(Options{Holder: "same", Spool: &shelf{}})
+		b, _ := w.run(Options{Holder: "same", Spool: &shelf{}})
+		w.token(a)
+		w.token(b)
+		for range 5 {
+			time.Sleep(30 * time.Minute)
+			w.token(a)
+			w.token(b)
+		}
+		w.as.once(t, w.as.count())
+	})
+}

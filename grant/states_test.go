@@ -27,7 +27,7 @@ func every(yield func(name string, spec Spec, r record)) {
 		"held":         {ID: "l", Holder: "b", Deadline: now.Add(10 * time.Second), Attempt: 1},
 		"left":         {ID: "l", Holder: "b", Deadline: now.Add(-time.Minute), Attempt: 1},
 		"left again":   {ID: "l", Holder: "b", Deadline: now.Add(-time.Minute), Attempt: 2},
-		"left by us":   {ID: "l", Holder: "us", Deadline: now.Add(10 * time.Second), Attempt: 1},
+		"left by us":   {ID: "old", Holder: "us", Deadline: now.Add(10 * time.Second), Attempt: 1},
 		"ours, unused": {ID: "mine", Holder: "us", Deadline: now.Add(10 * time.Second), Attempt: 1},
 	}
 	expiries := map[string]time.Time{"never": {}, "over": now.Add(-time.Second), "near": now.Add(time.Minute), "far": now.Add(50 * time.Minute)}
@@ -78,7 +78,7 @@ func TestEveryState(t *testing.T) {
 		}
 		s, ok := stateOf(r, spec, now), usable(r, now)
 		seen[s]++
-		do, wait := pol.plan(r, spec, now, wish{holder: "us", mine: "mine"})
+		do, wait := pol.plan(r, spec, now, wish{inherited: "old", mine: "mine"})
 
 		// What it does.
 		switch {
@@ -99,7 +99,7 @@ func TestEveryState(t *testing.T) {
 		}
 
 		// What it serves.
-		v := &view{rec: r, loaded: true, readAt: now.run, wish: wish{holder: "us", mine: "mine"}}
+		v := &view{rec: r, loaded: true, readAt: now.run, wish: wish{inherited: "old", mine: "mine"}}
 		for _, required := range [][]string{nil, {"a"}, {"a", "b"}} {
 			tok, refusal, _ := v.answer(pol, spec, required, now, now)
 			lacks := len(oauth.MissingScopes(r.Granted, required)) > 0

@@ -136,7 +136,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	defer spooled.Close()
-	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Holder: spooled.ID(), Spool: spooled, Log: g.log})
+	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Holder: holder(spooled.ID()), Spool: spooled, Log: g.log})
 
 	// Who may come: worker tokens become sessions, sessions carry placeholders.
 	keyring, err := worker.LoadKeyring(ctx, store)
@@ -200,6 +200,15 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	})
 	ready(serving{fleet, grants})
 	return ignoreCanceled(group.Wait())
+}
+
+// holder names this gate in leases: a copy of its spool directory on another machine is another gate.
+func holder(spool string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		return spool
+	}
+	return host + "-" + spool
 }
 
 // Names of the sockets in the run directory.
