@@ -62,6 +62,8 @@ type Route struct {
 	Hosts []string
 	// Credential is the name of the grant. A profile must have it to reach the hosts at all.
 	Credential string
+	// Imported says that an operator imports the credential's value and does not connect it.
+	Imported bool
 	// HeaderIn is the header, in lower case, in which workers send the placeholder. Empty: authorization.
 	HeaderIn string
 	// SchemeIn is the word before it. In authorization, Bearer, token and Basic (as user or as password) are understood

@@ -78,7 +78,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 func (s *Server) token(ctx context.Context, d decision) (string, *refusal) {
 	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
-	f := &refusal{grant: d.swap.grant}
+	f := &refusal{grant: d.swap.grant, imported: d.route.Imported}
 	got, err := s.tokens.Token(ctx, d.swap.grant, d.session.Worker, d.swap.scopes)
 	if err != nil {
 		f.reason, f.cause = refreshUnavailable, err

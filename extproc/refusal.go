@@ -39,19 +39,19 @@ type Reason struct {
 	Status int
 	// Retry reports whether the same request may succeed later. When not, x-should-retry: false says so.
 	Retry bool
-	// Words are shown to the worker. {grant}, {scopes}, {host}, {header} and {detail} are filled in.
+	// Words are shown to the worker. {grant}, {connect} (or import), {scopes}, {host}, {header} and {detail} are filled in.
 	Words string
 }
 
 // reasons is the one table of what a worker is told. Words say what happened and who does what next; they avoid the
 // phrases that clients match on to replace our text by their own.
 var reasons = []Reason{
-	{neverConnected, 403, false, "the gate has no credential for {grant} yet; an operator connects it with: wayleave grant connect {grant}"},
+	{neverConnected, 403, false, "the gate has no credential for {grant} yet; an operator gives it one with: wayleave grant {connect} {grant}"},
 	{scopeMissing, 403, false, "the credential for {grant} lacks scopes this request needs ({scopes}); an operator allows them with: wayleave grant connect {grant}"},
-	{needsReconnect, 403, false, "the credential for {grant} can no longer be refreshed; an operator renews it with: wayleave grant connect {grant}; nothing has to change on your side"},
+	{needsReconnect, 403, false, "the credential for {grant} can no longer be refreshed; an operator renews it with: wayleave grant {connect} {grant}; nothing has to change on your side"},
 	{refreshUnavailable, 503, true, "the credential for {grant} has expired and its provider does not refresh it at the moment; try again later"},
 	{vaultUnavailable, 503, true, "the credential for {grant} cannot be read at the moment, because the gate's vault fails; try again later, and if it lasts an operator looks at the gate's log"},
-	{badCredentialStored, 503, false, "the stored credential for {grant} cannot be sent in a header; an operator replaces it with: wayleave grant connect {grant}"},
+	{badCredentialStored, 503, false, "the stored credential for {grant} cannot be sent in a header; an operator replaces it with: wayleave grant {connect} {grant}"},
 	{notYourPlaceholder, 403, false, "the placeholder in {header} is not the one of this session for {grant}; use the one from this worker's own environment, unchanged"},
 	{misplacedPlaceholder, 400, false, "a placeholder is in {detail}, where it is not swapped; send it in {header} only"},
 	{duplicateCredential, 400, false, "the request has more than one credential, or marks its credential as hop-by-hop; send one, in {header}"},
@@ -76,13 +76,19 @@ type refusal struct {
 	status int // in place of the reason's own; 0: as the table and the provider have it
 	// What the words of the reason refer to; empty where they do not.
 	grant, host, header, detail string
+	imported                    bool // the grant is
 	scopes                      []string
 	retryAfter                  time.Duration
 	cause                       error // for the log only
 }
 
 func (f *refusal) message() string {
+	connect := "connect"
+	if f.imported {
+		connect = "import"
+	}
 	return "wayleave: " + strings.NewReplacer(
+		"{connect}", connect,
 		"{grant}", cmp.Or(f.grant, "this host"),
 		"{scopes}", strings.Join(f.scopes, " "),
 		"{host}", cmp.Or(f.host, "this host"),

@@ -32,6 +32,7 @@ const (
 	GivenUp     What = "given_up"    // the refresh token may be spent
 	Revoked     What = "revoked"     // at the provider
 	RevokeFails What = "revoke_fail" // the provider did not take the revocation
+	Declined    What = "declined"    // a refresh that was asked for and cannot be
 )
 
 // happened is r with e as what happened to it last.

@@ -146,6 +146,8 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 		return m.call(move), 0
 	case move == giveUp:
 		return m.giveUp, 0
+	case move == decline:
+		return m.decline, 0
 	case m.reportDue(now) && m.reportRetry <= now.run:
 		return m.report, 0
 	}

@@ -57,6 +57,7 @@ const (
 	await               // another replica has the lease
 	giveUp              // it may not be presented again: say so
 	revoke              // take the lease and revoke
+	decline             // say that a refresh which was asked for cannot be
 )
 
 // wish is what else decides about the next move.
@@ -79,6 +80,8 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 		do = revoke
 	case r.Epoch == "" && spec.Kind == Machine:
 		do = refresh
+	case open && w.asked.Do == AskRefresh && !r.refreshable():
+		return decline, 0
 	case !r.connected(), !r.refreshable():
 		return rest, 0
 	case open && w.asked.Do == AskRefresh:

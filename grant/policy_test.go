@@ -158,6 +158,8 @@ func TestPlan(t *testing.T) {
 		{"asked and done", hour(func(r *record) { r.Handled = "q" }), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, time.Minute},
 		{"asked before a reconnect", hour(nil), spec, due.Add(-time.Minute), ask(AskRevoke, "op0"), refresh, time.Minute},
 		{"asked long ago", hour(nil), spec, at(10 * time.Minute), ask(AskRevoke, "op1"), refresh, 45 * time.Minute},
+		{"asked for a refresh of what is dead", hour(func(r *record) { r.Dead = true }), spec, due, ask(AskRefresh, "op1"), decline, 0},
+		{"asked for a refresh of an imported value", hour(func(r *record) { r.Kind = Static }), Spec{Provider: "anthropic", Kind: Static}, due, ask(AskRefresh, "op1"), decline, 0},
 		{"asked to revoke", hour(nil), spec, due, ask(AskRevoke, "op1"), revoke, 0},
 		{"asked to revoke what is dead", hour(func(r *record) { r.Dead = true }), spec, due, ask(AskRevoke, "op1"), revoke, 0},
 		{"asked to revoke while leased", hour(left("b", due.Add(20*time.Second), 1)), spec, due, ask(AskRevoke, "op1"), await, 200 * time.Second},

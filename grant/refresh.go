@@ -105,7 +105,7 @@ func (m *minder) refresh(ctx context.Context, began moment) error {
 		}
 		m.log.Info("grant refreshed", attrs...)
 	}
-	m.leave(o, e)
+	m.leave(o, e, AskRefresh)
 	return err
 }
 
@@ -134,7 +134,7 @@ func (m *minder) revoke(ctx context.Context, began moment) error {
 	} else {
 		m.log.Info("grant revoked", "took", took)
 	}
-	m.leave(o, e)
+	m.leave(o, e, AskRevoke)
 	return err
 }
 
@@ -185,9 +185,10 @@ func (m *minder) renew(ctx context.Context) bool {
 	return true
 }
 
-// leave leaves an outcome to be saved: first on this machine, then in the store.
-func (m *minder) leave(o *outcome, e Event) {
-	if q := m.request.Load(); q.open(o.base, m.now()) {
+// leave leaves an outcome to be saved: first on this machine, then in the store. If did is what an operator asks for, that is
+// carried out with it.
+func (m *minder) leave(o *outcome, e Event, did Request) {
+	if q := m.request.Load(); q.open(o.base, m.now()) && q.Do == did {
 		o.next.Handled = q.ID
 	}
 	o.next = o.next.happened(e).noted(o.base, m.now())
@@ -237,7 +238,15 @@ func (m *minder) lease(ctx context.Context, do move) bool {
 func (m *minder) giveUp(context.Context) {
 	now := m.now()
 	o := &outcome{base: m.rec, next: m.rec.abandoned(rand.Text(), now.day), ver: m.ver, doubtful: true}
-	m.leave(o, Event{At: now.day, By: m.holder, What: GivenUp, ErrorKind: o.next.ErrorKind, Error: o.next.LastError})
+	m.leave(o, Event{At: now.day, By: m.holder, What: GivenUp, ErrorKind: o.next.ErrorKind, Error: o.next.LastError}, AskRefresh)
+}
+
+// decline stores that what an operator asks for cannot be done.
+func (m *minder) decline(context.Context) {
+	now := m.now()
+	o := &outcome{base: m.rec, next: m.rec, ver: m.ver}
+	o.next.Operation = rand.Text()
+	m.leave(o, Event{At: now.day, By: m.holder, What: Declined, Error: "there is no refresh token that could be presented"}, AskRefresh)
 }
 
 // save stores the outcome of a call. It is called until it has, or until the store holds something newer.

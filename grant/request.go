@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"time"
 
 	"wayleave/vault"
@@ -24,6 +25,8 @@ const requestsPath = "requests/grants"
 
 // requestLife is how long a request stands. A gateway that starts later does not carry it out.
 const requestLife = 10 * time.Minute
+
+const askTries = 20 // against other operators
 
 // request is one, as stored under the grant's name.
 type request struct {
@@ -58,8 +61,14 @@ func Ask(ctx context.Context, docs Documents, name string, what Request, now tim
 		switch _, err = docs.Put(ctx, requestsPath, all, version); {
 		case err == nil:
 			return r.ID, nil
-		case !errors.Is(err, vault.ErrConflict) || try == writeTries:
-			return "", fmt.Errorf("asking for a %s of grant %q: %w", what, name, err)
+		case !errors.Is(err, vault.ErrConflict) || try == askTries:
+			return "", fmt.Errorf("asking for a %s of grant %q: %w; ask again", what, name, err)
+		}
+		// All grants share the document, and a script may ask for all of them at once.
+		select {
+		case <-time.After(mathrand.N(time.Duration(try) * conflictPause)):
+		case <-ctx.Done():
+			return "", fmt.Errorf("asking for a %s of grant %q: %w", what, name, ctx.Err())
 		}
 	}
 }

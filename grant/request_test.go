@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wayleave/oauth"
+	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/vault/vaulttest"
 )
@@ -97,6 +98,43 @@ func TestAskRevoke(t *testing.T) {
 		if s := w.status(); s.State != Healthy {
 			t.Errorf("the revocation of an earlier consent made it %s", s.State)
 		}
+	})
+}
+
+// A request counts as carried out only by what it asked for, not by what was under way when it came.
+func TestAskDuringRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		w.as.latency = 20 * time.Second
+		w.run(Options{})
+		for w.as.count() == 0 {
+			time.Sleep(time.Second)
+		}
+		if s := w.ask(AskRevoke); s.State != NeverConnected || s.History[len(s.History)-1].What != Revoked {
+			t.Errorf("%s, history %+v", s.State, s.History)
+		}
+		w.as.mu.Lock()
+		defer w.as.mu.Unlock()
+		if !w.as.revoked {
+			t.Error("not revoked at the provider")
+		}
+	})
+}
+
+// Asking for a refresh that cannot be is answered too.
+func TestAskDeclined(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.spec.Kind, w.spec.OAuth, w.spec.Scopes = Static, nil, nil
+		if _, err := Connect(t.Context(), w.docs, w.spec, oauth.Token{Access: secret.New("key" + mark)}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		k, _ := w.run(Options{})
+		if s := w.ask(AskRefresh); s.State != Healthy || s.History[len(s.History)-1].What != Declined {
+			t.Errorf("%s, history %+v", s.State, s.History)
+		}
+		w.token(k)
 	})
 }
 

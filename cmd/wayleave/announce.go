@@ -49,7 +49,13 @@ func (u upper) announce(grants []grant.Summary) {
 		next := s.Next
 		switch s.State {
 		case grant.NeverConnected, grant.NeedsReconnect, grant.ScopeMissing:
-			next = fmt.Sprintf("wayleave grant connect%s %s", where, s.Name) // to be copied
+			switch s.Kind { // to be copied
+			case grant.Consent:
+				next = fmt.Sprintf("wayleave grant connect%s %s", where, s.Name)
+			case grant.Static:
+				next = fmt.Sprintf("wayleave grant import%s %s", where, s.Name)
+			case grant.Machine:
+			}
 		default:
 		}
 		fmt.Fprintf(w, "  grant %s\t%s", s.Name, s.State)

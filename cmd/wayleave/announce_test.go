@@ -18,6 +18,7 @@ func TestAnnounce(t *testing.T) {
 	grants := []grant.Summary{
 		{Name: "claude", State: grant.NeverConnected, Next: "run `wayleave grant connect claude`"},
 		{Name: "acme-build", State: grant.Healthy},
+		{Name: "key", State: grant.NeverConnected, Kind: grant.Static},
 	}
 	cfg := &config.Config{Listen: config.Listen{Proxy: "0.0.0.0:3128"}}
 	var out bytes.Buffer
@@ -26,6 +27,7 @@ func TestAnnounce(t *testing.T) {
 
   grant claude      never_connected  wayleave grant connect claude
   grant acme-build  healthy
+  grant key         never_connected  wayleave grant import key
 
   run a worker  wayleave run -- COMMAND
   look closer   wayleave doctor

@@ -162,7 +162,7 @@ type alone struct {
 func (a alone) List(context.Context, string) ([]string, error) { return []string{a.name}, nil }
 
 // watch looks at a grant until done says that it is as awaited. When ctx ends before, the error is its cause; the summary is
-// the last one seen in any case.
+// the last one seen in any case. A Vault that does not answer for a while is waited out.
 func (d desk) watch(ctx context.Context, name string, done func(grant.Summary) bool) (grant.Summary, error) {
 	tick := time.NewTicker(d.every)
 	defer tick.Stop()
@@ -174,7 +174,7 @@ func (d desk) watch(ctx context.Context, name string, done func(grant.Summary) b
 			return s, nil
 		case err == nil:
 			last = s
-		case ctx.Err() == nil:
+		case ctx.Err() == nil && !errors.Is(err, vault.ErrUnavailable):
 			return last, err
 		}
 		select {

@@ -82,7 +82,7 @@ func (d desk) revoke(ctx context.Context, s grant.Summary, timeout time.Duration
 	const page = "end the access on the provider's own page"
 	provider, configured := d.cfg.ProviderOf(s.Name)
 	switch {
-	case s.Epoch == "":
+	case s.State == grant.NeverConnected:
 		return because("there were none")
 	case s.Kind == grant.Static:
 		return because("only who issued the key can end it")

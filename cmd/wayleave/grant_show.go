@@ -73,12 +73,15 @@ func (d desk) showGrant(ctx context.Context, name string, wait grant.State, time
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNotInTime)
 	defer cancel()
-	s, late := d.watch(ctx, name, func(s grant.Summary) bool {
+	last, late := d.watch(ctx, name, func(s grant.Summary) bool {
 		// Who waits for a healthy grant need not mind that it is being refreshed.
 		return s.State == wait || wait == grant.Healthy && s.State == grant.Refreshing
 	})
-	if late != nil && !errors.Is(late, errNotInTime) {
+	switch {
+	case late != nil && !errors.Is(late, errNotInTime):
 		return late
+	case last.Name != "": // else nothing was seen since
+		s = last
 	}
 	if err := show(s); err != nil {
 		return err

@@ -50,5 +50,5 @@ func exitsByState() string {
 		}
 		parts = append(parts, fmt.Sprintf("%d %s", e.code, strings.Join(names, " or ")))
 	}
-	return "The exit code tells the state: " + strings.Join(parts, ", ") + "."
+	return wrap("The exit code tells the state: "+strings.Join(parts, ", ")+".", widest, "")
 }

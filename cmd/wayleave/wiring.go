@@ -108,7 +108,7 @@ func swapConfig(cfg *config.Config) extproc.Config {
 			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
 			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths,
 			Scopes: r.RequiredScopes, Methods: r.Methods, Foreign: r.ForeignBearer, Absent: r.NoCredential,
-			ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
+			Imported: p.Kind == provider.Static, ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
 		}
 		for _, rule := range r.Paths {
 			route.Rules = append(route.Rules, extproc.Rule{
