@@ -45,6 +45,10 @@ unit: ## unit tests and fuzz seeds, with the race detector
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
 	go test -race -timeout 15m ./e2e
 
+.PHONY: reliability
+reliability: tools ## the proof of docs/reliability.md in full size, which takes minutes
+	WAYLEAVE_RELIABILITY=full go test -count=1 -timeout 30m -v ./e2e/reliability
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 20s)
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \

@@ -146,9 +146,6 @@ func (i *interop) discover(t *testing.T, address string) (provider, client strin
 	}
 	keys := printed.Providers["found"]
 	keys["scopes"] = printed.Grants["found"].Scopes
-	if keys["authorize_params"] == nil { // FIXME F-2
-		keys["authorize_params"] = map[string]string{"prompt": "consent"}
-	}
 	t.Logf("discovered %v", keys)
 	flow, err := json.Marshal(keys) // which is YAML too
 	if err != nil {

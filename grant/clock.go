@@ -20,6 +20,7 @@ func (m moment) since(earlier moment) time.Duration {
 type local struct {
 	noted  bool
 	ends   time.Duration // when the access token expires, if it does
+	dies   time.Duration // when the refresh token expires, if it does
 	resume time.Duration // when NotBefore has passed
 	leased time.Duration // when the present lease was first seen
 }
@@ -30,6 +31,9 @@ func (r record) noted(prev record, now moment) record {
 	fresh := !prev.local.noted
 	if fresh || !r.Expires.Equal(prev.Expires) {
 		r.local.ends = now.run + min(r.Expires.Sub(now.day), r.life()) // less than its life, even if its writer's clock is ahead
+	}
+	if fresh || !r.RefreshExpires.Equal(prev.RefreshExpires) {
+		r.local.dies = now.run + min(r.RefreshExpires.Sub(now.day), r.RefreshExpires.Sub(r.Issued))
 	}
 	if fresh || !r.NotBefore.Equal(prev.NotBefore) {
 		// Whoever wrote it meant a pause, which is right even if our clock is not theirs.
@@ -48,6 +52,15 @@ func (r record) left(now moment) time.Duration {
 	left := r.Expires.Sub(now.day)
 	if r.local.noted {
 		left = min(left, r.local.ends-now.run)
+	}
+	return left
+}
+
+// refreshLeft is how long the refresh token of r, which expires, still lives.
+func (r record) refreshLeft(now moment) time.Duration {
+	left := r.RefreshExpires.Sub(now.day)
+	if r.local.noted {
+		left = min(left, r.local.dies-now.run)
 	}
 	return left
 }

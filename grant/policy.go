@@ -1,6 +1,7 @@
 package grant
 
 import (
+	"math"
 	"time"
 )
 
@@ -48,6 +49,25 @@ func (p policy) aheadOf(r record, jitter float64) time.Duration {
 	return ahead + time.Duration(jitter*float64(ahead)/2)
 }
 
+// due is how long r may be left as it is: until its access token is about to expire, or its refresh token, if that is kept
+// alive by being used. Some providers give one of half an hour beside an access token of an hour.
+func (p policy) due(r record, now moment, jitter float64) time.Duration {
+	wait := time.Duration(math.MaxInt64)
+	if !r.Expires.IsZero() {
+		wait = r.left(now) - p.aheadOf(r, jitter)
+	}
+	if r.slides() {
+		life := r.RefreshExpires.Sub(r.Issued)
+		wait = min(wait, r.refreshLeft(now)-life/5-time.Duration(jitter*float64(life)/10))
+	}
+	return wait
+}
+
+// slides reports whether the refresh token of r expires unless it is used. A life of seconds is no life to keep up with.
+func (r record) slides() bool {
+	return !r.RefreshFixed && r.RefreshExpires.Sub(r.Issued) >= time.Minute
+}
+
 // move is what to do about a record next.
 type move int
 
@@ -88,10 +108,10 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 		do = refresh
 	case r.Access.IsZero(), r.Kind == Machine && w.rescope:
 		do, wait = refresh, r.paused(now)
-	case r.Expires.IsZero():
+	case r.Expires.IsZero() && !r.slides():
 		return rest, 0
 	default:
-		do, wait = refresh, max(r.left(now)-p.aheadOf(r, w.jitter), r.paused(now))
+		do, wait = refresh, max(p.due(r, now, w.jitter), r.paused(now))
 	}
 	if wait > 0 {
 		return do, wait

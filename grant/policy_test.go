@@ -133,6 +133,10 @@ func TestPlan(t *testing.T) {
 		{"nothing stored", record{}, spec, t0, wish{}, rest, 0},
 		{"early", hour(nil), spec, t0, wish{}, refresh, 55 * time.Minute},
 		{"due", hour(nil), spec, due, wish{}, refresh, 0},
+		{"refresh token dies first", hour(func(r *record) { r.RefreshExpires = at(30 * time.Minute) }), spec, t0, wish{}, refresh, 24 * time.Minute},
+		{"refresh token dies unused, access token has no end", hour(func(r *record) { r.Expires, r.RefreshExpires = time.Time{}, at(30*24*time.Hour) }), spec, t0, wish{}, refresh, 24 * 24 * time.Hour},
+		{"refresh token of seconds", hour(func(r *record) { r.RefreshExpires = at(5 * time.Second) }), spec, t0, wish{}, refresh, 55 * time.Minute},
+		{"consent ends soon, whatever is done", hour(func(r *record) { r.RefreshExpires, r.RefreshFixed = at(30*time.Minute), true }), spec, t0, wish{}, refresh, 55 * time.Minute},
 		{"backing off", hour(func(r *record) { r.NotBefore = at(57 * time.Minute) }), spec, due, wish{}, refresh, 2 * time.Minute},
 		{"dead", hour(func(r *record) { r.Dead = true }), spec, expired, wish{}, rest, 0},
 		{"no refresh token", hour(func(r *record) { r.Refresh = secret.Text{} }), spec, expired, wish{}, rest, 0},
@@ -219,6 +223,49 @@ func TestLeaseIsRenewedInTime(t *testing.T) {
 	const storeCall = 2 * time.Second
 	if last := pol.slack() + 2*(pol.renewal()+storeCall); last >= pol.lease {
 		t.Errorf("a lease of %v is renewed only after %v", pol.lease, last)
+	}
+}
+
+// Whether the end of a refresh token moves with its use shows after the first refresh, however often it is refreshed.
+func TestRefreshTokenLife(t *testing.T) {
+	for name, tt := range map[string]struct {
+		life, every time.Duration
+		fixed       bool
+	}{
+		"counted anew":                 {30 * time.Minute, 24 * time.Minute, false},
+		"counted anew, refreshed soon": {30 * time.Minute, 10 * time.Second, false},
+		"from the consent on":          {7 * 24 * time.Hour, time.Hour, true},
+	} {
+		consent := t0
+		answer := func(at time.Time) oauth.Token {
+			from := at
+			if tt.fixed {
+				from = consent
+			}
+			return oauth.Token{Access: secret.New("a"), Refresh: secret.New("r"), Expiry: at.Add(time.Hour), RefreshExpiry: from.Add(tt.life)}
+		}
+		r := newRecord(spec, answer(t0), "op", t0)
+		if r.RefreshFixed || !r.RefreshExpires.Equal(t0.Add(tt.life)) {
+			t.Errorf("%s: at first %v, %v", name, r.RefreshExpires, r.RefreshFixed)
+		}
+		for i := 1; i < 5; i++ {
+			at := t0.Add(time.Duration(i) * tt.every)
+			r = r.answered(answer(at), "op", at, at)
+			if r.RefreshFixed != tt.fixed {
+				t.Errorf("%s: fixed %v after refresh %d", name, r.RefreshFixed, i)
+			}
+			if ends := summarize(r, spec, on(at)).ConsentEnds; tt.fixed != ends.Equal(consent.Add(tt.life)) {
+				t.Errorf("%s: the consent ends %v", name, ends)
+			}
+		}
+		// A provider that no longer says, for a new token; and an answer without a new token.
+		at := t0.Add(5 * tt.every)
+		if same := r.answered(oauth.Token{Access: secret.New("a")}, "op", at, at); !same.RefreshExpires.Equal(r.RefreshExpires) {
+			t.Errorf("%s: forgotten", name)
+		}
+		if other := r.answered(oauth.Token{Access: secret.New("a"), Refresh: secret.New("r2")}, "op", at, at); !other.RefreshExpires.IsZero() || other.RefreshFixed {
+			t.Errorf("%s: kept for another token", name)
+		}
 	}
 }
 

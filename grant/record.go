@@ -32,8 +32,10 @@ type details struct {
 	Epoch      string `json:"epoch"`      // new at each connect
 	Generation int    `json:"generation"` // token responses since the connect
 
-	Issued  time.Time `json:"issued_at"`
-	Expires time.Time `json:"expires_at,omitzero"` // zero: never
+	Issued         time.Time `json:"issued_at"`
+	Expires        time.Time `json:"expires_at,omitzero"`            // zero: never
+	RefreshExpires time.Time `json:"refresh_expires_at,omitzero"`    // of the refresh token; zero: the provider does not say
+	RefreshFixed   bool      `json:"refresh_expiry_fixed,omitempty"` // a refresh does not move that: it is the end of the consent
 
 	Lease      *lease     `json:"lease,omitempty"`
 	Unanswered int        `json:"unanswered,omitempty"`      // times the refresh token was presented without an answer
@@ -101,6 +103,7 @@ func (r record) leased(l lease, mine string) record {
 // answered is r after the token response t, which came at now, to a request made at sent. An absent refresh token or
 // scope is unchanged (RFC 6749 sections 6 and 5.1).
 func (r record) answered(t oauth.Token, op string, sent, now time.Time) record {
+	since := r.Issued
 	r.Generation++
 	r.Access, r.Issued, r.Expires = t.Access, wall(sent), wall(t.Expiry)
 	// Counted from the request, a short life may be over when the answer comes. The provider counted from later on, and
@@ -110,6 +113,10 @@ func (r record) answered(t oauth.Token, op string, sent, now time.Time) record {
 	}
 	if !t.Refresh.IsZero() {
 		r.Refresh = t.Refresh
+	}
+	if ends := wall(t.RefreshExpiry); !ends.IsZero() || !t.Refresh.IsZero() {
+		r.RefreshFixed = !ends.IsZero() && !r.RefreshExpires.IsZero() && ends.Sub(r.RefreshExpires) <= wall(sent).Sub(since)/2
+		r.RefreshExpires = ends
 	}
 	if t.Scopes != nil {
 		r.Granted = sorted(t.Scopes)

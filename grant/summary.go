@@ -10,24 +10,25 @@ import (
 
 // Summary is the public side of a grant: what status/<name> holds and lists show. It has no secrets.
 type Summary struct {
-	Name       string     `json:"name"`
-	Provider   string     `json:"provider"`
-	Kind       Kind       `json:"kind,omitempty"`
-	Account    string     `json:"account,omitempty"` // whose consent, as the provider names it
-	State      State      `json:"state"`
-	Requested  []string   `json:"requested"` // by the configuration
-	Granted    []string   `json:"granted"`
-	Missing    []string   `json:"missing,omitempty"` // requested and not granted
-	Gap                   // why
-	Expires    time.Time  `json:"expires,omitzero"` // of the access token; zero: never, or none
-	UpdatedAt  time.Time  `json:"updated_at,omitzero"`
-	LastError  string     `json:"last_error,omitempty"`
-	ErrorKind  oauth.Kind `json:"error_kind,omitempty"` // of LastError, if a call to the provider failed
-	Next       string     `json:"next,omitempty"`       // what to do; empty: nothing
-	Generation int        `json:"generation"`           // refreshes since the connect
-	Epoch      string     `json:"epoch,omitempty"`      // changes with each connect
-	Request    string     `json:"request,omitempty"`    // id of the last Ask that was carried out
-	History    []Event    `json:"history,omitempty"`    // oldest first; of [Keeper.Summary] and [Connect] the last one only
+	Name        string     `json:"name"`
+	Provider    string     `json:"provider"`
+	Kind        Kind       `json:"kind,omitempty"`
+	Account     string     `json:"account,omitempty"` // whose consent, as the provider names it
+	State       State      `json:"state"`
+	Requested   []string   `json:"requested"` // by the configuration
+	Granted     []string   `json:"granted"`
+	Missing     []string   `json:"missing,omitempty"` // requested and not granted
+	Gap                    // why
+	Expires     time.Time  `json:"expires,omitzero"`      // of the access token; zero: never, or none
+	ConsentEnds time.Time  `json:"consent_ends,omitzero"` // whatever is done; zero: not known, or never
+	UpdatedAt   time.Time  `json:"updated_at,omitzero"`
+	LastError   string     `json:"last_error,omitempty"`
+	ErrorKind   oauth.Kind `json:"error_kind,omitempty"` // of LastError, if a call to the provider failed
+	Next        string     `json:"next,omitempty"`       // what to do; empty: nothing
+	Generation  int        `json:"generation"`           // refreshes since the connect
+	Epoch       string     `json:"epoch,omitempty"`      // changes with each connect
+	Request     string     `json:"request,omitempty"`    // id of the last Ask that was carried out
+	History     []Event    `json:"history,omitempty"`    // oldest first; of [Keeper.Summary] and [Connect] the last one only
 }
 
 func summarize(r record, spec Spec, now moment) Summary {
@@ -35,6 +36,9 @@ func summarize(r record, spec Spec, now moment) Summary {
 		Name: spec.Name, Provider: spec.Provider, Kind: spec.Kind, Account: r.Account, State: stateOf(r, spec, now),
 		Requested: sorted(spec.Scopes), Granted: sorted(r.Granted), Expires: r.Expires, UpdatedAt: r.Updated,
 		LastError: r.LastError, ErrorKind: r.ErrorKind, Generation: r.Generation, Epoch: r.Epoch, Request: r.Handled,
+	}
+	if r.RefreshFixed {
+		s.ConsentEnds = r.RefreshExpires
 	}
 	if r.Last != nil {
 		s.History = []Event{*r.Last}

@@ -1,10 +1,13 @@
 package oauth
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -27,11 +30,41 @@ const (
 // counts as absent rather than spoiling the rest.
 type fields map[string]json.RawMessage
 
-// object reads a JSON object; nil when data is something else.
+// object reads a JSON object; nil when data is something else. A byte order mark before it, which RFC 8259 §8.1 lets a
+// reader ignore, some servers write.
 func object(data []byte) fields {
 	var f fields
-	if json.Unmarshal(data, &f) != nil {
+	if json.Unmarshal(bytes.TrimPrefix(data, []byte("\ufeff")), &f) != nil {
 		return nil
+	}
+	return f
+}
+
+// parameters reads the body of an answer: a JSON object, or the form that some providers answer with, whatever type they say
+// it has. Nil when it is neither. A page that mentions a parameter is no form.
+func parameters(body []byte) fields {
+	if f := object(body); f != nil {
+		return f
+	}
+	text := strings.TrimSpace(string(body))
+	values, err := url.ParseQuery(text)
+	if err != nil || !isToken(text) || strings.ContainsAny(text, `<>"{}`) || !values.Has("access_token") && !values.Has("error") {
+		return nil
+	}
+	f := fields{}
+	for key := range values {
+		f[key], _ = json.Marshal(values.Get(key))
+	}
+	return f
+}
+
+// tokens is the object that holds the tokens: f itself, or one in it, as Slack answers for a person (beside a token of an
+// app's own, which then has no scopes) and others do always.
+func (f fields) tokens() fields {
+	for _, key := range []string{"authed_user", "data"} {
+		if in := f.object(key); in.text("access_token") != "" && (f.text("access_token") == "" || string(f["scope"]) == `""` && in.text("scope") != "") {
+			return in
+		}
 	}
 	return f
 }
@@ -80,7 +113,7 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	if a.fault != nil {
 		return Token{}, &Error{Outcome: Unknown, Err: a.fault, Hint: hintUnknown, at: a.at}
 	}
-	f := object(a.body)
+	f := parameters(a.body).tokens()
 	unusable := func(err error, hint string) (Token, *Error) {
 		return Token{}, &Error{Outcome: Unknown, Status: a.status, Rotated: secret.New(f.text("refresh_token")), Err: err, Hint: hint, at: a.at}
 	}
@@ -90,8 +123,11 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	access := f.text("access_token")
 	if access == "" {
 		// Some providers report errors with status 200.
-		if raw := string(f["error"]); raw != "" && raw != "null" || string(f["ok"]) == "false" {
+		if raw := string(f["error"]); raw != "" && raw != "null" || string(f["ok"]) == "false" || c.code(f, sent) != "" {
 			return Token{}, c.failure(a, sent)
+		}
+		if f.text("id_token") != "" {
+			return unusable(errNoToken, "there is only an identity token: add a scope of the API to those asked for, or set resource")
 		}
 		return unusable(errNoToken, "the provider changed? check token_url and token_format")
 	}
@@ -103,7 +139,7 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	}
 	// A refresh token may hold anything: it travels in bodies, encoded.
 	tok := Token{Access: secret.New(access), Refresh: secret.New(f.text("refresh_token")), Account: account(f)}
-	tok.Expiry = c.expiry(f, a.sent, &tok.Notes)
+	tok.Expiry, tok.RefreshExpiry = c.expiry(f, a, &tok.Notes), refreshExpiry(f, a.sent)
 	tok.Scopes = c.scopes(f, &tok.Notes)
 	if t := f.text("token_type"); t != "" && !strings.EqualFold(t, "bearer") {
 		tok.Notes = append(tok.Notes, "token_type is not bearer; it is used as a bearer token")
@@ -111,19 +147,19 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	return tok, nil
 }
 
-// failure judges an answer that is not a success. Only a parsed code in a 400, 401 or 2xx answer can say that the grant
-// is invalid; a 5xx proves nothing, whatever its body says.
+// failure judges an answer that is not a success. Only a parsed code in a 400, 401, 403 (Auth0's) or 2xx answer can say
+// that the grant is invalid; a 5xx proves nothing, whatever its body says.
 func (c Config) failure(a answer, sent []string) *Error {
-	e := &Error{Outcome: Refused, Status: a.status, RetryAfter: retryAfter(a.header, a.sent), at: a.at}
+	e := &Error{Outcome: Refused, Status: a.status, RetryAfter: retryAfter(a.header, a.there()), at: a.at}
 	if a.status >= 500 || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
 		e.Outcome = Unknown
 	} else if a.fault == nil {
-		e.Code = c.code(a.body, sent)
+		e.Code = c.code(parameters(a.body), sent)
 	}
 	if e.Code == "server_error" || e.Code == "temporarily_unavailable" {
 		e.Outcome = Unknown // a failure of the provider's, under whatever status
 	}
-	definite := a.status == http.StatusBadRequest || a.status == http.StatusUnauthorized || a.status/100 == 2
+	definite := a.status == http.StatusBadRequest || a.status == http.StatusUnauthorized || a.status == http.StatusForbidden || a.status/100 == 2
 	if definite && e.Code == "invalid_grant" {
 		e.Outcome = InvalidGrant
 	}
@@ -131,17 +167,25 @@ func (c Config) failure(a answer, sent []string) *Error {
 	return e
 }
 
-// code finds the error code of a JSON answer: {"error":"code"} (RFC 6749 §5.2) or {"error":{"code":…}} or
-// {"error":{"type":…}}. What does not look like a code, or could be a piece of what we sent, is not repeated.
-func (c Config) code(body []byte, sent []string) string {
-	f := object(body)
-	code := f.text("error")
-	for _, key := range []string{"code", "type"} {
-		if code == "" {
-			code = f.object("error").text(key)
-		}
+// code finds the error code of an answer: error (RFC 6749 §5.2), also with a text after it, error.code, error.type,
+// error_code, errors[0].errorType or errors[0].code. What does not look like a code, or could be a piece of what we sent, is
+// not repeated.
+func (c Config) code(f fields, sent []string) string {
+	var list []json.RawMessage
+	var first fields
+	if json.Unmarshal(f["errors"], &list) == nil && len(list) > 0 {
+		first = object(list[0])
 	}
+	object := f.object("error")
+	code := cmp.Or(f.text("error"), object.text("code"), object.text("type"), f.text("error_code"), first.text("errorType"), first.text("code"))
 	if rfc, ok := c.ErrorCodes[code]; ok {
+		return rfc
+	}
+	code, _, _ = strings.Cut(code, ":")
+	if rfc, ok := c.ErrorCodes[code]; ok {
+		return rfc
+	}
+	if rfc, ok := synonyms[code]; ok {
 		return rfc
 	}
 	if !isErrorCode(code) {
@@ -155,6 +199,9 @@ func (c Config) code(body []byte, sent []string) string {
 	return code
 }
 
+// synonyms are Microsoft's names, from before RFC 8628.
+var synonyms = map[string]string{"authorization_declined": "access_denied", "code_expired": "expired_token"}
+
 // isErrorCode is narrower than RFC 6749 §5.2 allows, and as wide as codes in use are.
 func isErrorCode(s string) bool {
 	return s != "" && len(s) <= longestCode && !strings.ContainsFunc(s, func(r rune) bool {
@@ -167,9 +214,35 @@ func isToken(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// expiry reads expires_in.
-func (c Config) expiry(f fields, sent time.Time, notes *[]string) time.Time {
+// there is the time at the provider when it answered, as far as it told; by our clock otherwise.
+func (a answer) there() time.Time {
+	if t, err := http.ParseTime(a.header.Get("Date")); err == nil {
+		return t
+	}
+	return a.sent
+}
+
+// until reads a point in time, seconds or milliseconds since 1970 or RFC 3339, as the seconds that are left at now.
+func (f fields) until(key string, now time.Time) (float64, bool) {
+	if at, err := time.Parse(time.RFC3339, f.text(key)); err == nil {
+		return at.Sub(now).Seconds(), true
+	}
+	at, ok := f.number(key)
+	if at > 1e11 { // seconds of the year 5138
+		at /= 1000
+	}
+	return at - float64(now.Unix()), ok && at > 1e9 // 2001: less is no point in time
+}
+
+// expiry reads expires_in, or where there is none, what some providers say in its place: the time of the end.
+func (c Config) expiry(f fields, a answer, notes *[]string) time.Time {
+	sent := a.sent
 	seconds, ok := f.number("expires_in")
+	for _, key := range []string{"expires_at", "expires_on"} {
+		if !ok {
+			seconds, ok = f.until(key, a.there())
+		}
+	}
 	switch {
 	case !ok:
 		if c.DefaultTTL > 0 {
@@ -177,13 +250,23 @@ func (c Config) expiry(f fields, sent time.Time, notes *[]string) time.Time {
 		}
 		return time.Time{}
 	case seconds < 1:
-		*notes = append(*notes, "expires_in is less than a second; the token is used for a minute")
+		*notes = append(*notes, "the token lives for less than a second; it is used for a minute")
 		return sent.Add(shortestLife)
 	case seconds > longestLife.Seconds():
-		*notes = append(*notes, "expires_in is more than a year; taken as a year")
+		*notes = append(*notes, "the token lives for more than a year; taken as a year")
 		return sent.Add(longestLife)
 	}
 	return sent.Add(time.Duration(seconds * float64(time.Second)))
+}
+
+// refreshExpiry reads the life of the refresh token: GitHub's and Microsoft's name, Keycloak's, Intuit's. 0 is for ever.
+func refreshExpiry(f fields, sent time.Time) time.Time {
+	for _, key := range []string{"refresh_token_expires_in", "refresh_expires_in", "x_refresh_token_expires_in"} {
+		if seconds, ok := f.number(key); ok && seconds >= 1 && seconds <= longestLife.Seconds() {
+			return sent.Add(time.Duration(seconds * float64(time.Second)))
+		}
+	}
+	return time.Time{}
 }
 
 // scopes reads scope, a list in one string or an array. Absent and empty both mean unchanged: an empty string is no

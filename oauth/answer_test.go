@@ -3,6 +3,7 @@ package oauth
 import (
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -45,6 +46,16 @@ func TestLifetimes(t *testing.T) {
 		{`"expires_in":1e999,`, 0, year, true},
 		{`"expires_in":"Inf",`, 0, year, true},
 		{`"expires_in":31536000,`, 0, year, false},
+		{`"expires_in":3600,"ext_expires_in":7200,"expires_on":1,"expires_at":"x",`, 0, time.Hour, false},
+		{`"expires_on":"1772370000",`, time.Minute, time.Hour, false},
+		{`"expires_at":1772370000,`, time.Minute, time.Hour, false},
+		{`"expires_at":1772370000000,`, 0, time.Hour, false},
+		{`"expires_at":"2026-03-01T14:00:00+01:00",`, 0, time.Hour, false},
+		{`"expires_at":1772360000,`, 0, time.Minute, true},
+		{`"expires_at":3600,`, time.Hour, time.Hour, false},
+		{`"expires_at":1e99,`, 0, year, true},
+		{`"expires_at":"tomorrow",`, 0, -1, false},
+		{`"expires_in":null,"expires_on":1772370000,`, 0, time.Hour, false},
 	} {
 		tok, err := readBody(Config{DefaultTTL: tt.def}, `{`+tt.json+`"access_token":"a"}`)
 		if err != nil {
@@ -57,6 +68,76 @@ func TestLifetimes(t *testing.T) {
 		}
 		if !tok.Expiry.Equal(want) || (len(tok.Notes) > 0) != tt.note {
 			t.Errorf("%s (default %v): expiry %v, notes %q; want %v", tt.json, tt.def, tok.Expiry, tok.Notes, want)
+		}
+	}
+}
+
+// A point in time is one of the provider's clock.
+func TestLifetimeByTheProvidersClock(t *testing.T) {
+	a := answer{at: place{url: "https://h/t"}, sent: noon, status: 200, body: []byte(`{"access_token":"a","expires_at":"2026-03-02T13:00:00Z"}`)}
+	a.header = http.Header{"Date": {noon.AddDate(0, 0, 1).Format(http.TimeFormat)}}
+	if tok, err := (Config{}).read(a, nil); err != nil || !tok.Expiry.Equal(noon.Add(time.Hour)) {
+		t.Errorf("%v, %v", tok.Expiry, err)
+	}
+}
+
+func TestRefreshTokenLifetimes(t *testing.T) {
+	for _, tt := range []struct {
+		json string
+		want time.Duration // 0: not known
+	}{
+		{``, 0},
+		{`"refresh_token_expires_in":15724800,`, 182 * 24 * time.Hour},
+		{`"refresh_token_expires_in":"86399",`, 86399 * time.Second},
+		{`"refresh_expires_in":1800,`, 30 * time.Minute},
+		{`"refresh_expires_in":0,`, 0}, // Keycloak's for ever
+		{`"x_refresh_token_expires_in":8726400,`, 101 * 24 * time.Hour},
+		{`"refresh_token_expires_in":-5,`, 0},
+		{`"refresh_token_expires_in":1e99,`, 0},
+		{`"refresh_token_expires_in":"never",`, 0},
+	} {
+		tok, err := readBody(Config{}, `{`+tt.json+`"access_token":"a","expires_in":9}`)
+		if err != nil || tok.RefreshExpiry.IsZero() != (tt.want == 0) || tt.want != 0 && !tok.RefreshExpiry.Equal(noon.Add(tt.want)) {
+			t.Errorf("%s: %v, %v", tt.json, tok.RefreshExpiry, err)
+		}
+	}
+}
+
+// Where the tokens are in an answer, and which are taken when there are several.
+func TestNestedAnswers(t *testing.T) {
+	const nested = `{"access_token":"person","refresh_token":"r-person","expires_in":60,"scope":"c"}`
+	for _, tt := range []struct{ name, body, access, refresh string }{
+		{"of a person", `{"ok":true,"app_id":"x","authed_user":` + nested + `}`, "person", "r-person"},
+		{"of a person, beside an empty one", `{"ok":true,"access_token":"","authed_user":` + nested + `}`, "person", "r-person"},
+		{"of a person, beside an app's without scopes", `{"ok":true,"access_token":"bot","scope":"","authed_user":` + nested + `}`, "person", "r-person"},
+		{"of an app, beside a person", `{"ok":true,"access_token":"bot","refresh_token":"r-bot","scope":"a","authed_user":` + nested + `}`, "bot", "r-bot"},
+		{"of an app, beside a person without token", `{"ok":true,"access_token":"bot","refresh_token":"r-bot","scope":"","authed_user":{"id":"u"}}`, "bot", "r-bot"},
+		{"all of it", `{"code":0,"error":"","data":` + nested + `}`, "person", "r-person"},
+		{"something else", `{"access_token":"top","refresh_token":"r-top","data":{"access_token":{}}}`, "top", "r-top"},
+		{"twice the same", `{"access_token":"first","access_token":"top","refresh_token":"r-top"}`, "top", "r-top"},
+	} {
+		tok, err := readBody(Config{}, tt.body)
+		if err != nil || tok.Access.Reveal() != tt.access || tok.Refresh.Reveal() != tt.refresh {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if err == nil && tt.access == "person" && (!cmp.Equal(tok.Scopes, []string{"c"}) || !tok.Expiry.Equal(noon.Add(time.Minute))) {
+			t.Errorf("%s: %+v", tt.name, tok)
+		}
+	}
+}
+
+// Tokens of other types are what they are: used, and said.
+func TestTokenTypes(t *testing.T) {
+	for _, tt := range []struct {
+		json string
+		note bool
+	}{
+		{`"token_type":"bearer",`, false}, {`"token_type":"BEARER",`, false}, {`"token_type":null,`, false}, {`"token_type":"N_A",`, true},
+		{`"token_type":"DPoP",`, true}, {`"token_type":"mac",`, true}, {`"token_type":"user",`, true}, {`"token_type":["bearer"],`, false},
+	} {
+		tok, err := readBody(Config{}, `{`+tt.json+`"access_token":"a","expires_in":9}`)
+		if err != nil || len(tok.Notes) > 0 != tt.note {
+			t.Errorf("%s: %q, %v", tt.json, tok.Notes, err)
 		}
 	}
 }
@@ -195,6 +276,9 @@ func FuzzRead(f *testing.F) {
 	f.Add(400, `{"error":"invalid_grant"}`, " ")
 	f.Add(500, `{"error":"invalid_grant"}`, "")
 	f.Add(200, `{"access_token":"a","expires_in":1e999,"scope":["a",1]}`, "")
+	f.Add(200, "access_token=a&refresh_token=b&expires_at=1772370000", "")
+	f.Add(200, `{"authed_user":{"access_token":"a","expires_on":"1e99"}}`, "")
+	f.Add(403, `{"errors":[{"errorType":"invalid_grant: x"}]}`, "")
 	f.Fuzz(func(t *testing.T, status int, body, separator string) {
 		status = 200 + (status%400+400)%400
 		cfg := Config{ScopeSeparator: separator, ErrorCodes: map[string]string{"x": "invalid_grant"}}
@@ -203,7 +287,7 @@ func FuzzRead(f *testing.F) {
 			if strings.Contains(fmt.Sprintf("%v%+v", err, *err), oldRefresh) {
 				t.Fatal("the error repeats what we sent")
 			}
-			if err.Outcome == InvalidGrant && (err.Code != "invalid_grant" || status >= 300 && status != 400 && status != 401) {
+			if err.Outcome == InvalidGrant && (err.Code != "invalid_grant" || status >= 300 && status != 400 && status != 401 && status != 403) {
 				t.Fatalf("status %d, code %q counts as an invalid grant", status, err.Code)
 			}
 			return

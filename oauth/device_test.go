@@ -112,6 +112,12 @@ func TestDevicePolling(t *testing.T) {
 		{"expired there", "", []reply{{status: 400, body: `{"error":"expired_token"}`}}, []string{"5s"}, "expired_token"},
 		{"refused", "", []reply{{status: 400, body: pending}, {status: 400, body: `{"error":"access_denied"}`}}, []string{"5s", "10s"}, "access_denied"},
 		{"refused with status 200", "", []reply{{status: 200, body: `{"error":"access_denied","error_description":"` + deviceCode + `"}`}}, []string{"5s"}, "access_denied"},
+		{"refused, as Microsoft says it", "", []reply{{status: 400, body: `{"error":"authorization_declined"}`}}, []string{"5s"}, "access_denied"},
+		{"expired, as Microsoft said it", "", []reply{{status: 400, body: `{"error":"code_expired"}`}}, []string{"5s"}, "expired_token"},
+		{"as Google says it", "", []reply{{status: 428, body: pending}, {status: 403, body: `{"error":"slow_down"}`}, {status: 403, body: `{"error":"access_denied"}`}}, []string{"5s", "10s", "20s"}, "access_denied"},
+		{"slow down as a limit", "", []reply{{status: 429, body: `{"error":"slow_down"}`}, {status: 429, body: `{"error":"temporarily_unavailable"}`, header: "30"}, {status: 429, body: `<html>`}, ok}, []string{"5s", "15s", "45s", "1m20s"}, ""},
+		{"pending as a form", "", []reply{{status: 200, body: "error=authorization_pending&error_uri=x"}, ok}, []string{"5s", "10s"}, ""},
+		{"names from before the RFC", strings.Replace(started, `"verification_uri":`, `"verification_url":`, 1), []reply{ok}, []string{"5s"}, ""},
 		{"another client", "", []reply{{status: 401, body: `{"error":"invalid_client"}`}}, []string{"5s"}, "invalid_client"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

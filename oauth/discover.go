@@ -32,8 +32,8 @@ type DiscoverOptions struct {
 //
 // It sends no secret. hc gives roots and timeouts, nil is NewHTTPClient(nil). Its connections are checked as the options
 // say, it follows redirects on the same host only, and its answers are bounded. The issuer in an answer must be the one
-// that was asked for, to the byte; of what was typed, a slash at the end does not count. Errors repeat nothing of an
-// answer but the host that it names.
+// that was asked for, to the byte but for a slash at the end: servers and APIs do not agree on it, Google's among them, and
+// both forms have the same metadata (RFC 8414 §3.1). Errors repeat nothing of an answer but the host that it names.
 func Discover(ctx context.Context, hc *http.Client, address string, o DiscoverOptions) (Metadata, error) {
 	base, err := o.discoverable(address)
 	if err != nil {
@@ -52,7 +52,7 @@ func Discover(ctx context.Context, hc *http.Client, address string, o DiscoverOp
 	if api.servers == nil {
 		m, err = d.guess(ctx, base)
 	} else {
-		m, err = d.server(ctx, api.servers[0], api.servers[:1])
+		m, err = d.server(ctx, api.servers[0])
 	}
 	if err != nil {
 		return Metadata{}, fmt.Errorf("discovering %s: %w; if there is none, write the endpoints into the configuration from the provider's documentation", address, err)
@@ -96,7 +96,7 @@ type discovery struct {
 func (d discovery) guess(ctx context.Context, base *url.URL) (Metadata, error) {
 	var faults faultList
 	for _, issuer := range slices.Compact([]string{strings.TrimSuffix(base.String(), "/"), base.Scheme + "://" + base.Host}) {
-		m, err := d.server(ctx, issuer, []string{issuer, issuer + "/"})
+		m, err := d.server(ctx, issuer)
 		if err == nil {
 			return m, nil
 		}
@@ -105,8 +105,8 @@ func (d discovery) guess(ctx context.Context, base *url.URL) (Metadata, error) {
 	return Metadata{}, faults
 }
 
-// server reads the metadata of an authorization server. The issuer in it must be one of accepted.
-func (d discovery) server(ctx context.Context, issuer string, accepted []string) (Metadata, error) {
+// server reads the metadata of an authorization server. What some hosts answer for every address is none.
+func (d discovery) server(ctx context.Context, issuer string) (Metadata, error) {
 	if f := d.o.fault(issuer); f != "" {
 		return Metadata{}, fmt.Errorf("the API names an authorization server whose address %s", f)
 	}
@@ -117,11 +117,14 @@ func (d discovery) server(ctx context.Context, issuer string, accepted []string)
 	var faults faultList
 	for _, at := range slices.Compact([]string{wellKnown(u, "oauth-authorization-server"), wellKnown(u, "openid-configuration"), appended(u, "openid-configuration")}) {
 		doc, err := d.document(ctx, at)
+		if err == nil && doc["issuer"] == nil {
+			err = errNoIssuer
+		}
 		if err != nil {
 			faults = append(faults, err)
 			continue
 		}
-		m, err := readMetadata(doc, accepted, d.o)
+		m, err := readMetadata(doc, issuer, d.o)
 		if err != nil {
 			return Metadata{}, fmt.Errorf("metadata at %s: %w", u.Host, err)
 		}

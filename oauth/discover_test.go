@@ -147,6 +147,33 @@ func TestDiscover(t *testing.T) {
 			want: Metadata{Issuer: "{}", Resource: "{}"}, asked: []string{"/mcp/x", prPath + "/mcp/x", prPath, asPath},
 		},
 		{
+			name: "an API that names its server with a slash", ask: "/mcp", pages: map[string]page{
+				prPath + "/mcp": {body: `{"resource":"{}/mcp","authorization_servers":["{}/"]}`}, asPath: {body: document("{}", "")},
+			},
+			want: Metadata{Issuer: "{}", Resource: "{}/mcp"}, asked: []string{"/mcp", prPath + "/mcp", asPath},
+		},
+		{
+			name: "an API that names its server without its slash", ask: "/mcp", pages: map[string]page{
+				prPath + "/mcp": {body: `{"resource":"{}/mcp","authorization_servers":["{}/oauth2"]}`}, asPath + "/oauth2": {body: document("{}/oauth2/", "")},
+			},
+			want: Metadata{Issuer: "{}/oauth2/", Resource: "{}/mcp"}, asked: []string{"/mcp", prPath + "/mcp", asPath + "/oauth2"},
+		},
+		{
+			name: "JSON, or a page, for every address that is none", ask: "/tenant", pages: map[string]page{
+				"/tenant": {body: "<html>"}, prPath + "/tenant": {body: `{}`}, prPath: {body: "<html>"},
+				asPath + "/tenant": {body: `{"message":"hello"}`}, oidPath + "/tenant": {body: "<html>"}, "/tenant" + oidPath: {body: "\ufeff" + document("{}/tenant", "")},
+			},
+			want:  Metadata{Issuer: "{}/tenant"},
+			asked: []string{"/tenant", prPath + "/tenant", prPath, asPath + "/tenant", oidPath + "/tenant", "/tenant" + oidPath},
+		},
+		{
+			name: "refused where there is nothing", ask: "/mcp", pages: map[string]page{
+				"/mcp": {status: 401}, prPath + "/mcp": {status: 401}, prPath: {body: `{"resource":"{}/mcp","authorization_servers":["{}"]}`}, asPath: {status: 403},
+				oidPath: {body: document("{}", "")},
+			},
+			want: Metadata{Issuer: "{}", Resource: "{}/mcp"}, asked: []string{"/mcp", prPath + "/mcp", prPath, asPath, oidPath},
+		},
+		{
 			name: "a redirect on the same host", pages: map[string]page{asPath: {status: 302, location: "/here"}, "/here": {body: document("{}", "")}},
 			want: Metadata{Issuer: "{}"}, asked: []string{"/", prPath, asPath, "/here"},
 		},
@@ -193,7 +220,7 @@ func TestDiscoverRefuses(t *testing.T) {
 		{"page", map[string]page{asPath: {body: "<html>" + planted}}, "not a JSON object"},
 		{"another issuer", map[string]page{asPath: {body: document("https://"+planted, "")}}, "issuer"},
 		{"issuer in other case", map[string]page{asPath: {body: document("HTTP://localhost", "")}}, "issuer"},
-		{"no issuer", map[string]page{asPath: {body: `{"token_endpoint":"{}/t"}`}}, "issuer"},
+		{"no issuer", map[string]page{asPath: {body: `{"token_endpoint":"{}/t"}`}}, "no issuer"},
 		{"no token endpoint", map[string]page{asPath: {body: `{"issuer":"{}"}`}}, "token_endpoint"},
 		{"endpoint over http", map[string]page{asPath: {body: document("{}", `,"revocation_endpoint":"http://`+planted+`.example/r"`)}}, "revocation_endpoint"},
 		{"endpoint in the private network", map[string]page{asPath: {body: document("{}", `,"registration_endpoint":"https://10.0.0.7/`+planted+`"`)}}, "not a public one"},
@@ -212,7 +239,9 @@ func TestDiscoverRefuses(t *testing.T) {
 		{"server over http", protected(`{"resource":"{}","authorization_servers":["http://` + planted + `.example"]}`), "authorization server"},
 		{"server that is none", protected(`{"resource":"{}","authorization_servers":["` + planted + `"]}`), "authorization server"},
 		{"server with a query", protected(`{"resource":"{}","authorization_servers":["{}/?x=` + planted + `"]}`), "query"},
-		{"server by almost its name", protected(`{"resource":"{}","authorization_servers":["{}/"]}`), "issuer"},
+		{"server by another case", protected(`{"resource":"{}","authorization_servers":["{}/As"]}`), "404"},
+		{"one issuer for many tenants", map[string]page{asPath: {body: document("{}/{tenantid}/v2.0", "")}}, "your own tenant"},
+		{"JSON for every address", map[string]page{asPath: {body: `{"message":"` + planted + `"}`}, oidPath: {body: `{}`}, prPath: {body: `{}`}}, "no issuer"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSite(t, tt.pages)
@@ -301,7 +330,7 @@ func FuzzMetadata(f *testing.F) {
 	base := mustDiscoverable(f, "https://as.example/api")
 	f.Fuzz(func(t *testing.T, body string) {
 		doc := object([]byte(body))
-		m, err := readMetadata(doc, []string{"https://as.example"}, DiscoverOptions{})
+		m, err := readMetadata(doc, "https://as.example", DiscoverOptions{})
 		if err == nil {
 			if m.TokenURL == "" {
 				t.Fatal("no token endpoint")

@@ -28,7 +28,7 @@ const (
 	// client, a scope, or an endpoint that is not there any more.
 	Refused
 	// InvalidGrant: the provider says that this code or refresh token is not valid (RFC 6749 §5.2). Nothing but a parsed
-	// error code in a 400, 401 or 2xx answer counts as saying so.
+	// error code in a 400, 401, 403 or 2xx answer counts as saying so.
 	InvalidGrant
 )
 
@@ -150,8 +150,6 @@ func (c Config) hint(key string, status int, code string) string {
 		return fmt.Sprintf("redirects are not followed with secrets: set %s to the final address", key)
 	case status == 404 || status == 405 || status == 410:
 		return fmt.Sprintf("provider changed? there is no such endpoint at %s any more", key)
-	case status == 403:
-		return fmt.Sprintf("provider changed, or a bot wall stands in front of it: check %s, token_headers and user_agent", key)
 	case code == "invalid_grant":
 		return "the code or refresh token is not valid (any more): connect again"
 	case code == "invalid_scope":
@@ -162,14 +160,30 @@ func (c Config) hint(key string, status int, code string) string {
 		return fmt.Sprintf("check grant_type (now %s): the provider does not know it for this client", or(c.GrantType, GrantCode))
 	case code == "access_denied":
 		return "the consent was refused: start again and agree"
+	case code == "expired_token":
+		return "nobody agreed in time: start again"
+	case wantsOperator(code):
+		return "the provider wants the operator to log in again: connect again"
+	case code == "unsupported_token_type":
+		return "the provider does not revoke tokens of this kind: withdraw the consent on the provider's own page"
 	case code == "invalid_request":
-		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params", format, scope)
-	case code == "invalid_client" || code == "unauthorized_client" || status == 401:
-		return fmt.Sprintf("check client_id, the client's secret or key, and auth_style (now %s)", style)
+		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params; or connect again: some providers say so of a dead refresh token", format, scope)
+	case code == "invalid_client" || code == "unauthorized_client" || status == 401 && code == "":
+		return fmt.Sprintf("check client_id, the client's secret or key, auth_style (now %s), and with a key assertion.audience and this machine's clock", style)
+	case code != "" && key == "token_url":
+		return fmt.Sprintf("look %s up in the provider's documentation; if it means that the refresh token is dead, connect again and write error_codes: {%s: invalid_grant}", code, code)
+	case status == 403:
+		return fmt.Sprintf("provider changed, or a bot wall stands in front of it: check %s, token_headers and user_agent", key)
 	case status == 400 || status == 415 || status == 422:
-		return fmt.Sprintf("check token_format (now %s), token_params and token_headers", format)
+		return fmt.Sprintf("check token_format (now %s), token_params and token_headers; if they are right, connect again", format)
 	}
 	return "check the provider's settings"
+}
+
+// wantsOperator reports whether a code means that only a person at the provider's page gets any further (OpenID Connect Core
+// §3.1.2.6, which Microsoft also uses at the token endpoint).
+func wantsOperator(code string) bool {
+	return code == "interaction_required" || code == "login_required" || code == "consent_required" || code == "account_selection_required"
 }
 
 func or[T ~string](v, def T) T {

@@ -12,7 +12,8 @@ import (
 
 // How long the JWTs that we sign are good for. Each is made for one request, so that is a matter of clocks.
 const (
-	assertionLife      = time.Minute
+	clockSkew          = 30 * time.Second // a JWT from the future is refused by servers whose clock is a second behind
+	assertionLife      = time.Minute + clockSkew
 	jwtBearerLife      = 5 * time.Minute
 	longestJWTBearer   = time.Hour
 	assertionTypeJWT   = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -25,7 +26,7 @@ const (
 
 // clientAssertion is the client's proof of who it is, for one request (RFC 7523 §2.2 and §3).
 func (c *Client) clientAssertion() (string, error) {
-	return c.sign(map[string]any{"iss": c.cfg.ClientID, "sub": c.cfg.ClientID, "aud": c.cfg.TokenURL}, assertionLife)
+	return c.sign(map[string]any{"iss": c.cfg.ClientID, "sub": c.cfg.ClientID, "aud": or(c.cfg.Assertion.Audience, c.cfg.TokenURL)}, assertionLife)
 }
 
 // grantAssertion is the JWT that stands for the consent of grant_type jwt_bearer (RFC 7523 §2.1).
@@ -41,7 +42,7 @@ func (c *Client) grantAssertion() (string, error) {
 	if life <= 0 {
 		life = jwtBearerLife
 	}
-	return c.sign(claims, min(life, longestJWTBearer))
+	return c.sign(claims, min(life+clockSkew, longestJWTBearer))
 }
 
 // actorToken names who acts (RFC 8693 §4.1): one of our workers.
@@ -66,8 +67,8 @@ func (c *Client) sign(claims map[string]any, life time.Duration) (string, error)
 	if err != nil {
 		return "", errors.New("the client's key does not sign: check client_key_file")
 	}
-	now := c.now()
-	claims["iat"], claims["exp"], claims["jti"] = now.Unix(), now.Add(life).Unix(), rand.Text()
+	made := c.now().Add(-clockSkew)
+	claims["iat"], claims["exp"], claims["jti"] = made.Unix(), made.Add(life).Unix(), rand.Text()
 	text, err := jwt.Signed(signer).Claims(claims).Serialize()
 	if err != nil {
 		return "", errors.New("the client's key does not sign: check client_key_file")

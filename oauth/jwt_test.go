@@ -54,6 +54,29 @@ func claimsOf(t *testing.T, text string, alg jose.SignatureAlgorithm) (claims ma
 	return claims, token.Headers[0]
 }
 
+// Some servers want to be named by their issuer, others by their token endpoint; and their clocks differ from ours.
+func TestClientAssertionAudienceAndClock(t *testing.T) {
+	for _, audience := range []string{"", "https://as.example/"} {
+		s := newTokenServer(t, answerJSON(200, goodAnswer))
+		c := s.client(func(c *Config) {
+			c.AuthStyle, c.ClientKey, c.Assertion.Audience = AuthPrivateKeyJWT, keys()[jose.ES256], audience
+		})
+		if _, err := c.Refresh(t.Context(), secret.New(oldRefresh), nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		claims, _ := claimsOf(t, s.received()[0].Params["client_assertion"], jose.ES256)
+		for _, ahead := range []time.Duration{-20 * time.Second, 0, 50 * time.Second} {
+			there := float64(noon.Add(ahead).Unix())
+			if claims["iat"].(float64) > there || claims["exp"].(float64) <= there || claims["nbf"] != nil {
+				t.Errorf("a clock %v ahead of ours refuses %v", ahead, claims)
+			}
+		}
+		if want := or(audience, s.URL+"/token"); claims["aud"] != want {
+			t.Errorf("aud %v, want %s", claims["aud"], want)
+		}
+	}
+}
+
 func TestPrivateKeyJWT(t *testing.T) {
 	for alg, key := range keys() {
 		s := newTokenServer(t, answerJSON(200, goodAnswer))
@@ -68,7 +91,7 @@ func TestPrivateKeyJWT(t *testing.T) {
 		id, _ := claims["jti"].(string)
 		want := map[string]any{
 			"iss": "wayleave-test", "sub": "wayleave-test", "aud": s.URL + "/token", "jti": id,
-			"iat": float64(noon.Unix()), "exp": float64(noon.Add(time.Minute).Unix()),
+			"iat": float64(noon.Add(-clockSkew).Unix()), "exp": float64(noon.Add(time.Minute).Unix()),
 		}
 		if diff := cmp.Diff(want, claims); diff != "" || len(id) < 16 || header.KeyID != "k1" || header.Algorithm != string(alg) {
 			t.Errorf("%s: %+v (-want +got):\n%s", alg, header, diff)
@@ -130,7 +153,7 @@ func TestMint(t *testing.T) {
 		claims, _ := claimsOf(t, got["assertion"], jose.RS256)
 		want := map[string]any{
 			"iss": "sa@example", "sub": "user@example", "aud": "https://as.example", "scope": "x y", "jti": claims["jti"],
-			"iat": float64(noon.Unix()), "exp": float64(noon.Add(10 * time.Minute).Unix()),
+			"iat": float64(noon.Add(-clockSkew).Unix()), "exp": float64(noon.Add(10 * time.Minute).Unix()),
 		}
 		if diff := cmp.Diff(want, claims); diff != "" {
 			t.Error(diff)

@@ -5,12 +5,12 @@ type Kind string
 
 // Kinds of failure.
 const (
-	KindInvalidGrant    Kind = "invalid_grant"    // the code or refresh token is not valid (any more)
+	KindInvalidGrant    Kind = "invalid_grant"    // the code or refresh token is not valid (any more), or not without the operator
 	KindInvalidClient   Kind = "invalid_client"   // the client id, its secret or key, or the way it authenticates
 	KindInvalidScope    Kind = "invalid_scope"    // a scope
 	KindInvalidRequest  Kind = "invalid_request"  // the form of the request
 	KindRateLimited     Kind = "rate_limited"     // too many requests
-	KindProviderChanged Kind = "provider_changed" // 3xx, 403, 404, 405, 410: no such endpoint here any more
+	KindProviderChanged Kind = "provider_changed" // 3xx, 404, 405, 410, a 403 of no OAuth code: no such endpoint here any more
 	KindProviderFailed  Kind = "provider_failed"  // 5xx and other failures of its own
 	KindUnreachable     Kind = "unreachable"      // nothing was sent
 	KindNoAnswer        Kind = "no_answer"        // sent, and no whole answer came
@@ -33,8 +33,11 @@ func (e *Error) Kind() Kind {
 		return KindProviderFailed
 	case e.Status == 429:
 		return KindRateLimited
-	case e.Status/100 == 3, e.Status == 403, e.Status == 404, e.Status == 405, e.Status == 410:
+	case e.Status/100 == 3, e.Status == 404, e.Status == 405, e.Status == 410:
 		return KindProviderChanged
+	}
+	if wantsOperator(e.Code) {
+		return KindInvalidGrant
 	}
 	switch e.Code {
 	case "invalid_client", "unauthorized_client":
@@ -43,6 +46,8 @@ func (e *Error) Kind() Kind {
 		return KindInvalidScope
 	case "invalid_request", "unsupported_grant_type", "invalid_target":
 		return KindInvalidRequest
+	case "access_denied":
+		return KindRefused
 	case "":
 		switch e.Status {
 		case 401:
@@ -50,6 +55,9 @@ func (e *Error) Kind() Kind {
 		case 400, 415, 422:
 			return KindInvalidRequest
 		}
+	}
+	if e.Status == 403 {
+		return KindProviderChanged
 	}
 	return KindRefused
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Metadata is what a server says about itself: RFC 8414 or OpenID Connect Discovery, and RFC 9728 if an API led there.
@@ -45,10 +46,10 @@ var authStyles = []AuthStyle{AuthNone, AuthBasic, AuthPost, AuthPrivateKeyJWT}
 
 // readMetadata reads an authorization server's metadata (RFC 8414 §2, OpenID Connect Discovery §3). Errors name fields and
 // never quote them.
-func readMetadata(f fields, accepted []string, o DiscoverOptions) (Metadata, error) {
+func readMetadata(f fields, issuer string, o DiscoverOptions) (Metadata, error) {
 	m := Metadata{Issuer: f.text("issuer"), Scopes: scopeTokens(f.list("scopes_supported")), GrantTypes: f.list("grant_types_supported"), opts: o}
-	if !slices.Contains(accepted, m.Issuer) {
-		return Metadata{}, errors.New("its issuer is another than the one asked for, so it is not believed: ask for the issuer by its exact name")
+	if strings.TrimSuffix(m.Issuer, "/") != strings.TrimSuffix(issuer, "/") {
+		return Metadata{}, otherIssuer(m.Issuer, issuer)
 	}
 	for _, e := range []struct {
 		key  string
@@ -83,6 +84,20 @@ func readMetadata(f fields, accepted []string, o DiscoverOptions) (Metadata, err
 	}
 	m.PKCE = slices.Contains(f.list("code_challenge_methods_supported"), "S256")
 	return m, nil
+}
+
+var errNoIssuer = errors.New("no metadata: it has no issuer")
+
+// otherIssuer says what to do about metadata of another issuer than the one asked for.
+func otherIssuer(got, asked string) error {
+	next := "ask for the issuer by its exact name"
+	switch {
+	case strings.Contains(got, "{"): // Microsoft's, for the tenants common and organizations
+		next = "it is the template of many: ask for that of your own tenant, by the tenant's id"
+	case strings.TrimPrefix(strings.TrimSuffix(got, "/"), "http://") == strings.TrimPrefix(strings.TrimSuffix(asked, "/"), "https://"):
+		next = "it takes itself for a server without TLS: tell it its public address, or make it believe its proxy's X-Forwarded-Proto"
+	}
+	return errors.New("its issuer is another than the one asked for, so it is not believed: " + next)
 }
 
 func scopeTokens(list []string) []string {

@@ -111,7 +111,7 @@ type Config struct {
 	ClientKeyID string `yaml:"client_key_id,omitempty"`
 	// AuthStyle is how the client authenticates: none (default), client_secret_basic, client_secret_post or private_key_jwt.
 	AuthStyle AuthStyle `yaml:"auth_style,omitempty" jsonschema:"enum=none,enum=client_secret_basic,enum=client_secret_post,enum=private_key_jwt"`
-	// Assertion is what the JWT of grant_type jwt_bearer says.
+	// Assertion is what the JWT of grant_type jwt_bearer says; its audience is also that of auth_style private_key_jwt.
 	Assertion Assertion `yaml:"assertion,omitempty"`
 	// TokenFormat is the body sent to the token endpoint: form (default) or json.
 	TokenFormat TokenFormat `yaml:"token_format,omitempty" jsonschema:"enum=form,enum=json"`
@@ -143,13 +143,13 @@ type Config struct {
 	AllowInsecure bool `yaml:"allow_insecure,omitempty"`
 }
 
-// Assertion is what the JWT of grant_type jwt_bearer says (RFC 7523 §3).
+// Assertion is what the JWT of grant_type jwt_bearer says (RFC 7523 §3); the audience counts for private_key_jwt too.
 type Assertion struct {
 	// Issuer of the JWT, iss. Default: client_id.
 	Issuer string `yaml:"issuer,omitempty"`
 	// Subject is whom the token is for, sub. Default: the issuer.
 	Subject string `yaml:"subject,omitempty"`
-	// Audience is who may read the JWT, aud. Default: token_url.
+	// Audience is who may read the JWT, aud. Default: token_url; some servers want their issuer.
 	Audience string `yaml:"audience,omitempty"`
 	// Lifetime of the JWT, at most 1h. Default: 5m.
 	Lifetime time.Duration `yaml:"lifetime,omitempty"`
@@ -174,6 +174,9 @@ type Token struct {
 	// Expiry is the time the request was sent plus expires_in; a minute where that is less than a second, and at most a
 	// year. Zero: the provider named none and there is no default_ttl; use it until it is refused.
 	Expiry time.Time
+	// RefreshExpiry is the time the request was sent plus the refresh token's own life. Zero: the answer named none within a
+	// year. Some providers count it anew at each refresh, others from the consent on.
+	RefreshExpiry time.Time
 	// Account names whose consent this is, as far as the answer tells; for display only.
 	Account string
 	// Notes say what was unusual in the answer and how it was read, for a log. They never quote the answer.

@@ -1,7 +1,10 @@
 package oauth
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -189,7 +192,27 @@ func TestOutcomes(t *testing.T) {
 		{"200 with an unknown error", nil, 200, `{"ok":false,"error":"bad_refresh_token"}`, Error{Outcome: Refused, Code: "bad_refresh_token"}},
 		{"200, ok false", nil, 200, `{"ok":false}`, Error{Outcome: Refused}},
 		{"200, an error of the server", nil, 200, `{"error":"server_error"}`, Error{Outcome: Unknown, Code: "server_error"}},
-		{"403 invalid_grant", nil, 403, `{"error":"invalid_grant"}`, Error{Outcome: Refused, Code: "invalid_grant"}},
+		{"403 invalid_grant, as Auth0", nil, 403, `{"error":"invalid_grant","error_description":"Unknown or invalid refresh token."}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"403 unauthorized_client", nil, 403, `{"error":"unauthorized_client"}`, Error{Outcome: Refused, Code: "unauthorized_client"}},
+		{"400 with a byte order mark", nil, 400, "\ufeff" + `{"error":"invalid_grant"}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 as a form", nil, 400, "error=invalid_grant&error_description=gone\n", Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"200 as a form", withCodes, 200, "error=bad_refresh_token&error_description=The+refresh+token", Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 page with a link", nil, 400, `<a href="?a=b&error=invalid_grant&c=d">`, Error{Outcome: Refused}},
+		{"400 text with a link", nil, 400, "see /login?a=b&error=invalid_grant&c=d", Error{Outcome: Refused}},
+		{"400 list of errors", nil, 400, `{"errors":[{"errorType":"invalid_grant","message":"Refresh token invalid"}],"success":false}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"200 list of errors", nil, 200, `{"errors":[{"code":"invalid_grant"}]}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 list of other things", nil, 400, `{"errors":["invalid_grant",{"errorType":"invalid_grant"}]}`, Error{Outcome: Refused}},
+		{"400 error_code", withCodes, 400, `{"code":400,"error_code":"token_reused","msg":"m"}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 code with a text", nil, 400, `{"error":"invalid_grant: Token is expired or invalid."}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 text with a code", nil, 400, `{"error":"no invalid_grant: look"}`, Error{Outcome: Refused}},
+		{"400 code in capitals", func(c *Config) { c.ErrorCodes = map[string]string{"BAD_TOKEN": "invalid_grant"} }, 400, `{"error":"BAD_TOKEN"}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 an RFC code that means something else here", func(c *Config) { c.ErrorCodes = map[string]string{"invalid_request": "invalid_grant"} }, 400, `{"error":"invalid_request"}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"400 the operator is wanted", nil, 400, `{"error":"interaction_required","suberror":"basic_action"}`, Error{Outcome: Refused, Code: "interaction_required"}},
+		{"400 twice", nil, 400, `{"error":"invalid_request","error":"invalid_grant"}`, Error{Outcome: InvalidGrant, Code: "invalid_grant"}},
+		{"425", nil, 425, ``, Error{Outcome: Refused}},
+		{"200 only an identity token", nil, 200, `{"id_token":"a.b.c","token_type":"Bearer"}`, Error{Outcome: Unknown}},
+		{"200 nested without token", nil, 200, `{"ok":true,"authed_user":{"id":"u"},"data":[]}`, Error{Outcome: Unknown}},
+		{"200 page with a token", nil, 200, "<p>access_token=" + newAccess + "&refresh_token=" + newRefresh, Error{Outcome: Unknown}},
 		{"404", nil, 404, `{"error":"invalid_grant"}`, Error{Outcome: Refused, Code: "invalid_grant"}},
 		{"403 page", nil, 403, `<html>invalid_grant</html>`, Error{Outcome: Refused}},
 		{"400 page", nil, 400, `<html>{"error":"invalid_grant"}</html>`, Error{Outcome: Refused}},
@@ -248,6 +271,15 @@ func TestHintNamesTheSetting(t *testing.T) {
 		{307, ``, "token_url"},
 		{404, ``, "provider changed"},
 		{403, `<html>`, "provider changed"},
+		{403, `{"error":"unauthorized_client"}`, "auth_style (now none)"},
+		{403, `{"error":"invalid_grant"}`, "connect again"},
+		{400, `{"error":"interaction_required"}`, "connect again"},
+		{400, `{"error":"token_expired"}`, "error_codes: {token_expired: invalid_grant}"},
+		{401, `{"error":"bad_token"}`, "error_codes: {bad_token: invalid_grant}"},
+		{200, `{"ok":false,"error":"invalid_refresh_token"}`, "error_codes: {invalid_refresh_token: invalid_grant}"},
+		{400, `{"status":400,"message":"Invalid refresh token"}`, "connect again"},
+		{400, `{"error":"expired_token"}`, "start again"},
+		{200, `{"id_token":"a.b.c"}`, "add a scope of the API"},
 		{429, ``, "user_agent"},
 	} {
 		s := newTokenServer(t, answerJSON(tt.status, tt.body))
@@ -278,6 +310,7 @@ func TestRetryAfter(t *testing.T) {
 		for _, status := range []int{429, 503} {
 			s := newTokenServer(t, func(w http.ResponseWriter, _ call) {
 				w.Header().Set("Retry-After", tt.header)
+				w.Header()["Date"] = nil
 				w.WriteHeader(status)
 			})
 			_, err := s.client(nil).Refresh(t.Context(), secret.New(oldRefresh), nil, nil)
@@ -285,6 +318,107 @@ func TestRetryAfter(t *testing.T) {
 				t.Errorf("%d, Retry-After %q: got %v, want %v", status, tt.header, e.RetryAfter, tt.want)
 			}
 		}
+	}
+}
+
+// A date says what the provider's clock will show then, whatever ours shows.
+func TestRetryAfterByTheProvidersClock(t *testing.T) {
+	for _, ahead := range []time.Duration{-26 * time.Hour, 0, 26 * time.Hour} {
+		s := newTokenServer(t, func(w http.ResponseWriter, _ call) {
+			w.Header().Set("Date", noon.Add(ahead).Format(http.TimeFormat))
+			w.Header().Set("Retry-After", noon.Add(ahead+time.Minute).Format(http.TimeFormat))
+			w.WriteHeader(429)
+		})
+		_, err := s.client(nil).Refresh(t.Context(), secret.New(oldRefresh), nil, nil)
+		if e := asError(t, err); e.RetryAfter != time.Minute {
+			t.Errorf("its clock is %v ahead: %v", ahead, e.RetryAfter)
+		}
+	}
+}
+
+// However a good answer travels, its tokens arrive: the refresh token in it is the only live one.
+func TestAnswersOnTheWire(t *testing.T) {
+	packed := func(body string) []byte {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		io.WriteString(z, body)
+		z.Close()
+		return b.Bytes()
+	}
+	for name, reply := range map[string]func(w http.ResponseWriter){
+		"charset": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json; charset=ISO-8859-1")
+			io.WriteString(w, goodAnswer)
+		},
+		"called a page": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, goodAnswer)
+		},
+		"a byte order mark": func(w http.ResponseWriter) { io.WriteString(w, "\ufeff"+goodAnswer) },
+		"white space":       func(w http.ResponseWriter) { io.WriteString(w, "\r\n "+goodAnswer+"\n\n") },
+		"packed":            func(w http.ResponseWriter) { w.Header().Set("Content-Encoding", "gzip"); w.Write(packed(goodAnswer)) },
+		"packed, not said so": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(packed(goodAnswer))
+		},
+		"created":            func(w http.ResponseWriter) { w.WriteHeader(201); io.WriteString(w, goodAnswer) },
+		"early hints before": func(w http.ResponseWriter) { w.WriteHeader(103); w.WriteHeader(102); io.WriteString(w, goodAnswer) },
+		"in pieces": func(w http.ResponseWriter) {
+			for _, r := range goodAnswer {
+				io.WriteString(w, string(r))
+				w.(http.Flusher).Flush()
+			}
+		},
+		"a form": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
+			io.WriteString(w, "access_token="+newAccess+"&expires_in=3600&refresh_token="+newRefresh+"&scope=b+a&token_type=bearer\n")
+		},
+		"a form called JSON": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, "access_token="+newAccess+"&expires_in=3600&refresh_token="+newRefresh+"&scope=b%20a")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTokenServer(t, func(w http.ResponseWriter, _ call) { reply(w) })
+			tok, err := s.client(nil).Refresh(t.Context(), secret.New(oldRefresh), nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tok.Access.Reveal() != newAccess || tok.Refresh.Reveal() != newRefresh || !tok.Expiry.Equal(noon.Add(time.Hour)) || !cmp.Equal(tok.Scopes, []string{"a", "b"}) {
+				t.Errorf("expires %v, scopes %q, notes %q", tok.Expiry, tok.Scopes, tok.Notes)
+			}
+		})
+	}
+	for name, body := range map[string][]byte{
+		"packed, cut off":      packed(goodAnswer)[:40],
+		"packed, no end":       packed(strings.Repeat(" ", 64<<20) + goodAnswer),
+		"packed, a magic only": {0x1f, 0x8b},
+	} {
+		s := newTokenServer(t, func(w http.ResponseWriter, _ call) { w.Write(body) })
+		_, err := s.client(nil).Refresh(t.Context(), secret.New(oldRefresh), nil, nil)
+		if e := asError(t, err); e.Outcome != Unknown || e.Err == nil {
+			t.Errorf("%s: %v", name, e)
+		}
+	}
+}
+
+// HTTP/2 would send a request again by itself when a server ends a connection, and has servers that answer before they have
+// read the request: one POST, on HTTP/1.1.
+func TestTokenEndpointOverHTTP1(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 1 || !r.Close {
+			t.Errorf("%s, close %v", r.Proto, r.Close)
+		}
+		io.WriteString(w, goodAnswer)
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	c := NewClient(Config{TokenURL: s.URL, ClientID: "id"}, NewHTTPClient(roots), nil)
+	if _, err := c.Refresh(t.Context(), secret.New(oldRefresh), nil, nil); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -517,10 +651,26 @@ func TestRevoke(t *testing.T) {
 	if err := s.client(nil).Revoke(t.Context(), secret.New(oldRefresh)); err != nil || len(s.received()) != 2 {
 		t.Errorf("without a revocation endpoint: %v", err)
 	}
-	refusing := newTokenServer(t, answerJSON(503, ``))
-	err := refusing.client(func(c *Config) { c.RevokeURL = c.TokenURL }).Revoke(t.Context(), secret.New(oldRefresh))
-	if e := asError(t, err); e.Outcome != Unknown {
-		t.Errorf("got %v", e)
+	for _, tt := range []struct {
+		status int
+		body   string
+		says   string // empty: revoked
+	}{
+		{204, ``, ""},
+		{400, `{"error":"invalid_token","error_description":"Token expired or revoked"}`, ""}, // Google's, also after the refresh token took it along
+		{400, `{"error":"invalid_grant"}`, ""},
+		{401, `{"error":"invalid_token"}`, "status 401"},
+		{400, `{"error":"unsupported_token_type"}`, "withdraw the consent"},
+		{401, `{"error":"invalid_client"}`, "auth_style"},
+		{404, ``, "revoke_url"},
+		{302, ``, "revoke_url"},
+		{503, ``, "try again later"},
+	} {
+		s := newTokenServer(t, answerJSON(tt.status, tt.body))
+		err := s.client(func(c *Config) { c.RevokeURL = c.TokenURL }).Revoke(t.Context(), secret.New(oldRefresh))
+		if tt.says == "" && err != nil || tt.says != "" && !strings.Contains(asError(t, err).Error(), tt.says) {
+			t.Errorf("%d %s: %v", tt.status, tt.body, err)
+		}
 	}
 }
 

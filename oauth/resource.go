@@ -41,9 +41,10 @@ func (d discovery) resource(ctx context.Context, base *url.URL) (protected, erro
 			return readProtected(doc, base, asked)
 		}
 	}
+	// What some hosts answer for every address is no metadata of an API.
 	const name = "oauth-protected-resource"
 	for _, at := range slices.Compact([]string{wellKnown(base, name), wellKnown(&url.URL{Scheme: base.Scheme, Host: base.Host}, name)}) {
-		if doc, err := d.document(ctx, at); err == nil {
+		if doc, err := d.document(ctx, at); err == nil && doc["resource"] != nil {
 			return readProtected(doc, base, asked)
 		}
 	}

@@ -3,6 +3,7 @@ package oauth
 import (
 	"context"
 	"errors"
+	"net/http"
 	"slices"
 
 	"wayleave/secret"
@@ -81,8 +82,9 @@ func (c *Client) mint(ctx context.Context, scopes []string) (Token, error) {
 // CanRevoke reports whether the provider has a revocation endpoint.
 func (c *Client) CanRevoke() bool { return c.cfg.RevokeURL != "" }
 
-// Revoke tells the provider that a token is not needed any more (RFC 7009). Without a RevokeURL it does nothing. After a
-// failure, an *Error, the token is to be taken as live.
+// Revoke tells the provider that a token is not needed any more (RFC 7009). Without a RevokeURL it does nothing. A token that
+// the provider does not know (any more) is revoked, also where it should have said so with 200 (§2.2). After a failure, an
+// *Error, the token is to be taken as live.
 func (c *Client) Revoke(ctx context.Context, token secret.Text) error {
 	if !c.CanRevoke() || token.IsZero() {
 		return nil
@@ -92,10 +94,14 @@ func (c *Client) Revoke(ctx context.Context, token secret.Text) error {
 	if fail != nil {
 		return fail
 	}
-	if a.status/100 != 2 {
-		return c.cfg.failure(a, secretsOf(params, c.cfg))
+	if a.status/100 == 2 {
+		return nil
 	}
-	return nil
+	e := c.cfg.failure(a, secretsOf(params, c.cfg))
+	if e.Outcome == InvalidGrant || e.Code == "invalid_token" && e.Status == http.StatusBadRequest {
+		return nil
+	}
+	return e
 }
 
 // aim adds the API that the tokens are for (RFC 8707 §2).

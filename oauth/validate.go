@@ -24,7 +24,7 @@ var (
 	authorizeReserved = []string{"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method", "resource"}
 	tokenReserved     = []string{"grant_type", "client_id", "client_secret", "redirect_uri", "code", "code_verifier", "refresh_token", "scope", "state",
 		"device_code", "assertion", "client_assertion", "client_assertion_type", "resource", "subject_token", "subject_token_type", "actor_token", "actor_token_type"}
-	headersReserved = []string{"Authorization", "Accept", "Connection", "Content-Length", "Content-Type", "Expect", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent"}
+	headersReserved = []string{"Authorization", "Accept", "Accept-Encoding", "Connection", "Content-Length", "Content-Type", "Expect", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent"}
 )
 
 // errorCodes are the codes of RFC 6749 §5.2 that a provider's own may be translated to.

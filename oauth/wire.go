@@ -2,6 +2,7 @@ package oauth
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -76,12 +77,23 @@ func send(hc *http.Client, now func() time.Time, at place, req *http.Request) (a
 	defer resp.Body.Close()
 	a.status, a.header = resp.StatusCode, resp.Header
 	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err == nil && bytes.HasPrefix(a.body, []byte("\x1f\x8b")) { // packed, and a proxy on the way has removed the header that says so
+		a.body, err = unpack(a.body)
+	}
 	if err != nil {
 		a.fault = safeCause(err)
 	} else if len(a.body) > maxAnswer {
 		a.fault = errTooLarge
 	}
 	return a, nil
+}
+
+func unpack(body []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(r, maxAnswer+1))
 }
 
 // request writes one request. Our own fields go last, so that no setting can replace them.

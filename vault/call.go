@@ -21,7 +21,7 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, capability, pa
 	current := c.login.Load()
 	err := f(ctx, current.api)
 	for range healsToken {
-		if status(err) != http.StatusForbidden {
+		if status(err) != http.StatusForbidden && !tokenEnded(err) {
 			break
 		}
 		newer, healErr := c.heal(ctx, current, err)

@@ -53,6 +53,8 @@ type versioned struct {
 	} `json:"data"`
 }
 
+var errNoDocument = errors.New("the answer names no version: it is not the server's own, but of something on the way to it")
+
 // Get reads the document at path into the value into points to, as encoding/json does, and returns its version.
 // The version that comes with [ErrNotFound] is the one to give Put: 0, or that of a deleted latest version.
 func (c *Client) Get(ctx context.Context, path string, into any) (version int, err error) {
@@ -62,6 +64,9 @@ func (c *Client) Get(ctx context.Context, path string, into any) (version int, e
 	var v versioned
 	err = c.read(ctx, c.cfg.Mount+"/data/"+path, &v)
 	version = v.Data.Metadata.Version
+	if err == nil && version == 0 { // not to be taken for a document that is not there
+		err = fmt.Errorf("%w: %w", ErrUnavailable, errNoDocument)
+	}
 	if err == nil && (len(v.Data.Data) == 0 || string(v.Data.Data) == "null") {
 		err = ErrNotFound
 	}
@@ -91,6 +96,9 @@ func (c *Client) Put(ctx context.Context, path string, doc any, cas int) (versio
 	}
 	if err := c.write(ctx, callTimeout, c.cfg.Mount+"/data/"+path, body, &written); err != nil {
 		return 0, fmt.Errorf("writing %s: %w", path, err)
+	}
+	if written.Version == 0 {
+		return 0, fmt.Errorf("writing %s: %w: %w", path, ErrUnavailable, errNoDocument)
 	}
 	return written.Version, nil
 }

@@ -10,24 +10,30 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// status returns the HTTP status of the server's refusal, 0 when err is none.
+// status returns the HTTP status of the server's refusal, 0 when err is none, or somebody else's: a proxy's on the way.
 func status(err error) int {
 	var refused *api.ResponseError
-	if errors.As(err, &refused) {
+	if errors.As(err, &refused) && !refused.RawError {
 		return refused.StatusCode
 	}
 	return 0
 }
 
 // tokenEnded reports whether a refusal is of the token itself: OpenBao says so in these two words, Vault adds that the
-// token is invalid. A policy's refusal comes as a list of errors.
+// token is invalid, and where we ask what we may do both answer so with 400. A policy's refusal comes as a list of errors.
 func tokenEnded(err error) bool {
 	var refused *api.ResponseError
-	if !errors.As(err, &refused) || refused.StatusCode != http.StatusForbidden {
+	if !errors.As(err, &refused) {
 		return false
 	}
 	text := said(refused)
-	return text == "permission denied" || strings.Contains(text, "invalid token")
+	switch status(err) {
+	case http.StatusForbidden:
+		return text == "permission denied" || strings.Contains(text, "invalid token")
+	case http.StatusBadRequest:
+		return strings.HasSuffix(text, "invalid token")
+	}
+	return false
 }
 
 // explain turns what the API client returned into one of the four failures, or a plain error that says what to do.
@@ -50,8 +56,11 @@ func explain(capability, path string, err error) error {
 	}
 	text := said(refused)
 	switch code := refused.StatusCode; {
+	case refused.RawError:
+		return fmt.Errorf("%w: %d on %s is not the server's own answer, but of something on the way to it: %s", ErrUnavailable, code, path, text)
 	case tokenEnded(err):
-		return fmt.Errorf("%w: the server does not accept our token any longer, for %q on %s: see who revokes it: %s", ErrDenied, capability, path, text)
+		return fmt.Errorf("%w: the server does not accept our token any longer, for %q on %s: see who revokes it, or whether its role limits it by token_num_uses or token_bound_cidrs: %s",
+			ErrDenied, capability, path, text)
 	case code == http.StatusForbidden:
 		return fmt.Errorf("%w: the policy must grant %q on %s (run `wayleave vault setup`): %s", ErrDenied, capability, path, text)
 	case code == http.StatusBadRequest && strings.Contains(text, "check-and-set parameter did not match"):
@@ -62,7 +71,9 @@ func explain(capability, path string, err error) error {
 		return fmt.Errorf("there is nothing mounted for %s (run `wayleave vault setup`, or check mount and namespace): %s", path, text)
 	case code == http.StatusNotFound:
 		return ErrNotFound
-	case code >= 500, code == http.StatusTooManyRequests, code == http.StatusPreconditionFailed:
+	case code == http.StatusBadRequest && strings.Contains(text, "Upgrading from non-versioned"): // for a moment, after the mount was made
+		return fmt.Errorf("%w: %d on %s: %s", ErrUnavailable, code, path, text)
+	case code >= 500, code == 472, code == 473, code == http.StatusTooManyRequests, code == http.StatusPreconditionFailed: // 472, 473: nodes that do not serve
 		return fmt.Errorf("%w: %d on %s: %s", ErrUnavailable, code, path, text)
 	default:
 		return fmt.Errorf("%d on %s: %s", code, path, text)

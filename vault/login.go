@@ -95,7 +95,7 @@ func (c *Client) present(ctx context.Context, hc *http.Client, p proof) (*api.Se
 	s, err := anonymous.Logical().WriteWithContext(ctx, path, p.body)
 	var refused *api.ResponseError
 	switch {
-	case errors.As(err, &refused) && p.refusal(refused.StatusCode):
+	case errors.As(err, &refused) && p.refusal(status(err)):
 		text := said(refused)
 		advice := p.advice(text)
 		if text == "permission denied" { // what OpenBao says of a mount or a namespace that is not there

@@ -22,7 +22,7 @@ func (c *Client) givenToken(ctx context.Context) (*api.SecretAuth, error) {
 	}
 	self, err := a.Auth().Token().LookupSelfWithContext(ctx)
 	if status(err) == http.StatusForbidden {
-		return nil, fmt.Errorf("%w: the vault token has expired, was revoked, or is of another server or namespace: get a new one", ErrDenied)
+		return nil, fmt.Errorf("%w: the vault token has expired, was revoked, is of another server or namespace, or wraps another that is to be unwrapped first: get a new one", ErrDenied)
 	}
 	if err != nil {
 		return nil, explain("read", "auth/token/lookup-self", err)

@@ -24,6 +24,9 @@ func dialer(address, caFile string) (string, *http.Transport, error) {
 	if err != nil || address == "" {
 		return "", nil, fmt.Errorf("vault address %q is not a URL: use https://host:port or unix:///path", address)
 	}
+	if strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), "/v1") {
+		return "", nil, fmt.Errorf("vault address %q ends with the path of the API: write it without /v1", address)
+	}
 	d := net.Dialer{Timeout: callTimeout}
 	t := &http.Transport{
 		DialContext:         d.DialContext,
@@ -106,10 +109,11 @@ func (c *Client) newAPI(hc *http.Client, token string, timeout time.Duration) (*
 		CheckRetry:   retryable,
 		Backoff:      retryDelay,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("making a client for vault: %w", err)
+	if err != nil { // it reads variables that it then does not use
+		return nil, fmt.Errorf("making a client for vault: %w: unset the VAULT_ variable that cannot be read", err)
 	}
-	// NewClient fills all three from VAULT_* variables. The configuration alone decides who we are.
+	// NewClient fills all four from VAULT_* variables. The configuration alone decides who we are, and nothing is wrapped.
+	a.SetWrappingLookupFunc(func(string, string) string { return "" })
 	a.SetHeaders(http.Header{api.RequestHeaderName: {"true"}})
 	if c.cfg.Namespace != "" {
 		a.SetNamespace(c.cfg.Namespace)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -107,12 +108,14 @@ func TestEnvironmentIsIgnored(t *testing.T) {
 	for name, value := range map[string]string{
 		"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1", "VAULT_PROXY_ADDR": "http://127.0.0.1:1", "VAULT_HTTP_PROXY": "http://127.0.0.1:1",
 		"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_AGENT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "s.environment", "VAULT_NAMESPACE": "environment",
+		"VAULT_WRAP_TTL": "60s", "VAULT_TLS_SERVER_NAME": "environment", "VAULT_SKIP_VERIFY": "true", "VAULT_SRV_LOOKUP": "true", "VAULT_CLIENT_TIMEOUT": "1ns",
+		"VAULT_DISABLE_REDIRECTS": "true", "VAULT_MFA": "environment", "BAO_ADDR": "http://127.0.0.1:1", "BAO_TOKEN": "s.environment", "BAO_NAMESPACE": "environment",
 		"VAULT_HEADERS": `{"X-Environment":"1"}`, "VAULT_MAX_RETRIES": "0", "VAULT_RATE_LIMIT": "0.001",
 	} {
 		t.Setenv(name, value)
 	}
 	s := httptest.NewServer(vaultHandler(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("X-Vault-Token") != "s.given" || r.Header.Get("X-Vault-Namespace") != "team" || r.Header.Get("X-Environment") != "" || r.Header.Get("X-Vault-Request") != "true" {
+		if r.Header.Get("X-Vault-Token") != "s.given" || r.Header.Get("X-Vault-Namespace") != "team" || r.Header.Get("X-Environment") != "" || r.Header.Get("X-Vault-Wrap-Ttl") != "" || r.Header.Get("X-Vault-Request") != "true" {
 			http.Error(w, `{"errors":["wrong headers"]}`, 400)
 			return
 		}
@@ -125,6 +128,18 @@ func TestEnvironmentIsIgnored(t *testing.T) {
 	}
 	if v, err := c.Get(t.Context(), "grants/a", &struct{}{}); v != 3 || err != nil {
 		t.Errorf("version %d, %v", v, err)
+	}
+}
+
+// A variable that stops the library says so.
+func TestBrokenEnvironment(t *testing.T) {
+	for name, value := range map[string]string{"VAULT_CACERT": "/nowhere/ca.pem", "VAULT_SKIP_VERIFY": "perhaps", "VAULT_CLIENT_TIMEOUT": "soon", "VAULT_HEADERS": "x"} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, value)
+			if _, err := Open(t.Context(), Config{Address: "http://127.0.0.1:1", Auth: given}, nil); err == nil || !strings.Contains(err.Error(), "unset the VAULT_ variable") {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }
 
@@ -176,7 +191,8 @@ func TestRetries(t *testing.T) {
 
 func TestAddresses(t *testing.T) {
 	for _, tt := range []struct{ address, want string }{
-		{"", "not a URL"}, {"vault.example:8200", "scheme"}, {"ftp://vault.example", "scheme"}, {"unix:///nowhere/vault.sock", "vault is unavailable"},
+		{"", "not a URL"}, {"vault.example:8200", "scheme"}, {"ftp://vault.example", "scheme"},
+		{"https://vault.example:8200/v1", "without /v1"}, {"https://proxy.example/vault/v1/", "without /v1"}, {"unix:///nowhere/vault.sock", "vault is unavailable"},
 	} {
 		_, err := Open(t.Context(), Config{Address: tt.address, Auth: given}, nil)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -217,6 +233,16 @@ func TestAnswers(t *testing.T) {
 		{"bad request", 400, `{"errors":["no"]}`, nil, "400 on wayleave/data/grants/a: no"},
 		{"sealed", 503, `{"errors":["Vault is sealed"]}`, ErrUnavailable, "Vault is sealed"},
 		{"a proxy's page", 502, "<html>" + strings.Repeat("x", 5000), ErrUnavailable, "…"},
+		{"a proxy's refusal", 403, "<html>go away", ErrUnavailable, "something on the way"},
+		{"a balancer's nothing", 404, "", ErrUnavailable, "something on the way"},
+		{"a proxy's nothing", 404, "404 page not found\n", ErrUnavailable, "something on the way"},
+		{"a proxy's limit", 413, "<html>", ErrUnavailable, "something on the way"},
+		{"another API's answer", 200, `{}`, ErrUnavailable, "names no version"},
+		{"wrapped", 200, `{"data":null,"wrap_info":{"token":"s.wrap","ttl":60}}`, ErrUnavailable, "names no version"},
+		{"the mount is being made", 400, `{"errors":["Upgrading from non-versioned to versioned data. This backend will be unavailable for a brief period and will resume service shortly."]}`, ErrUnavailable, "brief period"},
+		{"the audit log is blocked", 500, `{"errors":["internal error"]}`, ErrUnavailable, "internal error"},
+		{"a node that does not serve", 473, `{"errors":["performance standby"]}`, ErrUnavailable, "473"},
+		{"the token is not accepted", 403, `{"errors":["permission denied"]}`, ErrDenied, "token_num_uses"},
 		{"not JSON", 200, "<html>", ErrUnavailable, "decoding"},
 		{"cut off", 200, `{"data":{"da`, ErrUnavailable, "decoding"},
 		{"empty", 200, "", ErrUnavailable, "decoding"},
@@ -241,5 +267,57 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("%q; want %q in it", err, tt.text)
 			}
 		})
+	}
+}
+
+// A write counts as done only when the server says which version it made.
+func TestWritesThatAreNotAnswered(t *testing.T) {
+	for _, tt := range []struct {
+		status int
+		body   string
+	}{{200, ""}, {204, ""}, {200, "{}"}, {200, `{"data":null,"wrap_info":{"token":"s.wrap"}}`}, {200, "<html>"}, {403, "<html>"}, {302, ""}} {
+		s := httptest.NewServer(vaultHandler(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(tt.status)
+			fmt.Fprint(w, tt.body)
+		}))
+		if v, err := openAt(t, Config{Address: s.URL}).Put(t.Context(), "grants/a", struct{}{}, 3); !errors.Is(err, ErrUnavailable) || v != 0 {
+			t.Errorf("%d %q: version %d, %v", tt.status, tt.body, v, err)
+		}
+		s.Close()
+	}
+}
+
+// Mounts as people write them.
+func TestMountNames(t *testing.T) {
+	var asked sync.Map
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.URL.Path, true)
+		if strings.HasSuffix(r.URL.Path, "/login") {
+			fmt.Fprint(w, `{"auth":{"client_token":"s.t"}}`)
+			return
+		}
+		fmt.Fprint(w, aDocument)
+	}))
+	defer s.Close()
+	for _, tt := range []struct{ mount, auth, document, login string }{
+		{"", "", "wayleave", "approle"},
+		{"wayleave/", "approle/", "wayleave", "approle"},
+		{"/teams/wayleave", "auth/approle", "teams/wayleave", "approle"},
+		{"teams/eu/wayleave", "/auth/teams/approle/", "teams/eu/wayleave", "teams/approle"},
+	} {
+		asked.Clear()
+		c, err := Open(t.Context(), Config{Address: s.URL + "/", Mount: tt.mount, Auth: Auth{Method: "approle", Mount: tt.auth, RoleID: "r", SecretID: secret.New("s")}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Get(t.Context(), "grants/a", &struct{}{}); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		for _, path := range []string{"/v1/auth/" + tt.login + "/login", "/v1/" + tt.document + "/data/grants/a"} {
+			if _, ok := asked.Load(path); !ok {
+				t.Errorf("%+v: did not ask for %s", tt, path)
+			}
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/vault/vaulttest"
 )
@@ -225,5 +226,66 @@ func TestSecretIDEnds(t *testing.T) {
 	}
 	if _, err := s.Viewer.SecretID(ctx); err == nil {
 		t.Error("a log-in by token has a secret id")
+	}
+}
+
+// What a role may do to the tokens that it gives, beside a life: each works, or says what to change.
+func TestLimitedTokens(t *testing.T) {
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	stored(t, s)
+	for _, tt := range []struct {
+		name, role string
+		reads      int    // that work, in a row
+		says       string // of the log-in, or of the read that does not
+	}{
+		{"batch tokens, which nobody can renew", `{"token_type":"batch","token_period":"0","token_ttl":"1h"}`, 20, ""},
+		{"a few uses", `{"token_type":"service","token_num_uses":"2"}`, 4, "token_num_uses"},
+		{"for other addresses", `{"token_num_uses":"0","token_bound_cidrs":"10.0.0.0/8"}`, 0, "token_bound_cidrs"},
+		{"secret ids for other addresses", `{"token_bound_cidrs":"","secret_id_bound_cidrs":"10.0.0.0/8"}`, 0, "secret_id_bound_cidrs"},
+		{"without limits", `{"secret_id_bound_cidrs":""}`, 20, ""},
+	} {
+		s.Raw(t, http.MethodPut, "auth/approle/role/wayleave-gateway", tt.role)
+		err := func() error {
+			c, err := vault.Open(t.Context(), s.GatewayConfig, nil)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for range tt.reads {
+				if err := read(c); err != nil {
+					t.Errorf("%s: %v", tt.name, err)
+				}
+			}
+			for range 20 {
+				err = read(c)
+				if err != nil {
+					break
+				}
+			}
+			return err
+		}()
+		if tt.says == "" && err != nil || tt.says != "" && (!errors.Is(err, vault.ErrDenied) || !strings.Contains(err.Error(), tt.says)) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+// A wrapped secret id is a token; it is no secret id, and no token to work with.
+func TestWrappedSecretID(t *testing.T) {
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	for _, wrapping := range []string{"s.Qb0kZfXr6mFh1q2w3e4r5t6y", "hvs.CAESIJ3vJkQ"} {
+		for _, auth := range []vault.Auth{
+			{Method: "approle", RoleID: s.GatewayConfig.Auth.RoleID, SecretID: secret.New(wrapping)},
+			{Method: "token", Token: secret.New(wrapping)},
+		} {
+			cfg := s.GatewayConfig
+			cfg.Auth = auth
+			err := logIn(t, cfg)
+			if !errors.Is(err, vault.ErrDenied) || !strings.Contains(err.Error(), "unwrapped first") || strings.Contains(err.Error(), wrapping) {
+				t.Errorf("%s: %v", auth.Method, err)
+			}
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -119,9 +120,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 
 // newClient is a client that has not logged in.
 func newClient(cfg Config, log *slog.Logger, transport http.RoundTripper) *Client {
-	cfg.Mount = cmp.Or(cfg.Mount, defaultMount)
-	cfg.PKIMount = cmp.Or(cfg.PKIMount, defaultPKIMount)
-	cfg.Auth.Mount = cmp.Or(cfg.Auth.Mount, cfg.Auth.Method)
+	cfg.Mount = cmp.Or(strings.Trim(cfg.Mount, "/"), defaultMount)
+	cfg.PKIMount = cmp.Or(strings.Trim(cfg.PKIMount, "/"), defaultPKIMount)
+	// `bao auth list` and policies write it with what is before it.
+	cfg.Auth.Mount = cmp.Or(strings.TrimPrefix(strings.Trim(cfg.Auth.Mount, "/"), "auth/"), cfg.Auth.Method)
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}

@@ -140,6 +140,9 @@ func printGrant(w io.Writer, s grant.Summary, now time.Time) error {
 	} else if e != "-" {
 		row("token expires", e)
 	}
+	if !s.ConsentEnds.IsZero() {
+		row("consent ends", when(s.ConsentEnds)+"; connect it again before")
+	}
 	if !s.UpdatedAt.IsZero() {
 		row("last change", ago(s.UpdatedAt, now))
 	}

@@ -193,6 +193,7 @@ func (a *authority) set(f func()) {
 // tally is what a family has seen.
 type tally struct {
 	tokens    int // refresh tokens that were presented
+	times     int // so often altogether
 	most      int // times one of them was
 	rotations int
 	dead      bool
@@ -205,7 +206,7 @@ func (a *authority) tally(grant string) tally {
 	f := a.families[grant]
 	t := tally{tokens: len(f.presented), rotations: f.rotations, dead: f.dead, lost: f.lost}
 	for _, n := range f.presented {
-		t.most = max(t.most, n)
+		t.times, t.most = t.times+n, max(t.most, n)
 	}
 	return t
 }

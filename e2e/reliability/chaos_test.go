@@ -10,95 +10,99 @@ import (
 	"wayleave/grant"
 )
 
-// Processes are killed at any moment and start again. At a provider with a grace nothing is lost; at a strict one, only an
-// answer that was not written down yet, and then the grant says so.
+// Processes are killed at any moment and start again. What is lost is an answer that was not written down yet, and the grant
+// says so.
 func TestRandomKills(t *testing.T) {
 	t.Parallel()
+	const replicas, each = 3, 6
 	w := newWorld(t)
 	defer w.searched()
+	c := &chaos{world: w, lost: map[string]string{}}
 	w.strict.latency, w.grace.latency = 200*time.Millisecond, 200*time.Millisecond // so that kills hit it
-	s := settings{Lease: 2 * leaseLife, Reread: reread}                            // longer than a start takes, or others take over
-	for i := range 6 {
+	for i := range each {
 		for _, a := range []*authority{w.strict, w.grace} {
-			s.Grants = append(s.Grants, w.connect(a, fmt.Sprintf("%s-%d", a.name, i), shortLife))
+			c.grants = append(c.grants, w.connect(a, fmt.Sprintf("%s-%d", a.name, i), shortLife))
 		}
 	}
-	const replicas = 3
-	var all [replicas][]*replica // each with its predecessors
-	spools := [replicas]string{}
+	s := settings{Grants: c.grants, Lease: 2 * leaseLife, Reread: reread} // longer than a start takes, or others take over
+	spools, running := make([]string, replicas), make([]*replica, replicas)
+	var all []*replica
 	begin := func(i int) {
-		s := s
 		s.Spool = spools[i]
-		all[i] = append(all[i], w.start(s))
+		running[i] = w.start(s)
+		all = append(all, running[i])
 	}
-	for i := range all {
+	for i := range running {
 		spools[i] = w.spool()
 		begin(i)
 	}
-	kills, rotations, tokens, lost := 0, 0, 0, map[string]string{} // the fingerprint of what was lost → grant
-	settle := func(g minded) {
-		f := w.authority(g).tally(g.Name)
-		rotations, tokens = rotations+f.rotations, tokens+f.tokens
-		if f.most > 2 {
-			t.Errorf("%s: a refresh token was presented %d times", g.Name, f.most)
-		}
-		if !f.dead {
-			return
-		}
-		if g.Provider == w.grace.name {
-			t.Errorf("%s is lost", g.Name)
-		}
-		lost[f.lost] = g.Name
-	}
 
-	began := time.Now()
-	for end := time.After(size(20*time.Second, 5*time.Minute)); ; {
-		select {
-		case <-time.After(time.Duration(200+rand.IntN(600)) * time.Millisecond): // any moment is right
-			i := rand.IntN(replicas)
-			all[i][len(all[i])-1].kill()
-			kills++
-			begin(i)
-			for _, g := range s.Grants {
-				if !w.authority(g).tally(g.Name).dead {
-					continue
-				}
-				st := w.status(g)
-				if st.State != grant.NeedsReconnect { // not noticed yet
-					continue
-				}
-				if !strings.Contains(st.LastError, "an earlier refresh got no answer") {
-					t.Errorf("%s needs to be reconnected because of %q", g.Name, st.LastError)
-				}
-				settle(g)
+	began, kills := time.Now(), size(20, 400)
+	for n := range kills {
+		<-time.After(time.Duration(300+rand.IntN(600)) * time.Millisecond) // any moment is right
+		i := rand.IntN(replicas)
+		running[i].kill()
+		begin(i)
+		for _, g := range c.grants {
+			dead := w.authority(g).tally(g.Name).dead
+			if (dead || n%10 == 9) && c.ended(g) { // a look at each takes a while
 				w.connect(w.authority(g), g.Name, shortLife)
 			}
-			continue
-		case <-end:
 		}
-		break
 	}
-	// All that survived goes on.
-	last := all[0][len(all[0])-1]
-	w.settled(last, s.Grants, w.rotations(s.Grants))
-	for i := range all {
-		all[i][len(all[i])-1].stop()
+	w.settled(running[0], c.grants, w.rotations(c.grants)) // all that is there goes on
+	for _, r := range running {
+		r.stop()
 	}
-	for _, g := range s.Grants {
-		settle(g)
+	for _, g := range c.grants {
+		if !c.ended(g) {
+			c.count(g)
+		}
 	}
-	t.Logf("%.0f s, %d processes, %d grants at each provider: %d kills, %d refreshes; %d grants were lost at the strict provider, none of which could be saved",
-		time.Since(began).Seconds(), replicas, len(s.Grants)/2, kills, rotations, len(lost))
-	if rotations < len(s.Grants) || kills < 10 {
-		t.Error("too few to show anything")
+	t.Logf("%.0f s, %d processes, %d grants at each provider: %d kills, %d refreshes; lost at the strict provider: %d, killed before the answer was written down; given up: %d, killed so twice in a row",
+		time.Since(began).Seconds(), replicas, each, kills, c.rotations, len(c.lost), c.givenUp)
+	if c.rotations < len(c.grants) {
+		t.Error("too few refreshes to show anything")
 	}
-	for _, incarnations := range all {
-		for _, r := range incarnations {
-			for _, e := range r.all() {
-				if g, is := lost[e.Token]; is && (e.What == "kept" || e.What == "stored") {
-					t.Errorf("%s was lost after its answer was written down (%s)", g, e.What)
-				}
+	for _, r := range all {
+		for _, e := range r.all() {
+			if g, is := c.lost[e.Token]; is && (e.What == "kept" || e.What == "stored") {
+				t.Errorf("%s was lost after its answer was written down (%s)", g, e.What)
 			}
 		}
 	}
+}
+
+type chaos struct {
+	*world
+	grants             []minded
+	rotations, givenUp int
+	lost               map[string]string // fingerprint of the refresh token that was lost → grant
+}
+
+func (c *chaos) count(g minded) tally {
+	f := c.authority(g).tally(g.Name)
+	c.rotations += f.rotations
+	if f.most > 2 {
+		c.Errorf("%s: a refresh token was presented %d times", g.Name, f.most)
+	}
+	return f
+}
+
+// ended reports whether a grant needs to be reconnected, and judges why.
+func (c *chaos) ended(g minded) bool {
+	c.Helper()
+	st := c.status(g)
+	if st.State != grant.NeedsReconnect {
+		return false
+	}
+	switch f := c.count(g); {
+	case f.dead && g.Provider == c.strict.name && told(st.LastError):
+		c.lost[f.lost] = g.Name
+	case !f.dead && strings.Contains(st.LastError, "presented 2 times without an answer"):
+		c.givenUp++
+	default:
+		c.Errorf("%s: revoked %v, a refresh token was presented %d times, and it needs to be reconnected because of %q", g.Name, f.dead, f.most, st.LastError)
+	}
+	return true
 }

@@ -23,7 +23,7 @@ func (w *world) runFleet(refreshes int, unchecked bool) (t tally, dead int) {
 	for range processes {
 		all = append(all, w.start(settings{Grants: grants, Reread: time.Second, Unchecked: unchecked}))
 	}
-	eventually(w.T, "refreshed that often", func() bool {
+	within(w.T, patience+time.Duration(refreshes)*3*time.Second, "refreshed that often", func() bool {
 		for _, g := range grants {
 			if t := w.strict.tally(g.Name); t.rotations < refreshes && !t.dead {
 				return false

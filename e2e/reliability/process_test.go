@@ -184,9 +184,14 @@ func (r *replica) stop() {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
+	within(t, patience, what, ok)
+}
+
+func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(patience); !ok(); {
+	for end := time.After(limit); !ok(); {
 		select {
 		case <-tick.C:
 		case <-end:

@@ -24,8 +24,12 @@ var hostile = map[string]func(w http.ResponseWriter, r *http.Request, sent strin
 	"dead": func(w http.ResponseWriter, _ *http.Request, sent string) {
 		answer(w, 400, map[string]any{"error": "invalid_grant", "error_description": sent})
 	},
-	"page": func(w http.ResponseWriter, _ *http.Request, sent string) { http.Error(w, "<html>"+sent, 500) },
-	"wall": func(w http.ResponseWriter, _ *http.Request, sent string) { http.Error(w, "<html>"+sent, 403) },
+	"page": func(w http.ResponseWriter, _ *http.Request, sent string) {
+		http.Error(w, "<html>"+sent, http.StatusInternalServerError)
+	},
+	"wall": func(w http.ResponseWriter, _ *http.Request, sent string) {
+		http.Error(w, "<html>"+sent, http.StatusForbidden)
+	},
 	"empty": func(w http.ResponseWriter, _ *http.Request, sent string) {
 		answer(w, 200, map[string]any{"token_type": sent, "scope": sent})
 	},
@@ -38,12 +42,12 @@ var hostile = map[string]func(w http.ResponseWriter, r *http.Request, sent strin
 		panic(http.ErrAbortHandler)
 	},
 	"away": func(w http.ResponseWriter, r *http.Request, sent string) {
-		http.Redirect(w, r, "https://elsewhere.test/?"+r.PostForm.Encode(), 302)
+		http.Redirect(w, r, "https://elsewhere.test/?"+r.PostForm.Encode(), http.StatusFound)
 	},
 	"busy": func(w http.ResponseWriter, _ *http.Request, sent string) {
 		w.Header().Set("Retry-After", sent)
 		w.Header().Set("Www-Authenticate", "Bearer error="+sent)
-		http.Error(w, sent, 429)
+		http.Error(w, sent, http.StatusTooManyRequests)
 	},
 	"gone": func(http.ResponseWriter, *http.Request, string) { panic(http.ErrAbortHandler) },
 }

@@ -13,8 +13,8 @@ import (
 // Shorter than a gate's own, so that a run takes a minute. Two scenarios, in which time itself matters, have a gate's own.
 const (
 	leaseLife   = 4 * time.Second // a lease that is not renewed is left alone for one more second
-	callTimeout = 3 * time.Second
-	reread      = 300 * time.Millisecond
+	callTimeout = 6 * time.Second
+	reread      = 500 * time.Millisecond
 	shortLife   = 3 * time.Second  // of tokens: others take over after the expiry
 	longLife    = 60 * time.Second // of tokens: workers have one all the time
 	outage      = 30 * time.Second
@@ -33,8 +33,23 @@ type scenario struct {
 	event, then string
 	life        time.Duration // of the first token
 	run         func(w *world, grants []minded)
-	// What may be presented twice; at a strict provider that is what is lost.
-	twice bool
+	outcome     outcome
+}
+
+// outcome is what may come of a scenario, at worst.
+type outcome int
+
+const (
+	kept    outcome = iota // each refresh token is presented once, and nothing is lost
+	twice                  // one is presented twice, which a strict provider does not forgive
+	givenUp                // one is presented twice, and the gate has had no answer either time
+)
+
+func atWorst(twiceIf bool) outcome {
+	if twiceIf {
+		return twice
+	}
+	return kept
 }
 
 var steps = []point{beforeLease, afterLease, afterMark, inFlight, afterAnswer, afterSpool, afterCommit}
@@ -44,28 +59,31 @@ var steps = []point{beforeLease, afterLease, afterMark, inFlight, afterAnswer, a
 func scenarios() (all []scenario) {
 	window := func(p point) bool { return p == inFlight || p == afterAnswer }
 	for _, p := range steps {
-		all = append(all, scenario{"killed " + string(p), "starts again", shortLife, killed(p, restart), window(p)})
+		all = append(all, scenario{"killed " + string(p), "starts again", shortLife, killed(p, restart), atWorst(window(p))})
 	}
-	all = append(all, scenario{"killed " + string(afterLease) + ", twice", "starts again", shortLife, killedTwice, false})
+	all = append(all,
+		scenario{"killed " + string(afterLease) + ", twice in a row", "starts again", shortLife, killedTwice(afterLease), kept},
+		scenario{"killed " + string(inFlight) + ", twice in a row", "starts again", shortLife, killedTwice(inFlight), givenUp},
+	)
 	for _, p := range steps { // the spool is gone with the machine
-		all = append(all, scenario{"killed " + string(p), "never comes back", shortLife, killed(p, takeover), window(p) || p == afterSpool})
+		all = append(all, scenario{"killed " + string(p), "never comes back", shortLife, killed(p, takeover), atWorst(window(p) || p == afterSpool)})
 	}
 	for _, p := range steps {
-		all = append(all, scenario{"stopped " + string(p), "goes on after the lease", longLife, stopped(p), false})
+		all = append(all, scenario{"stopped " + string(p), "goes on after the lease", longLife, stopped(p), kept})
 	}
 	for _, p := range steps { // workers wait, and others cannot know
-		all = append(all, scenario{"stopped " + string(p), "goes on after a takeover", shortLife, stoppedLong(p), window(p) || p == afterSpool})
+		all = append(all, scenario{"stopped " + string(p), "goes on after a takeover", shortLife, stoppedLong(p), atWorst(window(p) || p == afterSpool)})
 	}
 	return append(all,
-		scenario{"clock 10 min ahead", "is killed", shortLife, wrongClock(10 * time.Minute), false},
-		scenario{"clock 10 min behind", "is killed", shortLife, wrongClock(-10 * time.Minute), false},
-		scenario{"clock jumps by 10 min, both ways", "jumps back", shortLife, jumpingClock, false},
-		scenario{"store refuses for 30 s after the answer", "comes back", longLife, cutOff("refused", true), false},
-		scenario{"store is silent for 30 s after the answer", "comes back", longLife, cutOff("silent", true), false},
-		scenario{"store refuses for 30 s after the answer, token expires", "comes back", shortLife, cutOff("refused", false), false},
-		scenario{"store is silent for 30 s after the answer, token expires", "comes back", shortLife, cutOff("silent", false), false},
-		scenario{"provider stalls for 20 s after the commit", "answers", longLife, stalled(settings{Reread: reread}, stall), false},
-		scenario{"provider stalls for longer than a call may take", "answers nobody", 8 * callTimeout, stalled(quick, 2*callTimeout), true},
+		scenario{"clock 10 min ahead", "is killed", shortLife, wrongClock(10 * time.Minute), kept},
+		scenario{"clock 10 min behind", "is killed", shortLife, wrongClock(-10 * time.Minute), kept},
+		scenario{"clock jumps by 10 min, both ways", "jumps back", shortLife, jumpingClock, kept},
+		scenario{"store refuses for 30 s after the answer", "comes back", longLife, cutOff("refused", true), kept},
+		scenario{"store is silent for 30 s after the answer", "comes back", longLife, cutOff("silent", true), kept},
+		scenario{"store refuses for 30 s after the answer, token expires", "comes back", shortLife, cutOff("refused", false), kept},
+		scenario{"store is silent for 30 s after the answer, token expires", "comes back", shortLife, cutOff("silent", false), kept},
+		scenario{"provider stalls for 20 s after the commit", "answers", longLife, stalled(settings{Reread: reread}, stall), kept},
+		scenario{"provider stalls for longer than a call may take", "answers nobody", 4 * callTimeout, stalled(quick, 2*callTimeout), twice},
 	)
 }
 
@@ -118,25 +136,35 @@ func (w *world) play(s scenario, i int) string {
 	line := fmt.Sprintf("| %s | %s |", s.event, s.then)
 	for _, g := range grants {
 		t, st := w.authority(g).tally(g.Name), w.status(g)
-		most, state := 1, grant.Healthy
-		if s.twice {
+		strict := g.Provider == w.strict.name
+		most, state, dead := 1, grant.Healthy, s.outcome != kept && strict
+		if s.outcome != kept {
 			most = 2
 		}
-		lost := s.twice && g.Provider == w.strict.name
-		if lost {
+		if dead || s.outcome == givenUp {
 			state = grant.NeedsReconnect
 		}
-		if t.most != most || t.dead != lost || st.State != state {
-			w.Errorf("%s: lost %v, a refresh token was presented %d times, and the grant is %s (%s); want %v, %d, %s",
-				g.Provider, t.dead, t.most, st.State, st.LastError, lost, most, state)
+		if t.most != most || t.dead != dead || st.State != state {
+			w.Errorf("%s: revoked %v, a refresh token was presented %d times, and the grant is %s (%s); want %v, %d, %s",
+				g.Provider, t.dead, t.most, st.State, st.LastError, dead, most, state)
 		}
-		const reason = "an earlier refresh got no answer, so the provider may have taken this one for a reuse"
-		if t.dead && (!strings.Contains(st.LastError, reason) || !strings.Contains(st.Next, "`wayleave grant connect "+g.Name+"`")) {
-			w.Errorf("%s: the reason is %q, and next is %q", g.Provider, st.LastError, st.Next)
+		cell := string(st.State)
+		if st.State == grant.NeedsReconnect {
+			cell = "**lost**: " + cell
+			if !told(st.LastError) || !strings.Contains(st.Next, "`wayleave grant connect "+g.Name+"`") {
+				w.Errorf("%s: the reason is %q, and next is %q", g.Provider, st.LastError, st.Next)
+			}
 		}
-		line += fmt.Sprintf(" %s, %s |", []string{"never", "once", "twice"}[min(t.most, 2)], map[bool]string{false: string(st.State), true: "**lost**: " + string(st.State)}[t.dead])
+		line += fmt.Sprintf(" %s, %s |", []string{"never", "once", "twice"}[min(t.most, 2)], cell)
 	}
 	return line + "\n"
+}
+
+// told reports whether the text says why a grant is lost.
+func told(text string) bool {
+	return strings.Contains(text, "the refresh token was presented 2 times without an answer") ||
+		strings.Contains(text, "an earlier refresh got no answer, so the provider may have taken this one for a reuse") ||
+		strings.Contains(text, "was presented twice, the second time while the gateway that held the answer was stopped or cut off")
 }
 
 // settled waits until each grant is refreshed more often than before, or given up, and usable as it should be.
@@ -157,7 +185,7 @@ func (w *world) settled(r *replica, grants []minded, before []int) {
 		}
 		// The last token may serve to its end. Then workers are told.
 		eventually(w.T, g.Name+" is refused to workers", func() bool { return r.use(g.Name).Error != "" })
-		if e := r.use(g.Name); !strings.Contains(e.Error, "invalid_grant") || !strings.Contains(e.Error, "wayleave grant connect") {
+		if e := r.use(g.Name); !strings.Contains(e.Error, "invalid_grant") && !strings.Contains(e.Error, "without an answer") || !strings.Contains(e.Error, "wayleave grant connect") {
 			w.Errorf("%s: workers are told %q", g.Name, e.Error)
 		}
 	}
@@ -166,6 +194,13 @@ func (w *world) settled(r *replica, grants []minded, before []int) {
 func (w *world) rotations(grants []minded) (n []int) {
 	for _, g := range grants {
 		n = append(n, w.authority(g).tally(g.Name).rotations)
+	}
+	return n
+}
+
+func (w *world) presented(grants []minded) (n []int) {
+	for _, g := range grants {
+		n = append(n, w.authority(g).tally(g.Name).times)
 	}
 	return n
 }
@@ -212,11 +247,12 @@ func (w *world) caught(p point, s settings) (r *replica, release func()) {
 		}
 	}
 	if p == inFlight {
-		before := w.rotations(s.Grants)
-		free := release
+		before, free := w.presented(s.Grants), release
 		release = func() {
 			free()
-			w.more(s.Grants, before, 1)
+			for i, g := range s.Grants {
+				eventually(w.T, "the provider decides about "+g.Name, func() bool { return w.authority(g).tally(g.Name).times > before[i] })
+			}
 		}
 	}
 	return r, release
@@ -236,6 +272,8 @@ func (w *world) bystander(s settings) *replica {
 // ask is an operator's `grant refresh`.
 func (w *world) ask(grants []minded) {
 	w.Helper()
+	w.asking.Lock() // all requests are in one document
+	defer w.asking.Unlock()
 	for _, g := range grants {
 		if _, err := grant.Ask(w.Context(), w.bao.Operator, g.Name, grant.AskRefresh, time.Now()); err != nil {
 			w.Fatal(err)
@@ -268,14 +306,17 @@ func killed(p point, again bool) func(*world, []minded) {
 	}
 }
 
-func killedTwice(w *world, grants []minded) {
-	s := quick.of(grants)
-	s.Spool = w.spool()
-	for range 2 {
-		r, _ := w.caught(afterLease, s)
-		r.kill()
+func killedTwice(p point) func(*world, []minded) {
+	return func(w *world, grants []minded) {
+		s := quick.of(grants)
+		s.Spool = w.spool()
+		for range 2 {
+			r, release := w.caught(p, s)
+			r.kill()
+			release()
+		}
+		w.settled(w.start(s), grants, w.rotations(grants))
 	}
-	w.settled(w.start(s), grants, w.rotations(grants))
 }
 
 // stopped is SIGSTOP for longer than a lease, and than a call may take, while the old token serves.
@@ -286,7 +327,7 @@ func stopped(p point) func(*world, []minded) {
 		r.freeze()
 		release()
 		other := w.bystander(quick.of(grants))
-		<-time.After(leaseLife + 2*time.Second) // is what this is about
+		<-time.After(callTimeout + 2*time.Second) // is what this is about
 		r.thaw()
 		w.stored(grants)
 		before := w.rotations(grants)
@@ -369,13 +410,19 @@ func (w *world) serving(grants []minded, before []int, n int, replicas ...*repli
 func cutOff(how string, long bool) func(*world, []minded) {
 	return func(w *world, grants []minded) {
 		way, s := w.newWay(), quick.of(grants)
+		s.CallTimeout, s.Lease = 0, 0 // a gate's own: what is held counts as a call
 		s.Vault = w.login
 		s.Vault.Address = way.address
-		if long { // does not come by itself
+		var other *replica
+		if !long { // later it would wait for the refresh
+			other = w.bystander(s)
+		} else { // a refresh does not come by itself
 			w.ask(grants)
 		}
 		r, release := w.caught(afterAnswer, s)
-		other := w.bystander(s)
+		if long {
+			other = w.bystander(s)
+		}
 		way.cut(how)
 		release()
 		for _, g := range grants {

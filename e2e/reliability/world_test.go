@@ -2,6 +2,7 @@ package reliability
 
 import (
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"wayleave/grant"
+	"wayleave/vault"
 	"wayleave/vault/vaulttest"
 )
 
@@ -27,6 +29,7 @@ type shared struct {
 	strict, grace *authority
 	spools        string // directory of all spools
 
+	asking      sync.Mutex
 	mu          sync.Mutex
 	transcripts []*transcript
 }
@@ -81,10 +84,15 @@ func (w *world) connect(a *authority, name string, life time.Duration) minded {
 // status is what an operator sees.
 func (w *world) status(g minded) grant.Summary {
 	w.Helper()
-	all, err := grant.List(w.Context(), w.bao.Viewer, []grant.Spec{{Name: g.Name, Provider: g.Provider}})
-	if err != nil {
-		w.Fatal(err)
-	}
+	var all []grant.Summary
+	eventually(w.T, "the store answers", func() (ok bool) { // a busy machine may take longer than a gate waits
+		var err error
+		all, err = grant.List(w.Context(), w.bao.Viewer, []grant.Spec{{Name: g.Name, Provider: g.Provider}})
+		if err != nil && !errors.Is(err, vault.ErrUnavailable) {
+			w.Fatal(err)
+		}
+		return err == nil
+	})
 	return all[0]
 }
 
