@@ -8,11 +8,16 @@ import (
 	"wayleave/oauth"
 )
 
-// missing are the requested scopes that are not granted. Two of OpenID Connect are left out, since they are no rights: they
-// ask for an identity token and for a refresh token (Core section 11), and some servers do not list them in answers.
+// missing are the requested scopes that are not granted. Left out is what providers grant under another name, or do not list:
+// the scopes of OpenID Connect, which ask for an identity token, its claims and a refresh token (Core sections 5.4 and 11),
+// and Microsoft's "/.default", which stands for all that was ever granted. Where a route needs one of these, it is missed.
 func missing(granted, requested []string) []string {
-	return slices.DeleteFunc(oauth.MissingScopes(granted, requested), func(s string) bool { return s == "openid" || s == "offline_access" })
+	return slices.DeleteFunc(oauth.MissingScopes(granted, requested), func(s string) bool {
+		return slices.Contains(identityScopes, s) || strings.HasSuffix(s, "/.default") && len(granted) > 0
+	})
 }
+
+var identityScopes = []string{"openid", "profile", "email", "address", "phone", "offline_access"}
 
 // Gap is why scopes are missing: each has another remedy.
 type Gap struct {

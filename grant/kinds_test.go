@@ -99,17 +99,17 @@ func TestStatic(t *testing.T) {
 
 // Why a scope is missing decides what to do about it.
 func TestGap(t *testing.T) {
-	s := Spec{Name: "claude", Provider: "anthropic", Scopes: []string{"files", "inference", "profile"}}
+	s := Spec{Name: "claude", Provider: "anthropic", Scopes: []string{"files", "inference", "usage"}}
 	tok := oauth.Token{Access: secret.New("a1"), Refresh: secret.New("r1"), Expiry: t0.Add(time.Hour), Scopes: []string{"files", "inference"}}
 	r := newRecord(s, tok, "op1", t0)
 	r = r.answered(oauth.Token{Access: secret.New("a2"), Scopes: []string{"files"}}, "op2", t0, t0)
-	s.Scopes = []string{"admin", "files", "inference", "profile"}
+	s.Scopes = []string{"admin", "files", "inference", "usage"}
 	got := summarize(r, s, on(t0))
-	want := Gap{NotRequested: []string{"admin"}, NotGranted: []string{"profile"}, Withdrawn: []string{"inference"}}
+	want := Gap{NotRequested: []string{"admin"}, NotGranted: []string{"usage"}, Withdrawn: []string{"inference"}}
 	if got.State != ScopeMissing || !slices.Equal(got.NotRequested, want.NotRequested) || !slices.Equal(got.NotGranted, want.NotGranted) || !slices.Equal(got.Withdrawn, want.Withdrawn) {
 		t.Errorf("%s, %+v", got.State, got.Gap)
 	}
-	for _, part := range []string{"profile was asked for and not granted", "inference was granted and later withdrawn", "`wayleave grant connect claude`"} {
+	for _, part := range []string{"usage was asked for and not granted", "inference was granted and later withdrawn", "`wayleave grant connect claude`"} {
 		if !strings.Contains(got.Next, part) {
 			t.Errorf("next %q lacks %q", got.Next, part)
 		}
@@ -122,5 +122,19 @@ func TestGap(t *testing.T) {
 	s.Scopes = []string{"files", "new"}
 	if under := got.under(s, t0); under.Next != "run `wayleave grant connect claude` and allow them" {
 		t.Errorf("next %q", under.Next)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	for _, tt := range []struct{ granted, requested, want []string }{
+		{[]string{"a"}, []string{"a", "b"}, []string{"b"}},
+		{[]string{"a"}, []string{"a", "openid", "offline_access"}, nil},
+		{[]string{"https://www.googleapis.com/auth/userinfo.email"}, []string{"email", "drive"}, []string{"drive"}},
+		{[]string{"https://graph.microsoft.com/User.Read"}, []string{"https://graph.microsoft.com/.default"}, nil},
+		{nil, []string{"https://graph.microsoft.com/.default"}, []string{"https://graph.microsoft.com/.default"}},
+	} {
+		if got := missing(tt.granted, tt.requested); !slices.Equal(got, tt.want) {
+			t.Errorf("granted %q, requested %q: %q missing, want %q", tt.granted, tt.requested, got, tt.want)
+		}
 	}
 }

@@ -259,6 +259,21 @@ func TestDiscoverRefuses(t *testing.T) {
 	}
 }
 
+// Metadata of another issuer is refused with what usually is the reason.
+func TestOtherIssuer(t *testing.T) {
+	for _, tt := range []struct{ got, asked, says string }{
+		{"https://login.example/{tenantid}/v2.0", "https://login.example/common/v2.0", "your own tenant"},
+		{"http://as.example/realms/a/", "https://as.example/realms/a", "X-Forwarded-Proto"},
+		{"https://as.example:8443/realms/a", "https://as.example/realms/a", "exact name"},
+		{"https://as.example", "https://as.example/tenant", "exact name"},
+		{"", "https://as.example", "exact name"},
+	} {
+		if err := otherIssuer(tt.got, tt.asked); !strings.Contains(err.Error(), tt.says) || tt.got != "" && strings.Contains(err.Error(), tt.got) {
+			t.Errorf("%s for %s: %v", tt.got, tt.asked, err)
+		}
+	}
+}
+
 func TestDiscoverLooksBeforeItConnects(t *testing.T) {
 	s := newSite(t, map[string]page{asPath: {body: document("{}", "")}})
 	port := s.URL[strings.LastIndex(s.URL, ":"):]

@@ -149,7 +149,7 @@ func (s *story) startWorld() error {
 	return errors.Join(
 		os.WriteFile(file, b, 0o600),
 		os.WriteFile(filepath.Join(s.dir, "api-ca.pem"), world.CA.PEM(), 0o600),
-		os.WriteFile(s.config(), fmt.Appendf(nil, configuration, p.Proxy, world.ProviderURL, world.ProviderURL, world.Provider.ClientID(), apiHost, world.APIAddr), 0o600),
+		os.WriteFile(s.config(), fmt.Appendf(nil, configuration, p.Proxy, world.ProviderURL, world.ProviderURL, world.ProviderURL, world.Provider.ClientID(), apiHost, world.APIAddr), 0o600),
 	)
 }
 
@@ -164,6 +164,7 @@ providers:
     preset: anthropic
     authorize_url: %s/authorize
     token_url: %s/token
+    revoke_url: %s/revoke
     client_id: %s
     redirect_url: ""            # a callback on loopback
     allow_insecure: true        # the demo provider speaks http, on loopback only
