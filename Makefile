@@ -27,7 +27,10 @@ demo: build ## see a placeholder leave a worker and a real token arrive (ONCE=1 
 	@bin/demo --state "$(STATE)" $(if $(ONCE),--once)
 
 .PHONY: test
-test: tools lint unit e2e ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
+test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
+	@deploy/tools/fetch.sh binaries
+	@$(MAKE) --no-print-directory -j3 tools lint unit # building tools and waiting for servers go well together
+	@$(MAKE) --no-print-directory e2e
 
 .PHONY: lint
 lint: ## gofmt, vet, golangci-lint, govulncheck
