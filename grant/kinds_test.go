@@ -138,3 +138,12 @@ func TestMissing(t *testing.T) {
 		}
 	}
 }
+
+// Nobody connects a machine's grant, so nothing says to.
+func TestMachineIsNotConnected(t *testing.T) {
+	for s := range words {
+		if next := next(s, Machine, "", "bot"); strings.Contains(next, "grant connect") && s != Ambiguous { // which it never is
+			t.Errorf("%s: %s", s, next)
+		}
+	}
+}

@@ -55,6 +55,8 @@ func next(s State, kind Kind, failure oauth.Kind, name string) string {
 	switch {
 	case kind == Static:
 		text = strings.ReplaceAll(text, "grant connect {name}", "grant import {name}")
+	case kind == Machine && s == NeverConnected:
+		text = "start a gate: it gets a token by itself"
 	case kind == Machine && s == ScopeMissing:
 		text = "ask the provider to allow them to this client, or take them out of the configuration"
 	case kind == Machine && s == NeedsReconnect: // of another provider, or kind
