@@ -9,12 +9,11 @@ import (
 )
 
 const (
-	maxCalls  = 16          // at once to one provider, from one replica
-	maxAhead  = 4           // of these, for grants whose present token still serves
-	tripsAt   = 3           // calls that fail in a row, of whatever grant, before the provider counts as down
-	nextSlot  = time.Second // until a grant that found no free call asks again; less for one that workers wait for
-	soonSlot  = 100 * time.Millisecond
-	longestDo = 2 * time.Minute // for which a provider that is down is left alone
+	maxCalls = 16          // at once to one provider, from one replica
+	maxAhead = 4           // of these, for grants whose present token still serves
+	tripsAt  = 3           // calls that fail in a row, of whatever grant, before the provider counts as down
+	nextSlot = time.Second // until a grant that found no free call asks again; less for one that workers wait for
+	soonSlot = 100 * time.Millisecond
 )
 
 // endpoint is what one replica knows of one provider's token endpoint: how many calls are under way, and whether it is
@@ -59,7 +58,7 @@ func (e *endpoint) leave(now time.Duration, err error, jitter float64) {
 	case ok && down[failure.Kind()]:
 		e.failures++
 		if n := e.failures - tripsAt + 1; n > 0 {
-			e.until = now + min(max(backoff(n, jitter), failure.RetryAfter), longestDo)
+			e.until = now + min(max(backoff(n, jitter), failure.RetryAfter), maxBackoff)
 		}
 	default: // also a refusal is the answer of a provider that is up
 		e.failures, e.until = 0, 0

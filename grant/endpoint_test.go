@@ -68,10 +68,10 @@ func TestEndpointCalls(t *testing.T) {
 		t.Error("left alone for too long")
 	}
 	e.leave(80*time.Second, broken, 0)
-	if ok, wait := e.enter(80*time.Second, true, 0); ok || wait != longestDo {
+	if ok, wait := e.enter(80*time.Second, true, 0); ok || wait != maxBackoff {
 		t.Errorf("after a long Retry-After: %v, %v", ok, wait)
 	}
-	if !enter(80*time.Second+longestDo, true) {
+	if !enter(80*time.Second+maxBackoff, true) {
 		t.Error("left alone for too long")
 	}
 	e.leave(0, nil, 0)
@@ -188,7 +188,7 @@ func TestProviderDownForMany(t *testing.T) {
 			t.Errorf("%d calls in ten minutes to a provider that is down", calls)
 		}
 		w.as.set(func(a *authority) { a.fail = nil })
-		time.Sleep(2*longestDo + 2*time.Minute)
+		time.Sleep(2*maxBackoff + 2*time.Minute)
 		for _, s := range specs {
 			if _, err := k.Token(t.Context(), s.Name, nil); err != nil {
 				t.Error(err)

@@ -236,7 +236,6 @@ func (m *minder) read(ctx context.Context) {
 		m.storeFails = 0
 	}
 	first := !m.loaded
-	m.loaded = true
 	m.adopt(r, ver)
 	if l := m.rec.Lease; first && l != nil && l.Holder == m.holder {
 		m.inherited = l.ID
@@ -254,6 +253,7 @@ func (m *minder) askedForAll() bool { return slices.Equal(m.rec.Requested, sorte
 // adopt takes over what is stored. What is older than what we know comes from a standby that lags, or from a store that
 // was set back to a backup: then only its version is taken over, and check-and-set will tell at the next write.
 func (m *minder) adopt(r record, ver int) {
+	m.loaded = true
 	if r.connected() && r.Epoch == m.rec.Epoch &&
 		(r.Generation < m.rec.Generation || r.Generation == m.rec.Generation && ver < m.ver) {
 		m.ver = ver
@@ -272,7 +272,6 @@ func (m *minder) put(ctx context.Context, r record, cas int) error {
 	ver, err := putRecord(ctx, m.docs, m.spec.Name, r, cas)
 	if err == nil {
 		m.readErr, m.writeErr, m.storeFails, m.conflicts, m.storeRetry = nil, nil, 0, 0, 0
-		m.loaded = true
 		m.adopt(r, ver)
 	}
 	return err

@@ -12,7 +12,7 @@ const (
 	leaseSlack         = time.Second      // between the end of a lease and its takeover
 	machineLease       = 5 * time.Second  // which only saves calls: nothing is spent
 	patience           = 10 * time.Minute // with a lease that was left behind, while no worker suffers
-	maxBackoff         = 2 * time.Minute  // between refreshes that fail
+	maxBackoff         = 2 * time.Minute  // between refreshes that fail, and for which a provider that is down is left alone
 	minUnansweredPause = 10 * time.Second // before a refresh token is presented a second time
 	shortestUse        = time.Second      // of a new token, however short its life
 	maxMargin          = 5 * time.Second  // a token this close to expiry could expire on its way
@@ -26,7 +26,7 @@ type policy struct {
 	lease time.Duration // how long a lease lasts that is not renewed: workers wait for that when a holder dies with an expired token
 }
 
-// slack is how much of a lease may pass before the request is sent; see minder.lease.
+// slack is how much of a lease may pass before the request is sent; see minder.call.
 func (p policy) slack() time.Duration { return p.lease / 5 }
 
 // renewal is how often a lease is renewed while the call lasts.
@@ -43,7 +43,7 @@ func usable(r record, now moment) bool {
 	return r.Expires.IsZero() || r.left(now) > min(maxMargin, max(0, r.life()/20))
 }
 
-// ahead is how long before the expiry of its token r should be refreshed.
+// aheadOf is how long before the expiry of its token r should be refreshed.
 func (p policy) aheadOf(r record, jitter float64) time.Duration {
 	ahead := min(p.ahead, r.life()/5)
 	return ahead + time.Duration(jitter*float64(ahead)/2)

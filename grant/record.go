@@ -195,7 +195,23 @@ func (r record) abandoned(op string, now time.Time) record {
 	return r
 }
 
-// scrub removes r's tokens from text that comes from a Refresher and goes to logs, status documents and workers.
+// revoked is r after its tokens were revoked, or at least forgotten: err is what the provider did not take.
+func (r record) revoked(err error, op string, now time.Time) record {
+	if err != nil {
+		r.LastError = "not revoked at the provider: " + r.scrub(err.Error())
+		if e, ok := errors.AsType[*oauth.Error](err); ok {
+			r.ErrorKind = e.Kind()
+		}
+	} else {
+		r.LastError, r.ErrorKind = "", ""
+	}
+	r.Access, r.Refresh, r.Expires, r.NotBefore = secret.Text{}, secret.Text{}, time.Time{}, time.Time{}
+	r.Revoked, r.Dead, r.Lease, r.Unanswered, r.Failures = true, false, nil, 0, 0
+	r.Operation, r.Updated = op, wall(now)
+	return r
+}
+
+// scrub removes r's tokens from text that comes from an Issuer and goes to logs, status documents and workers.
 func (r record) scrub(text string) string {
 	for _, t := range []secret.Text{r.Access, r.Refresh} {
 		if !t.IsZero() {
@@ -211,22 +227,6 @@ func wall(t time.Time) time.Time {
 		return time.Time{}
 	}
 	return t.Round(0).UTC()
-}
-
-// revoked is r after its tokens were revoked, or at least forgotten: err is what the provider did not take.
-func (r record) revoked(err error, op string, now time.Time) record {
-	if err != nil {
-		r.LastError = "not revoked at the provider: " + r.scrub(err.Error())
-		if e, ok := errors.AsType[*oauth.Error](err); ok {
-			r.ErrorKind = e.Kind()
-		}
-	} else {
-		r.LastError, r.ErrorKind = "", ""
-	}
-	r.Access, r.Refresh, r.Expires, r.NotBefore = secret.Text{}, secret.Text{}, time.Time{}, time.Time{}
-	r.Revoked, r.Dead, r.Lease, r.Unanswered, r.Failures = true, false, nil, 0, 0
-	r.Operation, r.Updated = op, wall(now)
-	return r
 }
 
 func sorted(scopes []string) []string {

@@ -263,16 +263,11 @@ func (m *minder) save(ctx context.Context) {
 	m.readAt = m.now().run
 	cur, ver, err := getRecord(ctx, m.docs, m.spec.Name)
 	switch {
-	case errors.Is(err, vault.ErrNotFound): // disconnected
-		m.saved()
-		m.loaded = true
-		m.adopt(record{}, ver)
-	case err != nil:
+	case err != nil && !errors.Is(err, vault.ErrNotFound):
 		m.writeErr = cmp.Or(putErr, err)
 		m.storeFailed()
-	case superseded(cur, o.base, o.next):
+	case superseded(cur, o.base, o.next): // also by nothing at all: disconnected
 		m.saved()
-		m.loaded = true
 		m.adopt(cur, ver)
 	default:
 		o.ver, o.doubtful = ver, false

@@ -18,6 +18,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"wayleave/durable"
 )
 
 // Dir is a spool. Its methods are safe for concurrent use with distinct names.
@@ -68,7 +70,7 @@ func (d *Dir) identify() error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) < 20 {
 		b = []byte(rand.Text())
-		err = d.replace(path, b)
+		err = durable.Replace(path, b)
 	}
 	if err != nil {
 		return fmt.Errorf("naming the spool directory: %w", err)
@@ -83,7 +85,7 @@ func (d *Dir) Keep(name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	return d.replace(path, d.seal.Seal(nil, nil, data, []byte(name)))
+	return durable.Replace(path, d.seal.Seal(nil, nil, data, []byte(name)))
 }
 
 // Read returns the entry called name; [fs.ErrNotExist] when there is none.
@@ -121,36 +123,4 @@ func (d *Dir) file(name string) (string, error) {
 		return "", fmt.Errorf("%q cannot be the name of a spooled entry", name)
 	}
 	return filepath.Join(d.path, name), nil
-}
-
-// replace makes path hold data, whole and flushed, or leaves it as it was.
-func (d *Dir) replace(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(d.path, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(d.path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

@@ -15,8 +15,8 @@ import (
 // errNotInTime is the cause of a wait's end when nothing else ended it.
 var errNotInTime = errors.New("not in time")
 
-// answerTime is how long a gate is given to do what it is asked for: it looks for requests every few seconds, and a call to
-// the provider takes 15 seconds at most.
+// answerTime is how long a gate is given to do what it is asked for: it looks for requests every few seconds, and few providers
+// take longer than that to answer.
 const answerTime = 45 * time.Second
 
 func newGrantRefresh() *cobra.Command {

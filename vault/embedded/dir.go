@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"wayleave/durable"
 	"wayleave/secret"
 	"wayleave/supervise"
 	"wayleave/vault"
@@ -93,42 +94,13 @@ func (d dir) openLog() (*supervise.LogFile, error) {
 	return supervise.OpenLog(filepath.Join(d.path, logName), 8<<20)
 }
 
-// write replaces a file as a whole: after a crash there is the old one or the new one, on the disk and not just in memory.
-func (d dir) write(name, text string) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("writing %s: %w", filepath.Join(d.path, name), err)
-		}
-	}()
-	f, err := os.CreateTemp(d.path, name+".*") // 0600
-	if err != nil {
-		return err
+// write replaces a file as a whole, by the text and the end of its line.
+func (d dir) write(name, text string) error {
+	path := filepath.Join(d.path, name)
+	if err := durable.Replace(path, []byte(text+"\n")); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	defer os.Remove(f.Name()) // fails once it is renamed
-	_, err = f.WriteString(text + "\n")
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(d.path, name))
-	}
-	if err == nil {
-		err = d.sync()
-	}
-	return err
-}
-
-// sync makes new and removed names durable.
-func (d dir) sync() error {
-	f, err := os.Open(d.path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return nil
 }
 
 func (d dir) read(name string) (string, error) {
@@ -164,7 +136,7 @@ func (d dir) initialised() error {
 	if err := os.Remove(filepath.Join(d.path, startedFile)); err != nil {
 		return err
 	}
-	return d.sync()
+	return durable.Sync(d.path)
 }
 
 func (d dir) readKeys() (keys, error) {
