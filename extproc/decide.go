@@ -79,7 +79,10 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	if r.path != "*" && !strings.HasPrefix(r.path, "/") {
 		return because(policyDenied, "the path does not begin with /; send it so")
 	}
-	paths := readings(r.path)
+	paths, few := readings(r.path)
+	if !few {
+		return because(policyDenied, "the path can be read in too many ways; send it in its plain form")
+	}
 	if underAny(paths, p.refusedPaths(connect)) {
 		return because(tokenEndpoint, "")
 	}

@@ -5,36 +5,82 @@ import (
 	"strings"
 )
 
-// readings returns the ways in which a server may read a path, without its query: as it is, percent-decoded, and each
-// of them with dot segments, doubled slashes, backslashes and ;parameters resolved. Nearly always that is one.
-func readings(path string) []string {
+// readings returns the ways in which a server may read a path, without its query: as it is, percent-decoded, and cleaned
+// before or after that as servers do, which differ. Nearly always that is one, the path as it is, which comes first. It
+// reports false for a path that somebody made to have very many.
+func readings(path string) (all []string, few bool) {
 	path, _, _ = strings.Cut(path, "?")
-	var out []string
-	for _, form := range decodings(path) {
-		form, _, _ = strings.Cut(form, "?")
-		for _, reading := range []string{form, clean(form)} {
-			if !slices.Contains(out, reading) {
-				out = append(out, reading)
+	size := 0
+	for forms, round := []string{path}, 0; len(forms) > 0; round++ {
+		var decoded []string
+		for _, form := range forms {
+			for _, reading := range cleaned(form) {
+				if slices.Contains(all, reading) {
+					continue
+				}
+				all = append(all, reading)
+				if size += len(reading); size > maxReadings {
+					return all, false
+				}
+				if next := percentDecode(reading); round < maxDecodings && next != reading {
+					next, _, _ = strings.Cut(next, "?")
+					decoded = append(decoded, next)
+				}
 			}
 		}
+		forms = decoded
 	}
-	return out
+	return all, true
 }
 
-// clean resolves what servers resolve. It keeps a final slash, which rules tell apart.
-func clean(path string) string {
-	if !strings.ContainsAny(path, `\;`) && !strings.Contains(path, "//") && !strings.Contains(path, "/.") {
-		return path
+// maxReadings is how long the readings of one path may be together, in bytes; it bounds the time they take.
+const maxReadings = 256 << 10
+
+// cleaned returns a path and what cleaning makes of it.
+func cleaned(path string) []string {
+	all := []string{path}
+	if odd(path) {
+		for c := range everyCleaning + 1 {
+			all = append(all, c.clean(path))
+		}
+	}
+	return all
+}
+
+// odd reports whether servers may differ in how they read a path.
+func odd(path string) bool {
+	return strings.ContainsAny(path, `\;`) || strings.Contains(path, "//") || strings.Contains(path, "/.")
+}
+
+// cleaner resolves dot segments (RFC 3986 section 5.2.4) as one kind of server does. A segment that one takes for .. is to
+// another a name, or takes an empty one away, so that each leads to another path.
+type cleaner uint8
+
+const (
+	backslashes cleaner = 1 << iota // are slashes
+	parameters                      // after ; in a segment are not part of the path
+	slashes                         // in a row are one
+
+	everyCleaning = backslashes | parameters | slashes
+)
+
+// clean keeps a final slash, which rules tell apart.
+func (c cleaner) clean(path string) string {
+	if c&backslashes != 0 {
+		path = strings.ReplaceAll(path, `\`, "/")
 	}
 	var kept []string
-	segments := strings.Split(strings.ReplaceAll(path, `\`, "/"), "/")
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	for i, s := range segments {
-		s, _, _ = strings.Cut(s, ";")
+		if c&parameters != 0 {
+			s, _, _ = strings.Cut(s, ";")
+		}
 		last := i == len(segments)-1
 		switch {
 		case s == "..":
 			kept = kept[:max(0, len(kept)-1)]
-		case s != "" && s != ".":
+		case s == ".", s == "" && (last || c&slashes != 0):
+		default:
 			kept = append(kept, s)
 		}
 		if last && (s == "" || s == "." || s == "..") && len(kept) > 0 {

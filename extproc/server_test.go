@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -655,11 +656,26 @@ func judge(t *testing.T, f *serverFixture, in *extprocv3.ProcessingRequest, out 
 		}
 	}
 	switch verdict := verdictOf(out); {
-	case verdict == "swap" && real == 1:
+	case verdict == "swap" && real == 1 && f.presentsOwn(in):
 	case verdict == "pass" && real == 0:
 	default:
 		t.Errorf("verdict %q with %d real credentials", verdict, real)
 	}
+}
+
+// presentsOwn reports whether a header of in is a placeholder of the fixture's session, whole, or has one as user or
+// password, and the connection is that session's.
+func (f *serverFixture) presentsOwn(in *extprocv3.ProcessingRequest) bool {
+	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
+	var parts []string
+	for _, h := range r.headers {
+		credential := h.value[strings.LastIndexByte(h.value, ' ')+1:]
+		user, password, _ := basic(credential)
+		parts = append(parts, credential, user, password)
+	}
+	return r.identity == f.session.Identity() && slices.ContainsFunc(testConfig.Routes, func(route Route) bool {
+		return slices.Contains(parts, f.placeholder(route.Credential, route.PlaceholderPrefix))
+	})
 }
 
 // Any message: from bytes, as protocol buffers.
