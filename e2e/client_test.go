@@ -21,27 +21,39 @@ type worker struct {
 	env         map[string]string // all of its environment
 }
 
+// sayEnvironment is a shell command that says what the process in `wayleave run` has been given.
+const (
+	sayEnvironment = "env; echo '" + caFollows + "'; cat \"$NODE_EXTRA_CA_CERTS\""
+	caFollows      = "-- the CA follows --"
+)
+
 // enrol runs the launcher as the named worker and keeps the environment it makes.
 func (g *gate) enrol(t *testing.T, name, variable string) worker {
 	t.Helper()
-	const mark = "-- the CA follows --"
-	c := g.command("wayleave", "run", "--worker", name, "--", "sh", "-c", "env; echo '"+mark+"'; cat \"$NODE_EXTRA_CA_CERTS\"")
+	c := g.command("wayleave", "run", "--worker", name, "--", "sh", "-c", sayEnvironment)
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, err := c.Output()
 	if err != nil {
 		t.Fatalf("enrolling %s: %v\n%s", name, err, stderr.String())
 	}
-	env, ca, _ := strings.Cut(string(out), mark)
+	return workerFrom(t, string(out), variable)
+}
+
+// workerFrom reads what sayEnvironment said.
+func workerFrom(t *testing.T, said, variable string) worker {
+	t.Helper()
+	env, ca, _ := strings.Cut(said, caFollows)
 	w := worker{roots: x509.NewCertPool(), env: map[string]string{}}
 	if !w.roots.AppendCertsFromPEM([]byte(ca)) {
-		t.Fatalf("no CA in the worker's environment:\n%s", out)
+		t.Fatalf("no CA in the worker's environment:\n%s", said)
 	}
 	for line := range strings.Lines(env) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		w.env[name] = value
 		switch name {
 		case "HTTPS_PROXY":
+			var err error
 			if w.proxy, err = url.Parse(value); err != nil {
 				t.Fatal(err)
 			}

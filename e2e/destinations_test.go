@@ -51,6 +51,15 @@ func newUpstream(t *testing.T, ca *demo.CA, host string, handler http.HandlerFun
 	return up
 }
 
+// sawText reports whether a credential with s in it arrived.
+func (up *upstream) sawText(s string) (found bool) {
+	up.saw.Range(func(value, _ any) bool {
+		found = strings.Contains(value.(string), s)
+		return !found
+	})
+	return found
+}
+
 func (up *upstream) port() string { return port(up.address) }
 
 // resolver is a DNS server that answers as the test says. Names it does not know do not exist.
