@@ -20,6 +20,7 @@ type checker struct {
 func check(c *Config, doc *document) Faults {
 	k := &checker{Config: c, doc: doc}
 	k.vault()
+	k.listen()
 	k.process()
 	k.providers()
 	k.grants()
@@ -105,11 +106,8 @@ func (k *checker) vault() {
 	k.vaultAuth()
 }
 
-// process checks listen, envoy and upstream.
+// process checks upstream.
 func (k *checker) process() {
-	if a, err := netip.ParseAddrPort(k.Listen.Proxy); err != nil || a.Port() == 0 {
-		k.fault("listen.proxy", quote(k.Listen.Proxy)+" is not an IP address and a port", "write 127.0.0.1:3128 for this machine, 0.0.0.0:3128 for every address")
-	}
 	k.unique("upstream.ca_files", k.Upstream.CAFiles)
 	for i, name := range k.Upstream.CAFiles {
 		if name == "" {

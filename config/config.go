@@ -143,8 +143,24 @@ type Auth struct {
 // Listen says where workers connect.
 type Listen struct {
 	// IP address and port of Envoy's proxy listener, such as 0.0.0.0:3128 for every address.
-	// Workers authenticate to it with session tokens in clear text: beyond this machine, use a network you trust.
+	// Workers authenticate to it with session tokens in clear text: beyond this machine, use a network you trust, or proxy_tls.
 	Proxy string `yaml:"proxy" jsonschema:"default=127.0.0.1:3128"`
+
+	// IP address and port where the same proxy is offered over TLS, for HTTPS_PROXY=https://gate.example.com:3129. It needs
+	// tls_names, or tls_cert_file and tls_key_file. Default: nowhere.
+	ProxyTLS string `yaml:"proxy_tls"`
+
+	// DNS names of the gate. The gate makes the certificates of proxy_tls for them, under the authority that its workers trust
+	// anyway. A client that sends no server name gets that of the first; an IP address is in none of them. No route or tunnel may
+	// match them.
+	TLSNames []string `yaml:"tls_names" jsonschema:"uniqueItems=true,pattern=^[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?$"`
+
+	// PEM file of a certificate of your own for proxy_tls, with its chain, in place of tls_names. Envoy reads it by itself, and
+	// again when it is replaced by renaming.
+	TLSCertFile string `yaml:"tls_cert_file"`
+
+	// PEM file of its key.
+	TLSKeyFile string `yaml:"tls_key_file"`
 }
 
 // Envoy says which Envoy runs and what it logs.

@@ -24,6 +24,11 @@ func (c *Config) ProviderOf(grant string) (provider.Provider, bool) {
 // RequestedScopes returns the scopes a grant asks for: those written in the file, or those its provider asks for by default.
 func (c *Config) RequestedScopes(grant string) []string { return c.Grants[grant].Scopes }
 
+// Addresses returns where Envoy listens, as ip:port.
+func (l Listen) Addresses() []string {
+	return slices.DeleteFunc([]string{l.Proxy, l.ProxyTLS}, func(a string) bool { return a == "" })
+}
+
 // InterceptHosts returns the DNS names, without ports, whose TLS the gate terminates: sorted, each once.
 // They may start with "*.".
 func (c *Config) InterceptHosts() []string {
@@ -35,6 +40,11 @@ func (c *Config) InterceptHosts() []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(names))
+}
+
+// CertifiedHosts returns the names the gate makes certificates for: those it intercepts, and its own.
+func (c *Config) CertifiedHosts() []string {
+	return slices.Concat(c.InterceptHosts(), c.Listen.TLSNames)
 }
 
 // CredentialHeaders returns the headers any route reads a credential from or writes one to: lower case, sorted, each once.

@@ -96,14 +96,18 @@ func newWorld(dir string) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
+	overTLS, err := freeAddress() // for those with a proxy over TLS
+	if err != nil {
+		return nil, err
+	}
 	w := &world{Demo: d, dir: dir, proxy: proxy}
 	w.env = []string{
 		"PATH=" + strings.Join([]string{binDir, toolsBin, os.Getenv("PATH")}, string(filepath.ListSeparator)),
 		"HOME=" + dir, "TMPDIR=" + os.TempDir(),
 		"WAYLEAVE_CONFIG=" + filepath.Join(dir, "wayleave.yaml"), "WAYLEAVE_STATE=" + filepath.Join(dir, "state"),
 		"BROWSER=" + filepath.Join(binDir, "demo") + " approve",
-		"PROXY=" + proxy, "PROVIDER=" + d.ProviderURL, "API=" + d.APIAddr, "CLIENT_ID=" + d.Provider.ClientID(),
-		"PYTHON=" + python, "VAULT_PORT=" + port(vault), "GORACE=halt_on_error=1 exitcode=66",
+		"PROXY=" + proxy, "PROXY_TLS=" + overTLS, "PROXY_TLS_PORT=" + port(overTLS), "PROVIDER=" + d.ProviderURL, "API=" + d.APIAddr, "CLIENT_ID=" + d.Provider.ClientID(),
+		"PYTHON=" + python, "NODE_CLIENTS=" + filepath.Join(filepath.Dir(toolsBin), "node-clients", "node_modules"), "VAULT_PORT=" + port(vault), "GORACE=halt_on_error=1 exitcode=66",
 	}
 	if err := os.WriteFile(filepath.Join(dir, "api-ca.pem"), d.CA.PEM(), 0o600); err != nil {
 		return nil, err

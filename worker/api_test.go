@@ -117,7 +117,7 @@ func (g *gate) post(t testing.TB, body string, headers ...string) *http.Response
 
 func TestEnrol(t *testing.T) {
 	g := newGate(t)
-	e, err := Enrol(t.Context(), g.url(t), secret.New(ciToken))
+	e, err := Enrol(t.Context(), g.url(t), nil, secret.New(ciToken))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,7 +321,7 @@ func TestEnrolErrors(t *testing.T) {
 	}
 	closed.Close()
 	gate := newGate(t)
-	e, err := Enrol(t.Context(), gate.url(t), secret.New(ciToken))
+	e, err := Enrol(t.Context(), gate.url(t), nil, secret.New(ciToken))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +381,7 @@ func TestEnrolErrors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = Enrol(t.Context(), u, secret.New(c.token))
+			_, err = Enrol(t.Context(), u, nil, secret.New(c.token))
 			if err == nil {
 				t.Fatal("no error")
 			}

@@ -23,10 +23,11 @@ const (
 )
 
 // Enrol exchanges a worker token for a session at the gate. The gate's URL is that of the proxy: http or https, host,
-// port, and nothing else. Each error is one line that says what to do; none holds the token.
+// port, and nothing else; roots are whom to believe who it is over https, nil those of the system. Each error is one line
+// that says what to do; none holds the token.
 //
 // Proxy variables are ignored (the gate is the proxy) and redirects are not followed (the token is for the gate alone).
-func Enrol(ctx context.Context, gate *url.URL, workerToken secret.Text) (Enrolment, error) {
+func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, workerToken secret.Text) (Enrolment, error) {
 	if (gate.Scheme != "http" && gate.Scheme != "https") || gate.Host == "" || gate.User != nil || strings.Trim(gate.Path, "/") != "" || gate.RawQuery != "" {
 		return Enrolment{}, fmt.Errorf("%q is not the address of a gate: write it as http://host:port", gate.Redacted())
 	}
@@ -42,7 +43,7 @@ func Enrol(ctx context.Context, gate *url.URL, workerToken secret.Text) (Enrolme
 	}
 	req.Header.Set("authorization", "Bearer "+workerToken.Reveal())
 
-	transport := &http.Transport{DisableKeepAlives: true}
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}}
 	client := &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -83,7 +84,7 @@ func unreachable(gate *url.URL, err error) error {
 	case notTLS:
 		return fmt.Errorf("the gate %s does not speak TLS on this port: write http:// instead of https://", gate)
 	case notTrusted || unknownCA:
-		return fmt.Errorf("the gate %s has a certificate this machine does not trust: %w", gate, err)
+		return fmt.Errorf("the gate %s has a certificate this machine does not trust: %w; name the file of its authority: --gate-ca ca.pem", gate, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the gate %s did not answer in %v: is it running, and does the network let this machine reach it?", gate, enrolTimeout)
 	}

@@ -49,7 +49,7 @@ func interceptListener(p plan) *listenerv3.Listener {
 		chains = append(chains, tunnelChain(p, port))
 	}
 	if len(chains) > 0 {
-		chains = append(chains, plainChain())
+		chains = append(chains, plainChain(reasonUseConnect, "wayleave forwards nothing without TLS: use an https URL for this host"))
 	}
 	l := &listenerv3.Listener{
 		Name:                             listenerIntercept,
@@ -75,6 +75,15 @@ func listenerFilter(name string, settings proto.Message) *listenerv3.ListenerFil
 	return &listenerv3.ListenerFilter{Name: name, ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: pack(settings)}}
 }
 
+// chainOf is the action of a matcher that picks a filter chain.
+func chainOf(name string) *matcher.Matcher_OnMatch {
+	return &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{Action: matchExtension("chain", wrapperspb.String(name))}}
+}
+
+func then(m *matcher.Matcher) *matcher.Matcher_OnMatch {
+	return &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: m}}
+}
+
 // chainByName picks the filter chain of a TLS connection by its server name; whatever it does not know goes to
 // the default chain. The names are here and not in filter_chain_match, where a changed list changes the chain and
 // so cuts all its connections.
@@ -90,31 +99,38 @@ func chainByName(p plan) *matcher.Matcher {
 		c := tunnelChainName(h.port)
 		domains[c] = append(domains[c], h.name)
 	}
+	return byTransport(then(byServerName(domains)), chainOf(plainChainName))
+}
+
+// byServerName picks a chain for each of its names.
+func byServerName(domains map[string][]string) *matcher.Matcher {
 	names := &matcher.ServerNameMatcher{}
 	for _, chain := range sortedKeys(domains) {
 		list := domains[chain]
 		slices.Sort(list)
 		names.DomainMatchers = append(names.DomainMatchers, &matcher.ServerNameMatcher_DomainMatcher{
 			Domains: slices.Compact(list), // one name at several ports
-			OnMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
-				Action: matchExtension("chain", wrapperspb.String(chain)),
-			}},
+			OnMatch: chainOf(chain),
 		})
 	}
-	byName := &matcher.Matcher_MatcherTree{
-		Input:    matchExtension("server_name", &inputsv3.ServerNameInput{}),
+	return tree(&matcher.Matcher_MatcherTree{
+		Input:    serverName(),
 		TreeType: &matcher.Matcher_MatcherTree_CustomMatch{CustomMatch: matchExtension("server_name", names)},
-	}
-	byTransport := &matcher.Matcher_MatcherTree{
+	})
+}
+
+func serverName() *matchercore.TypedExtensionConfig {
+	return matchExtension("server_name", &inputsv3.ServerNameInput{})
+}
+
+// byTransport tells TLS from anything else.
+func byTransport(tls, other *matcher.Matcher_OnMatch) *matcher.Matcher {
+	return tree(&matcher.Matcher_MatcherTree{
 		Input: matchExtension("transport_protocol", &inputsv3.TransportProtocolInput{}),
 		TreeType: &matcher.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &matcher.Matcher_MatcherTree_MatchMap{
-			Map: map[string]*matcher.Matcher_OnMatch{
-				"tls":        {OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: tree(byName)}},
-				"raw_buffer": {OnMatch: &matcher.Matcher_OnMatch_Action{Action: matchExtension("chain", wrapperspb.String(plainChainName))}},
-			},
+			Map: map[string]*matcher.Matcher_OnMatch{"tls": tls, "raw_buffer": other},
 		}},
-	}
-	return tree(byTransport)
+	})
 }
 
 func tree(t *matcher.Matcher_MatcherTree) *matcher.Matcher {
@@ -147,7 +163,7 @@ func interceptChains(p plan) []*listenerv3.FilterChain {
 			Name: name,
 			// Envoy waits for a leaf as long as this, and without it for ever.
 			TransportSocketConnectTimeout: seconds(handshakeTimeout),
-			TransportSocket:               transportSocket(transportTLS, leafTLS(alpns[name])),
+			TransportSocket:               transportSocket(transportTLS, leafTLS(alpns[name], noServerName)),
 			Filters:                       []*listenerv3.Filter{networkFilter(httpManager, interceptManager(p))},
 		})
 	}
@@ -158,9 +174,9 @@ func transportSocket(name string, settings proto.Message) *corev3.TransportSocke
 	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(settings)}}
 }
 
-// leafTLS asks for the certificate of each server name when a handshake first needs it. Envoy refuses session
-// resumption together with on-demand certificates.
-func leafTLS(alpn []string) *tlsv3.DownstreamTlsContext {
+// leafTLS asks for the certificate of each server name when a handshake first needs it, and for that of unnamed when
+// the client sends no name. Envoy refuses session resumption together with on-demand certificates.
+func leafTLS(alpn []string, unnamed string) *tlsv3.DownstreamTlsContext {
 	return &tlsv3.DownstreamTlsContext{
 		SessionTicketKeysType:            &tlsv3.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
 		DisableStatefulSessionResumption: true,
@@ -170,7 +186,7 @@ func leafTLS(alpn []string) *tlsv3.DownstreamTlsContext {
 			CustomTlsCertificateSelector: extension("envoy.tls.certificate_selectors.on_demand_secret", &ondemandv3.Config{
 				ConfigSource: ads(),
 				CertificateMapper: extension("envoy.tls.certificate_mappers.sni", &sniv3.SNI{
-					DefaultValue: noServerName,
+					DefaultValue: unnamed,
 				}),
 			}),
 		},
@@ -238,15 +254,15 @@ func preserveCase() *corev3.Http1ProtocolOptions_HeaderKeyFormat {
 
 const plainChainName = "plain"
 
-// plainChain answers whoever speaks in the tunnel without TLS, and most of those speak HTTP.
-func plainChain() *listenerv3.FilterChain {
-	body := errorBody("invalid_request_error", reasonUseConnect, "wayleave forwards nothing without TLS: use an https URL for this host")
+// plainChain answers whoever speaks without TLS where it is expected, and most of those speak HTTP.
+func plainChain(reason, message string) *listenerv3.FilterChain {
+	body := errorBody("invalid_request_error", reason, message)
 	return &listenerv3.FilterChain{
 		Name: plainChainName,
 		Filters: []*listenerv3.Filter{
-			networkFilter("envoy.filters.network.direct_response", &directv3.Config{Response: inline([]byte(fmt.Sprintf(
+			networkFilter("envoy.filters.network.direct_response", &directv3.Config{Response: inlineString(fmt.Sprintf(
 				"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n%s: %s\r\nx-should-retry: false\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s",
-				reasonHeader, reasonUseConnect, len(body), body)))}),
+				reasonHeader, reason, len(body), body))}),
 		},
 	}
 }

@@ -17,7 +17,7 @@ import (
 // No worker ever gets another worker's credential, however many come at once.
 func TestWorkersAreIsolated(t *testing.T) {
 	s := start(t, nil, nil)
-	requests, wrong := s.manyWorkers(32)
+	requests, wrong := s.manyWorkers(32, s.worker)
 	if requests < 2000 || wrong != 0 {
 		t.Fatalf("%d of %d requests carried another worker's credential", wrong, requests)
 	}
@@ -27,7 +27,7 @@ func TestWorkersAreIsolated(t *testing.T) {
 // carry another worker's credential.
 func TestIsolationTestCanFail(t *testing.T) {
 	s := start(t, nil, func(r *Resources) { keepGuards(r) })
-	requests, wrong := s.manyWorkers(32)
+	requests, wrong := s.manyWorkers(32, s.worker)
 	if wrong == 0 {
 		t.Fatalf("of %d requests none carried another worker's credential, although nothing keeps workers apart: the isolation test proves nothing", requests)
 	}
@@ -39,7 +39,7 @@ func TestEachGuardAlone(t *testing.T) {
 	for _, g := range guards {
 		t.Run(string(g), func(t *testing.T) {
 			s := start(t, nil, func(r *Resources) { keepGuards(r, g) })
-			if requests, wrong := s.manyWorkers(8); requests == 0 || wrong != 0 {
+			if requests, wrong := s.manyWorkers(8, s.worker); requests == 0 || wrong != 0 {
 				t.Errorf("%d of %d requests carried another worker's credential", wrong, requests)
 			}
 		})
@@ -47,14 +47,14 @@ func TestEachGuardAlone(t *testing.T) {
 }
 
 // manyWorkers sends requests over 16 connections of two workers, each reused for a few requests and then replaced.
-func (s *stack) manyWorkers(rounds int) (requests, wrong int64) {
+func (s *stack) manyWorkers(rounds int, worker func(user string) *http.Client) (requests, wrong int64) {
 	s.t.Helper()
 	const connections, reuse = 16, 4
 	var sent, other atomic.Int64
 	var wg sync.WaitGroup
 	for i := range connections {
 		user := []string{"ann", "bob"}[i%2]
-		client := s.worker(user)
+		client := worker(user)
 		wg.Go(func() {
 			for range rounds {
 				for range reuse {

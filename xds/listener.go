@@ -24,6 +24,7 @@ import (
 //	                                   the internal listener "intercept" ◀────────────────┘
 
 const (
+	proxyChainName    = "proxy"
 	httpManager       = "envoy.filters.network.http_connection_manager"
 	filterAuthz       = "envoy.filters.http.ext_authz"
 	bufferLimit       = 64 << 10
@@ -41,10 +42,15 @@ func proxyListener(p plan) *listenerv3.Listener {
 		Address:                       listenAddress(p.proxy),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		TcpKeepalive:                  tcpKeepalive(),
-		FilterChains: []*listenerv3.FilterChain{{
-			Name:    "proxy",
-			Filters: []*listenerv3.Filter{networkFilter(httpManager, proxyManager(p))},
-		}},
+		FilterChains:                  []*listenerv3.FilterChain{proxyChain(p)},
+	}
+}
+
+// proxyChain is the proxy, whatever listener its connections come from.
+func proxyChain(p plan) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{
+		Name:    proxyChainName,
+		Filters: []*listenerv3.Filter{networkFilter(httpManager, proxyManager(p))},
 	}
 }
 

@@ -164,6 +164,14 @@ func (s *stack) worker(user string) *http.Client {
 	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
 }
 
+// dialerTo dials one address, whatever is asked for.
+func dialerTo(address string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}
+}
+
 // dialTunnel opens a tunnel to authority, as the oldest clients do.
 func (s *stack) dialTunnel(authority string) (net.Conn, error) {
 	var d net.Dialer

@@ -23,6 +23,7 @@ const (
 	reasonBarrier             = "barrier"
 	reasonMisdirected         = "misdirected"
 	reasonUseConnect          = "use_connect"
+	reasonUseTLS              = "use_tls"
 	reasonMalformed           = "malformed"
 
 	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT"

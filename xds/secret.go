@@ -25,3 +25,10 @@ func leafSecret(name string, certPEM, keyPEM []byte) *tlsv3.Secret {
 func secretSource(name string) *tlsv3.SdsSecretConfig {
 	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: ads()}
 }
+
+// fileSecret is a certificate in PEM files that Envoy reads itself, and again when they are replaced.
+func fileSecret(name, certFile, keyFile string) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{
+		TlsCertificate: &tlsv3.TlsCertificate{CertificateChain: file(certFile), PrivateKey: file(keyFile)},
+	}}
+}

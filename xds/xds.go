@@ -37,6 +37,8 @@ import (
 type Config struct {
 	// ProxyAddress is the ip:port where workers reach the proxy.
 	ProxyAddress string
+	// ProxyTLS offers the same proxy over TLS too. Nil: nowhere.
+	ProxyTLS *ProxyTLS
 	// Routes are the intercepted hosts: TLS ends here and every request goes through ext_proc.
 	Routes []Route
 	// Tunnel lists hosts whose TLS bytes pass untouched: a lower-case DNS name or "*.suffix" (any depth), with an
@@ -98,11 +100,13 @@ const (
 	clusterTunnel     = "tunnel"
 
 	listenerProxy     = "proxy"
+	listenerProxyTLS  = "proxy_tls"
 	listenerIntercept = "intercept"
 	routesProxy       = "proxy"
 	routesIntercept   = "intercept"
 	filterExtProc     = "wayleave.ext_proc"
 	secretUpstreamCA  = staticPrefix + "upstream_ca"
+	secretProxyCert   = staticPrefix + "proxy_certificate"
 
 	// The filter state that crosses from a CONNECT to the connection inside it.
 	stateIdentity  = "wayleave.identity"
@@ -129,6 +133,12 @@ func Build(c Config) (*Resources, error) {
 		Extensions: []*corev3.TypedExtensionConfig{extProc(p)},
 		Secrets:    []*tlsv3.Secret{caSecret(secretUpstreamCA, p.upstreamCA)},
 	}
+	if p.proxyTLS != nil {
+		r.Listeners = append(r.Listeners, proxyTLSListener(p))
+		if p.proxyTLS.names == nil {
+			r.Secrets = append(r.Secrets, fileSecret(secretProxyCert, p.proxyTLS.certFile, p.proxyTLS.keyFile))
+		}
+	}
 	if err := r.check(); err != nil {
 		return nil, err
 	}
@@ -138,6 +148,7 @@ func Build(c Config) (*Resources, error) {
 // plan is a Config that has been checked, normalised and sorted.
 type plan struct {
 	proxy             netip.AddrPort
+	proxyTLS          *plannedTLS    // nil: none
 	routes            []plannedRoute // by name
 	tunnel            []host
 	upstreamCA        []byte
@@ -188,8 +199,13 @@ func (c Config) plan() (plan, error) {
 		fault("message timeout %s is too short: give a millisecond or more", p.messageTimeout)
 	}
 	var err error
-	if p.proxy, err = netip.ParseAddrPort(c.ProxyAddress); err != nil || p.proxy.Port() == 0 {
-		fault("proxy address %q is not ip:port, as 127.0.0.1:3128 is", c.ProxyAddress)
+	if p.proxy, err = parseListen(c.ProxyAddress); err != nil {
+		fault("proxy address %w", err)
+	}
+	if c.ProxyTLS != nil {
+		if p.proxyTLS, err = c.ProxyTLS.plan(); err != nil {
+			fault("proxy over TLS: %w", err)
+		}
 	}
 	if !strings.HasPrefix(c.APISocket, "/") || !utf8.ValidString(c.APISocket) {
 		fault("API socket %q is not an absolute path", c.APISocket)
@@ -234,6 +250,14 @@ func (c Config) plan() (plan, error) {
 		faults = append(faults, err)
 	}
 	return p, errors.Join(faults...)
+}
+
+func parseListen(s string) (netip.AddrPort, error) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || a.Port() == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%q is not ip:port, as 127.0.0.1:3128 is", s)
+	}
+	return a, nil
 }
 
 func (r Route) plan() (plannedRoute, error) {

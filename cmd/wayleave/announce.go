@@ -91,6 +91,6 @@ func portFree(ctx context.Context, address string, patience time.Duration) error
 			case <-ctx.Done():
 			}
 		}
-		return fmt.Errorf("workers cannot connect to %s: %w; stop what listens there, or write another address in listen.proxy", address, err)
+		return fmt.Errorf("workers cannot connect to %s: %w; stop what listens there, or write another address under listen", address, err)
 	}
 }

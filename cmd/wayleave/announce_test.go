@@ -55,7 +55,7 @@ func TestPortFree(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := l.Addr().String()
-	if err := portFree(t.Context(), address, time.Millisecond); err == nil || !strings.Contains(err.Error(), address) || !strings.Contains(err.Error(), "listen.proxy") {
+	if err := portFree(t.Context(), address, time.Millisecond); err == nil || !strings.Contains(err.Error(), address) || !strings.Contains(err.Error(), "under listen") {
 		t.Errorf("a busy port: %v", err)
 	}
 	waited := make(chan error, 1)

@@ -45,6 +45,7 @@ var ofEnvoy = []struct{ reason, status, retry, what, next string }{
 	{"barrier", "403", "no", "a placeholder was left where a credential goes, or the gate gave no verdict; nothing was sent", "worker: send the placeholder in its own header only; else operator: report it, it is a fault of the gate"},
 	{"misdirected", "421", "no", "the host is not served on this connection", "client: open a connection for each host"},
 	{"use_connect", "403", "no", "plain http was sent to the proxy; only https is proxied", "worker: use an https URL"},
+	{"use_tls", "400", "no", "the port is that of the proxy over TLS, and what came was in the clear", "worker: write https:// in the URL of the proxy"},
 }
 
 func refusalsPage(t *testing.T) string {
@@ -107,7 +108,7 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-var reasonSet = regexp.MustCompile(`"key":\s*"x-wayleave-reason",\s*"value":\s*"([a-z_]+)"`)
+var reasonSet = regexp.MustCompile(`"key":\s*"x-wayleave-reason",\s*"value":\s*"([a-z_]+)"|x-wayleave-reason: ([a-z_]+)`)
 
 // The page has every reason that is among what Envoy is told, and no other.
 func TestEveryReplyOfEnvoyIsOnThePage(t *testing.T) {
@@ -126,7 +127,7 @@ func TestEveryReplyOfEnvoyIsOnThePage(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range reasonSet.FindAllSubmatch(text, -1) {
-			built = append(built, string(m[1]))
+			built = append(built, string(m[1])+string(m[2]))
 		}
 	}
 	for _, r := range ofEnvoy {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -16,7 +17,7 @@ import (
 )
 
 func newRun() *cobra.Command {
-	var gateURL, workerName string
+	var gateURL, gateCA, workerName string
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
 		Short: "Run a worker with placeholders in its environment and the gate as its way out",
@@ -24,15 +25,19 @@ func newRun() *cobra.Command {
 placeholders, its proxy is the gate and its trust store knows the gate's CA, and passes signals and the exit code through.
 
 The gate is --gate or WAYLEAVE_GATE, the token WAYLEAVE_TOKEN; without them, those of a 'wayleave up' on this machine.
-WAYLEAVE_TOKEN is not passed on.`,
+WAYLEAVE_TOKEN is not passed on. A gate that is reached over TLS and has its certificate from its own authority, or from
+another that this machine does not know, needs the file of that authority once: --gate-ca or WAYLEAVE_GATE_CA.`,
 		Example: `  wayleave run -- claude -p "hello"
   wayleave run -- python worker.py
-  WAYLEAVE_GATE=http://gate.internal:3128 WAYLEAVE_TOKEN=… wayleave run -- make release`,
+  WAYLEAVE_GATE=http://gate.internal:3128 WAYLEAVE_TOKEN=… wayleave run -- make release
+  WAYLEAVE_GATE=https://gate.internal:3129 WAYLEAVE_GATE_CA=ca.pem WAYLEAVE_TOKEN=… wayleave run -- make release`,
 		Args: cobra.ArbitraryArgs,
 	}
 	st := addStateFlag(c)
 	c.Flags().StringVar(&gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128 (default $WAYLEAVE_GATE)")
 	sayDefaultInWords(c, "gate")
+	c.Flags().StringVar(&gateCA, "gate-ca", os.Getenv("WAYLEAVE_GATE_CA"), "PEM file of the authority of an https gate's certificate (default $WAYLEAVE_GATE_CA, else the system's)")
+	sayDefaultInWords(c, "gate-ca")
 	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)
@@ -50,7 +55,7 @@ WAYLEAVE_TOKEN is not passed on.`,
 				return err
 			}
 		}
-		enrolment, err := worker.Enrol(c.Context(), gate, token)
+		enrolment, err := enrol(c.Context(), gate, gateCA, token)
 		if err != nil {
 			return err
 		}
@@ -76,6 +81,30 @@ WAYLEAVE_TOKEN is not passed on.`,
 		return nil
 	}
 	return c
+}
+
+// enrol becomes a worker of the gate. The authority in caFile, if any, is then one the worker's programs trust too, since
+// the gate is their proxy.
+func enrol(ctx context.Context, gate *url.URL, caFile string, token secret.Text) (worker.Enrolment, error) {
+	if caFile == "" {
+		return worker.Enrol(ctx, gate, nil, token)
+	}
+	ca, err := os.ReadFile(caFile)
+	if err != nil {
+		return worker.Enrolment{}, fmt.Errorf("reading the authority of the gate: %w", err)
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return worker.Enrolment{}, fmt.Errorf("reading the system's root certificates: %w", err)
+	}
+	if !roots.AppendCertsFromPEM(ca) {
+		return worker.Enrolment{}, fmt.Errorf("%s holds no PEM certificate: name the file of the gate's authority", caFile)
+	}
+	enrolment, err := worker.Enrol(ctx, gate, roots, token)
+	if err == nil {
+		enrolment.CA = worker.Bundle(enrolment.CA, ca)
+	}
+	return enrolment, err
 }
 
 // gateAddress is the URL of the proxy listener: as given, or as `up` on this machine wrote it down.

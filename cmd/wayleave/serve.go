@@ -119,7 +119,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	var fleet *xds.Server // made below, before the authority runs
 	authority, err := ca.New(ctx, store, ca.Config{
-		Domains: g.cfg.InterceptHosts(), Log: g.log, OnRotate: func() { fleet.RotateLeaves() },
+		Domains: g.cfg.CertifiedHosts(), Log: g.log, OnRotate: func() { fleet.RotateLeaves() },
 	})
 	if err != nil {
 		return err

@@ -112,8 +112,10 @@ func (u upper) up(ctx context.Context) error {
 		return nil
 	}
 
-	if err := portFree(ctx, u.cfg.Listen.Proxy, portPatience); err != nil {
-		return err
+	for _, address := range u.cfg.Listen.Addresses() {
+		if err := portFree(ctx, address, portPatience); err != nil {
+			return err
+		}
 	}
 	u.say("starting Envoy %s (%s)", binary.Version, binary.Path)
 	ready := make(chan struct{}, 1)

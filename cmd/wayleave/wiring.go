@@ -131,6 +131,12 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		APISocket: apiSocket, CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
 		AccessLogPath: accessLog,
 	}
+	if l := cfg.Listen; l.ProxyTLS != "" {
+		out.ProxyTLS = &xds.ProxyTLS{Address: l.ProxyTLS, Names: l.TLSNames}
+		if l.TLSCertFile != "" {
+			out.ProxyTLS.CertFile, out.ProxyTLS.KeyFile = absolute(cfg.Path(l.TLSCertFile)), absolute(cfg.Path(l.TLSKeyFile))
+		}
+	}
 	for _, r := range cfg.Upstream.DNSResolvers {
 		out.DNSResolvers = append(out.DNSResolvers, r.String())
 	}

@@ -1,0 +1,82 @@
+package config
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// This file checks where workers connect.
+
+func (k *checker) listen() {
+	l := k.Listen
+	used := map[netip.AddrPort]string{}
+	for _, at := range []struct{ key, address string }{{"proxy", l.Proxy}, {"proxy_tls", l.ProxyTLS}} {
+		path := "listen." + at.key
+		a, err := netip.ParseAddrPort(at.address)
+		switch {
+		case at.address == "" && at.key != "proxy":
+		case err != nil || a.Port() == 0:
+			k.fault(path, quote(at.address)+" is not an IP address and a port", "write 127.0.0.1:3128 for this machine, 0.0.0.0:3128 for every address")
+		case used[a] != "":
+			k.fault(path, "is the address of "+used[a]+" too", "give each a port of its own")
+		default:
+			used[a] = path
+		}
+	}
+	k.proxyTLS()
+}
+
+// proxyTLS checks the certificate of the proxy over TLS.
+func (k *checker) proxyTLS() {
+	l := k.Listen
+	if k.doc.isBroken("listen.proxy_tls") {
+		return
+	}
+	files := l.TLSCertFile != "" || l.TLSKeyFile != ""
+	switch {
+	case l.ProxyTLS == "":
+		for key, given := range map[string]bool{"tls_names": len(l.TLSNames) > 0, "tls_cert_file": l.TLSCertFile != "", "tls_key_file": l.TLSKeyFile != ""} {
+			if given {
+				k.fault("listen."+key, "has no effect without proxy_tls", "write listen.proxy_tls: 0.0.0.0:3129, or remove it")
+			}
+		}
+	case files && len(l.TLSNames) > 0:
+		k.fault("listen.tls_names", "written beside tls_cert_file", "keep one of the two")
+	case files && l.TLSKeyFile == "":
+		k.fault("listen.tls_cert_file", "is of no use without its key", "write tls_key_file too")
+	case files && l.TLSCertFile == "":
+		k.fault("listen.tls_key_file", "is of no use without its certificate", "write tls_cert_file too")
+	case !files && len(l.TLSNames) == 0:
+		k.fault("listen.proxy_tls", "has no certificate", "write listen.tls_names: [gate.example.com], or tls_cert_file and tls_key_file")
+	}
+	k.unique("listen.tls_names", l.TLSNames)
+	for i, name := range l.TLSNames {
+		k.gateName(item("listen.tls_names", i), name)
+	}
+}
+
+// gateName checks a name of the gate's own, which must not be one that is intercepted or tunnelled.
+func (k *checker) gateName(path, name string) {
+	what, fix := hostProblem(name, 1)
+	switch {
+	case what == "" && strings.ContainsAny(name, "*:"):
+		k.fault(path, quote(name)+" is not one name", "write a DNS name without * and port, such as gate.example.com")
+		return
+	case what != "":
+		k.fault(path, what, fix)
+		return
+	}
+	claimed := slices.Clone(k.Tunnel)
+	for _, r := range k.Routes {
+		claimed = append(claimed, r.Hosts...)
+	}
+	for _, pattern := range claimed {
+		host, _ := SplitHost(pattern)
+		suffix, wild := strings.CutPrefix(host, "*")
+		if host == name || wild && strings.HasSuffix(name, suffix) {
+			k.fault(path, quote(name)+" is the gate's own and matches "+quote(pattern)+" of a route or tunnel", "give the gate another name, or narrow the pattern")
+			return
+		}
+	}
+}

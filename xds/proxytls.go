@@ -1,0 +1,128 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+)
+
+// The proxy over TLS is the proxy listener's chain inside TLS:
+//
+//	worker ── TLS for a name of the gate's ── CONNECT … ──▶ as on the proxy listener
+//
+// The certificates are leaves of our own authority, made on demand, or a certificate of the operator's.
+
+// ProxyTLS says where the proxy is offered over TLS, and with which certificate: Names, or CertFile and KeyFile.
+type ProxyTLS struct {
+	// Address is the ip:port.
+	Address string
+	// Names are the DNS names workers may know the gate by. The Minter makes the certificates; a client that sends no
+	// server name gets that of the first, and one that sends another name a TLS alert.
+	Names []string
+	// CertFile and KeyFile are absolute names of PEM files, which Envoy reads by itself. Their certificate is shown
+	// whatever name a client sends.
+	CertFile, KeyFile string
+}
+
+type plannedTLS struct {
+	address           netip.AddrPort
+	names             []string // nil: the files
+	certFile, keyFile string
+}
+
+func (t ProxyTLS) plan() (*plannedTLS, error) {
+	address, err := parseListen(t.Address)
+	p := &plannedTLS{address: address, certFile: t.CertFile, keyFile: t.KeyFile}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("address %w", err)
+	case (t.CertFile == "") != (t.KeyFile == ""), (t.CertFile == "") == (len(t.Names) == 0):
+		return nil, errors.New("give it names, or the files of a certificate and its key")
+	}
+	for _, n := range t.Names {
+		if !isHostName(n) {
+			return nil, fmt.Errorf("%q is not a lower-case DNS name", n)
+		}
+	}
+	for _, f := range []string{t.CertFile, t.KeyFile} {
+		if f != "" && (!strings.HasPrefix(f, "/") || !utf8.ValidString(f)) {
+			return nil, fmt.Errorf("%q is not an absolute file name", f)
+		}
+	}
+	p.names = slices.Clone(t.Names)
+	return p, nil
+}
+
+func proxyTLSListener(p plan) *listenerv3.Listener {
+	proxy := proxyChain(p)
+	proxy.TransportSocketConnectTimeout = seconds(handshakeTimeout)
+	proxy.TransportSocket = transportSocket(transportTLS, p.proxyTLS.context())
+	tls := chainOf(proxyChainName)
+	if p.proxyTLS.names != nil {
+		tls = then(unnamedOr(proxyChainName, byServerName(map[string][]string{proxyChainName: slices.Clone(p.proxyTLS.names)})))
+	}
+	return &listenerv3.Listener{
+		Name:                             listenerProxyTLS,
+		Address:                          listenAddress(p.proxyTLS.address),
+		PerConnectionBufferLimitBytes:    number(bufferLimit),
+		TcpKeepalive:                     tcpKeepalive(),
+		ListenerFiltersTimeout:           seconds(inspectTimeout),
+		ContinueOnListenerFiltersTimeout: false,
+		ListenerFilters: []*listenerv3.ListenerFilter{
+			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{}),
+		},
+		AccessLog: refusedConnectionLog(p.accessLog),
+		FilterChains: []*listenerv3.FilterChain{
+			proxy,
+			plainChain(reasonUseTLS, "this port of wayleave speaks TLS: write https:// in the URL of the proxy"),
+		},
+		FilterChainMatcher: byTransport(tls, chainOf(plainChainName)),
+		DefaultFilterChain: denyChain(),
+	}
+}
+
+// unnamedOr picks chain for a client that sends no server name, and asks m about the others.
+func unnamedOr(chain string, m *matcher.Matcher) *matcher.Matcher {
+	return &matcher.Matcher{
+		MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{
+			Predicate: not(&matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_{
+				SinglePredicate: &matcher.Matcher_MatcherList_Predicate_SinglePredicate{
+					Input: serverName(),
+					Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcher.StringMatcher{
+						MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{EngineType: &matcher.RegexMatcher_GoogleRe2{GoogleRe2: &matcher.RegexMatcher_GoogleRE2{}}, Regex: ".+"}},
+					}},
+				},
+			}}),
+			OnMatch: chainOf(chain),
+		}}}},
+		OnNoMatch: then(m),
+	}
+}
+
+func not(p *matcher.Matcher_MatcherList_Predicate) *matcher.Matcher_MatcherList_Predicate {
+	return &matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: p}}
+}
+
+// proxyALPN prefers HTTP/1.1: Go's clients offer HTTP/2 to a proxy as to any server, and when it is taken go on in
+// HTTP/1.1 all the same. Who offers h2 alone gets it.
+var proxyALPN = []string{"http/1.1", "h2"}
+
+// context is the proxy's side of TLS.
+func (t *plannedTLS) context() *tlsv3.DownstreamTlsContext {
+	if t.names != nil {
+		return leafTLS(proxyALPN, t.names[0])
+	}
+	return &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+		AlpnProtocols:                  proxyALPN,
+		TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretSource(secretProxyCert)},
+	}}
+}

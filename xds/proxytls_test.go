@@ -1,0 +1,141 @@
+package xds
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+const gateName = "gate.example.test"
+
+// workerOverTLS is worker by way of the proxy over TLS; protocols are what its client offers the proxy.
+func (s *stack) workerOverTLS(user string) *http.Client {
+	c := s.worker(user)
+	tr := c.Transport.(*http.Transport)
+	tr.Proxy = http.ProxyURL(&url.URL{Scheme: "https", User: url.UserPassword(user, "pw"), Host: net.JoinHostPort(gateName, "443")})
+	tr.DialContext = dialerTo(s.config.ProxyTLS.Address)
+	return c
+}
+
+// The proxy over TLS is the proxy, and shows its certificate for its own names only.
+func TestProxyOverTLS(t *testing.T) {
+	s := start(t, func(c *Config) {
+		c.ProxyTLS = &ProxyTLS{Address: freeAddress(t), Names: []string{gateName, "other.example.test"}}
+	}, nil)
+	dial := func(t *testing.T, c *tls.Config) (*tls.Conn, error) {
+		t.Helper()
+		var d net.Dialer
+		raw, err := d.DialContext(t.Context(), "tcp", s.config.ProxyTLS.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = raw.Close() })
+		conn := tls.Client(raw, c)
+		return conn, conn.HandshakeContext(t.Context())
+	}
+
+	t.Run("a client", func(t *testing.T) {
+		if a := get(t, s.workerOverTLS("ann"), "https://"+apiHost+"/"); a.status != 200 || a.body != "Bearer real-ann" {
+			t.Errorf("got %d %q", a.status, a.body)
+		}
+	})
+	t.Run("by each name", func(t *testing.T) {
+		for _, name := range s.config.ProxyTLS.Names {
+			for _, alpn := range []string{"h2", "http/1.1"} {
+				conn, err := dial(t, &tls.Config{ServerName: name, RootCAs: s.leaves.pool(), NextProtos: []string{alpn}})
+				if err != nil || conn.ConnectionState().NegotiatedProtocol != alpn {
+					t.Errorf("%s: %v, %q", name, err, conn.ConnectionState().NegotiatedProtocol)
+				}
+			}
+		}
+	})
+	t.Run("by no name", func(t *testing.T) {
+		conn, err := dial(t, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.ConnectionState().PeerCertificates[0].VerifyHostname(gateName); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("by the name of a host", func(t *testing.T) {
+		if _, err := dial(t, &tls.Config{ServerName: apiHost, RootCAs: s.leaves.pool()}); err == nil || err.Error() != "remote error: tls: access denied" {
+			t.Errorf("got %v, want the alert access_denied", err)
+		}
+	})
+	t.Run("in the clear", func(t *testing.T) {
+		var d net.Dialer
+		conn, err := d.DialContext(t.Context(), "tcp", s.config.ProxyTLS.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		fmt.Fprintf(conn, "CONNECT %s:443 HTTP/1.1\r\nHost: %[1]s:443\r\n\r\n", apiHost)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replyOf(t, resp, 400, reasonUseTLS)
+	})
+	t.Run("absolute form of https", func(t *testing.T) { // TLS here ends at us: it says nothing about the way on
+		conn, err := dial(t, &tls.Config{ServerName: gateName, RootCAs: s.leaves.pool(), NextProtos: []string{"http/1.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "GET https://%s/ HTTP/1.1\r\nHost: %[1]s\r\nProxy-Authorization: Basic YW5uOnB3\r\n\r\n", apiHost)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replyOf(t, resp, 403, reasonUseConnect)
+	})
+	t.Run("isolated", func(t *testing.T) {
+		if requests, wrong := s.manyWorkers(4, s.workerOverTLS); requests < 200 || wrong != 0 {
+			t.Errorf("%d of %d requests carried another worker's credential", wrong, requests)
+		}
+	})
+}
+
+// A certificate of the operator's is read from its files, and read again when they are replaced.
+func TestProxyOverTLSWithOwnCertificate(t *testing.T) {
+	own, dir := newAuthority(t), t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	certPEM, keyPEM, _, err := own.mint(gateName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{certFile: certPEM, keyFile: keyPEM} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := start(t, func(c *Config) {
+		c.ProxyTLS = &ProxyTLS{Address: freeAddress(t), CertFile: certFile, KeyFile: keyFile}
+	}, nil)
+	c := s.workerOverTLS("ann")
+	pool := s.leaves.pool()
+	pool.AddCert(own.cert)
+	c.Transport.(*http.Transport).TLSClientConfig.RootCAs = pool
+	if a := get(t, c, "https://"+apiHost+"/"); a.status != 200 || a.body != "Bearer real-ann" {
+		t.Errorf("got %d %q", a.status, a.body)
+	}
+}
+
+// replyOf reads an answer that must be one of our own.
+func replyOf(t *testing.T, resp *http.Response, status int, reason string) {
+	t.Helper()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != status || resp.Header.Get(reasonHeader) != reason || len(body) == 0 {
+		t.Errorf("got %d %s %q, want %d %s", resp.StatusCode, resp.Header.Get(reasonHeader), body, status, reason)
+	}
+}
