@@ -128,6 +128,9 @@ type Sessions interface {
 // Tokens gives out real tokens, of a grant and for a worker: a *grant.Exchanger. An error is a *grant.Unusable.
 type Tokens interface {
 	Token(ctx context.Context, name, worker string, required []string) (grant.Token, error)
+	// Replace is Token after the provider has rejected the token of the version rejected. It may return that one again,
+	// when there is none better.
+	Replace(ctx context.Context, name, worker, rejected string, required []string) (grant.Token, error)
 }
 
 // Options are optional.

@@ -13,6 +13,7 @@ import (
 type policy struct {
 	exact    map[endpoint]target
 	wildcard map[endpoint]target // host is the suffix, with its leading dot
+	routes   map[string]*Route   // by name
 	refused  map[string][]string // host → path prefixes; "" is the whole host
 	grants   map[string]map[string]bool
 	workers  map[string]string // nil: sessions are believed
@@ -31,6 +32,7 @@ func newPolicy(cfg Config) *policy {
 	p := &policy{
 		exact:             map[endpoint]target{},
 		wildcard:          map[endpoint]target{},
+		routes:            map[string]*Route{},
 		refused:           map[string][]string{},
 		grants:            map[string]map[string]bool{},
 		workers:           cfg.Workers,
@@ -38,6 +40,7 @@ func newPolicy(cfg Config) *policy {
 	}
 	for i := range cfg.Routes {
 		r := withDefaults(cfg.Routes[i])
+		p.routes[r.Name] = &r
 		p.credentialHeaders[canonical(r.HeaderIn)], p.credentialHeaders[canonical(r.HeaderOut)] = true, true
 		for _, h := range r.Hosts {
 			p.add(h, target{routes: []*Route{&r}})

@@ -54,13 +54,18 @@ func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (
 }
 
 func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	if was, again := sentBefore(in); again {
+		return s.again(ctx, in, was)
+	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	d := decide(s.policy.Load(), s.sessions, &r, s.now())
-	var token string
+	var token grant.Token
 	if d.swap != nil {
-		var f *refusal
-		if token, f = s.token(ctx, d); f != nil {
-			d.refusal = f
+		var refused *refusal
+		if token, refused = s.take(ctx, d.swap.grant, d.route, func(ctx context.Context) (grant.Token, error) {
+			return s.tokens.Token(ctx, d.swap.grant, d.session.Worker, d.swap.scopes)
+		}); refused != nil {
+			d.refusal = refused
 		}
 	}
 	if ctx.Err() != nil { // the worker went away
@@ -74,12 +79,13 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	return forward(d, token), nil
 }
 
-// token gets the real token for a swap.
-func (s *Server) token(ctx context.Context, d decision) (string, *refusal) {
+// take gets a token of the grant that can be sent, by asking for it within our deadline, or says why there is none. The
+// route is nil when there is none any more.
+func (s *Server) take(ctx context.Context, name string, route *Route, ask func(context.Context) (grant.Token, error)) (grant.Token, *refusal) {
 	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
-	f := &refusal{grant: d.swap.grant, imported: d.route.Imported}
-	got, err := s.tokens.Token(ctx, d.swap.grant, d.session.Worker, d.swap.scopes)
+	f := &refusal{grant: name, imported: route != nil && route.Imported}
+	got, err := ask(ctx)
 	if err != nil {
 		f.reason, f.cause = refreshUnavailable, err
 		if u, ok := errors.AsType[*grant.Unusable](err); ok {
@@ -89,14 +95,13 @@ func (s *Server) token(ctx context.Context, d decision) (string, *refusal) {
 				f.reason = reason
 			}
 		}
-		return "", f
+		return grant.Token{}, f
 	}
-	token := got.Access.Reveal()
-	if !sendable(token) {
+	if !sendable(got.Access.Reveal()) {
 		f.reason = badCredentialStored
-		return "", f
+		return grant.Token{}, f
 	}
-	return token, nil
+	return got, nil
 }
 
 // logRefusal writes the one line of a refusal. It never holds a header's value, save the request id.
@@ -147,32 +152,46 @@ const (
 )
 
 // forward lets the request out, with token in place of the placeholder if there is a swap.
-func forward(d decision, token string) *extprocv3.ProcessingResponse {
-	mutation := &extprocv3.HeaderMutation{RemoveHeaders: d.remove}
-	verdict := verdictPass
+func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
+	var set [][2]string
+	remove := d.remove
+	fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdictPass)}
 	if d.swap != nil {
-		verdict = verdictSwap
-		mutation.SetHeaders = append(mutation.SetHeaders, overwrite(d.swap.out.header, d.swap.out.value(token)))
+		fields = sentBy(d, token).metadata()
+		set = append(set, [2]string{d.swap.out.header, d.swap.out.value(token.Access.Reveal())})
 		for _, h := range d.swap.set {
-			mutation.SetHeaders = append(mutation.SetHeaders, overwrite(h.name, h.value))
+			set = append(set, [2]string{h.name, h.value})
 		}
 		if d.swap.remove != "" {
-			mutation.RemoveHeaders = append(mutation.RemoveHeaders, d.swap.remove)
+			remove = append(remove, d.swap.remove)
+		}
+		if token.Replaceable {
+			set = append(set, [2]string{headerRetryOn, retryOnStatus}, [2]string{headerRetryStatus, statusRejected})
 		}
 	}
 	if d.addSocketKey {
-		mutation.SetHeaders = append(mutation.SetHeaders, overwrite("sec-websocket-key", socketKey()))
+		set = append(set, [2]string{"sec-websocket-key", socketKey()})
 	}
-	return &extprocv3.ProcessingResponse{
-		Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{
-			Response: &extprocv3.CommonResponse{HeaderMutation: mutation},
-		}},
-		DynamicMetadata: &structpb.Struct{Fields: map[string]*structpb.Value{
-			metadataNamespace: structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
-				metadataVerdict: structpb.NewStringValue(verdict),
-			}}),
-		}},
+	out := answered(set, fields)
+	out.GetRequestHeaders().GetResponse().GetHeaderMutation().RemoveHeaders = remove
+	return out
+}
+
+// answered lets a request go on with these headers set, and notes fields as its dynamic metadata.
+func answered(set [][2]string, fields map[string]*structpb.Value) *extprocv3.ProcessingResponse {
+	mutation := &extprocv3.HeaderMutation{}
+	for _, h := range set {
+		mutation.SetHeaders = append(mutation.SetHeaders, overwrite(h[0], h[1]))
 	}
+	out := &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{
+		Response: &extprocv3.CommonResponse{HeaderMutation: mutation},
+	}}}
+	if fields != nil {
+		out.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
+			metadataNamespace: structpb.NewStructValue(&structpb.Struct{Fields: fields}),
+		}}
+	}
+	return out
 }
 
 // socketKey is a Sec-WebSocket-Key, RFC 6455 section 4.1.

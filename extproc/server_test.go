@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"bytes"
+	gocmp "cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -42,6 +43,9 @@ type vault struct {
 	tokens map[string]string // guarded by mu
 	hang   bool              // guarded by mu; waits for the context's end
 	asked  []string          // guarded by mu
+
+	version     string // of the tokens; empty: 1
+	replaceable bool
 }
 
 func realToken(grant string) string { return "REAL-" + grant + "-0123456789" }
@@ -62,7 +66,15 @@ func (v *vault) Token(ctx context.Context, name, worker string, required []strin
 	if !own {
 		token = realToken(name)
 	}
-	return grant.Token{Access: secret.New(token)}, nil
+	return grant.Token{Access: secret.New(token), Version: gocmp.Or(v.version, "1"), Replaceable: v.replaceable}, nil
+}
+
+func (v *vault) Replace(ctx context.Context, name, worker, rejected string, required []string) (grant.Token, error) {
+	t, err := v.Token(ctx, name, worker, required)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.asked[len(v.asked)-1] += " instead of " + rejected
+	return t, err
 }
 
 type serverFixture struct {

@@ -17,6 +17,7 @@ type Event struct {
 	Took       time.Duration `json:"took_ns,omitempty"`    // of the call
 	ErrorKind  oauth.Kind    `json:"error_kind,omitempty"` // of what failed
 	Error      string        `json:"error,omitempty"`
+	Rejected   bool          `json:"rejected,omitempty"`    // the provider had rejected the token that this refresh replaced
 	Lost       []string      `json:"scopes_lost,omitempty"` // scopes that this answer no longer grants
 }
 

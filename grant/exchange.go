@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"time"
 
@@ -46,7 +47,9 @@ type exchangeKey struct{ grant, worker string }
 
 // exchanged is what is known of one worker's token at one grant. Times are by the running clock.
 type exchanged struct {
-	epoch    string // of the grant; with another one, nothing of this holds
+	number   int           // of the token: none before it had the same
+	rejected time.Duration // when the last token that the provider rejected was dropped; zero: never
+	epoch    string        // of the grant; with another one, nothing of this holds
 	token    Token
 	renew    time.Duration // when to get the next token
 	ends     time.Duration // when the token is of no more use; zero: there is none
@@ -90,6 +93,26 @@ func (x *Exchanger) Token(ctx context.Context, name, worker string, required []s
 	}
 }
 
+// Replace is [Keeper.Replace] for a worker's own token: it is exchanged anew, which gets the worker a token from the grant's
+// present one. That one is refreshed when the provider does not take it.
+func (x *Exchanger) Replace(ctx context.Context, name, worker, rejected string, required []string) (Token, error) {
+	if _, ok := x.rules[name]; !ok {
+		return x.keeper.Replace(ctx, name, rejected, required)
+	}
+	now := x.keeper.now().run
+	x.mu.Lock()
+	if e := x.entries[exchangeKey{name, worker}]; e != nil && e.token.Version == rejected && e.replaceable(now) {
+		e.ends, e.renew, e.rejected = 0, 0, now
+	}
+	x.mu.Unlock()
+	return x.Token(ctx, name, worker, required)
+}
+
+// replaceable reports whether another token may be got in place of one that the provider rejects.
+func (e *exchanged) replaceable(now time.Duration) bool {
+	return e.rejected == 0 || now-e.rejected >= firstCooldown
+}
+
 var errStillExchanging = errors.New("still waiting for the worker's own token")
 
 const noneForWorker = "has no token for this worker at the moment"
@@ -105,7 +128,7 @@ func (x *Exchanger) look(key exchangeKey, rule Exchange, waited bool) (t Token, 
 	e := x.entry(key, now)
 	e.used = now
 	if e.epoch != epoch { // connected anew, disconnected or revoked since
-		*e = exchanged{epoch: epoch, flight: e.flight, used: now}
+		*e = exchanged{epoch: epoch, flight: e.flight, used: now, number: e.number}
 	}
 	usable := now < e.ends
 	held := e.refusal != nil && (waited || now < e.retry)
@@ -115,7 +138,9 @@ func (x *Exchanger) look(key exchangeKey, rule Exchange, waited bool) (t Token, 
 	}
 	switch {
 	case usable:
-		return e.token, nil, nil
+		t := e.token
+		t.Replaceable = e.replaceable(now)
+		return t, nil, nil
 	case e.flight != nil:
 		return Token{}, e.flight, nil
 	}
@@ -143,6 +168,14 @@ func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done 
 			ask.Actor = key.worker
 		}
 		got, err = rule.OAuth.TokenExchange(ctx, ask)
+		if e, ok := errors.AsType[*oauth.Error](err); ok && e.Kind() == oauth.KindInvalidGrant {
+			// The subject may have been revoked.
+			if other, failed := x.keeper.Replace(ctx, key.grant, subject.Version, nil); failed == nil && other.Version != subject.Version {
+				subject, ask.Subject = other, other.Access
+				epoch = x.keeper.epochOf(key.grant, subject.Access)
+				got, err = rule.OAuth.TokenExchange(ctx, ask)
+			}
+		}
 	}
 	now := x.keeper.now()
 	x.mu.Lock()
@@ -163,8 +196,11 @@ func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done 
 	default:
 		life := lifeOf(got.Expiry, subject.Expires, now.day)
 		*e = exchanged{
-			epoch: epoch,
-			token: Token{Access: got.Access, Scopes: exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes), Expires: got.Expiry},
+			epoch: epoch, number: e.number + 1, rejected: e.rejected,
+			token: Token{
+				Access: got.Access, Scopes: exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes), Expires: got.Expiry,
+				Version: epoch + "." + strconv.Itoa(e.number+1),
+			},
 			renew: now.run + life - min(exchangeAhead, life/5),
 			ends:  now.run + life - min(maxMargin, life/20),
 			used:  e.used,

@@ -57,4 +57,8 @@ type Token struct {
 	Access  secret.Text
 	Scopes  []string  // granted; shared, so not to be changed
 	Expires time.Time // zero: the provider named no end
+	// Version tells the tokens of a grant apart. It is no secret.
+	Version string
+	// Replaceable reports whether Replace may get another token, should the provider reject this one.
+	Replaceable bool
 }

@@ -137,6 +137,41 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 	}
 }
 
+// Replace is Token for a request whose token, of the version rejected, the provider has just answered with 401. It returns
+// at once when there is another token meanwhile; otherwise it looks what others have stored, and then has the grant
+// refreshed: once for each rejected token however many requests ask, and again only after a pause, which grows while new
+// tokens are rejected too. When that is no help it returns the rejected token.
+func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []string) (Token, error) {
+	m, ok := k.minders[name]
+	if !ok {
+		return k.Token(ctx, name, required)
+	}
+	came := k.now()
+	for {
+		v := m.view.Load()
+		now := k.now()
+		t, refusal, _ := v.answer(m.policy, m.spec, required, came, now)
+		if refusal != nil || t.Version != rejected {
+			return k.Token(ctx, name, required)
+		}
+		switch looked := v.readAt >= came.run; {
+		case v.storeErr != nil, looked && (!t.Replaceable || v.held-now.run > soon):
+			return t, nil
+		case looked:
+			m.reject(rejected)
+		default:
+			m.ask()
+		}
+		select {
+		case <-v.superseded:
+		case <-ctx.Done():
+			return t, nil
+		case <-k.ended:
+			return t, nil
+		}
+	}
+}
+
 // watchRequests hands on what operators ask for, until ctx ends.
 func (k *Keeper) watchRequests(ctx context.Context) {
 	tick := time.NewTicker(k.reread)

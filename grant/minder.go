@@ -36,6 +36,8 @@ type minder struct {
 	view    atomic.Pointer[view]
 	request atomic.Pointer[request] // the last one by an operator, to be judged against what is stored
 
+	rejected atomic.Pointer[string] // the version of the token that the provider rejected last, to be judged likewise
+
 	owned
 }
 
@@ -92,6 +94,12 @@ func (m *minder) carryOut(r request) {
 	}
 }
 
+// reject makes the minder replace the token of this version, if it is the present one and may be replaced.
+func (m *minder) reject(version string) {
+	m.rejected.Store(&version)
+	m.ask()
+}
+
 // run minds the grant until ctx ends and nothing is unsaved, or until work ends, which is the context of everything it
 // does. The error says that a token was lost.
 func (m *minder) run(ctx, work context.Context) error {
@@ -125,7 +133,11 @@ func (m *minder) holding() bool {
 }
 
 func (m *minder) wish() wish {
-	return wish{mine: m.mine, inherited: m.inherited, asked: m.request.Load(), jitter: m.jitter, rescope: m.rescope}
+	w := wish{mine: m.mine, inherited: m.inherited, asked: m.request.Load(), jitter: m.jitter, rescope: m.rescope}
+	if v := m.rejected.Load(); v != nil {
+		w.rejected = *v
+	}
+	return w
 }
 
 // next says what to do next, and how long to wait before.

@@ -15,6 +15,8 @@ const (
 	maxBackoff         = 2 * time.Minute  // between refreshes that fail, and for which a provider that is down is left alone
 	minUnansweredPause = 10 * time.Second // before a refresh token is presented a second time
 	shortestUse        = time.Second      // of a new token, however short its life
+	firstCooldown      = time.Minute      // between two refreshes because of rejected tokens: if the second is rejected too, a refresh is no cure
+	maxCooldown        = time.Hour        // and when that goes on
 	maxMargin          = 5 * time.Second  // a token this close to expiry could expire on its way
 )
 
@@ -68,6 +70,25 @@ func (r record) slides() bool {
 	return !r.RefreshFixed && r.RefreshExpires.Sub(r.Issued) >= time.Minute
 }
 
+// cooldown is how long after the nth token in a row that was replaced because the provider rejected it the next one is not.
+// A provider that rejects whatever it gives out, or one request whatever its token, must not have a grant refreshed for ever.
+func cooldown(n int) time.Duration {
+	if n == 0 {
+		return 0
+	}
+	return min(firstCooldown<<min(n-1, 10), maxCooldown)
+}
+
+// cooling is for how long a token of r that the provider rejects is not replaced, 0 or less when it may be. It goes by the
+// time of day, which replicas share; one that was set back does not prolong it.
+func (r record) cooling(now moment) time.Duration {
+	pause := cooldown(r.Rejected)
+	if left := pause - now.day.Sub(r.RejectedAt); left <= pause {
+		return left
+	}
+	return 0
+}
+
 // move is what to do about a record next.
 type move int
 
@@ -86,6 +107,8 @@ type wish struct {
 	inherited string   // id of a lease of the process that this one has replaced: nobody is at the token endpoint any more
 	asked     *request // by an operator; nil: nothing
 	jitter    float64
+
+	rejected string // version of a token that the provider rejected; empty: none
 
 	rescope bool // a Machine grant's token was fetched for other scopes, before this process began
 }
@@ -106,6 +129,8 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 		return rest, 0
 	case open && w.asked.Do == AskRefresh:
 		do = refresh
+	case w.rejected != "" && w.rejected == r.version() && r.cooling(now) <= 0:
+		do, wait = refresh, r.paused(now)
 	case r.Access.IsZero(), r.Kind == Machine && w.rescope:
 		do, wait = refresh, r.paused(now)
 	case r.Expires.IsZero() && !r.slides():

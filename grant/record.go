@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,6 +46,8 @@ type details struct {
 	Revoked    bool       `json:"revoked,omitempty"`         // at an operator's request; the tokens are gone
 	LastError  string     `json:"last_error,omitempty"`      // why the last refresh failed
 	ErrorKind  oauth.Kind `json:"error_kind,omitempty"`      // with LastError
+	Rejected   int        `json:"rejected,omitempty"`        // tokens in a row that were replaced because the provider rejected them
+	RejectedAt time.Time  `json:"rejected_at,omitzero"`      // when the last of them was
 	Reused     bool       `json:"reused,omitempty"`          // the refresh token before this one was presented again: the provider may take that for a theft
 	Operation  string     `json:"operation"`                 // of the last writer: finds out own writes whose answer got lost
 	Handled    string     `json:"handled,omitempty"`         // the last request that was carried out
@@ -62,6 +65,14 @@ type lease struct {
 }
 
 func (r record) connected() bool { return r.Epoch != "" && !r.Revoked }
+
+// version tells the tokens of a grant apart; it is empty when there are none.
+func (r record) version() string {
+	if r.Access.IsZero() {
+		return ""
+	}
+	return r.Epoch + "." + strconv.Itoa(r.Generation)
+}
 
 // foreign reports whether r was connected at another provider than spec names, or is of another kind: its tokens must not
 // go to this one.
@@ -126,6 +137,15 @@ func (r record) answered(t oauth.Token, op string, sent, now time.Time) record {
 	}
 	r.Lease, r.Unanswered, r.Failures, r.NotBefore, r.LastError, r.ErrorKind = nil, 0, 0, time.Time{}, "", ""
 	r.Reused, r.Operation, r.Updated = false, op, wall(sent)
+	return r
+}
+
+// replaced is r, whose token was refreshed at now because the provider had rejected the one before.
+func (r record) replaced(now time.Time) record {
+	if now.Sub(r.RejectedAt) > 2*cooldown(r.Rejected) {
+		r.Rejected = 0
+	}
+	r.Rejected, r.RejectedAt = r.Rejected+1, wall(now)
 	return r
 }
 

@@ -67,9 +67,10 @@ func (m *minder) call(do move) func(context.Context) {
 // must not cost a refresh token.
 func (m *minder) refresh(ctx context.Context, began moment) error {
 	var (
-		r   = m.rec
-		t   oauth.Token
-		err error
+		r        = m.rec
+		rejected = r.version() != "" && r.version() == m.wish().rejected
+		t        oauth.Token
+		err      error
 	)
 	m.whileLeased(ctx, func(ctx context.Context) {
 		t, err = m.spec.OAuth.Refresh(ctx, r.Refresh, r.Granted, m.spec.Scopes)
@@ -95,8 +96,14 @@ func (m *minder) refresh(ctx context.Context, began moment) error {
 		} else {
 			o.next = m.rec.answered(t, rand.Text(), began.day, began.day.Add(took))
 		}
-		e.What, e.Lost = Refreshed, oauth.MissingScopes(o.next.Granted, o.base.Granted)
+		if rejected {
+			o.next = o.next.replaced(began.day.Add(took))
+		}
+		e.What, e.Lost, e.Rejected = Refreshed, oauth.MissingScopes(o.next.Granted, o.base.Granted), rejected
 		attrs := []any{"generation", o.next.Generation, "took", took, "outcome", "refreshed", "expires", o.next.Expires}
+		if rejected {
+			attrs = append(attrs, "because", "the provider rejected the token before")
+		}
 		if len(e.Lost) > 0 {
 			attrs = append(attrs, "scopes_lost", e.Lost)
 		}

@@ -44,6 +44,9 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 	}
 
 	r, ok := v.rec, usable(v.rec, now)
+	if r.Dead && v.wish.rejected != "" && v.wish.rejected == r.version() {
+		ok = false // nobody says that this token works
+	}
 	missing := oauth.MissingScopes(r.Granted, required)
 	switch {
 	case r.Epoch == "" && spec.Kind == Machine: // about to get its first token
@@ -62,7 +65,8 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 			refusal.next = r.why(missing).remedy(spec.Name, refusal.next)
 		}
 	case ok:
-		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires}, nil, false
+		replaceable := r.refreshable() && r.cooling(now) <= 0 && r.paused(now) <= 0
+		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires, Version: r.version(), Replaceable: replaceable}, nil, false
 	}
 	if refusal != nil {
 		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.

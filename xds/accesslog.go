@@ -55,6 +55,7 @@ var requestLog = map[string]string{
 	"protocol":          "%PROTOCOL%",
 	"upstream_protocol": "%UPSTREAM_PROTOCOL%",
 	"status":            "%RESPONSE_CODE%",
+	"attempts":          "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 	"details":           "%RESPONSE_CODE_DETAILS%",
 	"reason":            "%RESP(X-WAYLEAVE-REASON)%",
 	"verdict":           "%DYNAMIC_METADATA(" + metadataNamespace + ":" + metadataVerdict + ")%",

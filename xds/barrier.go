@@ -65,10 +65,14 @@ func metadataIs(key, value string) *rbacconfig.Permission {
 		MetadataMatcher: &matcherv3.MetadataMatcher{
 			Filter: metadataNamespace,
 			Path:   []*matcherv3.MetadataMatcher_PathSegment{{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: key}}},
-			Value: &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
-				MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value},
-			}}},
+			Value:  exactly(value),
 		},
+	}}}
+}
+
+func exactly(value string) *matcherv3.ValueMatcher {
+	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+		MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value},
 	}}}
 }
 

@@ -23,15 +23,15 @@ func clusters(p plan) []*clusterv3.Cluster {
 	list := []*clusterv3.Cluster{
 		apiCluster(p.apiSocket),
 		interceptCluster(),
-		upstreamCluster(clusterUpstream, p.dns, anyHTTP()),
-		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1()),
+		upstreamCluster(clusterUpstream, p.dns, anyHTTP(p)),
+		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1(p)),
 		tunnelCluster(p.dns),
 	}
 	for _, r := range p.routes {
 		if r.dial != nil {
 			list = append(list,
-				dialCluster(r.cluster(), *r.dial, p.dns, anyHTTP()),
-				dialCluster(r.clusterH1(), *r.dial, p.dns, onlyHTTP1()))
+				dialCluster(r.cluster(), *r.dial, p.dns, anyHTTP(p)),
+				dialCluster(r.clusterH1(), *r.dial, p.dns, onlyHTTP1(p)))
 		}
 	}
 	return list
@@ -130,16 +130,17 @@ func verifiedTLS() *tlsv3.UpstreamTlsContext {
 }
 
 // upstreamHTTP sends the request's host as server name, and expects it in the certificate.
-func upstreamHTTP() *upstreamhttpv3.HttpProtocolOptions {
+func upstreamHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
 	return &upstreamhttpv3.HttpProtocolOptions{
 		UpstreamHttpProtocolOptions: &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true},
 		CommonHttpProtocolOptions:   &corev3.HttpProtocolOptions{IdleTimeout: seconds(upstreamIdle)},
+		HttpFilters:                 upstreamFilters(p),
 	}
 }
 
 // anyHTTP speaks HTTP/2 or HTTP/1.1, as the upstream chooses by ALPN.
-func anyHTTP() *upstreamhttpv3.HttpProtocolOptions {
-	o := upstreamHTTP()
+func anyHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
+	o := upstreamHTTP(p)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
 		HttpProtocolOptions: http1(),
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
@@ -151,8 +152,8 @@ func anyHTTP() *upstreamhttpv3.HttpProtocolOptions {
 	return o
 }
 
-func onlyHTTP1() *upstreamhttpv3.HttpProtocolOptions {
-	o := upstreamHTTP()
+func onlyHTTP1(p plan) *upstreamhttpv3.HttpProtocolOptions {
+	o := upstreamHTTP(p)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: http1()},
 	}}

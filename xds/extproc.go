@@ -45,15 +45,20 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 			"filter_state['" + stateAuthority + "']",
 		},
 		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,
-		MutationRules:    onlyHeaders(slices.Concat(p.credentialHeaders, p.ensureHeaders, socketHeaders, replyHeaders)),
+		MutationRules:    onlyHeaders(slices.Concat(p.credentialHeaders, p.ensureHeaders, socketHeaders, retryHeaders, replyHeaders)),
 		MetadataOptions: &extprocv3.MetadataOptions{
-			ReceivingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},
+			// What the gate decided at first, and whether it was of use, for when it is asked about a retry.
+			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},
+			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},
 		},
 	}
 }
 
 // socketHeaders are what ext_proc may complete when a request opens a WebSocket.
 var socketHeaders = []string{"sec-websocket-key"}
+
+// retryHeaders tell the router to try a swapped request once more after a 401. They go no further than the router.
+var retryHeaders = []string{"x-envoy-retriable-status-codes", "x-envoy-retry-on"}
 
 // onlyHeaders allows changes of these headers. Any other makes the request fail: by default Envoy would let a
 // processor set :path, content-length and transfer-encoding.

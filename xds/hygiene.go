@@ -43,8 +43,8 @@ var notToUpstream = []string{"x-request-id"}
 
 // notFromUpstream are response headers that an upstream may not send: they would speak for the proxy or the gate.
 //
-// Nothing else of a response is changed or searched. An upstream that repeats the credential it was sent, in a header or
-// in the body, shows it to the worker; paths that do so are for a route's rules to deny.
+// A credential that the upstream repeats in a header is taken out by upstream.lua. Bodies are not searched: an upstream
+// that repeats it there shows it to the worker; paths that do so are for a route's rules to deny.
 var notFromUpstream = []string{
 	"proxy-agent", "proxy-authenticate", "proxy-authentication-info", "proxy-connection", "x-wayleave-reason",
 }

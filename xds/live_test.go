@@ -273,6 +273,7 @@ type gate struct {
 type request struct {
 	identity, authority, serverName, source string
 	header                                  http.Header
+	answered                                string // by the upstream, to the attempt before
 }
 
 // Check lets everyone in who has a user name, and calls the worker by it.
@@ -308,6 +309,7 @@ func (g *gate) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 			serverName: attributes["connection.requested_server_name"].GetStringValue(),
 			source:     attributes["source.address"].GetStringValue(),
 			header:     http.Header{},
+			answered:   m.GetMetadataContext().GetFilterMetadata()[metadataNamespace].GetFields()[metadataAnswered].GetStringValue(),
 		}
 		for _, h := range m.GetRequestHeaders().GetHeaders().GetHeaders() {
 			r.header.Add(h.GetKey(), string(h.GetRawValue()))
@@ -325,10 +327,12 @@ func swap(identity string) *extprocv3.ProcessingResponse {
 	return r
 }
 
+// verdict is what a gate notes of a request: that, and in which header a credential went out.
 func verdict(v string) *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{
 		metadataNamespace: structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
 			metadataVerdict: structpb.NewStringValue(v),
+			"header":        structpb.NewStringValue("authorization"),
 		}}),
 	}}
 }

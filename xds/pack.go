@@ -49,6 +49,7 @@ func gateService(timeout time.Duration) *corev3.GrpcService {
 func seconds(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
 func number(n uint32) *wrapperspb.UInt32Value      { return wrapperspb.UInt32(n) }
 func yes() *wrapperspb.BoolValue                   { return wrapperspb.Bool(true) }
+func no() *wrapperspb.BoolValue                    { return wrapperspb.Bool(false) }
 
 func inline(b []byte) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}

@@ -78,17 +78,20 @@ func answer200(f *http2.Framer, stream uint32) bool {
 	return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true}) == nil
 }
 
+// refuseFirst has not processed the first request.
+func refuseFirst(nth int32, f *http2.Framer, stream uint32) bool {
+	if nth == 1 {
+		return f.WriteRSTStream(stream, http2.ErrCodeRefusedStream) == nil
+	}
+	return answer200(f, stream)
+}
+
 // A request that the upstream says it has not processed (RFC 9113 section 8.7) is sent again, and the worker sees nothing.
 func TestRefusedStreamIsRetried(t *testing.T) {
 	var up *fickle
 	s := start(t, func(c *Config) {
 		ca := newAuthority(t)
-		up = newFickle(t, ca, func(nth int32, f *http2.Framer, stream uint32) bool {
-			if nth == 1 {
-				return f.WriteRSTStream(stream, http2.ErrCodeRefusedStream) == nil
-			}
-			return answer200(f, stream)
-		})
+		up = newFickle(t, ca, refuseFirst)
 		c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
 	}, nil)
 	if a := post(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != http.StatusOK {

@@ -56,6 +56,7 @@ func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
 	for _, r := range routes {
 		vh := &routev3.VirtualHost{
 			Name:                    r.name,
+			RequestBodyBufferLimit:  wrapperspb.UInt64(replayable),
 			RequestHeadersToRemove:  notToUpstream,
 			ResponseHeadersToRemove: notFromUpstream,
 			Routes: []*routev3.Route{
@@ -94,9 +95,13 @@ func (r plannedRoute) clusterH1() string {
 	return "to_" + r.name + "_h1"
 }
 
+// replayable is how much of a request's body is kept for sending it again after a 401. A longer one streams by all the
+// same, and gets its 401.
+const replayable = 1 << 20
+
 // upstreamTo is routeTo for a provider, with the retries that no provider can notice: those of requests that never
-// reached it. Whatever may have been read is not sent again, since what it did is unknown; and ext_proc is not asked
-// again, so a retry carries the token of the first attempt.
+// reached it. Whatever may have been read is not sent again, since what it did is unknown. To these the gate adds the
+// retry after a 401, for a request it has swapped: that says that nothing was done. See upstreamFilters.
 func upstreamTo(cluster string) *routev3.RouteAction {
 	a := routeTo(cluster)
 	a.RetryPolicy = &routev3.RetryPolicy{

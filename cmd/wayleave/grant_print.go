@@ -75,6 +75,9 @@ func printEvents(w io.Writer, events []grant.Event, width int) error {
 			return nil
 		}
 		var out []note
+		if events[i-1].Rejected {
+			out = append(out, note{"why", "the provider rejected the token before it"})
+		}
 		if len(events[i-1].Lost) > 0 {
 			out = append(out, note{"no longer granted", strings.Join(events[i-1].Lost, ", ")})
 		}

@@ -1,0 +1,132 @@
+package extproc
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"wayleave/grant"
+)
+
+// When a provider answers 401 to a request that was swapped, Envoy asks once more before it sends the request again:
+// between the router and the connection, where the header holds the token that was rejected. What was decided at first
+// comes along as dynamic metadata.
+
+// Envoy sends a request again after a 401 only if the swap has asked for that.
+const (
+	headerRetryOn     = "x-envoy-retry-on"
+	retryOnStatus     = "retriable-status-codes"
+	headerRetryStatus = "x-envoy-retriable-status-codes"
+	statusRejected    = "401"
+)
+
+// sent is a swap that was made: what Envoy keeps of it as dynamic metadata. Nothing in it is secret.
+type sent struct {
+	route, worker, grant string
+	scopes               []string
+	version              string // of the token
+	header               string // that holds the token
+	user, password       bool   // of Basic credentials, which part the token is; neither: it is all of them
+}
+
+func sentBy(d decision, t grant.Token) sent {
+	out := d.swap.out
+	return sent{
+		route: d.route.Name, worker: d.session.Worker, grant: d.swap.grant, scopes: d.swap.scopes, version: t.Version,
+		header: out.header, user: out.basic && out.tokenIsUser, password: out.basic && out.tokenIsPassword,
+	}
+}
+
+// metadata is s as the fields of our namespace. The access log and the search of the answer read them too.
+func (s sent) metadata() map[string]*structpb.Value {
+	return map[string]*structpb.Value{
+		metadataVerdict: structpb.NewStringValue(verdictSwap),
+		"route":         structpb.NewStringValue(s.route),
+		"worker":        structpb.NewStringValue(s.worker),
+		"grant":         structpb.NewStringValue(s.grant),
+		"scopes":        structpb.NewStringValue(strings.Join(s.scopes, " ")), // RFC 6749 section 3.3: none has a space in it
+		"version":       structpb.NewStringValue(s.version),
+		"header":        structpb.NewStringValue(s.header),
+		"user":          structpb.NewBoolValue(s.user),
+		"password":      structpb.NewBoolValue(s.password),
+	}
+}
+
+// sentBefore returns the swap that in asks to repeat; false when in is about a new request. No worker can write metadata.
+func sentBefore(in *extprocv3.ProcessingRequest) (sent, bool) {
+	f := in.GetMetadataContext().GetFilterMetadata()[metadataNamespace].GetFields()
+	if f["answered"].GetStringValue() != statusRejected || f[metadataVerdict].GetStringValue() != verdictSwap {
+		return sent{}, false
+	}
+	text := func(name string) string { return f[name].GetStringValue() }
+	return sent{
+		route: text("route"), worker: text("worker"), grant: text("grant"), scopes: strings.Fields(text("scopes")), version: text("version"),
+		header: text("header"), user: f["user"].GetBoolValue(), password: f["password"].GetBoolValue(),
+	}, true
+}
+
+// again answers about a request whose token was rejected: it goes out with another, or with the same when there is no
+// better one, and the worker then gets the provider's own answer.
+func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was sent) (*extprocv3.ProcessingResponse, error) {
+	r := newRequest(in.GetRequestHeaders(), nil)
+	values := r.values(was.header)
+	route := s.policy.Load().routes[was.route]
+	got, refused := s.take(ctx, was.grant, route, func(ctx context.Context) (grant.Token, error) {
+		return s.tokens.Replace(ctx, was.grant, was.worker, was.version, was.scopes)
+	})
+	if ctx.Err() != nil { // the worker went away
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	if refused != nil {
+		d := decision{refusal: refused, route: route, host: shown(r.authority)}
+		d.session.Worker = was.worker
+		id := requestID(nil)
+		s.logRefusal(ctx, d, id)
+		return immediate(refused.answer(route, id), refused.reason), nil
+	}
+	if got.Version == was.version {
+		return answered(nil, nil), nil
+	}
+	if len(values) != 1 {
+		return nil, status.Errorf(codes.InvalidArgument, "%d lines of %s in a request that was swapped", len(values), was.header)
+	}
+	value, err := was.with(values[0], got.Access.Reveal())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	s.log.LogAttrs(ctx, slog.LevelInfo, "token rejected by the provider, request sent again with another",
+		slog.String("grant", was.grant), slog.String("worker", was.worker), slog.String("host", shown(r.authority)))
+	was.version = got.Version
+	fields := was.metadata()
+	fields["answered"] = structpb.NewStringValue("") // a retry for another reason is none of ours
+	return answered([][2]string{{was.header, value}}, fields), nil
+}
+
+// with is the header's value with token in place of the one it holds.
+func (s sent) with(value, token string) (string, error) {
+	scheme, credential, ok := strings.Cut(value, " ")
+	if !ok {
+		scheme, credential = "", value
+	}
+	if s.user || s.password {
+		user, password, ok := basic(credential)
+		if !ok {
+			return "", fmt.Errorf("%s of a request that was swapped holds no Basic credentials", s.header)
+		}
+		if s.user {
+			user = token
+		}
+		if s.password {
+			password = token
+		}
+		token = base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+	}
+	return strings.TrimPrefix(scheme+" "+token, " "), nil
+}

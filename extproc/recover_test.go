@@ -1,0 +1,127 @@
+package extproc
+
+import (
+	"encoding/base64"
+	"strings"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"wayleave/grant"
+)
+
+// rejected is what Envoy sends when a provider has answered 401 to the request that out let go: its header as it went
+// out, and what was noted of it.
+func rejected(out *extprocv3.ProcessingResponse, header, value string) *extprocv3.ProcessingRequest {
+	noted := out.GetDynamicMetadata().GetFields()[metadataNamespace].GetStructValue()
+	fields := map[string]*structpb.Value{"answered": structpb.NewStringValue("401")}
+	for k, v := range noted.GetFields() {
+		fields[k] = v
+	}
+	return &extprocv3.ProcessingRequest{
+		Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{
+			{Key: ":method", RawValue: []byte("GET")}, {Key: ":authority", RawValue: []byte("api.example.com")}, {Key: ":path", RawValue: []byte("/")},
+			{Key: header, RawValue: []byte(value)},
+		}}}},
+		MetadataContext: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataNamespace: {Fields: fields}}},
+	}
+}
+
+// The new token takes the place of the rejected one in whatever form that went out.
+func TestAgainKeepsTheForm(t *testing.T) {
+	encode := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	for name, test := range map[string]struct {
+		was        sent
+		value      string
+		want, fail string
+	}{
+		"bearer":            {was: sent{header: "authorization"}, value: "Bearer OLD", want: "Bearer NEW"},
+		"other scheme":      {was: sent{header: "authorization"}, value: "token OLD", want: "token NEW"},
+		"bare":              {was: sent{header: "x-api-key"}, value: "OLD", want: "NEW"},
+		"basic password":    {was: sent{header: "authorization", password: true}, value: "Basic " + encode("x-access-token:OLD"), want: "Basic " + encode("x-access-token:NEW")},
+		"basic user":        {was: sent{header: "authorization", user: true}, value: "Basic " + encode("OLD:x-oauth-basic"), want: "Basic " + encode("NEW:x-oauth-basic")},
+		"basic both":        {was: sent{header: "authorization", user: true, password: true}, value: "Basic " + encode("OLD:OLD"), want: "Basic " + encode("NEW:NEW")},
+		"basic that is not": {was: sent{header: "authorization", user: true}, value: "Basic !!", fail: "no Basic credentials"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := test.was.with(test.value, "NEW")
+			if got != test.want || (err == nil) != (test.fail == "") || err != nil && !strings.Contains(err.Error(), test.fail) {
+				t.Errorf("got %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// A retry is asked for exactly when another token may be had, and what is noted of the request is no secret.
+func TestSwapAsksForRetry(t *testing.T) {
+	for _, replaceable := range []bool{true, false} {
+		f := newServer(t)
+		f.vault.replaceable = replaceable
+		client, _ := f.serve(t)
+		out := exchange(t, client, message(f.anthropic("GET", "/", "authorization", "Bearer "+f.claude())))
+		if strings.Contains(prototext.Format(out.GetDynamicMetadata()), realToken("claude")) || !strings.Contains(prototext.Format(out.GetDynamicMetadata()), "claude") {
+			t.Errorf("metadata: %v", out.GetDynamicMetadata())
+		}
+		set := headersOf(t, out.GetRequestHeaders().GetResponse().GetHeaderMutation().GetSetHeaders())
+		if asked := set[headerRetryOn] == retryOnStatus && set[headerRetryStatus] == "401"; asked != replaceable {
+			t.Errorf("replaceable %v: %v", replaceable, set)
+		}
+	}
+}
+
+func TestAgain(t *testing.T) {
+	f := newServer(t)
+	client, _ := f.serve(t)
+	first := exchange(t, client, message(f.anthropic("GET", "/", "authorization", "Bearer "+f.claude())))
+	header := headersOf(t, first.GetRequestHeaders().GetResponse().GetHeaderMutation().GetSetHeaders())["authorization"]
+	in := rejected(first, "authorization", header)
+
+	t.Run("another token", func(t *testing.T) {
+		f.vault.tokens, f.vault.version = map[string]string{"claude": "REAL-another"}, "2"
+		out := exchange(t, client, in)
+		m := out.GetRequestHeaders().GetResponse().GetHeaderMutation()
+		if got := headersOf(t, m.GetSetHeaders()); len(got) != 1 || got["authorization"] != "Bearer REAL-another" || len(m.GetRemoveHeaders()) > 0 {
+			t.Errorf("set %v, removed %v", got, m.GetRemoveHeaders())
+		}
+		fields := out.GetDynamicMetadata().GetFields()[metadataNamespace].GetStructValue().GetFields()
+		if fields["version"].GetStringValue() != "2" || fields["answered"].GetStringValue() != "" || fields["grant"].GetStringValue() != "claude" {
+			t.Errorf("noted %v", fields)
+		}
+		if asked := f.vault.asked[len(f.vault.asked)-1]; !strings.HasPrefix(asked, "ci: claude") || !strings.Contains(asked, "instead of 1") {
+			t.Errorf("asked %q", asked)
+		}
+	})
+	t.Run("no other token", func(t *testing.T) {
+		f.vault.tokens, f.vault.version = nil, "1"
+		out := exchange(t, client, in)
+		if m := out.GetRequestHeaders().GetResponse().GetHeaderMutation(); len(m.GetSetHeaders())+len(m.GetRemoveHeaders()) > 0 || out.GetDynamicMetadata() != nil {
+			t.Errorf("got %v", out)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		f.vault.errs = map[string]error{"claude": &grant.Unusable{Grant: "claude", State: grant.NeedsReconnect}}
+		defer func() { f.vault.errs = nil }()
+		out := exchange(t, client, in).GetImmediateResponse()
+		if got := headersOf(t, out.GetHeaders().GetSetHeaders())["x-wayleave-reason"]; got != needsReconnect {
+			t.Errorf("got %v", out)
+		}
+	})
+	t.Run("not a swap, or no 401", func(t *testing.T) {
+		for name, edit := range map[string]func(map[string]*structpb.Value){
+			"passed": func(m map[string]*structpb.Value) { m[metadataVerdict] = structpb.NewStringValue(verdictPass) },
+			"200":    func(m map[string]*structpb.Value) { m["answered"] = structpb.NewStringValue("200") },
+		} {
+			in := rejected(first, "authorization", header)
+			edit(in.GetMetadataContext().GetFilterMetadata()[metadataNamespace].GetFields())
+			if out := exchange(t, client, in); out.GetImmediateResponse() == nil { // it has no identity
+				t.Errorf("%s: got %v", name, out)
+			}
+		}
+	})
+	if strings.Contains(f.log.String(), "REAL-") {
+		t.Errorf("a token was logged: %s", f.log)
+	}
+}

@@ -1,0 +1,91 @@
+-- Runs on the answer to each attempt of a request, between the upstream's connection and everything else.
+--
+-- It notes a 401 to a swapped request, which lets the gate try once more with another token, and takes the credential
+-- that was sent out of the headers and trailers that come back. A fault in it must not let a header through unseen.
+
+local namespace = "wayleave"
+
+-- The texts in which a credential may come back: as it was sent, what is inside Basic, and both as they stand in a URL.
+local function needles(handle, decision)
+  local value = handle:requestHeaders():get(decision.header) or ""
+  local credential = value:match("^%S+ +(%S.*)$") or value
+  local texts = { credential }
+  if decision.user or decision.password then
+    local user, password = handle:base64Decode(credential):match("^([^:]*):(.*)$")
+    texts[#texts + 1] = decision.user and user
+    texts[#texts + 1] = decision.password and password
+  end
+  local all = {}
+  for _, text in ipairs(texts) do
+    if text ~= "" then
+      all[#all + 1] = text
+      local escaped = text:gsub("[^%w%-._~]", function(c) return ("%%%02X"):format(c:byte()) end)
+      if escaped ~= text then
+        all[#all + 1] = escaped
+      end
+    end
+  end
+  return all
+end
+
+-- Each hit becomes asterisks of the same length.
+local function masked(value, texts)
+  for _, text in ipairs(texts) do
+    local from, to = value:find(text, 1, true)
+    while from do
+      value = value:sub(1, from - 1) .. ("*"):rep(to - from + 1) .. value:sub(to + 1)
+      from, to = value:find(text, to + 1, true)
+    end
+  end
+  return value
+end
+
+local function scrub(map, texts)
+  local values, hit = {}, {}
+  for name, value in pairs(map) do
+    local clean = masked(value, texts)
+    values[name] = values[name] or {}
+    table.insert(values[name], clean)
+    hit[name] = hit[name] or clean ~= value
+  end
+  for name in pairs(hit) do
+    if hit[name] then
+      map:remove(name)
+      for _, value in ipairs(values[name]) do
+        map:add(name, value)
+      end
+    end
+  end
+end
+
+local function empty(map)
+  local names = {}
+  for name in pairs(map) do
+    names[#names + 1] = name
+  end
+  for _, name in ipairs(names) do
+    if name:sub(1, 1) ~= ":" then
+      map:remove(name)
+    end
+  end
+end
+
+function envoy_on_response(handle)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local decision = metadata:get(namespace)
+  if not decision or decision.verdict ~= "swap" then
+    return
+  end
+  if handle:headers():get(":status") == "401" then
+    metadata:set(namespace, "answered", "401")
+  end
+  local ok, texts = pcall(needles, handle, decision)
+  if not (ok and pcall(scrub, handle:headers(), texts)) then
+    handle:logErr("wayleave: the headers of an answer could not be searched, and were dropped")
+    empty(handle:headers())
+  end
+  local trailers = handle:trailers()
+  if trailers and not (ok and pcall(scrub, trailers, texts)) then
+    empty(trailers)
+  end
+end
