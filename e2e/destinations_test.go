@@ -4,10 +4,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,20 +28,20 @@ type upstream struct {
 	saw      sync.Map     // Authorization values
 }
 
-func newUpstream(t *testing.T, ca *demo.CA, host string, handler http.HandlerFunc) *upstream {
+// newUpstream serves HTTP by the protocols in alpn, without any by HTTP/2 and HTTP/1.1.
+func newUpstream(t *testing.T, ca *demo.CA, host string, handler http.HandlerFunc, alpn ...string) *upstream {
 	t.Helper()
-	cert, err := ca.Issue(host)
-	if err != nil {
-		t.Fatal(err)
-	}
 	up := &upstream{}
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		up.requests.Add(1)
 		up.saw.Store(r.Header.Get("Authorization"), true)
 		handler(w, r)
 	}))
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
-	srv.EnableHTTP2 = true
+	if len(alpn) == 0 {
+		alpn = []string{"h2", "http/1.1"}
+	}
+	srv.TLS = strictTLS(t, ca, host, alpn...)
+	srv.EnableHTTP2 = slices.Contains(alpn, "h2")
 	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		if s == http.StateNew {
 			up.accepts.Add(1)
@@ -49,6 +51,52 @@ func newUpstream(t *testing.T, ca *demo.CA, host string, handler http.HandlerFun
 	t.Cleanup(srv.Close)
 	up.address = srv.Listener.Addr().String()
 	return up
+}
+
+// strictTLS ends the handshake with who offers protocols but none of these; Go's own servers make an exception.
+func strictTLS(t *testing.T, ca *demo.CA, host string, alpn ...string) *tls.Config {
+	t.Helper()
+	cert, err := ca.Issue(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		NextProtos:   alpn,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if len(hello.SupportedProtos) > 0 && !slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return slices.Contains(alpn, p) }) {
+				return nil, fmt.Errorf("none of %q is spoken here", hello.SupportedProtos)
+			}
+			return nil, nil
+		},
+	}
+}
+
+// newRawUpstream is a server without HTTP: handle gets each connection, after the handshake as for one that speaks alpn,
+// by default HTTP/1.1. It returns the address.
+func newRawUpstream(t *testing.T, ca *demo.CA, host string, handle func(net.Conn), alpn ...string) string {
+	t.Helper()
+	if len(alpn) == 0 {
+		alpn = []string{"http/1.1"}
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", strictTLS(t, ca, host, alpn...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				handle(c)
+			}()
+		}
+	}()
+	return l.Addr().String()
 }
 
 // sawText reports whether a credential with s in it arrived.
@@ -263,10 +311,16 @@ func TestTunnelledHosts(t *testing.T) {
 	w := makeWorld(t)
 	dns := newResolver(t)
 	dns.set("tunnel.demo.test", "127.0.0.1")
+	dns.set("half.demo.test", "127.0.0.1")
 	up := newUpstream(t, w.CA, "tunnel.demo.test", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	half := newRawUpstream(t, w.CA, "half.demo.test", func(c net.Conn) {
+		if b, err := io.ReadAll(c); err == nil { // to the client's end
+			fmt.Fprintf(c, "%s, and an answer", b)
+		}
+	})
 	g := startIn(t, w, base("  - {hosts: [api.demo.test], grant: claude, connect_to: \"$API\"}\n",
 		fmt.Sprintf(`, dns_resolvers: ["%s"], allow_private: [127.0.0.0/8]`, dns.address),
-		fmt.Sprintf("tunnel: [\"tunnel.demo.test:%s\"]\n", up.port())), "claude")
+		fmt.Sprintf("tunnel: [\"tunnel.demo.test:%s\", \"half.demo.test:%s\"]\n", up.port(), port(half))), "claude")
 	me := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	own := x509.NewCertPool()
 	own.AppendCertsFromPEM(w.CA.PEM())
@@ -277,6 +331,16 @@ func TestTunnelledHosts(t *testing.T) {
 	req.Header.Del("Authorization")
 	if a, err := do(outside.client(t, true), req); err != nil || a.status != http.StatusOK {
 		t.Errorf("through the tunnel: %v, %v", a, err)
+	}
+	c := tls.Client(g.tunnel(t, me, "half.demo.test:"+port(half)), &tls.Config{ServerName: "half.demo.test", RootCAs: own})
+	if _, err := c.Write([]byte("a question")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || string(b) != "a question, and an answer" {
+		t.Errorf("after the client's end: %q, %v", b, err)
 	}
 	for _, serverName := range []string{"api.demo.test", "evil.example"} {
 		c := tls.Client(g.tunnel(t, me, "tunnel.demo.test:"+up.port()), &tls.Config{ServerName: serverName, RootCAs: own})

@@ -85,22 +85,8 @@ func (g *gate) processLeaks() error {
 
 // adminLeaks looks for real tokens and private keys in what Envoy tells about itself.
 func (g *gate) adminLeaks() error {
-	sockets, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock"))
-	if err != nil || len(sockets) != 1 {
-		return fmt.Errorf("no admin socket in the state directory: %v %w", sockets, err)
-	}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", sockets[0])
-		},
-	}}
 	for _, page := range []string{"/config_dump?include_eds", "/stats", "/clusters", "/certs", "/listeners", "/server_info"} {
-		resp, err := client.Get("http://admin" + page)
-		if err != nil {
-			return err
-		}
-		b, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
+		b, err := g.admin(page)
 		if err != nil {
 			return err
 		}
@@ -115,4 +101,24 @@ func (g *gate) adminLeaks() error {
 		}
 	}
 	return nil
+}
+
+// admin asks Envoy's admin interface.
+func (g *gate) admin(page string) ([]byte, error) {
+	sockets, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock"))
+	if err != nil || len(sockets) != 1 {
+		return nil, fmt.Errorf("no admin socket in the state directory: %v %w", sockets, err)
+	}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", sockets[0])
+		},
+	}}
+	resp, err := client.Get("http://admin" + page)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
 }

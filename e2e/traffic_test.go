@@ -1,21 +1,13 @@
 package e2e
 
 import (
-	"bufio"
-	"bytes"
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/coder/websocket"
 )
 
 const oneTeam = `
@@ -75,86 +67,6 @@ func TestExpiryUnderLoad(t *testing.T) {
 	}
 	if after.Load() < connections {
 		t.Errorf("only %d requests came after the refresh", after.Load())
-	}
-}
-
-// What clients speak passes through as it is.
-func TestProtocols(t *testing.T) {
-	g := start(t, oneTeam, "claude")
-	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
-
-	for _, v := range []struct {
-		name  string
-		http2 bool
-		proto string
-	}{{"HTTP/1.1", false, "HTTP/1.1"}, {"HTTP/2", true, "HTTP/2.0"}} {
-		t.Run(v.name, func(t *testing.T) {
-			client := w.client(t, v.http2)
-			a, err := do(client, w.request(http.MethodGet, "https://api.demo.test/echo?q=1", nil))
-			if err != nil || a.status != http.StatusOK || a.proto != v.proto {
-				t.Fatalf("got %v, %v; want 200 over %s", a, err, v.proto)
-			}
-			for _, header := range []string{"X-Forwarded", "X-Envoy", "Proxy-", "X-Wayleave", "X-Request-Id"} {
-				if strings.Contains(a.body, `"`+header) {
-					t.Errorf("a header of ours, %s…, arrived upstream: %s", header, a.body)
-				}
-			}
-
-			t.Run("30 MiB POST", func(t *testing.T) {
-				body := make([]byte, 30<<20)
-				_, _ = rand.NewChaCha8([32]byte{1}).Read(body)
-				want := sha256.Sum256(body)
-				req := w.request(http.MethodPost, "https://api.demo.test/upload", bytes.NewReader(body))
-				req.Header.Set("Expect", "100-continue")
-				a, err := do(client, req)
-				if err != nil || a.status != http.StatusOK || !strings.Contains(a.body, hex.EncodeToString(want[:])) {
-					t.Errorf("got %v, %v; want the hash of what was sent", a, err)
-				}
-			})
-
-			t.Run("events arrive one by one", func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				defer cancel()
-				// The second event is a minute away: reading the first proves that nothing waits for more.
-				resp, err := client.Do(w.request(http.MethodGet, "https://api.demo.test/sse?n=2&ms=60000", nil).WithContext(ctx))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer func() { _ = resp.Body.Close() }()
-				line, err := bufio.NewReader(resp.Body).ReadString('\n')
-				if err != nil || !strings.HasPrefix(line, "event: tick") {
-					t.Errorf("read %q, %v", line, err)
-				}
-			})
-		})
-	}
-
-	t.Run("WebSocket", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		conn, resp, err := websocket.Dial(ctx, "wss://api.demo.test/ws", &websocket.DialOptions{
-			HTTPClient: w.client(t, false), HTTPHeader: http.Header{"Authorization": {"Bearer " + w.placeholder}},
-		})
-		if err != nil {
-			t.Fatalf("dialling: %v (%v)", err, resp)
-		}
-		defer func() { _ = conn.CloseNow() }()
-		conn.SetReadLimit(2 << 20)
-		for _, message := range []string{"hello", strings.Repeat("x", 1<<20)} {
-			if err := conn.Write(ctx, websocket.MessageText, []byte(message)); err != nil {
-				t.Fatal(err)
-			}
-			if _, got, err := conn.Read(ctx); err != nil || string(got) != message {
-				t.Fatalf("%d bytes came back, %v; want %d", len(got), err, len(message))
-			}
-		}
-	})
-
-	if g.API.Saw(placeholderMarker) {
-		t.Error("a placeholder reached the API")
-	}
-	if err := g.adminLeaks(); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -140,14 +140,12 @@ func upstreamHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
 
 // anyHTTP speaks HTTP/2 or HTTP/1.1, as the upstream chooses by ALPN.
 func anyHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
+	h2 := http2Options()
+	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)}
 	o := upstreamHTTP(p)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
-		HttpProtocolOptions: http1(),
-		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-			// A malformed answer ends its stream (RFC 9113 section 8.1.1), not the connection that others share.
-			OverrideStreamErrorOnInvalidHttpMessage: yes(),
-			ConnectionKeepalive:                     &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)},
-		},
+		HttpProtocolOptions:  http1(),
+		Http2ProtocolOptions: h2,
 	}}
 	return o
 }

@@ -205,9 +205,8 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 			HeaderKeyFormat: preserveCase(),
 			AcceptHttp_10:   true, // of old tools; it goes on as HTTP/1.1
 		},
-		// No extended CONNECT (RFC 8441): clients then open WebSockets over HTTP/1.1, which every upstream knows. What is
-		// malformed ends its own stream only.
-		Http2ProtocolOptions:       &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(streamsPerH2), OverrideStreamErrorOnInvalidHttpMessage: yes()},
+		// No extended CONNECT (RFC 8441): clients then open WebSockets over HTTP/1.1, which every upstream knows.
+		Http2ProtocolOptions:       http2ForWorkers(),
 		UseRemoteAddress:           yes(),
 		SkipXffAppend:              true,
 		InternalAddressConfig:      nobodyInternal(),

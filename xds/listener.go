@@ -83,7 +83,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "CONNECT"}},
 		// Python's http.client and openssl send "CONNECT … HTTP/1.0".
 		HttpProtocolOptions:  &corev3.Http1ProtocolOptions{AllowAbsoluteUrl: yes(), AcceptHttp_10: true},
-		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true, MaxConcurrentStreams: number(streamsPerH2), OverrideStreamErrorOnInvalidHttpMessage: yes()},
+		Http2ProtocolOptions: connectOverHTTP2(),
 		// The worker API is found by its path, so the path is read once, here, as the API would read it.
 		NormalizePath:                yes(),
 		MergeSlashes:                 true,
@@ -104,6 +104,12 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 			router(),
 		},
 	}
+}
+
+func connectOverHTTP2() *corev3.Http2ProtocolOptions {
+	o := http2ForWorkers()
+	o.AllowConnect = true
+	return o
 }
 
 func routesByName(name string) *hcmv3.HttpConnectionManager_Rds {
