@@ -13,11 +13,11 @@ import (
 // claim is who a host pattern belongs to.
 type claim struct {
 	path  string // key path of the pattern
-	by    string // such as "route anthropic", "tunnel" or "deny"
-	route *Route // nil for tunnel and deny
+	by    string // such as "route anthropic", "tunnel", "plain" or "deny"
+	route *Route // nil for the others
 }
 
-// routes checks routes, tunnel and deny: they divide the hosts among them.
+// routes checks routes, tunnel, plain and deny: they divide the hosts among them.
 func (k *checker) routes() {
 	names := map[string]int{}
 	claims := map[string][]claim{} // by pattern
@@ -49,6 +49,16 @@ func (k *checker) routes() {
 			}
 		}
 		k.route(path, r)
+	}
+	for i, pattern := range k.Plain {
+		path := item("plain", i)
+		name, port := SplitHost(pattern)
+		if k.host(pattern, 2, claim{path: path, by: "plain"}, claims) {
+			k.tokenEndpoint(path, name)
+			if port == defaultPort {
+				k.fault(path, quote(pattern)+" has the port of TLS", "write the port where the host speaks HTTP without TLS")
+			}
+		}
 	}
 	for i, pattern := range k.Deny {
 		k.host(pattern, 1, claim{path: item("deny", i), by: "deny"}, claims)

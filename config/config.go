@@ -23,7 +23,7 @@ import (
 // Names (of providers, grants, routes, profiles, workers) are 1 to 63 of a-z 0-9 . _ - and start with a letter or digit.
 //
 // A host is a lower-case DNS name such as api.example.com, or *.example.com for every name below example.com at any
-// depth, with :port when the port is not 443. Where several patterns match a connection the most specific one decides:
+// depth, with :port when the port is not 443 (80 in plain). Where several patterns match a connection the most specific one decides:
 // an exact name before a wildcard, a longer wildcard before a shorter one. A host that nothing matches is refused.
 type Config struct {
 	// Where grants, the certificate authority and the session keys are kept: HashiCorp Vault or OpenBao.
@@ -54,7 +54,12 @@ type Config struct {
 	// A name is either tunnelled or routed, whatever the port: TLS names carry no port.
 	Tunnel []string `yaml:"tunnel" jsonschema:"uniqueItems=true,pattern=^([*]\\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1\\,5})?$"`
 
-	// Hosts that are refused although a wildcard in routes or tunnel matches them. The most specific pattern decides
+	// Hosts that speak HTTP without TLS, in which no credential of the gate's ever is: http URLs for them are forwarded for every
+	// worker, and a placeholder in such a request refuses it. The port is 80 when none is written. Nothing else is forwarded
+	// without TLS.
+	Plain []string `yaml:"plain" jsonschema:"uniqueItems=true,pattern=^([*]\\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1\\,5})?$"`
+
+	// Hosts that are refused although a wildcard in routes, tunnel or plain matches them. The most specific pattern decides
 	// here too: an exact name in routes or tunnel stays open under a wildcard in deny.
 	Deny []string `yaml:"deny" jsonschema:"uniqueItems=true,pattern=^([*]\\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1\\,5})?$"`
 

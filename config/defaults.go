@@ -45,6 +45,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 		c.applyRouteDefaults(&c.Routes[i], item("routes", i), given)
 	}
 	canonicalHosts(c.Tunnel)
+	withPlainPort(c.Plain)
 	canonicalHosts(c.Deny)
 	for name, p := range c.Profiles {
 		if p.SessionTTL == 0 && !given(join(join("profiles", name), "session_ttl")) {

@@ -30,6 +30,15 @@ func canonicalHosts(patterns []string) {
 	}
 }
 
+// withPlainPort writes the port of each plain host: what names none means another one elsewhere.
+func withPlainPort(patterns []string) {
+	for i, p := range patterns {
+		if p != "" && !strings.Contains(p, ":") {
+			patterns[i] = p + ":80"
+		}
+	}
+}
+
 var dnsLabel = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
 
 // isDNSName reports whether s is a lower-case DNS name without a trailing dot that cannot be read as an address.

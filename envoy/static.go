@@ -117,6 +117,9 @@ func (in inliner) rewrite(m protoreflect.Message) error {
 }
 
 func (in inliner) rewriteAny(a *anypb.Any) error {
+	if a.GetTypeUrl() == "" { // nothing is packed: "on, as it is"
+		return nil
+	}
 	inner, err := a.UnmarshalNew()
 	if err != nil {
 		return fmt.Errorf("reading a packed %s: %w", a.GetTypeUrl(), err)

@@ -6,7 +6,10 @@ import (
 	"strings"
 )
 
-const httpsPort = 443
+const (
+	httpPort  = 80
+	httpsPort = 443
+)
 
 // endpoint is a host and port that can be compared with ==: the host is a DNS name in lower case without a final dot.
 type endpoint struct {

@@ -22,15 +22,14 @@ import (
 // metadataIdentity is the key of ext_authz's dynamic metadata that Envoy copies into the connection's filter state.
 const metadataIdentity = "identity"
 
-// Check answers one request to the proxy, which should be a CONNECT. It is envoy.service.auth.v3.Authorization.
+// Check answers one request to the proxy, a CONNECT or one for a plain host. It is envoy.service.auth.v3.Authorization.
 //
 // Who does not say who they are gets a 407 with a challenge, which is how git and others learn to say it. Who asks for
 // something else than an allowed host and port gets a 403; most clients do not show its body, so the request path,
 // where a refusal is shown, refuses as little as possible here: only what could not be decided there.
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	h := in.GetAttributes().GetRequest().GetHttp()
-	proxyAuthorization, said := h.GetHeaders()["proxy-authorization"]
-	d := connect(s.policy.Load(), s.sessions, h.GetMethod(), h.GetHost(), proxyAuthorization, s.now())
+	r := newProxyRequest(in.GetAttributes().GetRequest().GetHttp())
+	d := arrive(s.policy.Load(), s.sessions, &r, s.now())
 	if d.refusal == nil {
 		return &authv3.CheckResponse{
 			Status:       &rpcstatus.Status{Code: int32(codes.OK)},
@@ -42,7 +41,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	}
 	id := requestID(nil)
 	level := slog.LevelWarn
-	if !said {
+	if !r.has("proxy-authorization") {
 		level = slog.LevelDebug // the first half of a challenge and its response
 	}
 	s.log.LogAttrs(ctx, level, "connection refused",
@@ -55,10 +54,21 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	return denied(d.refusal.answer(nil, id)), nil
 }
 
-// connect decides about a request to the proxy itself.
-func connect(p *policy, sessions Sessions, method, authority, proxyAuthorization string, now time.Time) decision {
-	d := decision{host: shown(authority)}
-	session, err := authenticate(sessions, proxyAuthorization, now)
+// newProxyRequest reads what ext_authz sends of a request: repeated headers are joined, and pseudo headers are among them.
+func newProxyRequest(h *authv3.AttributeContext_HttpRequest) request {
+	r := request{method: h.GetMethod(), authority: h.GetHost(), scheme: h.GetScheme(), path: h.GetPath()}
+	for name, value := range h.GetHeaders() {
+		if !strings.HasPrefix(name, ":") {
+			r.headers = append(r.headers, header{strings.ToLower(name), value})
+		}
+	}
+	return r
+}
+
+// arrive decides about a request to the proxy itself.
+func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
+	d := decision{host: shown(r.authority)}
+	session, err := authenticate(sessions, strings.Join(r.values("proxy-authorization"), ","), now)
 	switch {
 	case err == nil && p.ended(session), errors.Is(err, worker.ErrExpired):
 		d.refusal = &refusal{reason: sessionExpired, status: http.StatusProxyAuthRequired}
@@ -68,23 +78,66 @@ func connect(p *policy, sessions Sessions, method, authority, proxyAuthorization
 		return d
 	}
 	d.session = session
-	f := &refusal{reason: hostNotAllowed, host: d.host, detail: askOperator(session.Profile)}
-	target, err := parseAuthority(authority, 0)
-	switch {
-	case method != http.MethodConnect:
-		f.detail = "the gate forwards nothing without TLS; use https, which asks it with CONNECT"
-	case err != nil:
-		f.detail = "it is not a DNS name with a port; IP addresses, user names and final dots are refused"
-	case p.refusesAll(target):
-		f.detail = "it gives out tokens, which the gate alone refreshes"
-	default:
-		t := p.find(target)
-		if r := p.routeFor(t, session.Profile); t.tunnel || r != nil && p.mayUse(session.Profile, r.Credential) {
-			return d
-		}
+	if r.method == http.MethodConnect {
+		d.refusal = p.connect(r, session.Profile)
+	} else {
+		d.refusal = p.forwardPlain(r)
 	}
-	d.refusal = f
+	if d.refusal != nil {
+		d.refusal.host = d.host
+	}
 	return d
+}
+
+const notAName = "it is not a DNS name with a port; IP addresses, user names and final dots are refused"
+
+// connect refuses a CONNECT, or returns nil.
+func (p *policy) connect(r *request, profile string) *refusal {
+	f := &refusal{reason: hostNotAllowed, detail: askOperator(profile)}
+	target, err := parseAuthority(r.authority, 0)
+	if err != nil {
+		f.detail = notAName
+		return f
+	}
+	if p.refusesAll(target) {
+		f.detail = "it gives out tokens, which the gate alone refreshes"
+		return f
+	}
+	t := p.find(target)
+	if t.plain {
+		f.detail = "it is reached without TLS, by an http URL and without CONNECT"
+		return f
+	}
+	if route := p.routeFor(t, profile); t.tunnel || route != nil && p.mayUse(profile, route.Credential) {
+		return nil
+	}
+	return f
+}
+
+// forwardPlain refuses a request to be forwarded without TLS, or returns nil. Nothing is swapped on this way: a placeholder
+// would leave as it is.
+func (p *policy) forwardPlain(r *request) *refusal {
+	f := &refusal{reason: hostNotAllowed}
+	target, err := parseAuthority(r.authority, httpPort)
+	switch {
+	case err != nil:
+		f.detail = notAName
+	case r.scheme != "http" || !p.find(target).plain:
+		f.detail = "the gate forwards nothing without TLS but to the hosts an operator lists in plain; use https, which asks it with CONNECT"
+	case !r.isFor(target, httpPort):
+		f.reason = misdirected
+	case !validMethod(r.method):
+		f.reason, f.detail = policyDenied, "the method "+shown(r.method)+" is not forwarded, since its answer may show the request to somebody else; use another"
+	case p.refusesAll(target) || len(p.refusedPaths(target)) > 0:
+		f.reason = tokenEndpoint
+	default:
+		where := r.misplaced("")
+		if where == "" {
+			return nil
+		}
+		f.reason, f.detail, f.header = misplacedPlaceholder, where+" of a request without TLS", "a request over https"
+	}
+	return f
 }
 
 // authenticate reads Proxy-Authorization: Basic, with the session id as user and its token as password.

@@ -56,7 +56,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	// One name, three times: what CONNECT asked for, what TLS asked for, what HTTP asks for.
 	connect, err := parseAuthority(r.connectAuthority, 0)
 	name, ok := dnsName(r.serverName)
-	if err != nil || !ok || name != connect.host || !r.isFor(connect) {
+	if err != nil || !ok || name != connect.host || !r.isFor(connect, httpsPort) {
 		return refuse(refusal{reason: misdirected, host: d.host})
 	}
 	d.host = connect.String()
@@ -174,10 +174,11 @@ func validMethod(s string) bool {
 	return true
 }
 
-// isFor reports whether the request names e, in :authority and in Host if there is one too.
-func (r *request) isFor(e endpoint) bool {
+// isFor reports whether the request names e, in :authority and in Host if there is one too; defaultPort is that of a name
+// without one.
+func (r *request) isFor(e endpoint, defaultPort uint16) bool {
 	for _, authority := range append(r.values("host"), r.authority) {
-		if got, err := parseAuthority(authority, httpsPort); err != nil || got != e {
+		if got, err := parseAuthority(authority, defaultPort); err != nil || got != e {
 			return false
 		}
 	}

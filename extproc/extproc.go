@@ -1,5 +1,5 @@
 // Package extproc owns the decision about each connection and each request, as the two gRPC services Envoy asks: the
-// CONNECT check (ext_authz) and the swap of a placeholder for the real credential (ext_proc). It knows no OAuth and no
+// check at the proxy (ext_authz) and the swap of a placeholder for the real credential (ext_proc). It knows no OAuth and no
 // store: whose session a token proves is asked of package worker, the real token of package grant. Which requests get
 // here, and what happens when none of this answers, is configured by package xds.
 //
@@ -30,12 +30,14 @@ import (
 //
 // A host pattern is a lower-case DNS name, or "*.suffix" for every name below suffix, with ":port" unless the port is
 // 443. Where several match, the most specific decides: an exact name before a wildcard, a longer wildcard before a
-// shorter one; for the same pattern, Deny before Tunnel before Routes.
+// shorter one; for the same pattern, Deny before Plain before Tunnel before Routes.
 type Config struct {
 	// Routes are the hosts whose TLS ends at the gate.
 	Routes []Route
 	// Tunnel are hosts whose bytes pass untouched, for every worker.
 	Tunnel []string
+	// Plain are hosts that are forwarded to without TLS and without a credential, for every worker.
+	Plain []string
 	// Deny are hosts that are refused.
 	Deny []string
 	// Refused are endpoints that give out tokens, as "host" or "host/path prefix". No request to them is forwarded. Inside

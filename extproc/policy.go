@@ -26,6 +26,7 @@ type policy struct {
 type target struct {
 	routes []*Route // of which the profile of a session chooses
 	tunnel bool
+	plain  bool
 }
 
 func newPolicy(cfg Config) *policy {
@@ -48,6 +49,9 @@ func newPolicy(cfg Config) *policy {
 	}
 	for _, h := range cfg.Tunnel {
 		p.add(h, target{tunnel: true})
+	}
+	for _, h := range cfg.Plain {
+		p.add(h, target{plain: true})
 	}
 	for _, h := range cfg.Deny {
 		p.add(h, target{})

@@ -19,6 +19,7 @@ const (
 // request is what is decided about: one HTTP request and the connection it came on.
 type request struct {
 	method, authority, path string
+	scheme                  string   // known of requests to the proxy alone
 	headers                 []header // in order, without the pseudo headers
 
 	// What is known of the connection, independently of the request.

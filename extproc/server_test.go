@@ -421,6 +421,71 @@ func checkRequest(method, authority, proxyAuthorization string) *authv3.CheckReq
 	}}}
 }
 
+// A request for a plain host is let through as it is, or not at all.
+func TestCheckPlain(t *testing.T) {
+	f := newServer(t)
+	_, client := f.serve(t)
+	good := basicAuth(f.session.ID, f.token.Reveal())
+	for _, c := range []struct {
+		name    string
+		edit    func(*authv3.AttributeContext_HttpRequest)
+		reason  string // "": let through
+		expects string // in its words
+	}{
+		{"plain", nil, "", ""},
+		{"with the port", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "PLAIN.example.com:80" }, "", ""},
+		{"by wildcard", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "a.b.plain.example.com:8080" }, "", ""},
+		{"any method", func(r *authv3.AttributeContext_HttpRequest) { r.Method = "PROPFIND" }, "", ""},
+		{"the worker's own credential", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = "Bearer own" }, "", ""},
+		{"the same Host", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["host"] = "plain.example.com:80" }, "", ""},
+
+		{"nobody", func(r *authv3.AttributeContext_HttpRequest) { delete(r.Headers, "proxy-authorization") }, "proxy_auth_required", ""},
+		{"https", func(r *authv3.AttributeContext_HttpRequest) { r.Scheme = "https" }, "host_not_allowed", "without TLS"},
+		{"no scheme", func(r *authv3.AttributeContext_HttpRequest) { r.Scheme = "" }, "host_not_allowed", "without TLS"},
+		{"another port", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "plain.example.com:8080" }, "host_not_allowed", ""},
+		{"another host", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "api.anthropic.com" }, "host_not_allowed", ""},
+		{"the wildcard's own name", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "example.com:8080" }, "host_not_allowed", ""},
+		{"an address", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "127.0.0.1" }, "host_not_allowed", "DNS name"},
+		{"a user", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "x@plain.example.com" }, "host_not_allowed", "DNS name"},
+		{"a final dot", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "plain.example.com." }, "host_not_allowed", "DNS name"},
+		{"by CONNECT", func(r *authv3.AttributeContext_HttpRequest) { r.Method, r.Host = "CONNECT", "plain.example.com:80" }, "host_not_allowed", "without CONNECT"},
+		{"another Host", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["host"] = "evil.example.com" }, "misdirected", ""},
+		{"TRACE", func(r *authv3.AttributeContext_HttpRequest) { r.Method = "TRACE" }, "policy_denied", "TRACE"},
+		{"gives out tokens", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "tokens.pythonhosted.org" }, "token_endpoint", ""},
+		{"a placeholder as bearer", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = "Bearer " + f.claude() }, "misplaced_placeholder", "over https"},
+		{"a placeholder as password", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = basicAuth("x", f.claude()) }, "misplaced_placeholder", ""},
+		{"a placeholder somewhere", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["x-any"] = "a, " + f.claude() }, "misplaced_placeholder", "x-any"},
+		{"a placeholder in the query", func(r *authv3.AttributeContext_HttpRequest) { r.Path = "/?key=" + f.claude() }, "misplaced_placeholder", "query"},
+		{"a placeholder in the path, encoded", func(r *authv3.AttributeContext_HttpRequest) {
+			r.Path = "/" + strings.ReplaceAll(f.claude(), "w", "%77")
+		}, "misplaced_placeholder", ""},
+		{"a placeholder in a name", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["x-"+f.claude()] = "a" }, "misplaced_placeholder", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in := checkRequest("GET", "plain.example.com", good)
+			r := in.GetAttributes().GetRequest().GetHttp()
+			r.Scheme, r.Path = "http", "/a?b=c"
+			r.Headers[":path"], r.Headers[":authority"] = r.Path, r.Host
+			if c.edit != nil {
+				c.edit(r)
+			}
+			out, err := client.Check(t.Context(), in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if let := out.GetOkResponse() != nil; let != (c.reason == "") {
+				t.Fatalf("let through: %v: %v", let, out)
+			}
+			if body := out.GetDeniedResponse().GetBody(); !strings.Contains(body, c.reason) || !strings.Contains(body, c.expects) {
+				t.Errorf("got %s; want %s and %q", body, c.reason, c.expects)
+			}
+			if strings.Contains(f.log.String(), f.claude()) {
+				t.Error("the log shows a placeholder")
+			}
+		})
+	}
+}
+
 func TestCheck(t *testing.T) {
 	f := newServer(t)
 	_, client := f.serve(t)

@@ -57,7 +57,7 @@ func TestRoutesThatShareAHost(t *testing.T) {
 			t.Errorf("profile %s with the placeholder for %q: route %s, swaps %q, reason %q; want %s, %q, %q", c.profile, c.placeholder, d.route.Name, swaps, reason, c.route, c.swaps, c.reason)
 		}
 		// At CONNECT, whoever has one of the credentials may come.
-		u := connect(p, k, "CONNECT", "api.example.com:443", basicAuth(session.ID, token.Reveal()), now)
+		u := arrive(p, k, &request{method: "CONNECT", authority: "api.example.com:443", headers: []header{{"proxy-authorization", basicAuth(session.ID, token.Reveal())}}}, now)
 		if refused := u.refusal != nil; refused != (c.profile == "none") {
 			t.Errorf("profile %s at CONNECT: refused %v", c.profile, refused)
 		}

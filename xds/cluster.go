@@ -27,6 +27,9 @@ func clusters(p plan) []*clusterv3.Cluster {
 		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1(p)),
 		tunnelCluster(p.dns),
 	}
+	if len(p.plain) > 0 {
+		list = append(list, plainCluster(p))
+	}
 	for _, r := range p.routes {
 		if r.dial != nil {
 			list = append(list,

@@ -9,6 +9,8 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
+const filterHygiene = "envoy.filters.http.header_mutation"
+
 // notFromWorker matches the request headers that speak of or to a proxy: those Envoy adds, those a worker's client
 // meant for us, and x-envoy-… ones, by which a worker could order retries or timeouts. Servers that hand headers on as
 // CGI variables read _ as -, so a name is removed in both spellings; and so are the two that frame a message, which
@@ -20,7 +22,7 @@ var notFromWorker = []string{
 // hygiene removes those, and all trailers of the request: nothing looks into them, and over HTTP/1.1 Envoy forwards
 // none either. It runs first, so that no other filter sees them.
 func hygiene() *hcmv3.HttpFilter {
-	return httpFilter("envoy.filters.http.header_mutation", &headermutationv3.HeaderMutation{
+	return httpFilter(filterHygiene, &headermutationv3.HeaderMutation{
 		Mutations: &headermutationv3.Mutations{
 			RequestMutations:         []*mutationv3.HeaderMutation{removeMatching(strings.Join(notFromWorker, "|"))},
 			RequestTrailersMutations: []*mutationv3.HeaderMutation{removeMatching(".*")},

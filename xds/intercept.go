@@ -11,7 +11,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
-	dfpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	directv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/direct_response/v3"
@@ -224,9 +223,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 			discoveredFilter(filterExtProc, extProcSettings(p)),
 			placeholderBarrier(p.credentialHeaders, p.marker),
 			verdictBarrier(),
-			httpFilter("envoy.filters.http.dynamic_forward_proxy", &dfpv3.FilterConfig{
-				ImplementationSpecifier: &dfpv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: dnsCache(p.dns)},
-			}),
+			forwardProxy(p.dns),
 			router(),
 		},
 	}

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -11,7 +12,6 @@ import (
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -74,7 +74,7 @@ func tcpKeepalive() *corev3.TcpKeepalive {
 	return &corev3.TcpKeepalive{KeepaliveProbes: number(4), KeepaliveTime: number(60), KeepaliveInterval: number(15)}
 }
 
-// proxyManager terminates CONNECT.
+// proxyManager terminates CONNECT, and forwards what goes to plain hosts.
 func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:     listenerProxy,
@@ -84,25 +84,24 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		// Python's http.client and openssl send "CONNECT … HTTP/1.0".
 		HttpProtocolOptions:  &corev3.Http1ProtocolOptions{AllowAbsoluteUrl: yes(), AcceptHttp_10: true},
 		Http2ProtocolOptions: connectOverHTTP2(),
-		// The worker API is found by its path, so the path is read once, here, as the API would read it.
-		NormalizePath:                yes(),
-		MergeSlashes:                 true,
-		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
+		// The worker API is found by its path, so dots in it are resolved first, as clients resolve them.
+		NormalizePath: yes(),
 		// The worker API may read the worker's address as the last element of x-forwarded-for.
-		UseRemoteAddress:          yes(),
-		InternalAddressConfig:     nobodyInternal(),
-		GenerateRequestId:         yes(), // and so %STREAM_ID%; from a worker none is taken
-		StreamIdleTimeout:         durationpb.New(0),
-		RequestHeadersTimeout:     seconds(headersTimeout),
-		MaxRequestHeadersKb:       number(maxHeadersKiB),
-		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
-		LocalReplyConfig:          proxyReplies(),
-		AccessLog:                 accessLog(p.accessLog, "connect", httpLog(streamID)),
-		HttpFilters: []*hcmv3.HttpFilter{
-			httpFilter(filterAuthz, connectAuthz()),
-			setState(tunnelState()),
-			router(),
-		},
+		UseRemoteAddress:           yes(),
+		InternalAddressConfig:      nobodyInternal(),
+		GenerateRequestId:          yes(), // and so %STREAM_ID%; from a worker none is taken
+		StreamIdleTimeout:          durationpb.New(0),
+		RequestHeadersTimeout:      seconds(headersTimeout),
+		MaxRequestHeadersKb:        number(maxHeadersKiB),
+		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
+		LocalReplyConfig:           proxyReplies(),
+		AccessLog:                  accessLog(p.accessLog, "connect", httpLog(streamID)),
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,
+		HttpFilters: slices.Concat(
+			[]*hcmv3.HttpFilter{httpFilter(filterAuthz, connectAuthz()), setState(tunnelState())},
+			plainFilters(p),
+			[]*hcmv3.HttpFilter{router()},
+		),
 	}
 }
 
@@ -129,18 +128,14 @@ func router() *hcmv3.HttpFilter {
 	return httpFilter("envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true})
 }
 
-// connectAuthz asks the gate about each CONNECT. Its answer names the worker as dynamic metadata "identity"; a
-// failure to ask refuses.
+// connectAuthz asks the gate about each CONNECT, and each request to a plain host, with all of its headers. Its answer
+// names the worker as dynamic metadata "identity"; a failure to ask refuses.
 func connectAuthz() *authzv3.ExtAuthz {
 	return &authzv3.ExtAuthz{
 		Services:            &authzv3.ExtAuthz_GrpcService{GrpcService: gateService(authzTimeout)},
 		TransportApiVersion: corev3.ApiVersion_V3,
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
-		AllowedHeaders: &matcherv3.ListStringMatcher{Patterns: []*matcherv3.StringMatcher{{
-			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: "proxy-authorization"},
-			IgnoreCase:   true,
-		}}},
 	}
 }
 

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"encoding/json"
+	"slices"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -26,7 +27,7 @@ const (
 	reasonUseTLS              = "use_tls"
 	reasonMalformed           = "malformed"
 
-	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT"
+	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT. A host that speaks nothing else an operator lists in plain"
 	tooLarge   = "wayleave takes request headers of 96 KiB and 100 lines at most; nothing was sent. Send less, cookies for instance"
 
 	// ofEnvoy is true of a reply that nobody has given a reason.
@@ -42,40 +43,62 @@ const (
 )
 
 func proxyReplies() *hcmv3.LocalReplyConfig {
-	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('http1.https_url_on_plaintext')", streamID, reasonUseConnect, pointless, useConnect),
-		replyWhen(ofEnvoy+" && response.code == 431", streamID, reasonMalformed, pointless, tooLarge),
-		replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, streamID, reasonMalformed, pointless,
-			"wayleave cannot read this request to the proxy; nothing was sent. A client asks with CONNECT host:port, a DNS name and a number, which HTTPS_PROXY makes it do"),
-		replyWhen(ofEnvoy, streamID, reasonGateUnavailable, again,
-			"wayleave cannot check this connection at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
-	}}
+	return &hcmv3.LocalReplyConfig{Mappers: slices.Concat(
+		[]*hcmv3.ResponseMapper{
+			replyWhen(ofEnvoy+" && response.code_details.startsWith('http1.https_url_on_plaintext')", streamID, reasonUseConnect, pointless, useConnect),
+			placeholderReply(streamID),
+			replyWhen(ofEnvoy+" && response.code == 431", streamID, reasonMalformed, pointless, tooLarge),
+			replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, streamID, reasonMalformed, pointless,
+				"wayleave cannot read this request to the proxy; nothing was sent. A client asks with CONNECT host:port, a DNS name and a number, which HTTPS_PROXY makes it do"),
+		},
+		upstreamReplies("xds.route_name == '"+routePlain+"'", tunnelID),
+		[]*hcmv3.ResponseMapper{
+			replyWhen(ofEnvoy, streamID, reasonGateUnavailable, again,
+				"wayleave cannot check this connection at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
+		},
+	)}
 }
 
 func interceptReplies() *hcmv3.LocalReplyConfig {
-	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('"+denied(policyPlaceholder)+"')", requestID, reasonBarrier, pointless,
-			"wayleave stopped this request because it still held a placeholder where a credential goes; nothing was sent. Send the placeholder only in the header its variable is meant for, and only to that provider's hosts"),
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('rbac_access_denied')", requestID, reasonBarrier, pointless,
-			"wayleave stopped this request because the gate gave no verdict on it; nothing was sent. Tell the operator: this is a fault of the gate, and its log has the request id"),
-		replyWhen(ofEnvoy+" && response.code == 431", tunnelID, reasonMalformed, pointless, tooLarge),
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('upgrade_failed')", tunnelID, reasonMalformed, pointless,
-			"wayleave forwards no other upgrade than websocket; nothing was sent. Send the request without the Upgrade header"),
-		replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, tunnelID, reasonMalformed, pointless,
-			"wayleave cannot take this request as it is written: its first line, a header, or how its length is given is not as HTTP has it; nothing was sent. The access log names the fault under this x-request-id"),
-		replyWhen(ofEnvoy+" && response.code_details.contains('address_denied')", requestID, reasonUpstreamUnreachable, pointless,
+	return &hcmv3.LocalReplyConfig{Mappers: slices.Concat(
+		[]*hcmv3.ResponseMapper{
+			placeholderReply(requestID),
+			replyWhen(ofEnvoy+" && response.code_details.startsWith('rbac_access_denied')", requestID, reasonBarrier, pointless,
+				"wayleave stopped this request because the gate gave no verdict on it; nothing was sent. Tell the operator: this is a fault of the gate, and its log has the request id"),
+			replyWhen(ofEnvoy+" && response.code == 431", tunnelID, reasonMalformed, pointless, tooLarge),
+			replyWhen(ofEnvoy+" && response.code_details.startsWith('upgrade_failed')", tunnelID, reasonMalformed, pointless,
+				"wayleave forwards no other upgrade than websocket; nothing was sent. Send the request without the Upgrade header"),
+			replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, tunnelID, reasonMalformed, pointless,
+				"wayleave cannot take this request as it is written: its first line, a header, or how its length is given is not as HTTP has it; nothing was sent. The access log names the fault under this x-request-id"),
+		},
+		upstreamReplies("true", requestID),
+		[]*hcmv3.ResponseMapper{
+			replyWhen(ofEnvoy, requestID, reasonGateUnavailable, again,
+				"wayleave cannot decide on this request at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
+		},
+	)}
+}
+
+func placeholderReply(id string) *hcmv3.ResponseMapper {
+	return replyWhen(ofEnvoy+" && response.code_details.startsWith('"+denied(policyPlaceholder)+"')", id, reasonBarrier, pointless,
+		"wayleave stopped this request because it still held a placeholder where a credential goes; nothing was sent. Send the placeholder only in the header its variable is meant for, and only to that provider's hosts")
+}
+
+// upstreamReplies tell why a host was not reached, or what came of it, where the condition holds.
+func upstreamReplies(condition, id string) []*hcmv3.ResponseMapper {
+	here := ofEnvoy + " && " + condition
+	return []*hcmv3.ResponseMapper{
+		replyWhen(here+" && response.code_details.contains('address_denied')", id, reasonUpstreamUnreachable, pointless,
 			"wayleave did not connect, because the name of this host resolves to a private address; nothing was sent. If that is intended, an operator adds the address to upstream.allow_private"),
-		replyWhen(ofEnvoy+" && response.code_details.startsWith('dns_')", requestID, reasonUpstreamUnreachable, again,
+		replyWhen(here+" && response.code_details.startsWith('dns_')", id, reasonUpstreamUnreachable, again,
 			"wayleave could not look up the name of this host; nothing was sent. Try again, and if it lasts ask the operator to check upstream.dns_resolvers"),
-		replyWhen(ofEnvoy+" && response.code_details.contains('CERTIFICATE_VERIFY_FAILED')", requestID, reasonUpstreamUnreachable, pointless,
+		replyWhen(here+" && response.code_details.contains('CERTIFICATE_VERIFY_FAILED')", id, reasonUpstreamUnreachable, pointless,
 			"wayleave did not connect, because the certificate of this host is not valid for its name or its authority is not known; nothing was sent. For an authority of your own, an operator adds it to upstream.ca_files"),
-		replyWhen(ofEnvoy+" && "+brokeOff, requestID, reasonUpstreamBrokeOff, clientsChoice,
+		replyWhen(here+" && "+brokeOff, id, reasonUpstreamBrokeOff, clientsChoice,
 			"wayleave lost the connection to the provider before an answer came, or could not read the answer; the provider may have acted on the request. Send it again if that does no harm"),
-		replyWhen(ofEnvoy+" && "+ofUpstream, requestID, reasonUpstreamUnreachable, again,
+		replyWhen(here+" && "+ofUpstream, id, reasonUpstreamUnreachable, again,
 			"wayleave could not reach the provider; nothing was sent. Try again, and if it lasts ask the operator to look up the request id in the access log"),
-		replyWhen(ofEnvoy, requestID, reasonGateUnavailable, again,
-			"wayleave cannot decide on this request at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
-	}}
+	}
 }
 
 // denied begins the response code details of a request that a DENY policy refused.

@@ -17,9 +17,10 @@ const (
 	apiTimeout = 30 * time.Second
 )
 
-// proxyRoutes: CONNECT goes to the internal listener, the worker API to the gate, and anything else is told what
-// to do instead. Only CONNECT is asked about: the API authenticates by itself, and the advice is for everybody.
-func proxyRoutes() *routev3.RouteConfiguration {
+// proxyRoutes: CONNECT goes to the internal listener, the worker API to the gate, plain hosts are forwarded, and anything
+// else is told what to do instead. The API authenticates by itself, and the advice is for everybody; about the others
+// the gate is asked.
+func proxyRoutes(p plan) *routev3.RouteConfiguration {
 	unasked := map[string]*anypb.Any{filterAuthz: pack(&authzv3.ExtAuthzPerRoute{
 		Override: &authzv3.ExtAuthzPerRoute_Disabled{Disabled: true},
 	})}
@@ -27,17 +28,18 @@ func proxyRoutes() *routev3.RouteConfiguration {
 	api.Timeout = seconds(apiTimeout)
 	advice := reply(403, streamID, reasonUseConnect, useConnect)
 	advice.TypedPerFilterConfig = unasked
-	return &routev3.RouteConfiguration{
+	connect := &routev3.Route{
+		Name:   "connect",
+		Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
+		Action: &routev3.Route_Route{Route: connectTo(clusterIntercept)},
+	}
+	c := &routev3.RouteConfiguration{
 		Name: routesProxy,
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name:    "all",
 			Domains: []string{"*"},
 			Routes: []*routev3.Route{
-				{
-					Name:   "connect",
-					Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_ConnectMatcher_{ConnectMatcher: &routev3.RouteMatch_ConnectMatcher{}}},
-					Action: &routev3.Route_Route{Route: connectTo(clusterIntercept)},
-				},
+				connect,
 				{
 					Name:                 "api",
 					Match:                prefix(apiPrefix),
@@ -48,6 +50,10 @@ func proxyRoutes() *routev3.RouteConfiguration {
 			},
 		}},
 	}
+	if len(p.plain) > 0 {
+		c.VirtualHosts = append(c.VirtualHosts, plainHosts(p.plain, connect, advice))
+	}
+	return c
 }
 
 // interceptRoutes: each route's hosts to its upstream, and any other host nowhere.

@@ -44,6 +44,8 @@ type Config struct {
 	// Tunnel lists hosts whose TLS bytes pass untouched: a lower-case DNS name or "*.suffix" (any depth), with an
 	// optional ":port" (443).
 	Tunnel []string
+	// Plain lists hosts that are forwarded without TLS, and so without a credential: as Tunnel, but each with its ":port".
+	Plain []string
 	// UpstreamCA is the whole PEM bundle upstream certificates are verified against.
 	UpstreamCA []byte
 	// DNSResolvers are ip:port of the resolvers to ask. Empty: those of the system.
@@ -98,6 +100,7 @@ const (
 	clusterUpstream   = "upstream"
 	clusterUpstreamH1 = "upstream_h1"
 	clusterTunnel     = "tunnel"
+	clusterPlain      = "plain"
 
 	listenerProxy     = "proxy"
 	listenerProxyTLS  = "proxy_tls"
@@ -128,7 +131,7 @@ func Build(c Config) (*Resources, error) {
 	}
 	r := &Resources{
 		Listeners:  []*listenerv3.Listener{proxyListener(p), interceptListener(p)},
-		Routes:     []*routev3.RouteConfiguration{proxyRoutes(), interceptRoutes(p.routes)},
+		Routes:     []*routev3.RouteConfiguration{proxyRoutes(p), interceptRoutes(p.routes)},
 		Clusters:   clusters(p),
 		Extensions: []*corev3.TypedExtensionConfig{extProc(p)},
 		Secrets:    []*tlsv3.Secret{caSecret(secretUpstreamCA, p.upstreamCA)},
@@ -151,6 +154,7 @@ type plan struct {
 	proxyTLS          *plannedTLS    // nil: none
 	routes            []plannedRoute // by name
 	tunnel            []host
+	plain             []host
 	upstreamCA        []byte
 	dns               dnsSettings
 	apiSocket         string
@@ -245,6 +249,9 @@ func (c Config) plan() (plan, error) {
 	slices.SortFunc(p.routes, func(a, b plannedRoute) int { return strings.Compare(a.name, b.name) })
 	if p.tunnel, err = parseHosts(c.Tunnel); err != nil {
 		fault("tunnel: %w", err)
+	}
+	if p.plain, err = parseHosts(c.Plain); err != nil {
+		fault("plain: %w", err)
 	}
 	if err := oneChainPerName(p.routes, p.tunnel); err != nil {
 		faults = append(faults, err)

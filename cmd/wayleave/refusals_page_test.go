@@ -44,7 +44,7 @@ var ofEnvoy = []struct{ reason, status, retry, what, next string }{
 	{"malformed", "400, 403, 431, 501", "no", "the request is not as HTTP has it, or too large; nothing was sent", "client: send another"},
 	{"barrier", "403", "no", "a placeholder was left where a credential goes, or the gate gave no verdict; nothing was sent", "worker: send the placeholder in its own header only; else operator: report it, it is a fault of the gate"},
 	{"misdirected", "421", "no", "the host is not served on this connection", "client: open a connection for each host"},
-	{"use_connect", "403", "no", "plain http was sent to the proxy; only https is proxied", "worker: use an https URL"},
+	{"use_connect", "403", "no", "a request without TLS, or for a TLS host without CONNECT, was sent to the proxy", "worker: use an https URL; operator, if the host has no TLS: list it in `plain`"},
 	{"use_tls", "400", "no", "the port is that of the proxy over TLS, and what came was in the clear", "worker: write https:// in the URL of the proxy"},
 }
 

@@ -92,7 +92,7 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 // swapConfig says who may connect where and what is swapped for what.
 func swapConfig(cfg *config.Config) extproc.Config {
 	out := extproc.Config{
-		Tunnel: cfg.Tunnel, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(),
+		Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(),
 		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{},
 	}
 	for name, w := range cfg.Workers {
@@ -127,7 +127,7 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		return xds.Config{}, err
 	}
 	out := xds.Config{
-		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
+		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
 		APISocket: apiSocket, CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
 		AccessLogPath: accessLog,
 	}
