@@ -3,6 +3,7 @@ package extproc
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ type decision struct {
 	// For every request that is forwarded.
 	remove       []string // headers that must not leave
 	addSocketKey bool     // Sec-WebSocket-Key is missing
+	replayable   bool     // Envoy can keep all of it, to send it again
 
 	// What is known of the request, for the answer and the log.
 	route   *Route         // nil: none found
@@ -125,7 +127,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		return because(misplacedPlaceholder, where)
 	}
 
-	d.remove, d.addSocketKey = r.unforwarded(), r.lacksSocketKey()
+	d.remove, d.addSocketKey, d.replayable = r.unforwarded(), r.lacksSocketKey(), r.replayable()
 	switch {
 	case len(candidates) > 0: // swapped, or refused below
 	case value == "" && !other && route.Absent == Refuse:
@@ -224,6 +226,16 @@ func (r *request) unforwarded() []string {
 // there is none, and Envoy adds none when it goes on as HTTP/1.1.
 func (r *request) lacksSocketKey() bool {
 	return !r.has("sec-websocket-key") && r.lists("upgrade", func(item string) bool { return item == "websocket" })
+}
+
+// replayable reports whether the body is short enough for Envoy to keep, as far as its length is known beforehand.
+func (r *request) replayable() bool {
+	for _, length := range r.values("content-length") {
+		if n, err := strconv.ParseUint(length, 10, 64); err != nil || n > longestReplayed {
+			return false
+		}
+	}
+	return true
 }
 
 // ensure returns the list headers of the route that lack what they must contain, complete.

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
@@ -130,9 +131,11 @@ type Sessions interface {
 // Tokens gives out real tokens, of a grant and for a worker: a *grant.Exchanger. An error is a *grant.Unusable.
 type Tokens interface {
 	Token(ctx context.Context, name, worker string, required []string) (grant.Token, error)
-	// Replace is Token after the provider has rejected the token of the version rejected. It may return that one again,
-	// when there is none better.
+	// Replace is Token after the provider has rejected the token of the version rejected. It returns that one again when
+	// there is none better.
 	Replace(ctx context.Context, name, worker, rejected string, required []string) (grant.Token, error)
+	// Reject says the same and does not wait.
+	Reject(name, worker, version string)
 }
 
 // Options are optional.
@@ -146,8 +149,9 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Server is both services. It is safe for concurrent use.
+// Server is the services. It is safe for concurrent use.
 type Server struct {
+	accesslogv3.UnimplementedAccessLogServiceServer
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 
@@ -179,8 +183,9 @@ func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
 // references into cfg, which must not be changed any more.
 func (s *Server) Update(cfg Config) { s.policy.Store(newPolicy(cfg)) }
 
-// Register registers both services.
+// Register registers the services.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	authv3.RegisterAuthorizationServer(r, s)
 	extprocv3.RegisterExternalProcessorServer(r, s)
+	accesslogv3.RegisterAccessLogServiceServer(r, s)
 }

@@ -54,7 +54,7 @@ func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (
 }
 
 func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
-	if was, again := sentBefore(in); again {
+	if was, answered, ok := sentBefore(in.GetMetadataContext()); ok && answered == statusRejected {
 		return s.again(ctx, in, was)
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
@@ -165,7 +165,7 @@ func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
 		if d.swap.remove != "" {
 			remove = append(remove, d.swap.remove)
 		}
-		if token.Replaceable {
+		if d.replayable && token.Replaceable {
 			set = append(set, [2]string{headerRetryOn, retryOnStatus}, [2]string{headerRetryStatus, statusRejected})
 		}
 	}

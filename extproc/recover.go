@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"strings"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -17,14 +19,17 @@ import (
 
 // When a provider answers 401 to a request that was swapped, Envoy asks once more before it sends the request again:
 // between the router and the connection, where the header holds the token that was rejected. What was decided at first
-// comes along as dynamic metadata.
+// comes along as dynamic metadata. A request that is not sent again ends in the access log, from which we learn of it too.
 
-// Envoy sends a request again after a 401 only if the swap has asked for that.
 const (
+	// Envoy sends a request again after a 401 only if the swap has asked for that.
 	headerRetryOn     = "x-envoy-retry-on"
 	retryOnStatus     = "retriable-status-codes"
 	headerRetryStatus = "x-envoy-retriable-status-codes"
 	statusRejected    = "401"
+
+	// longestReplayed is how much of a request Envoy keeps: the route's request_body_buffer_limit.
+	longestReplayed = 1 << 20
 )
 
 // sent is a swap that was made: what Envoy keeps of it as dynamic metadata. Nothing in it is secret.
@@ -59,17 +64,31 @@ func (s sent) metadata() map[string]*structpb.Value {
 	}
 }
 
-// sentBefore returns the swap that in asks to repeat; false when in is about a new request. No worker can write metadata.
-func sentBefore(in *extprocv3.ProcessingRequest) (sent, bool) {
-	f := in.GetMetadataContext().GetFilterMetadata()[metadataNamespace].GetFields()
-	if f["answered"].GetStringValue() != statusRejected || f[metadataVerdict].GetStringValue() != verdictSwap {
-		return sent{}, false
-	}
+// sentBefore returns the swap of which m is the metadata, false when it is of none, and how the provider answered the last
+// attempt where that matters. No worker can write metadata.
+func sentBefore(m *corev3.Metadata) (s sent, answered string, ok bool) {
+	f := m.GetFilterMetadata()[metadataNamespace].GetFields()
 	text := func(name string) string { return f[name].GetStringValue() }
 	return sent{
 		route: text("route"), worker: text("worker"), grant: text("grant"), scopes: strings.Fields(text("scopes")), version: text("version"),
 		header: text("header"), user: f["user"].GetBoolValue(), password: f["password"].GetBoolValue(),
-	}, true
+	}, text("answered"), text(metadataVerdict) == verdictSwap
+}
+
+// StreamAccessLogs learns from Envoy of the swapped requests that ended with a 401, or could not be sent again after one.
+// It is envoy.service.accesslog.v3.AccessLogService.
+func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	for {
+		in, err := stream.Recv()
+		if err != nil {
+			return err // io.EOF too: Envoy keeps the stream for as long as it has something to say
+		}
+		for _, e := range in.GetHttpLogs().GetLogEntry() {
+			if was, _, ok := sentBefore(e.GetCommonProperties().GetMetadata()); ok {
+				s.tokens.Reject(was.grant, was.worker, was.version)
+			}
+		}
+	}
 }
 
 // again answers about a request whose token was rejected: it goes out with another, or with the same when there is no

@@ -1,12 +1,19 @@
 package extproc
 
 import (
+	"context"
 	"encoding/base64"
+	"errors"
+	"io"
+	"slices"
 	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -55,21 +62,82 @@ func TestAgainKeepsTheForm(t *testing.T) {
 	}
 }
 
-// A retry is asked for exactly when another token may be had, and what is noted of the request is no secret.
+// A retry is asked for exactly when another token may be had and Envoy can keep the request, and what is noted of it is no
+// secret.
 func TestSwapAsksForRetry(t *testing.T) {
-	for _, replaceable := range []bool{true, false} {
-		f := newServer(t)
-		f.vault.replaceable = replaceable
-		client, _ := f.serve(t)
-		out := exchange(t, client, message(f.anthropic("GET", "/", "authorization", "Bearer "+f.claude())))
-		if strings.Contains(prototext.Format(out.GetDynamicMetadata()), realToken("claude")) || !strings.Contains(prototext.Format(out.GetDynamicMetadata()), "claude") {
-			t.Errorf("metadata: %v", out.GetDynamicMetadata())
+	f := newServer(t)
+	client, _ := f.serve(t)
+	for _, tt := range []struct {
+		length      string
+		replaceable bool
+		want        bool
+	}{{"", true, true}, {"", false, false}, {"0", true, true}, {"1048576", true, true}, {"1048577", true, false}, {"99999999999999999999", true, false}} {
+		f.vault.replaceable = tt.replaceable
+		headers := []string{"authorization", "Bearer " + f.claude()}
+		if tt.length != "" {
+			headers = append(headers, "content-length", tt.length)
+		}
+		out := exchange(t, client, message(f.anthropic("POST", "/", headers...)))
+		if text := prototext.Format(out.GetDynamicMetadata()); strings.Contains(text, realToken("claude")) || strings.Contains(text, f.claude()) || !strings.Contains(text, "claude") {
+			t.Errorf("noted: %v", text)
 		}
 		set := headersOf(t, out.GetRequestHeaders().GetResponse().GetHeaderMutation().GetSetHeaders())
-		if asked := set[headerRetryOn] == retryOnStatus && set[headerRetryStatus] == "401"; asked != replaceable {
-			t.Errorf("replaceable %v: %v", replaceable, set)
+		if asked := set[headerRetryOn] == retryOnStatus && set[headerRetryStatus] == "401"; asked != tt.want {
+			t.Errorf("%+v: %v", tt, set)
 		}
 	}
+	out := exchange(t, client, message(f.anthropic("GET", "/", "authorization", "Bearer other")))
+	if set := out.GetRequestHeaders().GetResponse().GetHeaderMutation().GetSetHeaders(); len(set) > 0 {
+		t.Errorf("a request that is not swapped: %v", set)
+	}
+}
+
+// What Envoy logs of a rejected token reaches whoever can replace it.
+func TestRejectionsAreLearnt(t *testing.T) {
+	f := newServer(t)
+	client, _ := f.serve(t)
+	first := exchange(t, client, message(f.anthropic("GET", "/", "authorization", "Bearer "+f.claude())))
+	entry := func(edit func(map[string]*structpb.Value)) *dataaccesslogv3.HTTPAccessLogEntry {
+		m := rejected(first, "x", "y").GetMetadataContext()
+		edit(m.GetFilterMetadata()[metadataNamespace].GetFields())
+		return &dataaccesslogv3.HTTPAccessLogEntry{CommonProperties: &dataaccesslogv3.AccessLogCommon{Metadata: m}}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stream := &logStream{ctx: ctx, messages: []*accesslogv3.StreamAccessLogsMessage{{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*dataaccesslogv3.HTTPAccessLogEntry{
+			entry(func(map[string]*structpb.Value) {}),
+			entry(func(m map[string]*structpb.Value) { m[metadataVerdict] = structpb.NewStringValue(verdictPass) }),
+			{},
+		}},
+	}}, {}}}
+	defer cancel()
+	f.vault.asked = nil
+	if err := f.server.StreamAccessLogs(stream); !errors.Is(err, io.EOF) {
+		t.Errorf("ended with %v", err)
+	}
+	if want := []string{"ci: rejected claude 1"}; !slices.Equal(f.vault.asked, want) {
+		t.Errorf("got %q, want %q", f.vault.asked, want)
+	}
+}
+
+// logStream is a stream from Envoy that ends after its messages.
+type logStream struct {
+	grpc.ServerStream
+	ctx      context.Context
+	messages []*accesslogv3.StreamAccessLogsMessage
+}
+
+func (s *logStream) Context() context.Context { return s.ctx }
+
+func (s *logStream) SendAndClose(*accesslogv3.StreamAccessLogsResponse) error { return nil }
+
+func (s *logStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
+	if len(s.messages) == 0 {
+		return nil, io.EOF
+	}
+	m := s.messages[0]
+	s.messages = s.messages[1:]
+	return m, nil
 }
 
 func TestAgain(t *testing.T) {

@@ -77,6 +77,12 @@ func (v *vault) Replace(ctx context.Context, name, worker, rejected string, requ
 	return t, err
 }
 
+func (v *vault) Reject(name, worker, version string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.asked = append(v.asked, worker+": rejected "+name+" "+version)
+}
+
 type serverFixture struct {
 	*fixture
 	server *Server

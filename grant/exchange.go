@@ -93,19 +93,28 @@ func (x *Exchanger) Token(ctx context.Context, name, worker string, required []s
 	}
 }
 
-// Replace is [Keeper.Replace] for a worker's own token: it is exchanged anew, which gets the worker a token from the grant's
-// present one. That one is refreshed when the provider does not take it.
+// Replace is [Keeper.Replace] for a worker's own token: it is exchanged anew, for the grant's present one. That one is
+// refreshed when the provider does not take it.
 func (x *Exchanger) Replace(ctx context.Context, name, worker, rejected string, required []string) (Token, error) {
 	if _, ok := x.rules[name]; !ok {
 		return x.keeper.Replace(ctx, name, rejected, required)
 	}
+	x.Reject(name, worker, rejected)
+	return x.Token(ctx, name, worker, required)
+}
+
+// Reject is Replace for whoever does not wait.
+func (x *Exchanger) Reject(name, worker, version string) {
+	if _, ok := x.rules[name]; !ok {
+		x.keeper.Reject(name, version)
+		return
+	}
 	now := x.keeper.now().run
 	x.mu.Lock()
-	if e := x.entries[exchangeKey{name, worker}]; e != nil && e.token.Version == rejected && e.replaceable(now) {
+	defer x.mu.Unlock()
+	if e := x.entries[exchangeKey{name, worker}]; e != nil && e.token.Version == version && e.replaceable(now) {
 		e.ends, e.renew, e.rejected = 0, 0, now
 	}
-	x.mu.Unlock()
-	return x.Token(ctx, name, worker, required)
 }
 
 // replaceable reports whether another token may be got in place of one that the provider rejects.

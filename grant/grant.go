@@ -59,6 +59,6 @@ type Token struct {
 	Expires time.Time // zero: the provider named no end
 	// Version tells the tokens of a grant apart. It is no secret.
 	Version string
-	// Replaceable reports whether Replace may get another token, should the provider reject this one.
+	// Replaceable reports whether Replace is likely to get another token, should the provider reject this one.
 	Replaceable bool
 }

@@ -138,9 +138,9 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 }
 
 // Replace is Token for a request whose token, of the version rejected, the provider has just answered with 401. It returns
-// at once when there is another token meanwhile; otherwise it looks what others have stored, and then has the grant
-// refreshed: once for each rejected token however many requests ask, and again only after a pause, which grows while new
-// tokens are rejected too. When that is no help it returns the rejected token.
+// at once when there is another token meanwhile; otherwise it has the grant refreshed, once for each rejected token
+// however many requests ask, and again only after a pause, which grows while new tokens are rejected too. What cannot be
+// refreshed may have been connected or imported anew: that is looked for. When nothing helps it returns the rejected token.
 func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []string) (Token, error) {
 	m, ok := k.minders[name]
 	if !ok {
@@ -148,19 +148,18 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 	}
 	came := k.now()
 	for {
-		v := m.view.Load()
-		now := k.now()
+		v, now := m.view.Load(), k.now()
 		t, refusal, _ := v.answer(m.policy, m.spec, required, came, now)
 		if refusal != nil || t.Version != rejected {
 			return k.Token(ctx, name, required)
 		}
-		switch looked := v.readAt >= came.run; {
-		case v.storeErr != nil, looked && (!t.Replaceable || v.held-now.run > soon):
-			return t, nil
-		case looked:
+		switch {
+		case v.storeErr == nil && v.replaceable(now):
 			m.reject(rejected)
-		default:
+		case v.storeErr == nil && v.readAt+recheck <= came.run:
 			m.ask()
+		default:
+			return t, nil
 		}
 		select {
 		case <-v.superseded:
@@ -169,6 +168,13 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 		case <-k.ended:
 			return t, nil
 		}
+	}
+}
+
+// Reject is Replace for whoever does not wait: the provider has rejected a token of the grant.
+func (k *Keeper) Reject(name, version string) {
+	if m := k.minders[name]; m != nil {
+		m.reject(version)
 	}
 }
 

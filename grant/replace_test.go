@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wayleave/oauth"
+	"wayleave/secret"
 )
 
 // replace gets a token in place of one that the provider has rejected, or fails the test.
@@ -30,7 +31,7 @@ func TestReplaceRefreshesOnce(t *testing.T) {
 		first, _ := w.run(Options{})
 		second, _ := w.run(Options{})
 		rejected := w.token(first)
-		if other := w.token(second); other.Version != rejected.Version || !other.Replaceable {
+		if other := w.token(second); other.Version != rejected.Version {
 			t.Fatalf("%+v", other)
 		}
 		var all sync.WaitGroup
@@ -67,9 +68,7 @@ func TestReplaceCoolsDown(t *testing.T) {
 		second, _ := w.run(Options{})
 		for range 3600 { // an hour of a request each second at each replica
 			for _, k := range []*Keeper{first, second} {
-				if got := w.token(k); got.Replaceable {
-					w.replace(k, got)
-				}
+				w.replace(k, w.token(k))
 			}
 			time.Sleep(time.Second)
 		}
@@ -116,7 +115,7 @@ func TestReplaceFails(t *testing.T) {
 		w.as.set(func(a *authority) {
 			a.fail = func(int) error { return &oauth.Error{Outcome: oauth.Refused, Status: 503} }
 		})
-		if got := w.replace(k, rejected); got.Version != rejected.Version || got.Replaceable {
+		if got := w.replace(k, rejected); got.Version != rejected.Version {
 			t.Errorf("%+v", got)
 		}
 		w.as.set(func(a *authority) { a.fail, a.revoked = nil, true })
@@ -130,6 +129,31 @@ func TestReplaceFails(t *testing.T) {
 		w.connect()
 		time.Sleep(10 * time.Second)
 		w.token(k)
+	})
+}
+
+// A value that an operator imports anew is found, and looking for it is not overdone.
+func TestReplaceStatic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.spec.Kind, w.spec.OAuth, w.spec.Scopes = Static, nil, nil
+		put := func(key string) {
+			if _, err := Connect(t.Context(), w.docs, w.spec, oauth.Token{Access: secret.New(key + mark)}, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("old")
+		k, _ := w.run(Options{Reread: time.Minute})
+		rejected := w.token(k)
+		began := time.Now()
+		if got := w.replace(k, rejected); got.Version != rejected.Version || time.Since(began) > recheck {
+			t.Errorf("%+v after %v", got, time.Since(began))
+		}
+		time.Sleep(2 * time.Second)
+		put("new")
+		if got := w.replace(k, rejected); got.Access.Reveal() != "new"+mark {
+			t.Error("the new value was not seen")
+		}
 	})
 }
 
@@ -172,9 +196,6 @@ func TestReplaceExchanged(t *testing.T) {
 			return got
 		}
 		rejected := get()
-		if !rejected.Replaceable || rejected.Version == "" {
-			t.Fatalf("%+v", rejected)
-		}
 		var all sync.WaitGroup
 		for range 20 {
 			all.Go(func() {
@@ -188,8 +209,8 @@ func TestReplaceExchanged(t *testing.T) {
 		if n := tr.calls(); n != 2 {
 			t.Errorf("%d exchanges", n)
 		}
-		if again := get(); again.Replaceable {
-			t.Error("the next rejection would be answered with another exchange at once")
+		if again, err := x.Replace(t.Context(), "claude", "ann", get().Version, nil); err != nil || again.Version != get().Version {
+			t.Errorf("the next rejection, at once, is answered with another exchange: %+v %v", again, err)
 		}
 
 		// The grant's token is revoked too.

@@ -65,8 +65,7 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 			refusal.next = r.why(missing).remedy(spec.Name, refusal.next)
 		}
 	case ok:
-		replaceable := r.refreshable() && r.cooling(now) <= 0 && r.paused(now) <= 0
-		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires, Version: r.version(), Replaceable: replaceable}, nil, false
+		return Token{Access: r.Access, Scopes: r.Granted, Expires: r.Expires, Version: r.version(), Replaceable: v.replaceable(now)}, nil, false
 	}
 	if refusal != nil {
 		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.
@@ -82,6 +81,12 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 		return Token{}, retry(RefreshUnavailable, cause(r.LastError), pause), pause <= soon
 	}
 	return Token{}, retry(RefreshUnavailable, errStillWorking, pause), true
+}
+
+// replaceable reports whether a refresh may get another token in place of one that the provider rejects.
+func (v *view) replaceable(now moment) bool {
+	r := v.rec
+	return r.refreshable() && r.cooling(now) <= 0 && r.paused(now) <= 0 && v.held-now.run <= soon
 }
 
 // summary is what the grant looks like from this replica: as stored, or worse.

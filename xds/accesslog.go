@@ -2,10 +2,12 @@ package xds
 
 import (
 	"maps"
+	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	grpcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -69,6 +71,21 @@ func accessLog(path, kind string, fields map[string]string) []*accesslogv3.Acces
 		return nil
 	}
 	return []*accesslogv3.AccessLog{fileLog(path, kind, fields)}
+}
+
+// rejectionLog tells the gate of each swapped request that ends with a 401, or with a second attempt that could not be made:
+// it has the token replaced for the requests to come. Envoy sends headers only when they are named here, and none is.
+func rejectionLog() *accesslogv3.AccessLog {
+	return &accesslogv3.AccessLog{
+		Name:   "envoy.access_loggers.http_grpc",
+		Filter: celFilter("response.code == 401 || " + tooLongAgain),
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.HttpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
+			LogName:             "rejections",
+			GrpcService:         gateService(0),
+			TransportApiVersion: corev3.ApiVersion_V3,
+			BufferFlushInterval: seconds(50 * time.Millisecond),
+		}})},
+	}
 }
 
 // refusedConnectionLog records the connections that no HTTP or TCP filter will: a failed handshake, and the deny

@@ -216,7 +216,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
 		LocalReplyConfig:           interceptReplies(),
-		AccessLog:                  accessLog(p.accessLog, "request", httpLog(requestID)),
+		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), rejectionLog()),
 		HttpFilters: []*hcmv3.HttpFilter{
 			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
 			hygiene(),

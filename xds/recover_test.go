@@ -212,6 +212,41 @@ func TestRejectionHasAnEnd(t *testing.T) {
 	}
 }
 
+// An upstream that answers before it has read a request that turns out too long to be kept: the worker is told.
+func TestRejectionBeforeTheBodyEnds(t *testing.T) {
+	s, up := startWith(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized)
+		w.(http.Flusher).Flush()
+		_, _ = io.CopyN(io.Discard, r.Body, 64<<10)
+	})
+	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
+		if r.answered == "" {
+			return retrying()
+		}
+		return forward("authorization", newToken)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+apiHost+"/", io.LimitReader(endless{}, 8<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := do(t, s.worker("ann"), req)
+	switch a.header.Get("x-wayleave-reason") {
+	case "token_replaced":
+		replied(t, a, 503, "token_replaced")
+	case "": // the whole body was there before the second attempt, or the upstream's answer came through
+		if a.status != 401 {
+			t.Errorf("got %d %v %q", a.status, a.header, a.body)
+		}
+	default:
+		t.Errorf("got %d %v %q", a.status, a.header, a.body)
+	}
+	for _, h := range up.requests() {
+		if v := h.Get("Authorization"); v != oldToken && v != newToken {
+			t.Errorf("the upstream got %q", v)
+		}
+	}
+}
+
 // A gate that fails when it is asked again refuses the request, in its words or in ours.
 func TestRecoveryFails(t *testing.T) {
 	for name, tt := range map[string]struct {

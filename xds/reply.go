@@ -26,6 +26,7 @@ const (
 	reasonUseConnect          = "use_connect"
 	reasonUseTLS              = "use_tls"
 	reasonMalformed           = "malformed"
+	reasonTokenReplaced       = "token_replaced"
 
 	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT. A host that speaks nothing else an operator lists in plain"
 	tooLarge   = "wayleave takes request headers of 96 KiB and 100 lines at most; nothing was sent. Send less, cookies for instance"
@@ -40,6 +41,8 @@ const (
 	brokeOff = "(response.code_details.startsWith('upstream_') && !response.code_details.contains('connection_failure') && !response.code_details.contains('connection_timeout') && !response.code_details.contains('overflow') && !response.code_details.contains('refused_stream'))"
 	// noRoutes is true while Envoy has not been told its routes.
 	noRoutes = "response.code_details.startsWith('route_')"
+	// tooLongAgain is true when a request that was to be sent again turned out too long to have been kept.
+	tooLongAgain = "response.code_details.startsWith('request_payload_exceeded_retry_buffer_limit')"
 )
 
 func proxyReplies() *hcmv3.LocalReplyConfig {
@@ -65,6 +68,8 @@ func interceptReplies() *hcmv3.LocalReplyConfig {
 			placeholderReply(requestID),
 			replyWhen(ofEnvoy+" && response.code_details.startsWith('rbac_access_denied')", requestID, reasonBarrier, pointless,
 				"wayleave stopped this request because the gate gave no verdict on it; nothing was sent. Tell the operator: this is a fault of the gate, and its log has the request id"),
+			withStatus(503, replyWhen(ofEnvoy+" && "+tooLongAgain, requestID, reasonTokenReplaced, again,
+				"the provider rejected the token that wayleave sent, and wayleave is getting another, but this request is too long for wayleave to send it again by itself. Send it again")),
 			replyWhen(ofEnvoy+" && response.code == 431", tunnelID, reasonMalformed, pointless, tooLarge),
 			replyWhen(ofEnvoy+" && response.code_details.startsWith('upgrade_failed')", tunnelID, reasonMalformed, pointless,
 				"wayleave forwards no other upgrade than websocket; nothing was sent. Send the request without the Upgrade header"),
@@ -134,6 +139,12 @@ func replyWhen(condition, id, reason string, r retry, message string) *hcmv3.Res
 		},
 		HeadersToAdd: headers,
 	}
+}
+
+// withStatus gives the reply another status than Envoy would.
+func withStatus(status uint32, m *hcmv3.ResponseMapper) *hcmv3.ResponseMapper {
+	m.StatusCode = number(status)
+	return m
 }
 
 // errorBody is a body of the same shape, where Envoy takes it as text.

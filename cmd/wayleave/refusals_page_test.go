@@ -45,6 +45,7 @@ var ofEnvoy = []struct{ reason, status, retry, what, next string }{
 	{"barrier", "403", "no", "a placeholder was left where a credential goes, or the gate gave no verdict; nothing was sent", "worker: send the placeholder in its own header only; else operator: report it, it is a fault of the gate"},
 	{"misdirected", "421", "no", "the host is not served on this connection", "client: open a connection for each host"},
 	{"use_connect", "403", "no", "a request without TLS, or for a TLS host without CONNECT, was sent to the proxy", "worker: use an https URL; operator, if the host has no TLS: list it in `plain`"},
+	{"token_replaced", "503", "yes", "the provider rejected the token, and the request was too long to be sent again by the gate", "client: send it again; the gate has another token by then"},
 	{"use_tls", "400", "no", "the port is that of the proxy over TLS, and what came was in the clear", "worker: write https:// in the URL of the proxy"},
 }
 
