@@ -27,6 +27,7 @@ func check(c *Config, doc *document) Faults {
 	k.routes()
 	k.profiles()
 	k.workers()
+	k.addresses()
 	if len(doc.faults) > 0 {
 		return nil
 	}

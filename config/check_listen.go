@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,7 +12,7 @@ import (
 func (k *checker) listen() {
 	l := k.Listen
 	used := map[netip.AddrPort]string{}
-	for _, at := range []struct{ key, address string }{{"proxy", l.Proxy}, {"proxy_tls", l.ProxyTLS}} {
+	for _, at := range []struct{ key, address string }{{"proxy", l.Proxy}, {"proxy_tls", l.ProxyTLS}, {"transparent", l.Transparent}} {
 		path := "listen." + at.key
 		a, err := netip.ParseAddrPort(at.address)
 		switch {
@@ -53,6 +54,39 @@ func (k *checker) proxyTLS() {
 	k.unique("listen.tls_names", l.TLSNames)
 	for i, name := range l.TLSNames {
 		k.gateName(item("listen.tls_names", i), name)
+	}
+}
+
+// addresses checks where workers are known by their address, and that each is one worker's only.
+func (k *checker) addresses() {
+	type owner struct {
+		path, worker string
+		prefix       netip.Prefix
+	}
+	var taken []owner
+	for _, name := range keys(k.Workers) {
+		for i, text := range k.Workers[name].Addresses {
+			path := item(join("workers", name)+".addresses", i)
+			if k.doc.isBroken(path) {
+				continue
+			}
+			p, err := parseSource(text)
+			if err != nil {
+				k.fault(path, quote(text)+" is not an IP address or network", err.Error())
+				continue
+			}
+			if j := slices.IndexFunc(taken, func(o owner) bool { return o.prefix.Overlaps(p) }); j >= 0 {
+				k.fault(path, fmt.Sprintf("%s overlaps %s of worker %s (%s)", quote(text), taken[j].prefix, quote(taken[j].worker), taken[j].path), "give each address to one worker, once")
+				continue
+			}
+			taken = append(taken, owner{path, name, p})
+		}
+	}
+	switch {
+	case k.Listen.Transparent == "" && len(taken) > 0:
+		k.fault(join("workers", taken[0].worker)+".addresses", "has no effect without listen.transparent", "write listen.transparent: 0.0.0.0:3443, or remove it")
+	case k.Listen.Transparent != "" && len(taken) == 0 && len(k.doc.faults) == 0:
+		k.fault("listen.transparent", "lets nobody in: no worker has addresses", "write workers.<name>.addresses: [10.1.2.3], or remove it")
 	}
 }
 

@@ -155,6 +155,10 @@ type Listen struct {
 	// tls_names, or tls_cert_file and tls_key_file. Default: nowhere.
 	ProxyTLS string `yaml:"proxy_tls"`
 
+	// IP address and port where connections that a packet filter redirected are taken, of workers with addresses: for programs
+	// that cannot be given a proxy. docs/transparent.md has the rules. Default: nowhere.
+	Transparent string `yaml:"transparent"`
+
 	// DNS names of the gate. The gate makes the certificates of proxy_tls for them, under the authority that its workers trust
 	// anyway. A client that sends no server name gets that of the first; an IP address is in none of them. No route or tunnel may
 	// match them.
@@ -355,6 +359,11 @@ type Worker struct {
 
 	// File that holds the worker's token.
 	TokenFile string `yaml:"token_file"`
+
+	// IP addresses and networks (CIDR) of the worker, and nobody else's, by which listen.transparent knows it: whoever sends from
+	// them is this worker, so the network must keep others from doing so. No two workers' addresses overlap. They do not restrict
+	// where the worker may use a proxy from.
+	Addresses []string `yaml:"addresses" jsonschema:"uniqueItems=true"`
 
 	// TokenDigest is the SHA-256 of the worker's token in lower-case hexadecimal: token_sha256, or what LoadSecrets
 	// found in token_file. Empty when the worker has neither.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -111,6 +113,21 @@ func writeHost(text string) string {
 		bare += ":" + port
 	}
 	return "write " + bare
+}
+
+// parseSource reads an IP address, or a network whose address has no bits beyond its length.
+func parseSource(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" && !a.Is4In6() {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil || p.Addr().Is4In6():
+		return netip.Prefix{}, errors.New("write one such as 10.1.2.3, 10.1.2.0/24 or 2001:db8::/64")
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("write %s for the network, or %s for the one address", p.Masked(), p.Addr())
+	}
+	return p, nil
 }
 
 // isAddress reports whether s is an IP address, with or without brackets and port.

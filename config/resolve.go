@@ -2,6 +2,7 @@ package config
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 
 	"wayleave/provider"
@@ -26,7 +27,20 @@ func (c *Config) RequestedScopes(grant string) []string { return c.Grants[grant]
 
 // Addresses returns where Envoy listens, as ip:port.
 func (l Listen) Addresses() []string {
-	return slices.DeleteFunc([]string{l.Proxy, l.ProxyTLS}, func(a string) bool { return a == "" })
+	return slices.DeleteFunc([]string{l.Proxy, l.ProxyTLS, l.Transparent}, func(a string) bool { return a == "" })
+}
+
+// Sources returns the networks of each worker that has addresses, by name.
+func (c *Config) Sources() map[string][]netip.Prefix {
+	sources := map[string][]netip.Prefix{}
+	for name, w := range c.Workers {
+		for _, a := range w.Addresses {
+			if p, err := parseSource(a); err == nil {
+				sources[name] = append(sources[name], p)
+			}
+		}
+	}
+	return sources
 }
 
 // InterceptHosts returns the DNS names, without ports, whose TLS the gate terminates: sorted, each once.

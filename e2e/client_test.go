@@ -5,10 +5,15 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -19,6 +24,9 @@ type worker struct {
 	roots       *x509.CertPool
 	placeholder string
 	env         map[string]string // all of its environment
+
+	// dial connects in place of a proxy, where the network leads to the gate. Nil: there is a proxy.
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // sayEnvironment is a shell command that says what the process in `wayleave run` has been given.
@@ -38,6 +46,35 @@ func (g *gate) enrol(t *testing.T, name, variable string) worker {
 		t.Fatalf("enrolling %s: %v\n%s", name, err, stderr.String())
 	}
 	return workerFrom(t, string(out), variable)
+}
+
+// enrolByAPI is enrol without the launcher, for tests with many workers. The worker's one credential is for its grant.
+func (g *gate) enrolByAPI(t *testing.T, name string) worker {
+	t.Helper()
+	token, err := os.ReadFile(filepath.Join(g.getenv("WAYLEAVE_STATE"), "workers", name+".token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+g.proxy+"/.wayleave/v1/sessions", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	a, err := do(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}, req)
+	var said struct {
+		Proxy       struct{ Username, Password string }
+		CA          string `json:"ca_pem"`
+		Credentials []struct{ Placeholder string }
+	}
+	if err = errors.Join(err, json.Unmarshal([]byte(a.body), &said)); err != nil || len(said.Credentials) != 1 {
+		t.Fatalf("enrolling %s: %v %v", name, a, err)
+	}
+	w := worker{
+		proxy: &url.URL{Scheme: "http", Host: g.proxy, User: url.UserPassword(said.Proxy.Username, said.Proxy.Password)},
+		roots: x509.NewCertPool(), placeholder: said.Credentials[0].Placeholder,
+	}
+	w.roots.AppendCertsFromPEM([]byte(said.CA))
+	return w
 }
 
 // workerFrom reads what sayEnvironment said.
@@ -71,6 +108,9 @@ func workerFrom(t *testing.T, said, variable string) worker {
 func (w worker) client(t *testing.T, http2 bool) *http.Client {
 	t.Helper()
 	tr := &http.Transport{Proxy: http.ProxyURL(w.proxy), TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: http2}
+	if w.dial != nil {
+		tr.Proxy, tr.DialContext = nil, w.dial
+	}
 	if !http2 {
 		tr.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
 	}

@@ -101,7 +101,11 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtime, err := structpb.NewStruct(map[string]any{"re2.max_program_size.error_level": regexProgramSize})
+	runtime, err := structpb.NewStruct(map[string]any{
+		"re2.max_program_size.error_level": regexProgramSize,
+		// An end of a connection inside Envoy is no reset: of a redirected connection a reset takes the answer with it.
+		"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -46,13 +46,10 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 
 	// Who is calling: the connection says so, no header does.
-	session, err := worker.ParseIdentity(r.identity)
-	if err != nil {
-		return refuse(refusal{reason: proxyAuthRequired})
-	}
+	session, unknown := p.caller(r.identity, now)
 	d.session = session
-	if session.Expired(now) || p.ended(session) {
-		return refuse(refusal{reason: sessionExpired})
+	if unknown != nil {
+		return refuse(*unknown)
 	}
 
 	// One name, three times: what CONNECT asked for, what TLS asked for, what HTTP asks for.
@@ -140,11 +137,23 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		return d // passed
 	}
 
-	// The placeholder: this session's, for this route's credential, byte for byte.
+	// The placeholder: this session's, or one of the worker at this address, for this route's credential, byte for byte.
 	for _, c := range candidates {
-		if !credential.understood || !sessions.IsPlaceholder(c, session.ID, route.Credential, route.PlaceholderPrefix) {
-			return because(notYourPlaceholder, "")
+		owner, own := session, false
+		switch {
+		case !credential.understood:
+		case session.ID == "":
+			owner, own = sessions.PlaceholderOf(c, session.Worker, route.Credential, route.PlaceholderPrefix)
+		default:
+			own = sessions.IsPlaceholder(c, session, route.Credential, route.PlaceholderPrefix)
 		}
+		switch {
+		case !own:
+			return because(notYourPlaceholder, "")
+		case owner.Expired(now):
+			return because(sessionExpired, "")
+		}
+		d.session.ID = owner.ID
 	}
 	if !p.mayUse(session.Profile, route.Credential) {
 		return because(policyDenied, fmt.Sprintf("profile %s does not have %s", session.Profile, route.Credential))

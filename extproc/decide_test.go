@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"encoding/base64"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -81,7 +82,7 @@ func newFixture(t testing.TB) *fixture {
 
 // placeholder of the fixture's session.
 func (f *fixture) placeholder(credential, prefix string) string {
-	return f.keyring.Placeholder(f.session.ID, credential, prefix)
+	return f.keyring.Placeholder(f.session, credential, prefix)
 }
 
 func (f *fixture) claude() string { return f.placeholder("claude", "sk-ant-oat01-") }
@@ -269,7 +270,7 @@ func TestDecideRefuses(t *testing.T) {
 		}
 		r.identity = s.Identity()
 		for i := range r.headers {
-			r.headers[i].value = strings.ReplaceAll(r.headers[i].value, claude, f.keyring.Placeholder(s.ID, "claude", "sk-ant-oat01-"))
+			r.headers[i].value = strings.ReplaceAll(r.headers[i].value, claude, f.keyring.Placeholder(s, "claude", "sk-ant-oat01-"))
 		}
 		return r
 	}
@@ -405,7 +406,7 @@ func TestDecideRefuses(t *testing.T) {
 		{misplacedPlaceholder, "cookie, base64", more("cookie", "session="+b64([]byte("xx"+claude)))},
 		{misplacedPlaceholder, "user agent", more("user-agent", "curl "+claude)},
 		{misplacedPlaceholder, "proxy-authorization", more("proxy-authorization", "Bearer "+claude)},
-		{misplacedPlaceholder, "somebody else's", more("x-note", f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"))},
+		{misplacedPlaceholder, "somebody else's", more("x-note", f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-"))},
 		{misplacedPlaceholder, "the name of a header", more("x-"+worker.Marker, "1")},
 		{misplacedPlaceholder, "referer", more("referer", "https://x/?k="+url.QueryEscape(claude))},
 		{misplacedPlaceholder, "API key on a bearer route", f.anthropic("GET", "/", "x-api-key", claude)},
@@ -413,7 +414,7 @@ func TestDecideRefuses(t *testing.T) {
 		{misplacedPlaceholder, "underscores", f.anthropic("GET", "/", "x_api_key", claude)},
 		{duplicateCredential, "one more, with underscores", more("x_api_key", "sk-evil")},
 
-		{notYourPlaceholder, "another session's", authorization("Bearer " + f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"))},
+		{notYourPlaceholder, "another session's", authorization("Bearer " + f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-"))},
 		{notYourPlaceholder, "another credential's", authorization("Bearer " + f.placeholder("github", "gho_"))},
 		{notYourPlaceholder, "another credential's with this prefix", authorization("Bearer " + f.placeholder("github", "sk-ant-oat01-"))},
 		{notYourPlaceholder, "another prefix", authorization("Bearer " + f.placeholder("claude", "gho_"))},
@@ -430,8 +431,8 @@ func TestDecideRefuses(t *testing.T) {
 		{notYourPlaceholder, "another scheme", authorization("Negotiate " + claude)},
 		{notYourPlaceholder, "parameters of another scheme", authorization(`Digest username="a", response="` + claude + `"`)},
 		{notYourPlaceholder, "a scheme where there is none", f.to("turned.example.com", "GET", "/", "x-api-key", "Bearer "+f.placeholder("turned", ""))},
-		{notYourPlaceholder, "Basic with another session's", authorization(basicAuth("u", f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-")))},
-		{notYourPlaceholder, "Basic with one of two wrong", authorization(basicAuth(f.keyring.Placeholder(f.other.ID, "claude", "sk-ant-oat01-"), claude))},
+		{notYourPlaceholder, "Basic with another session's", authorization(basicAuth("u", f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-")))},
+		{notYourPlaceholder, "Basic with one of two wrong", authorization(basicAuth(f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-"), claude))},
 		{notYourPlaceholder, "Basic with a suffix", authorization(basicAuth("u", claude+"\n"))},
 		{notYourPlaceholder, "Basic with a second colon", authorization(basicAuth("u", claude+":x"))},
 		{notYourPlaceholder, "Basic without a colon", authorization("Basic " + b64([]byte(claude)))},
@@ -537,5 +538,60 @@ func BenchmarkDecide(b *testing.B) {
 		if d := decide(f.policy, f.keyring, &r, now); d.swap == nil {
 			b.Fatal(d.refusal.reason)
 		}
+	}
+}
+
+// A worker that is known by its address has the placeholders of its own sessions, while these last.
+func TestDecideByAddress(t *testing.T) {
+	f := newFixture(t)
+	cfg := testConfig
+	cfg.Addresses = map[string][]netip.Prefix{
+		f.session.Worker: {netip.MustParsePrefix("10.1.2.3/32"), netip.MustParsePrefix("2001:db8:1::/48")},
+		"poor":           {netip.MustParsePrefix("10.2.0.0/16")},
+	}
+	p := newPolicy(cfg)
+	over, _, err := f.keyring.Issue(f.session.Worker, f.session.Profile, -time.Second, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, _, err := f.keyring.Issue("poor", "poor", time.Hour, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	placeholder := func(s worker.Session) string {
+		return f.keyring.Placeholder(s, "claude", "sk-ant-oat01-")
+	}
+	for _, c := range []struct {
+		name, identity, placeholder string
+		reason                      string // "": swapped
+		status                      int
+	}{
+		{"its own", "address|10.1.2.3", placeholder(f.session), "", 0},
+		{"in IPv6", "address|2001:db8:1::9", placeholder(f.session), "", 0},
+		{"IPv4 in IPv6", "address|::ffff:10.1.2.3", placeholder(f.session), "", 0},
+		{"of a session that is over", "address|10.1.2.3", placeholder(over), sessionExpired, 0},
+		{"of another worker", "address|10.1.2.3", placeholder(theirs), notYourPlaceholder, 0},
+		{"at another worker's address", "address|10.2.255.255", placeholder(f.session), notYourPlaceholder, 0},
+		{"of a worker without the grant", "address|10.2.0.1", placeholder(theirs), policyDenied, 0},
+		{"changed", "address|10.1.2.3", placeholder(f.session) + "a", notYourPlaceholder, 0},
+		{"at nobody's address", "address|10.1.2.4", placeholder(f.session), proxyAuthRequired, 403},
+		{"at no address", "address|", placeholder(f.session), proxyAuthRequired, 0},
+		{"at something else", "address|10.1.2.3|ci", placeholder(f.session), proxyAuthRequired, 0},
+		{"by its name", "address|" + f.session.Worker, placeholder(f.session), proxyAuthRequired, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+c.placeholder)
+			r.identity = c.identity
+			d := decide(p, f.keyring, &r, now)
+			if c.reason == "" {
+				if d.swap == nil || d.refusal != nil || d.session.Worker != f.session.Worker || d.session.ID != f.session.ID {
+					t.Errorf("got %+v", d)
+				}
+				return
+			}
+			if d.refusal == nil || d.swap != nil || d.refusal.reason != c.reason || d.refusal.status != c.status {
+				t.Errorf("got %+v, want %s", d.refusal, c.reason)
+			}
+		})
 	}
 }

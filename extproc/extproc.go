@@ -13,6 +13,7 @@ package extproc
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,8 @@ type Config struct {
 	// Workers by name have the profile of the value. A session of a worker that is not here, or has another profile
 	// now, is over: that is how a worker is shut out at once. Nil: sessions are believed.
 	Workers map[string]string
+	// Addresses are where workers are known by their address alone, by name. No two overlap.
+	Addresses map[string][]netip.Prefix
 }
 
 // Profile is what the sessions of one profile may use.
@@ -125,7 +128,9 @@ type Sessions interface {
 	// Verify returns the session called id that token proves at now.
 	Verify(id string, token secret.Text, now time.Time) (worker.Session, error)
 	// IsPlaceholder reports whether value is the session's placeholder for the credential, byte for byte.
-	IsPlaceholder(value, sessionID, credential, prefix string) bool
+	IsPlaceholder(value string, s worker.Session, credential, prefix string) bool
+	// PlaceholderOf returns the session of the worker whose placeholder for the credential value is, byte for byte.
+	PlaceholderOf(value, worker, credential, prefix string) (worker.Session, bool)
 }
 
 // Tokens gives out real tokens, of a grant and for a worker: a *grant.Exchanger. An error is a *grant.Unusable.

@@ -3,8 +3,11 @@ package extproc
 import (
 	"cmp"
 	"maps"
+	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"wayleave/worker"
 )
@@ -16,7 +19,8 @@ type policy struct {
 	routes   map[string]*Route   // by name
 	refused  map[string][]string // host → path prefixes; "" is the whole host
 	grants   map[string]map[string]bool
-	workers  map[string]string // nil: sessions are believed
+	workers  map[string]string       // nil: sessions are believed
+	sources  map[netip.Prefix]string // → worker
 
 	// credentialHeaders are all the headers a credential may be in, as canonical has them.
 	credentialHeaders map[string]bool
@@ -37,6 +41,7 @@ func newPolicy(cfg Config) *policy {
 		refused:           map[string][]string{},
 		grants:            map[string]map[string]bool{},
 		workers:           cfg.Workers,
+		sources:           map[netip.Prefix]string{},
 		credentialHeaders: map[string]bool{"authorization": true, "x-api-key": true},
 	}
 	for i := range cfg.Routes {
@@ -63,6 +68,11 @@ func newPolicy(cfg Config) *policy {
 		}
 		host, _, _ = strings.Cut(host, ":")
 		p.refused[host] = append(p.refused[host], path)
+	}
+	for name, prefixes := range cfg.Addresses {
+		for _, prefix := range prefixes {
+			p.sources[prefix.Masked()] = name
+		}
 	}
 	for name, profile := range cfg.Profiles {
 		p.grants[name] = map[string]bool{}
@@ -152,6 +162,40 @@ func (p *policy) refusedPaths(e endpoint) []string { return p.refused[e.host] }
 
 // refusesAll reports whether everything at e's host is refused.
 func (p *policy) refusesAll(e endpoint) bool { return slices.Contains(p.refusedPaths(e), "") }
+
+// caller is who is calling by what the connection says: the holder of a session, or the worker at an address, whose session
+// has neither ID nor end. The refusal is nil unless that is nobody, or over.
+func (p *policy) caller(identity string, now time.Time) (worker.Session, *refusal) {
+	if address, ok := worker.ParseAddress(identity); ok {
+		name, known := p.workerAt(address)
+		if !known {
+			return worker.Session{}, &refusal{reason: proxyAuthRequired, status: http.StatusForbidden}
+		}
+		return worker.Session{Worker: name, Profile: p.workers[name]}, nil
+	}
+	session, err := worker.ParseIdentity(identity)
+	switch {
+	case err != nil:
+		return worker.Session{}, &refusal{reason: proxyAuthRequired}
+	case session.Expired(now) || p.ended(session):
+		return session, &refusal{reason: sessionExpired}
+	}
+	return session, nil
+}
+
+// workerAt returns the worker whose address this is.
+func (p *policy) workerAt(address netip.Addr) (name string, known bool) {
+	for bits := range address.BitLen() + 1 {
+		prefix, err := address.Prefix(bits)
+		if err != nil {
+			return "", false
+		}
+		if name, known = p.sources[prefix]; known {
+			break
+		}
+	}
+	return name, known
+}
 
 // ended reports whether the configuration has put an end to a session that its token would still prove.
 func (p *policy) ended(s worker.Session) bool {

@@ -621,8 +621,8 @@ func TestIsolation(t *testing.T) {
 			if i%2 == 1 {
 				grant, host, prefix = "github", "github.com", "gho_"
 			}
-			own := f.keyring.Placeholder(s.ID, grant, prefix)
-			stolen := f.keyring.Placeholder(f.session.ID, grant, prefix)
+			own := f.keyring.Placeholder(s, grant, prefix)
+			stolen := f.keyring.Placeholder(f.session, grant, prefix)
 			for range requests {
 				out, err := checker.Check(t.Context(), checkRequest("CONNECT", host+":443", basicAuth(s.ID, token.Reveal())))
 				if err != nil {
@@ -807,7 +807,7 @@ func FuzzRequests(f *testing.F) {
 		host := hosts[int(which)%len(hosts)]
 		route := s.policy.find(endpoint{host, httpsPort}).routes[0]
 		own := s.placeholder(route.Credential, route.PlaceholderPrefix)
-		fill := strings.NewReplacer("{placeholder}", own, "{other}", s.keyring.Placeholder(s.other.ID, route.Credential, route.PlaceholderPrefix),
+		fill := strings.NewReplacer("{placeholder}", own, "{other}", s.keyring.Placeholder(s.other, route.Credential, route.PlaceholderPrefix),
 			"{session}", s.session.ID, "{basic}", basicAuth("u", own), "{basicuser}", basicAuth(own, "u")).Replace
 		in := message(s.to(host, method, fill(path), name1, fill(value1), name2, fill(value2)))
 		out, err := s.server.process(t.Context(), in)

@@ -43,7 +43,7 @@ func TestRoutesThatShareAHost(t *testing.T) {
 			identity: session.Identity(),
 		}
 		if c.placeholder != "" {
-			r.headers = []header{{"authorization", "Bearer " + k.Placeholder(session.ID, c.placeholder, "")}}
+			r.headers = []header{{"authorization", "Bearer " + k.Placeholder(session, c.placeholder, "")}}
 		}
 		d := decide(p, k, &r, now)
 		var swaps, reason string

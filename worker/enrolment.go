@@ -21,6 +21,8 @@ const apiVersion = "wayleave/v1"
 type Enrolment struct {
 	// Gate is where the worker enrolled, and the proxy it is to use. Not part of the answer.
 	Gate *url.URL
+	// Transparent says that the network leads the worker to the gate, which is no proxy to it then. Not part of the answer.
+	Transparent bool
 	// Session says who the worker is now, and until when.
 	Session Session
 	// Password is the session token; with Session.ID as user it opens the proxy.

@@ -9,7 +9,7 @@ import (
 )
 
 // Environment is the environment of a worker's process: base, without what would lead around the gate or be preferred
-// to a placeholder, and with what leads through the gate. The report says which variables of base were removed or
+// to a placeholder, and with what leads through the gate, unless the network does that. The report says which variables of base were removed or
 // replaced, by name and never by value, one line for each reason, and has the notes of the credentials. It reads nothing
 // but its arguments.
 //
@@ -19,10 +19,12 @@ import (
 // so a Java program is led to the gate and gets a 407 there, rather than going around it.
 func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	set := map[string]string{}
-	maps.Copy(set, proxyVariables(e))
+	if !e.Transparent {
+		maps.Copy(set, proxyVariables(e))
+	}
 	maps.Copy(set, certificateVariables(f))
 	vars, order := index(base)
-	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(vars["JAVA_TOOL_OPTIONS"] + " " + javaOptions(e.Gate, f.TrustStore))
+	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(vars["JAVA_TOOL_OPTIONS"] + " " + javaOptions(e, f.TrustStore))
 
 	why := map[string]string{}
 	for _, c := range e.Credentials {
@@ -66,7 +68,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 			change("replaced %s: programs would go around the gate, or not trust it", name)
 		case unset:
 			change("removed %s: "+reason, name)
-		case leadsAround(name):
+		case leadsAround(name), e.Transparent && commonProxy(name):
 			change("removed %s: programs would go around the gate", name)
 		default:
 			env = append(env, name+"="+old)
@@ -125,18 +127,23 @@ func certificateVariables(f Files) map[string]string {
 	return set
 }
 
-func javaOptions(gate *url.URL, trustStore string) string {
-	port := gate.Port()
+func javaOptions(e Enrolment, trustStore string) string {
+	port := e.Gate.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[gate.Scheme]
+		port = map[string]string{"http": "80", "https": "443"}[e.Gate.Scheme]
 	}
-	options := []string{
-		"-Dhttps.proxyHost=" + gate.Hostname(), "-Dhttps.proxyPort=" + port,
-		"-Dhttp.proxyHost=" + gate.Hostname(), "-Dhttp.proxyPort=" + port,
-		"-Djavax.net.ssl.trustStore=" + trustStore,
+	var options []string
+	if !e.Transparent {
+		options = []string{
+			"-Dhttps.proxyHost=" + e.Gate.Hostname(), "-Dhttps.proxyPort=" + port,
+			"-Dhttp.proxyHost=" + e.Gate.Hostname(), "-Dhttp.proxyPort=" + port,
+		}
+	}
+	options = append(options,
+		"-Djavax.net.ssl.trustStore="+trustStore,
 		"-Djavax.net.ssl.trustStoreType=PKCS12",
-		"-Djavax.net.ssl.trustStorePassword=" + trustStorePassword,
-	}
+		"-Djavax.net.ssl.trustStorePassword="+trustStorePassword,
+	)
 	for i, o := range options {
 		if strings.ContainsAny(o, " \t") { // the JVM splits this variable at white space, but honours quotes
 			options[i] = `"` + o + `"`
@@ -147,6 +154,15 @@ func javaOptions(gate *url.URL, trustStore string) string {
 
 // ownVariable reports whether a variable belongs to this program rather than to those it starts.
 func ownVariable(name string) bool { return strings.HasPrefix(name, "WAYLEAVE_") }
+
+// commonProxy reports whether a variable names a proxy for many programs.
+func commonProxy(name string) bool {
+	switch strings.ToLower(name) {
+	case "https_proxy", "http_proxy", "all_proxy":
+		return true
+	}
+	return false
+}
 
 // leadsAround reports whether a variable names a proxy for one program that it prefers to the common variables.
 func leadsAround(name string) bool {

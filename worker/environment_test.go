@@ -57,6 +57,23 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+// Where the network leads to the gate there is no proxy, and none of before either.
+func TestTransparentEnvironment(t *testing.T) {
+	e := testEnrolment("http://gate:3128")
+	e.Transparent = true
+	env, report := Environment(e, []string{"HTTPS_PROXY=http://value-1", "all_proxy=http://value-2", "PATH=/bin"}, testFiles)
+	got := environ(env)
+	if got["SSL_CERT_FILE"] != "/f/bundle.pem" || got["PATH"] != "/bin" || !strings.HasPrefix(got["JAVA_TOOL_OPTIONS"], "-Djavax.net.ssl.trustStore=") {
+		t.Errorf("got %v", got)
+	}
+	if all := strings.Join(env, "\n"); strings.Contains(strings.ToLower(all), "_proxy=") || strings.Contains(all, "proxyHost") || strings.Contains(all, "wls1") {
+		t.Errorf("a proxy is set: %v", got)
+	}
+	if diff := cmp.Diff([]string{"removed HTTPS_PROXY, all_proxy: programs would go around the gate"}, report); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestEnvironmentCredentials(t *testing.T) {
 	claude := Credential{
 		Grant: "claude",
@@ -136,7 +153,7 @@ func TestEnvironmentCredentials(t *testing.T) {
 
 func TestJavaOptions(t *testing.T) {
 	u, _ := url.Parse("https://gate")
-	got := javaOptions(u, "/with space/t.p12")
+	got := javaOptions(Enrolment{Gate: u}, "/with space/t.p12")
 	for _, want := range []string{"-Dhttps.proxyPort=443", ` "-Djavax.net.ssl.trustStore=/with space/t.p12" `} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s does not hold %s", got, want)

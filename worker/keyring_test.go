@@ -55,12 +55,12 @@ func TestReplicasShareOneRing(t *testing.T) {
 		t.FailNow()
 	}
 	s, token := issue(t, rings[0], "ci", "default")
-	p := rings[0].Placeholder(s.ID, "claude", "sk-")
+	p := rings[0].Placeholder(s, "claude", "sk-")
 	for i, k := range rings {
 		if got, err := k.Verify(s.ID, token, now); err != nil || got != s {
 			t.Errorf("replica %d: Verify = %v, %v", i, got, err)
 		}
-		if !k.IsPlaceholder(p, s.ID, "claude", "sk-") {
+		if !k.IsPlaceholder(p, s, "claude", "sk-") {
 			t.Errorf("replica %d does not know the placeholder", i)
 		}
 	}
@@ -128,7 +128,7 @@ func TestRotate(t *testing.T) {
 		}
 	}
 	first, firstToken := issue(t, rotating, "ci", "default")
-	placeholder := rotating.Placeholder(first.ID, "claude", "")
+	placeholder := rotating.Placeholder(first, "claude", "")
 
 	rotate()
 	second, secondToken := issue(t, rotating, "ci", "default")
@@ -138,7 +138,7 @@ func TestRotate(t *testing.T) {
 	if _, err := rotating.Verify(first.ID, firstToken, now); err != nil {
 		t.Errorf("a session of the previous key: %v", err)
 	}
-	if !rotating.IsPlaceholder(placeholder, first.ID, "claude", "") {
+	if !rotating.IsPlaceholder(placeholder, first, "claude", "") {
 		t.Error("a placeholder of the previous key is not recognised")
 	}
 
@@ -146,7 +146,7 @@ func TestRotate(t *testing.T) {
 	if _, err := rotating.Verify(first.ID, firstToken, now); !errors.Is(err, ErrUnknown) {
 		t.Errorf("a session two keys old: %v", err)
 	}
-	if rotating.IsPlaceholder(placeholder, first.ID, "claude", "") {
+	if rotating.IsPlaceholder(placeholder, first, "claude", "") {
 		t.Error("a placeholder two keys old is recognised")
 	}
 	if err := lagging.Reload(t.Context()); err != nil {
@@ -241,7 +241,7 @@ func TestVerify(t *testing.T) {
 		{"longer life", s.ID, forged(string(payload) + "0"), now, ErrUnknown},
 		{"another key id", s.ID, forged("2" + string(payload)[1:]), now, ErrUnknown},
 		{"key id not a number", s.ID, forged("x" + string(payload)[1:]), now, ErrUnknown},
-		{"a placeholder", s.ID, secret.New(k.Placeholder(s.ID, "claude", "")), now, ErrUnknown},
+		{"a placeholder", s.ID, secret.New(k.Placeholder(s, "claude", "")), now, ErrUnknown},
 	} {
 		got, err := k.Verify(c.id, c.token, c.at)
 		if !errors.Is(err, c.want) {
@@ -258,7 +258,7 @@ func TestAlphabet(t *testing.T) {
 	k := newKeyring(t)
 	s, token := issue(t, k, strings.Repeat("w", 63), "a.b_c-d")
 	plain := regexp.MustCompile(`^[A-Za-z0-9._~-]+$`)
-	for what, v := range map[string]string{"id": s.ID, "token": token.Reveal(), "placeholder": k.Placeholder(s.ID, "claude", "sk-ant-oat01-")} {
+	for what, v := range map[string]string{"id": s.ID, "token": token.Reveal(), "placeholder": k.Placeholder(s, "claude", "sk-ant-oat01-")} {
 		if !plain.MatchString(v) {
 			t.Errorf("the %s holds a character outside [A-Za-z0-9._~-]", what)
 		}
@@ -269,40 +269,72 @@ func TestPlaceholder(t *testing.T) {
 	k := newKeyring(t)
 	s, _ := issue(t, k, "ci", "default")
 	other, _ := issue(t, k, "ci", "default")
-	p := k.Placeholder(s.ID, "claude", "sk-ant-oat01-")
+	p := k.Placeholder(s, "claude", "sk-ant-oat01-")
 	if !strings.HasPrefix(p, "sk-ant-oat01-"+Marker) {
 		t.Errorf("shape of the placeholder: %.30s…", p)
 	}
-	if again := k.Placeholder(s.ID, "claude", "sk-ant-oat01-"); again != p {
+	if again := k.Placeholder(s, "claude", "sk-ant-oat01-"); again != p {
 		t.Error("the placeholder is not the same the second time")
 	}
 	for _, c := range []struct {
-		name, value, session, credential, prefix string
-		want                                     bool
+		name, value        string
+		session            Session
+		credential, prefix string
+		want               bool
 	}{
-		{"right", p, s.ID, "claude", "sk-ant-oat01-", true},
-		{"another session", p, other.ID, "claude", "sk-ant-oat01-", false},
-		{"another credential", p, s.ID, "github", "sk-ant-oat01-", false},
-		{"another prefix", p, s.ID, "claude", "ghp_", false},
-		{"no prefix", strings.TrimPrefix(p, "sk-ant-oat01-"), s.ID, "claude", "sk-ant-oat01-", false},
-		{"one more", p + "a", s.ID, "claude", "sk-ant-oat01-", false},
-		{"one less", p[:len(p)-1], s.ID, "claude", "sk-ant-oat01-", false},
-		{"last changed", p[:len(p)-1] + "!", s.ID, "claude", "sk-ant-oat01-", false},
-		{"space behind", p + " ", s.ID, "claude", "sk-ant-oat01-", false},
-		{"new line inside", p[:30] + "\n" + p[30:], s.ID, "claude", "sk-ant-oat01-", false},
-		{"upper case", strings.ToUpper(p), s.ID, "claude", "sk-ant-oat01-", false},
-		{"marker only", "sk-ant-oat01-" + Marker, s.ID, "claude", "sk-ant-oat01-", false},
-		{"marker and key id", p[:len("sk-ant-oat01-")+len(Marker)+2], s.ID, "claude", "sk-ant-oat01-", false},
-		{"empty", "", s.ID, "claude", "sk-ant-oat01-", false},
-		{"empty session", k.Placeholder("", "claude", ""), s.ID, "claude", "", false},
+		{"right", p, s, "claude", "sk-ant-oat01-", true},
+		{"another session", p, other, "claude", "sk-ant-oat01-", false},
+		{"another worker's", p, Session{ID: s.ID, Worker: "laptop"}, "claude", "sk-ant-oat01-", false},
+		{"another credential", p, s, "github", "sk-ant-oat01-", false},
+		{"another prefix", p, s, "claude", "ghp_", false},
+		{"no prefix", strings.TrimPrefix(p, "sk-ant-oat01-"), s, "claude", "sk-ant-oat01-", false},
+		{"one more", p + "a", s, "claude", "sk-ant-oat01-", false},
+		{"one less", p[:len(p)-1], s, "claude", "sk-ant-oat01-", false},
+		{"last changed", p[:len(p)-1] + "!", s, "claude", "sk-ant-oat01-", false},
+		{"space behind", p + " ", s, "claude", "sk-ant-oat01-", false},
+		{"new line inside", p[:30] + "\n" + p[30:], s, "claude", "sk-ant-oat01-", false},
+		{"upper case", strings.ToUpper(p), s, "claude", "sk-ant-oat01-", false},
+		{"marker only", "sk-ant-oat01-" + Marker, s, "claude", "sk-ant-oat01-", false},
+		{"marker and key id", p[:len("sk-ant-oat01-")+len(Marker)+2], s, "claude", "sk-ant-oat01-", false},
+		{"empty", "", s, "claude", "sk-ant-oat01-", false},
+		{"empty session", k.Placeholder(Session{}, "claude", ""), s, "claude", "", false},
 	} {
 		if got := k.IsPlaceholder(c.value, c.session, c.credential, c.prefix); got != c.want {
 			t.Errorf("%s: IsPlaceholder = %v, want %v", c.name, got, c.want)
 		}
 	}
-	// The boundary between session id and credential is inside what the MAC covers.
-	if k.Placeholder("aaaaaaaaaaaaaaaa", "b", "") == k.Placeholder("aaaaaaaaaaaaaaa", "ab", "") {
-		t.Error("session and credential run into each other")
+	// The boundaries of session id, worker and credential are inside what the MAC covers.
+	if k.Placeholder(Session{ID: s.ID, Worker: "a"}, "bc", "") == k.Placeholder(Session{ID: s.ID, Worker: "ab"}, "c", "") {
+		t.Error("worker and credential run into each other")
+	}
+}
+
+// Where only a worker is known, its placeholder says which of its sessions it is of, and until when that lasts.
+func TestPlaceholderOf(t *testing.T) {
+	k := newKeyring(t)
+	s, _ := issue(t, k, "ci", "default")
+	p := k.Placeholder(s, "claude", "sk-")
+	got, ok := k.PlaceholderOf(p, "ci", "claude", "sk-")
+	if want := (Session{ID: s.ID, Worker: "ci", Expires: s.Expires}); !ok || got != want {
+		t.Errorf("got %+v, %v; want %+v", got, ok, want)
+	}
+	for name, c := range map[string]struct{ value, worker, credential, prefix string }{
+		"another worker":     {p, "laptop", "claude", "sk-"},
+		"no worker":          {p, "", "claude", "sk-"},
+		"another credential": {p, "ci", "github", "sk-"},
+		"another prefix":     {p, "ci", "claude", ""},
+		"one more":           {p + "a", "ci", "claude", "sk-"},
+		"one less":           {p[:len(p)-1], "ci", "claude", "sk-"},
+		"another end":        {"sk-" + Marker + "aaaa" + p[len("sk-")+len(Marker)+4:], "ci", "claude", "sk-"},
+		"another ring's":     {newKeyring(t).Placeholder(s, "claude", "sk-"), "ci", "claude", "sk-"},
+		"nothing":            {"", "ci", "claude", "sk-"},
+	} {
+		if _, ok := k.PlaceholderOf(c.value, c.worker, c.credential, c.prefix); ok {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if end := endOf("0189xxxxxxxxxxxx"); !end.IsZero() { // no base32
+		t.Errorf("an id that is none ends at %v", end)
 	}
 }
 
@@ -350,11 +382,11 @@ func FuzzVerify(f *testing.F) {
 func FuzzIsPlaceholder(f *testing.F) {
 	k := newKeyring(f)
 	s, _ := issue(f, k, "ci", "default")
-	p := k.Placeholder(s.ID, "claude", "sk-")
+	p := k.Placeholder(s, "claude", "sk-")
 	f.Add(p)
 	f.Add("sk-" + Marker + "ae")
 	f.Fuzz(func(t *testing.T, in string) {
-		if k.IsPlaceholder(in, s.ID, "claude", "sk-") && in != p {
+		if k.IsPlaceholder(in, s, "claude", "sk-") && in != p {
 			t.Errorf("%q is accepted", in)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"encoding/base32"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"strconv"
 	"strings"
@@ -42,14 +43,8 @@ func (k *Keyring) Issue(worker, profile string, ttl time.Duration, now time.Time
 	if err := checkNames(worker, profile); err != nil {
 		return Session{}, secret.Text{}, err
 	}
-	var id [10]byte // 16 characters of base32
-	rand.Read(id[:])
-	s := Session{
-		ID:      lowerBase32.EncodeToString(id[:]),
-		Worker:  worker,
-		Profile: profile,
-		Expires: now.Add(ttl).UTC().Truncate(time.Second),
-	}
+	s := Session{Worker: worker, Profile: profile, Expires: now.Add(ttl).UTC().Truncate(time.Second)}
+	s.ID = newSessionID(s.Expires)
 	keys := k.keys.Load()
 	payload := strconv.Itoa(int(keys.current)) + "|" + s.Identity()
 	sum := mac(keys.byID[keys.current], "session", payload)
@@ -88,38 +83,67 @@ func (k *Keyring) Verify(id string, token secret.Text, now time.Time) (Session, 
 	return s, nil
 }
 
+// newSessionID is 16 characters of base32: when the session ends, in seconds since 1970, and 6 random bytes. The end is in
+// it for PlaceholderOf, which knows nothing else of a session.
+func newSessionID(ends time.Time) string {
+	id := binary.BigEndian.AppendUint32(nil, uint32(ends.Unix()))
+	var random [6]byte
+	rand.Read(random[:])
+	return lowerBase32.EncodeToString(append(id, random[:]...))
+}
+
+// endOf is when the session called id ends; the zero time if the id does not say.
+func endOf(id string) time.Time {
+	raw, err := lowerBase32.DecodeString(id)
+	if err != nil || len(raw) < 4 {
+		return time.Time{}
+	}
+	return time.Unix(int64(binary.BigEndian.Uint32(raw)), 0).UTC()
+}
+
 // Placeholder is what the session holds instead of the credential: prefix (the shape the provider's clients look for),
-// Marker, and base32 of the key id, the session id and a MAC over session and credential. The same session always has
-// the same placeholder for a credential, as long as the key is current.
-func (k *Keyring) Placeholder(sessionID, credential, prefix string) string {
+// Marker, and base32 of the key id, the session id and a MAC over session, worker and credential. The same session always
+// has the same placeholder for a credential, as long as the key is current.
+func (k *Keyring) Placeholder(s Session, credential, prefix string) string {
 	keys := k.keys.Load()
-	return placeholder(keys.current, keys.byID[keys.current], sessionID, credential, prefix)
+	return placeholder(keys.current, keys.byID[keys.current], s, credential, prefix)
 }
 
 // IsPlaceholder reports whether value is, byte for byte, this session's placeholder for this credential.
-func (k *Keyring) IsPlaceholder(value, sessionID, credential, prefix string) bool {
-	// The first two base32 characters hold the key id, so that one MAC is enough to decide.
-	id, ok := strings.CutPrefix(value, prefix+Marker)
-	if !ok || len(id) < 2 {
+func (k *Keyring) IsPlaceholder(value string, s Session, credential, prefix string) bool {
+	// What is in front of the MAC names the key, so that one MAC is enough to decide.
+	payload, ok := strings.CutPrefix(value, prefix+Marker)
+	raw, err := lowerBase32.DecodeString(payload)
+	if !ok || err != nil || len(raw) == 0 {
 		return false
 	}
-	var hint [1]byte
-	if _, err := lowerBase32.Decode(hint[:], []byte(id[:2])); err != nil {
-		return false
-	}
-	key := k.keys.Load().byID[hint[0]]
+	key := k.keys.Load().byID[raw[0]]
 	if key == nil {
 		return false
 	}
-	want := placeholder(hint[0], key, sessionID, credential, prefix)
+	want := placeholder(raw[0], key, s, credential, prefix)
 	return subtle.ConstantTimeCompare([]byte(value), []byte(want)) == 1
 }
 
-func placeholder(kid byte, key []byte, sessionID, credential, prefix string) string {
+// PlaceholderOf returns the session of the worker whose placeholder for this credential value is, byte for byte: its ID
+// and its end, which the MAC vouches for. It is for connections that prove a worker and no session; Profile is empty, and
+// whether the session is over is for the caller to judge.
+func (k *Keyring) PlaceholderOf(value, worker, credential, prefix string) (Session, bool) {
+	payload, ok := strings.CutPrefix(value, prefix+Marker)
+	raw, err := lowerBase32.DecodeString(payload)
+	if !ok || err != nil || len(raw) != 1+sessionIDLength+placeholderMACLength {
+		return Session{}, false
+	}
+	id := string(raw[1 : 1+sessionIDLength])
+	s := Session{ID: id, Worker: worker, Expires: endOf(id)}
+	return s, k.IsPlaceholder(value, s, credential, prefix)
+}
+
+func placeholder(kid byte, key []byte, s Session, credential, prefix string) string {
 	payload := make([]byte, 0, 1+sessionIDLength+placeholderMACLength)
 	payload = append(payload, kid)
-	payload = append(payload, sessionID...)
-	payload = append(payload, mac(key, "placeholder", sessionID+"|"+credential)[:placeholderMACLength]...)
+	payload = append(payload, s.ID...)
+	payload = append(payload, mac(key, "placeholder", s.ID+"|"+s.Worker+"|"+credential)[:placeholderMACLength]...)
 	return prefix + Marker + lowerBase32.EncodeToString(payload)
 }
 

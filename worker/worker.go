@@ -12,6 +12,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +24,7 @@ const Marker = "wlplaceholder"
 
 // Session is one worker's time-limited permission.
 type Session struct {
-	// ID is 16 characters of [a-z0-9]; it is also the proxy user name.
+	// ID is 16 characters of [a-z0-9], and says when the session ends; it is also the proxy user name.
 	ID string
 	// Worker and Profile are names as in the configuration: [a-z0-9][a-z0-9._-]{0,62}.
 	Worker, Profile string
@@ -38,6 +39,17 @@ func (s Session) Identity() string {
 
 // Expired reports whether the session is over at now.
 func (s Session) Expired(now time.Time) bool { return !now.Before(s.Expires) }
+
+// addressIdentity begins what crosses Envoy in place of a session where a worker is known by its address alone. No session
+// id is as short.
+const addressIdentity = "address|"
+
+// ParseAddress reads an identity that is the address of a worker, "address|" and an IP address, and reports whether it is one.
+func ParseAddress(identity string) (netip.Addr, bool) {
+	text, ok := strings.CutPrefix(identity, addressIdentity)
+	address, err := netip.ParseAddr(text)
+	return address.Unmap(), ok && err == nil
+}
 
 var errIdentity = errors.New("not an identity: want id|worker|profile|expiry")
 

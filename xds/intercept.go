@@ -11,8 +11,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
-	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
-	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	directv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/direct_response/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	preservev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
@@ -25,7 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// The internal listener receives what is inside a CONNECT tunnel and tells it apart by server name:
+// The internal listener receives what is inside a CONNECT tunnel, or was redirected, and tells it apart by server name:
 //
 //	original_dst ▶ tls_inspector ▶ filter_chain_matcher
 //	    intercept_…   TLS ends here, with a leaf made for the name; HTTP filters; upstream
@@ -48,7 +46,7 @@ func interceptListener(p plan) *listenerv3.Listener {
 		chains = append(chains, tunnelChain(p, port))
 	}
 	if len(chains) > 0 {
-		chains = append(chains, plainChain(reasonUseConnect, "wayleave forwards nothing without TLS: use an https URL for this host"))
+		chains = append(chains, tlsOnlyChain())
 	}
 	l := &listenerv3.Listener{
 		Name:                             listenerIntercept,
@@ -56,13 +54,10 @@ func interceptListener(p plan) *listenerv3.Listener {
 		PerConnectionBufferLimitBytes:    number(bufferLimit),
 		ListenerFiltersTimeout:           seconds(inspectTimeout),
 		ContinueOnListenerFiltersTimeout: false,
-		ListenerFilters: []*listenerv3.ListenerFilter{
-			listenerFilter("envoy.filters.listener.original_dst", &originaldstv3.OriginalDst{}),
-			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{}),
-		},
-		AccessLog:          refusedConnectionLog(p.accessLog),
-		FilterChains:       chains,
-		DefaultFilterChain: denyChain(),
+		ListenerFilters:                  []*listenerv3.ListenerFilter{originalDestination(), tlsInspector()},
+		AccessLog:                        refusedConnectionLog(p.accessLog),
+		FilterChains:                     chains,
+		DefaultFilterChain:               denyChain(),
 	}
 	if len(chains) > 0 {
 		l.FilterChainMatcher = chainByName(p)
@@ -249,6 +244,11 @@ func preserveCase() *corev3.Http1ProtocolOptions_HeaderKeyFormat {
 }
 
 const plainChainName = "plain"
+
+// tlsOnlyChain is for where hosts are reached over TLS and no other way.
+func tlsOnlyChain() *listenerv3.FilterChain {
+	return plainChain(reasonUseConnect, "wayleave forwards nothing without TLS: use an https URL for this host")
+}
 
 // plainChain answers whoever speaks without TLS where it is expected, and most of those speak HTTP.
 func plainChain(reason, message string) *listenerv3.FilterChain {

@@ -12,6 +12,7 @@ import (
 	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	netstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 )
 
 // No worker ever gets another worker's credential, however many come at once.
@@ -46,14 +47,18 @@ func TestEachGuardAlone(t *testing.T) {
 	}
 }
 
-// manyWorkers sends requests over 16 connections of two workers, each reused for a few requests and then replaced.
-func (s *stack) manyWorkers(rounds int, worker func(user string) *http.Client) (requests, wrong int64) {
+// manyWorkers sends requests over 16 connections of these workers, ann and bob when there are none, each connection reused
+// for a few requests and then replaced.
+func (s *stack) manyWorkers(rounds int, worker func(user string) *http.Client, users ...string) (requests, wrong int64) {
 	s.t.Helper()
 	const connections, reuse = 16, 4
 	var sent, other atomic.Int64
 	var wg sync.WaitGroup
+	if len(users) == 0 {
+		users = []string{"ann", "bob"}
+	}
 	for i := range connections {
-		user := []string{"ann", "bob"}[i%2]
+		user := users[i%len(users)]
 		client := worker(user)
 		wg.Go(func() {
 			for range rounds {
@@ -114,28 +119,38 @@ func keepGuards(r *Resources, keep ...guard) {
 			c.ConnectionPoolPerDownstreamConnection = slices.Contains(keep, poolEach)
 		}
 	}
+	keepState := func(values []*setstatecommon.FilterStateValue) (kept []*setstatecommon.FilterStateValue) {
+		for _, v := range values {
+			g := map[string]guard{stateIdentity: hashedIdentity, stateTunnel: hashedTunnel, originalRemoteKey: hashedAddress}[v.GetObjectKey()]
+			switch {
+			case slices.Contains(keep, g):
+			case v.GetFactoryKey() == hashableString:
+				v.FactoryKey = "envoy.string"
+			default:
+				continue
+			}
+			kept = append(kept, v)
+		}
+		return kept
+	}
 	editManagers(r, func(m *hcmv3.HttpConnectionManager) {
 		for _, f := range m.GetHttpFilters() {
 			var state setstatev3.Config
-			if f.GetTypedConfig().UnmarshalTo(&state) != nil {
-				continue
+			if f.GetTypedConfig().UnmarshalTo(&state) == nil {
+				state.OnRequestHeaders = keepState(state.GetOnRequestHeaders())
+				f.ConfigType = &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&state)}
 			}
-			var kept []*setstatecommon.FilterStateValue
-			for _, v := range state.GetOnRequestHeaders() {
-				g := map[string]guard{stateIdentity: hashedIdentity, stateTunnel: hashedTunnel, originalRemoteKey: hashedAddress}[v.GetObjectKey()]
-				switch {
-				case slices.Contains(keep, g):
-				case v.GetFactoryKey() == hashableString:
-					v.FactoryKey = "envoy.string"
-				default:
-					continue
-				}
-				kept = append(kept, v)
-			}
-			state.OnRequestHeaders = kept
-			f.ConfigType = &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&state)}
 		}
 	})
+	for _, l := range r.Listeners {
+		for _, f := range networkFilters(l) {
+			var state netstatev3.Config
+			if f.GetTypedConfig().UnmarshalTo(&state) == nil {
+				state.OnNewConnection = keepState(state.GetOnNewConnection())
+				f.ConfigType = networkFilter(f.GetName(), &state).ConfigType
+			}
+		}
+	}
 }
 
 // editManagers changes every HTTP connection manager of r.

@@ -148,10 +148,16 @@ func connectAuthz() *authzv3.ExtAuthz {
 // interceptCluster's pool for each connection, do the same in other ways. With none of them half of the requests of
 // two concurrent workers carry the other's credential, and a test with one worker passes.
 func tunnelState() []*setstatecommon.FilterStateValue {
+	return crossingState("%DYNAMIC_METADATA("+filterAuthz+":identity)%", "%REQ(:AUTHORITY)%", streamID)
+}
+
+// crossingState is what the internal listener knows of a connection: whose it is, what for, and a value that no other
+// connection has.
+func crossingState(identity, authority, unique string) []*setstatecommon.FilterStateValue {
 	return shared(
-		stateValue(stateIdentity, hashableString, "%DYNAMIC_METADATA("+filterAuthz+":identity)%"),
-		stateValue(stateAuthority, hashableString, "%REQ(:AUTHORITY)%"),
-		stateValue(stateTunnel, hashableString, streamID),
+		stateValue(stateIdentity, hashableString, identity),
+		stateValue(stateAuthority, hashableString, authority),
+		stateValue(stateTunnel, hashableString, unique),
 		// Read by original_dst on the internal listener, which then knows the worker's address.
 		stateValue(originalRemoteKey, "", "%DOWNSTREAM_REMOTE_ADDRESS%"),
 	)

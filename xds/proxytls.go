@@ -10,7 +10,6 @@ import (
 
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
@@ -76,10 +75,8 @@ func proxyTLSListener(p plan) *listenerv3.Listener {
 		TcpKeepalive:                     tcpKeepalive(),
 		ListenerFiltersTimeout:           seconds(inspectTimeout),
 		ContinueOnListenerFiltersTimeout: false,
-		ListenerFilters: []*listenerv3.ListenerFilter{
-			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{}),
-		},
-		AccessLog: refusedConnectionLog(p.accessLog),
+		ListenerFilters:                  []*listenerv3.ListenerFilter{tlsInspector()},
+		AccessLog:                        refusedConnectionLog(p.accessLog),
 		FilterChains: []*listenerv3.FilterChain{
 			proxy,
 			plainChain(reasonUseTLS, "this port of wayleave speaks TLS: write https:// in the URL of the proxy"),

@@ -39,6 +39,8 @@ type Config struct {
 	ProxyAddress string
 	// ProxyTLS offers the same proxy over TLS too. Nil: nowhere.
 	ProxyTLS *ProxyTLS
+	// Transparent also takes redirected connections. Nil: none.
+	Transparent *Transparent
 	// Routes are the intercepted hosts: TLS ends here and every request goes through ext_proc.
 	Routes []Route
 	// Tunnel lists hosts whose TLS bytes pass untouched: a lower-case DNS name or "*.suffix" (any depth), with an
@@ -102,14 +104,15 @@ const (
 	clusterTunnel     = "tunnel"
 	clusterPlain      = "plain"
 
-	listenerProxy     = "proxy"
-	listenerProxyTLS  = "proxy_tls"
-	listenerIntercept = "intercept"
-	routesProxy       = "proxy"
-	routesIntercept   = "intercept"
-	filterExtProc     = "wayleave.ext_proc"
-	secretUpstreamCA  = staticPrefix + "upstream_ca"
-	secretProxyCert   = staticPrefix + "proxy_certificate"
+	listenerProxy       = "proxy"
+	listenerProxyTLS    = "proxy_tls"
+	listenerTransparent = "transparent"
+	listenerIntercept   = "intercept"
+	routesProxy         = "proxy"
+	routesIntercept     = "intercept"
+	filterExtProc       = "wayleave.ext_proc"
+	secretUpstreamCA    = staticPrefix + "upstream_ca"
+	secretProxyCert     = staticPrefix + "proxy_certificate"
 
 	// The filter state that crosses from a CONNECT to the connection inside it.
 	stateIdentity  = "wayleave.identity"
@@ -142,6 +145,9 @@ func Build(c Config) (*Resources, error) {
 			r.Secrets = append(r.Secrets, fileSecret(secretProxyCert, p.proxyTLS.certFile, p.proxyTLS.keyFile))
 		}
 	}
+	if p.transparent != nil {
+		r.Listeners = append(r.Listeners, transparentListener(p))
+	}
 	if err := r.check(); err != nil {
 		return nil, err
 	}
@@ -151,8 +157,9 @@ func Build(c Config) (*Resources, error) {
 // plan is a Config that has been checked, normalised and sorted.
 type plan struct {
 	proxy             netip.AddrPort
-	proxyTLS          *plannedTLS    // nil: none
-	routes            []plannedRoute // by name
+	proxyTLS          *plannedTLS         // nil: none
+	transparent       *plannedTransparent // nil: none
+	routes            []plannedRoute      // by name
 	tunnel            []host
 	plain             []host
 	upstreamCA        []byte
@@ -209,6 +216,11 @@ func (c Config) plan() (plan, error) {
 	if c.ProxyTLS != nil {
 		if p.proxyTLS, err = c.ProxyTLS.plan(); err != nil {
 			fault("proxy over TLS: %w", err)
+		}
+	}
+	if c.Transparent != nil {
+		if p.transparent, err = c.Transparent.plan(); err != nil {
+			fault("transparent: %w", err)
 		}
 	}
 	if !strings.HasPrefix(c.APISocket, "/") || !utf8.ValidString(c.APISocket) {

@@ -18,6 +18,7 @@ import (
 
 func newRun() *cobra.Command {
 	var gateURL, gateCA, workerName string
+	var transparent bool
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
 		Short: "Run a worker with placeholders in its environment and the gate as its way out",
@@ -30,6 +31,7 @@ another that this machine does not know, needs the file of that authority once: 
 		Example: `  wayleave run -- claude -p "hello"
   wayleave run -- python worker.py
   WAYLEAVE_GATE=http://gate.internal:3128 WAYLEAVE_TOKEN=… wayleave run -- make release
+  wayleave run --transparent -- ./agent
   WAYLEAVE_GATE=https://gate.internal:3129 WAYLEAVE_GATE_CA=ca.pem WAYLEAVE_TOKEN=… wayleave run -- make release`,
 		Args: cobra.ArbitraryArgs,
 	}
@@ -39,6 +41,7 @@ another that this machine does not know, needs the file of that authority once: 
 	c.Flags().StringVar(&gateCA, "gate-ca", os.Getenv("WAYLEAVE_GATE_CA"), "PEM file of the authority of an https gate's certificate (default $WAYLEAVE_GATE_CA, else the system's)")
 	sayDefaultInWords(c, "gate-ca")
 	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
+	c.Flags().BoolVar(&transparent, "transparent", false, "set no proxy: the network redirects this worker's connections to the gate (listen.transparent)")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -59,6 +62,7 @@ another that this machine does not know, needs the file of that authority once: 
 		if err != nil {
 			return err
 		}
+		enrolment.Transparent = transparent
 		files, remove, err := writeWorkerFiles(enrolment)
 		if err != nil {
 			return err

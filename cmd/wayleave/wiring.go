@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,7 +76,7 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 		var out []worker.Credential
 		for _, name := range profile.Grants {
 			p, _ := cfg.ProviderOf(name)
-			placeholder := keyring.Placeholder(s.ID, name, p.PlaceholderPrefix)
+			placeholder := keyring.Placeholder(s, name, p.PlaceholderPrefix)
 			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, grants.Summary(name).Granted)
 			if err != nil {
 				return nil, fmt.Errorf("rendering %s for a worker: %w", name, err)
@@ -93,7 +94,7 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 func swapConfig(cfg *config.Config) extproc.Config {
 	out := extproc.Config{
 		Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(),
-		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{},
+		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{}, Addresses: cfg.Sources(),
 	}
 	for name, w := range cfg.Workers {
 		out.Workers[name] = w.Profile
@@ -136,6 +137,10 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		if l.TLSCertFile != "" {
 			out.ProxyTLS.CertFile, out.ProxyTLS.KeyFile = absolute(cfg.Path(l.TLSCertFile)), absolute(cfg.Path(l.TLSKeyFile))
 		}
+	}
+	if cfg.Listen.Transparent != "" {
+		out.Transparent = &xds.Transparent{Address: cfg.Listen.Transparent, Sources: slices.Concat(slices.Collect(maps.Values(cfg.Sources()))...)}
+		slices.SortFunc(out.Transparent.Sources, netip.Prefix.Compare)
 	}
 	for _, r := range cfg.Upstream.DNSResolvers {
 		out.DNSResolvers = append(out.DNSResolvers, r.String())
