@@ -16,7 +16,7 @@ const filterHygiene = "envoy.filters.http.header_mutation"
 // CGI variables read _ as -, so a name is removed in both spellings; and so are the two that frame a message, which
 // HTTP itself only knows with -.
 var notFromWorker = []string{
-	"proxy[-_].*", "forwarded", "x[-_]forwarded[-_].*", "x[-_]envoy[-_].*", "x[-_]wayleave[-_].*", "transfer_encoding", "content_length",
+	"proxy([-_].*)?", "forwarded", "x[-_]forwarded[-_].*", "x[-_]envoy[-_].*", "x[-_]wayleave[-_].*", "transfer_encoding", "content_length",
 }
 
 // hygiene removes those, and all trailers of the request: nothing looks into them, and over HTTP/1.1 Envoy forwards
