@@ -88,14 +88,14 @@ func rejectionLog() *accesslogv3.AccessLog {
 	}
 }
 
-// refusedConnectionLog records the connections that no HTTP or TCP filter will: a failed handshake, and the deny
-// chain's.
+// refusedConnectionLog records the connections that no HTTP or TCP filter will: a failed handshake, and those of the
+// chains that deny.
 func refusedConnectionLog(path string) []*accesslogv3.AccessLog {
 	if path == "" {
 		return nil
 	}
 	l := fileLog(path, "refused", connectionLog)
-	l.Filter = celFilter("connection.transport_failure_reason != '' || xds.filter_chain_name == 'deny' || xds.filter_chain_name == ''")
+	l.Filter = celFilter("connection.transport_failure_reason != '' || xds.filter_chain_name == 'deny' || xds.filter_chain_name == '" + deniedChainName + "' || xds.filter_chain_name == ''")
 	return []*accesslogv3.AccessLog{l}
 }
 

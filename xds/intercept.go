@@ -46,7 +46,7 @@ func interceptListener(p plan) *listenerv3.Listener {
 		chains = append(chains, tunnelChain(p, port))
 	}
 	if len(chains) > 0 {
-		chains = append(chains, tlsOnlyChain())
+		chains = append(chains, tlsOnlyChain(), denyChain(deniedChainName))
 	}
 	l := &listenerv3.Listener{
 		Name:                             listenerIntercept,
@@ -57,7 +57,7 @@ func interceptListener(p plan) *listenerv3.Listener {
 		ListenerFilters:                  []*listenerv3.ListenerFilter{originalDestination(), tlsInspector()},
 		AccessLog:                        refusedConnectionLog(p.accessLog),
 		FilterChains:                     chains,
-		DefaultFilterChain:               denyChain(),
+		DefaultFilterChain:               denyChain("deny"),
 	}
 	if len(chains) > 0 {
 		l.FilterChainMatcher = chainByName(p)
@@ -93,7 +93,18 @@ func chainByName(p plan) *matcher.Matcher {
 		c := tunnelChainName(h.port)
 		domains[c] = append(domains[c], h.name)
 	}
+	denyNames(domains, deniedNames(p))
 	return byTransport(then(byServerName(domains)), chainOf(plainChainName))
+}
+
+// denyNames moves names to the chain that refuses.
+func denyNames(domains map[string][]string, denied []string) {
+	for chain := range domains {
+		domains[chain] = slices.DeleteFunc(domains[chain], func(name string) bool { return slices.Contains(denied, name) })
+	}
+	if len(denied) > 0 {
+		domains[deniedChainName] = denied
+	}
 }
 
 // byServerName picks a chain for each of its names.
@@ -101,6 +112,9 @@ func byServerName(domains map[string][]string) *matcher.Matcher {
 	names := &matcher.ServerNameMatcher{}
 	for _, chain := range sortedKeys(domains) {
 		list := domains[chain]
+		if len(list) == 0 {
+			continue
+		}
 		slices.Sort(list)
 		names.DomainMatchers = append(names.DomainMatchers, &matcher.ServerNameMatcher_DomainMatcher{
 			Domains: slices.Compact(list), // one name at several ports
@@ -264,9 +278,9 @@ func plainChain(reason, message string) *listenerv3.FilterChain {
 }
 
 // denyChain refuses a connection in TLS's own words, so that clients report more than a closed connection.
-func denyChain() *listenerv3.FilterChain {
+func denyChain(name string) *listenerv3.FilterChain {
 	return &listenerv3.FilterChain{
-		Name: "deny",
+		Name: name,
 		Filters: []*listenerv3.Filter{
 			networkFilter("envoy.filters.network.direct_response", &directv3.Config{Response: inline([]byte(fatalAlert))}),
 		},

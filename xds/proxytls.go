@@ -82,7 +82,7 @@ func proxyTLSListener(p plan) *listenerv3.Listener {
 			plainChain(reasonUseTLS, "this port of wayleave speaks TLS: write https:// in the URL of the proxy"),
 		},
 		FilterChainMatcher: byTransport(tls, chainOf(plainChainName)),
-		DefaultFilterChain: denyChain(),
+		DefaultFilterChain: denyChain("deny"),
 	}
 }
 

@@ -72,14 +72,15 @@ func transparentListener(p plan) *listenerv3.Listener {
 		ContinueOnListenerFiltersTimeout: false,
 		ListenerFilters:                  []*listenerv3.ListenerFilter{originalDestination(), tlsInspector()},
 		AccessLog:                        refusedConnectionLog(p.accessLog),
-		DefaultFilterChain:               denyChain(),
+		DefaultFilterChain:               denyChain("deny"),
 	}
 	names := p.serverNames()
 	if len(p.transparent.sources) > 0 && len(names) > 0 {
 		// What would be refused inside is refused here: a close inside resets this connection, and the words are lost.
-		l.FilterChains = []*listenerv3.FilterChain{redirectedChain(p), tlsOnlyChain()}
-		l.FilterChainMatcher = bySource(p.transparent.sources, then(byTransport(
-			then(byServerName(map[string][]string{redirectedChainName: names})), chainOf(plainChainName))))
+		l.FilterChains = []*listenerv3.FilterChain{redirectedChain(p), tlsOnlyChain(), denyChain(deniedChainName)}
+		domains := map[string][]string{redirectedChainName: names}
+		denyNames(domains, deniedNames(p))
+		l.FilterChainMatcher = bySource(p.transparent.sources, then(byTransport(then(byServerName(domains)), chainOf(plainChainName))))
 	}
 	return l
 }

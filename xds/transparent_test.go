@@ -27,6 +27,8 @@ func startTransparent(t *testing.T, mutate func(*Resources)) *stack {
 		c.Transparent = &Transparent{Address: freeAddress(t), Sources: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16"), netip.MustParsePrefix("127.2.0.1/32")}}
 		_, port, _ := net.SplitHostPort(c.Transparent.Address)
 		c.Routes[0].Hosts = append(c.Routes[0].Hosts, apiHost+":"+port)
+		c.Tunnel = []string{"*.tunnel.test", "*.a.no.tunnel.test", "tokens.test"}
+		c.Deny = []string{"no.tunnel.test", "*.no.tunnel.test", "other-port.tunnel.test:8443", "tokens.test", apiHost}
 	}, mutate)
 }
 
@@ -88,6 +90,19 @@ func TestTransparent(t *testing.T) {
 			err = tls.Client(conn, &tls.Config{ServerName: c.serverName, InsecureSkipVerify: true}).HandshakeContext(t.Context())
 			if err == nil || err.Error() != "remote error: tls: access denied" {
 				t.Errorf("%s: %v, want the alert access_denied", name, err)
+			}
+			_ = conn.Close()
+		}
+	})
+	t.Run("a denied name below a tunnelled one", func(t *testing.T) {
+		for name, denied := range map[string]bool{"no.tunnel.test": true, "a.no.tunnel.test": true, "x.a.no.tunnel.test": false, "yes.tunnel.test": false, "other-port.tunnel.test": false, "tokens.test": true, apiHost: false} {
+			conn, err := s.dialFrom("127.1.0.1")(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = tls.Client(conn, &tls.Config{ServerName: name, InsecureSkipVerify: true}).HandshakeContext(t.Context())
+			if alert := err != nil && err.Error() == "remote error: tls: access denied"; alert != denied {
+				t.Errorf("%s: %v", name, err)
 			}
 			_ = conn.Close()
 		}

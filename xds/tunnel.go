@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -29,6 +30,43 @@ func tunnelPorts(hosts []host) []uint16 {
 	}
 	slices.Sort(ports)
 	return slices.Compact(ports)
+}
+
+const deniedChainName = "denied"
+
+// deniedNames are the names of p.deny that would be tunnelled. A CONNECT for them is refused before; whoever was redirected
+// has not been asked.
+func deniedNames(p plan) []string {
+	tunnelled := map[string]uint16{} // name → port; 0: intercepted
+	for _, r := range p.routes {
+		for _, h := range r.hosts {
+			tunnelled[h.name] = 0
+		}
+	}
+	for _, h := range p.tunnel {
+		tunnelled[h.name] = h.port
+	}
+	var names []string
+	for _, d := range p.deny {
+		for name := d.name; name != ""; name = wider(name) {
+			if port, known := tunnelled[name]; known {
+				if port == d.port {
+					names = append(names, d.name)
+				}
+				break
+			}
+		}
+	}
+	return slices.Compact(names)
+}
+
+// wider is the narrowest wildcard that covers a name or wildcard and more; "" when there is none.
+func wider(name string) string {
+	_, parent, ok := strings.Cut(strings.TrimPrefix(name, "*."), ".")
+	if !ok {
+		return ""
+	}
+	return "*." + parent
 }
 
 // tunnelChain passes TLS on untouched. No HTTP check looks inside, so the server name must be the very host the

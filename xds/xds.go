@@ -48,6 +48,9 @@ type Config struct {
 	Tunnel []string
 	// Plain lists hosts that are forwarded without TLS, and so without a credential: as Tunnel, but each with its ":port".
 	Plain []string
+	// Deny lists hosts, as Tunnel does, that are not tunnelled although a name in Tunnel matches them: the most specific
+	// decides, and for the same name Deny. About hosts of routes the gate decides.
+	Deny []string
 	// UpstreamCA is the whole PEM bundle upstream certificates are verified against.
 	UpstreamCA []byte
 	// DNSResolvers are ip:port of the resolvers to ask. Empty: those of the system.
@@ -162,6 +165,7 @@ type plan struct {
 	routes            []plannedRoute      // by name
 	tunnel            []host
 	plain             []host
+	deny              []host
 	upstreamCA        []byte
 	dns               dnsSettings
 	apiSocket         string
@@ -264,6 +268,9 @@ func (c Config) plan() (plan, error) {
 	}
 	if p.plain, err = parseHosts(c.Plain); err != nil {
 		fault("plain: %w", err)
+	}
+	if p.deny, err = parseHosts(c.Deny); err != nil {
+		fault("deny: %w", err)
 	}
 	if err := oneChainPerName(p.routes, p.tunnel); err != nil {
 		faults = append(faults, err)

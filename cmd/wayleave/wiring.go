@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -128,7 +129,7 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		return xds.Config{}, err
 	}
 	out := xds.Config{
-		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
+		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: deniedTunnels(cfg), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
 		APISocket: apiSocket, CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
 		AccessLogPath: accessLog,
 	}
@@ -166,6 +167,24 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		}
 	}
 	return out, nil
+}
+
+// deniedTunnels are the hosts that are not tunnelled whatever matches them: those of deny, and those that give out tokens and
+// nothing else, at any port.
+func deniedTunnels(cfg *config.Config) []string {
+	denied := slices.Clone(cfg.Deny)
+	for _, endpoint := range cfg.RefusedEndpoints() {
+		host, _, hasPath := strings.Cut(endpoint, "/")
+		if hasPath {
+			continue
+		}
+		name, _, _ := strings.Cut(host, ":")
+		for _, pattern := range cfg.Tunnel {
+			_, port := config.SplitHost(pattern)
+			denied = append(denied, name+":"+port)
+		}
+	}
+	return denied
 }
 
 // credentialHeaders are those that never leave with a placeholder in them: what the routes use, and what APIs commonly use.
