@@ -116,6 +116,8 @@ func (k *checker) clash(a, b claim) (why, fix string) {
 		return "", "keep it in one route, and use paths for differences in scopes"
 	case a.route.ConnectTo != b.route.ConnectTo:
 		return ", which dials another address", "give both the same connect_to"
+	case a.route.Response != b.route.Response:
+		return ", which treats answers differently", "give both the same response"
 	}
 	for _, name := range keys(k.Profiles) {
 		if grants := k.Profiles[name].Grants; slices.Contains(grants, a.route.Grant) && slices.Contains(grants, b.route.Grant) {

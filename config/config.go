@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"wayleave/provider"
@@ -294,6 +295,9 @@ type Route struct {
 	// that also hold bearers of the provider's own need; refuse refuses the request.
 	ForeignBearer string `yaml:"foreign_bearer" jsonschema:"enum=pass,enum=refuse,default=pass"`
 
+	// What of the provider's answers reaches workers.
+	Response Response `yaml:"response"`
+
 	// What happens to a request without a credential: pass sends it on without one, refuse refuses it.
 	NoCredential string `yaml:"no_credential" jsonschema:"enum=pass,enum=refuse,default=pass"`
 }
@@ -333,6 +337,31 @@ type Header struct {
 	OutScheme string `yaml:"out_scheme"`
 }
 
+// A Response says what of a provider's answers reaches workers. The credential that was sent never does in a header, and
+// Alt-Svc never does, because it would lead clients around the gate.
+type Response struct {
+	// Set-Cookie: remove, since a cookie of the credential's own account is a credential that workers would hold, or pass,
+	// for an API that needs its cookies back.
+	SetCookie string `yaml:"set_cookie" jsonschema:"enum=remove,enum=pass,default=remove"`
+
+	// WWW-Authenticate and Authentication-Info: pass, since git and others send the placeholder only when they are asked
+	// to, or remove, so that clients do not begin a log-in of their own after a 401.
+	Challenges string `yaml:"challenges" jsonschema:"enum=pass,enum=remove,default=pass"`
+}
+
+// Removed are the headers that are taken from the answers, in lower case and sorted.
+func (r Response) Removed() []string {
+	var out []string
+	if r.Challenges == Remove {
+		out = append(out, "authentication-info", "www-authenticate")
+	}
+	if r.SetCookie == Remove {
+		out = append(out, "set-cookie")
+	}
+	slices.Sort(out)
+	return out
+}
+
 // A Profile is what a set of workers may use.
 type Profile struct {
 	// Grants whose placeholders the workers get.
@@ -370,10 +399,11 @@ type Worker struct {
 	TokenDigest string `yaml:"-"`
 }
 
-// Values of Route.ForeignBearer and Route.NoCredential.
+// Values of Route.ForeignBearer, Route.NoCredential, and of the fields of Response.
 const (
 	Pass   = "pass"
 	Refuse = "refuse"
+	Remove = "remove"
 )
 
 // Load reads the configuration at path. The error is of type Faults unless the file cannot be read at all.

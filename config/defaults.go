@@ -94,6 +94,8 @@ func (c *Config) applyRouteDefaults(r *Route, path string, given func(string) bo
 	}
 	fill(&r.ForeignBearer, Pass)
 	fill(&r.NoCredential, Pass)
+	fill(&r.Response.SetCookie, Remove)
+	fill(&r.Response.Challenges, Pass)
 
 	// Each default is the provider's own where the header is the provider's own.
 	h, own := &r.Header, c.Providers[c.Grants[r.Grant].Provider].Header

@@ -43,10 +43,11 @@ func removeMatching(expression string) *mutationv3.HeaderMutation {
 // own in place of any the worker sent, so that the worker's answer, the gate and the access log agree on it.
 var notToUpstream = []string{"x-request-id"}
 
-// notFromUpstream are response headers that an upstream may not send: they would speak for the proxy or the gate.
+// notFromUpstream are response headers that an upstream may not send: they would speak for the proxy or the gate, or, as
+// alt-svc (RFC 7838), lead clients around both.
 //
 // A credential that the upstream repeats in a header is taken out by upstream.lua. Bodies are not searched: an upstream
 // that repeats it there shows it to the worker; paths that do so are for a route's rules to deny.
 var notFromUpstream = []string{
-	"proxy-agent", "proxy-authenticate", "proxy-authentication-info", "proxy-connection", "x-wayleave-reason",
+	"alt-svc", "proxy-agent", "proxy-authenticate", "proxy-authentication-info", "proxy-connection", "x-wayleave-reason",
 }

@@ -399,3 +399,29 @@ func TestUnsearchedHeadersAreDropped(t *testing.T) {
 		t.Errorf("got %d %v %q", a.status, a.header, a.body)
 	}
 }
+
+// What an operator withholds, and what would lead clients around the gate, stays here; other routes' answers keep it.
+func TestHeadersAreWithheld(t *testing.T) {
+	for _, withheld := range [][]string{nil, {"set-cookie", "www-authenticate"}} {
+		ca := newAuthority(t)
+		up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			for _, name := range []string{"Set-Cookie", "Www-Authenticate", "Alt-Svc", "Kept"} {
+				w.Header().Add(name, "one")
+				w.Header().Add(name, "two")
+			}
+		}))
+		up.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, "*.provider.test")}}
+		up.StartTLS()
+		t.Cleanup(up.Close)
+		s := start(t, func(c *Config) {
+			c.UpstreamCA, c.Routes[0].ConnectTo, c.Routes[0].Withheld = ca.pem, up.Listener.Addr().String(), withheld
+		}, nil)
+		a := get(t, s.worker("ann"), "https://"+apiHost+"/")
+		want := map[string]bool{"Set-Cookie": withheld == nil, "Www-Authenticate": withheld == nil, "Alt-Svc": false, "Kept": true}
+		for name, there := range want {
+			if got := len(a.header.Values(name)) == 2; got != there {
+				t.Errorf("withheld %q: %s is there: %v", withheld, name, got)
+			}
+		}
+	}
+}

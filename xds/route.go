@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"slices"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -64,7 +65,7 @@ func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
 			Name:                    r.name,
 			RequestBodyBufferLimit:  wrapperspb.UInt64(replayable),
 			RequestHeadersToRemove:  notToUpstream,
-			ResponseHeadersToRemove: notFromUpstream,
+			ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
 			Routes: []*routev3.Route{
 				{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
 				{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},

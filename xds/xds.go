@@ -86,6 +86,8 @@ type Route struct {
 	// ConnectTo is the host:port dialled in place of the host's own address. The name that is asked for and
 	// verified stays that of the host.
 	ConnectTo string
+	// Withheld are headers, in lower case, that are taken from the upstream's answers.
+	Withheld []string
 }
 
 // Resources is what a Config builds: one configuration revision of the fleet.
@@ -177,10 +179,11 @@ type plan struct {
 }
 
 type plannedRoute struct {
-	name  string
-	hosts []host
-	alpn  []string
-	dial  *dialTarget // nil: wherever the host's name resolves to
+	name     string
+	hosts    []host
+	alpn     []string
+	withheld []string
+	dial     *dialTarget // nil: wherever the host's name resolves to
 }
 
 // dialTarget is a ConnectTo, split.
@@ -300,6 +303,9 @@ func (r Route) plan() (plannedRoute, error) {
 	}
 	if p.alpn, err = canonicalALPN(r.ALPN); err != nil {
 		return p, err
+	}
+	if p.withheld, err = headers(r.Withheld); err != nil {
+		return p, fmt.Errorf("withheld headers: %w", err)
 	}
 	if r.ConnectTo != "" {
 		p.dial, err = parseDial(r.ConnectTo)

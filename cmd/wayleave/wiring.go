@@ -155,7 +155,7 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 	// Routes that share a host differ in whose credential is meant, which is not Envoy's business.
 	shared := map[string]bool{}
 	for _, r := range cfg.Routes {
-		route := xds.Route{Name: r.Name, ALPN: r.ALPN, ConnectTo: r.ConnectTo}
+		route := xds.Route{Name: r.Name, ALPN: r.ALPN, ConnectTo: r.ConnectTo, Withheld: r.Response.Removed()}
 		for _, h := range r.Hosts {
 			if !shared[h] {
 				route.Hosts = append(route.Hosts, h)
