@@ -267,6 +267,8 @@ func (k *checker) unreached(path string, i int, rules []Rule) {
 
 var headerName = regexp.MustCompile(`^[a-z0-9!#$%&'*+.^_|~-]{1,100}$`)
 
+var parameterName = regexp.MustCompile(`^[A-Za-z0-9._~-]{1,100}$`)
+
 // Headers that HTTP itself, Envoy or the gate sets; a credential in them would be dropped or would break the request.
 var reservedHeaders = []string{
 	"connection", "content-length", "content-type", "expect", "host", "keep-alive", "proxy-authenticate", "proxy-authorization",
@@ -286,6 +288,9 @@ func (k *checker) header(path string, h Header) {
 		case slices.Contains(reservedHeaders, n.name) || strings.HasPrefix(n.name, "x-envoy-") || strings.HasPrefix(n.name, "x-wayleave-"):
 			k.fault(at, quote(n.name)+" cannot carry a credential", "write one such as authorization or x-api-key")
 		}
+	}
+	if h.InQuery != "" && !parameterName.MatchString(h.InQuery) {
+		k.fault(path+".in_query", quote(h.InQuery)+" is not the name of a query parameter", "write one such as key")
 	}
 	for _, s := range []struct{ key, scheme string }{{"in_scheme", h.InScheme}, {"out_scheme", h.OutScheme}} {
 		if s.scheme != "" && !headerName.MatchString(strings.ToLower(s.scheme)) {

@@ -291,9 +291,10 @@ type Route struct {
 	// check stay those of the host. Default: the host's own address.
 	ConnectTo string `yaml:"connect_to"`
 
-	// What happens to a credential that is not the worker's placeholder: pass sends it on untouched, as clients
-	// that also hold bearers of the provider's own need; refuse refuses the request.
-	ForeignBearer string `yaml:"foreign_bearer" jsonschema:"enum=pass,enum=refuse,default=pass"`
+	// What happens to a credential that is not a placeholder: pass sends it on untouched, as clients that also hold bearers
+	// of the provider's own need; refuse refuses the request; replace sends the grant's token in its place, for
+	// clients that cannot be given a placeholder. Somebody else's placeholder is refused in any case.
+	ForeignBearer string `yaml:"foreign_bearer" jsonschema:"enum=pass,enum=refuse,enum=replace,default=pass"`
 
 	// What of the provider's answers reaches workers.
 	Response Response `yaml:"response"`
@@ -328,6 +329,10 @@ type Header struct {
 	// Word before the placeholder, compared without regard to case. Basic: the placeholder is the password, as git sends it.
 	// Default: the provider's, else Bearer when the header is authorization, else none.
 	InScheme string `yaml:"in_scheme"`
+
+	// Query parameter in which workers may send the placeholder instead, such as key. It is taken out of the address, and the
+	// token is sent in the header all the same: addresses end up in logs. Default: none; a placeholder in the query is refused.
+	InQuery string `yaml:"in_query" jsonschema:"pattern=^[A-Za-z0-9._~-]+$"`
 
 	// Header in which the token is sent, in lower case. Default: the provider's, else the one it came in.
 	Out string `yaml:"out" jsonschema:"pattern=^[^A-Z: ]+$"`
@@ -401,9 +406,10 @@ type Worker struct {
 
 // Values of Route.ForeignBearer, Route.NoCredential, and of the fields of Response.
 const (
-	Pass   = "pass"
-	Refuse = "refuse"
-	Remove = "remove"
+	Pass    = "pass"
+	Refuse  = "refuse"
+	Replace = "replace"
+	Remove  = "remove"
 )
 
 // Load reads the configuration at path. The error is of type Faults unless the file cannot be read at all.

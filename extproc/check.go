@@ -131,7 +131,7 @@ func (p *policy) forwardPlain(r *request) *refusal {
 	case p.refusesAll(target) || len(p.refusedPaths(target)) > 0:
 		f.reason = tokenEndpoint
 	default:
-		where := r.misplaced("")
+		where := r.misplaced("", r.path)
 		if where == "" {
 			return nil
 		}

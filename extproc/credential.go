@@ -13,6 +13,7 @@ type presented struct {
 	basic          bool   // value is a user and a password
 	user, password string
 	understood     bool // the form is one the route reads
+	parameter      bool // it came in the query, where there is no scheme
 	parameters     bool // of another scheme, whose value may be a comma-separated list (RFC 9110 section 11.4)
 }
 
@@ -66,10 +67,10 @@ type outgoing struct {
 	tokenIsUser, tokenIsPassword bool // the token takes the place of one, or of both
 }
 
-// outgoingFor is the route's own form or, when the route changes nothing, the one the worker used.
+// outgoingFor is the route's own form or, when the route changes nothing, the one the worker used if that is one it reads.
 func outgoingFor(r *Route, p presented) outgoing {
 	out := outgoing{header: r.HeaderOut, scheme: p.scheme, basic: p.basic}
-	if r.HeaderOut != r.HeaderIn || !strings.EqualFold(r.SchemeOut, r.SchemeIn) {
+	if r.HeaderOut != r.HeaderIn || !strings.EqualFold(r.SchemeOut, r.SchemeIn) || p.parameter || !p.understood {
 		out.scheme, out.basic = r.SchemeOut, strings.EqualFold(r.SchemeOut, "basic")
 	}
 	switch {
@@ -79,6 +80,9 @@ func outgoingFor(r *Route, p presented) outgoing {
 	default:
 		out.user, out.password = p.user, p.password
 		out.tokenIsUser, out.tokenIsPassword = holdsMarker(p.user), holdsMarker(p.password)
+		if !out.tokenIsUser && !out.tokenIsPassword { // the credential of somebody else, which is replaced
+			out.tokenIsPassword = true
+		}
 	}
 	return out
 }

@@ -32,7 +32,8 @@ type swap struct {
 	grant  string
 	scopes []string // the grant must hold
 	out    outgoing
-	remove string   // the header the placeholder came in, when the token leaves in another
+	path   string   // with what it goes on; empty: as it came
+	remove []string // headers with a credential that the token takes the place of, when it leaves in another
 	set    []header // list headers with what they must contain
 }
 
@@ -102,7 +103,8 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 
 	// One credential, where the upstream will look for it.
 	lines := r.values(route.HeaderIn)
-	if len(lines) > 1 || r.lists("connection", p.isCredential) {
+	query := takeParameter(r.path, route.ParameterIn)
+	if len(lines)+query.times > 1 || r.lists("connection", p.isCredential) {
 		return because(duplicateCredential, "")
 	}
 	var value string
@@ -110,26 +112,30 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		value = lines[0]
 	}
 	credential := present(route, value)
+	if query.times == 1 {
+		value, credential = query.value, presented{value: query.value, understood: true, parameter: true}
+	}
 	if credential.joined() {
 		return because(duplicateCredential, "")
 	}
 	candidates := credential.candidates()
-	other := r.otherCredential(p, route.HeaderIn)
-	if len(candidates) > 0 && other {
+	others := r.otherCredentials(p, route.HeaderIn)
+	if len(candidates) > 0 && len(others) > 0 {
 		return because(duplicateCredential, "")
 	}
 
 	// A placeholder anywhere else would leave as it is.
-	if where := r.misplaced(route.HeaderIn); where != "" {
+	if where := r.misplaced(route.HeaderIn, query.rest); where != "" {
 		return because(misplacedPlaceholder, where)
 	}
 
 	d.remove, d.addSocketKey, d.replayable = r.unforwarded(), r.lacksSocketKey(), r.replayable()
+	foreign := len(candidates) == 0 && (value != "" || len(others) > 0)
 	switch {
-	case len(candidates) > 0: // swapped, or refused below
-	case value == "" && !other && route.Absent == Refuse:
+	case len(candidates) > 0, foreign && route.Foreign == Replace: // swapped, or refused below
+	case !foreign && route.Absent == Refuse:
 		return because(policyDenied, fmt.Sprintf("route %s wants a credential: send the placeholder for %s in %s", route.Name, route.Credential, route.HeaderIn))
-	case (value != "" || other) && route.Foreign == Refuse:
+	case foreign && route.Foreign == Refuse:
 		return because(policyDenied, fmt.Sprintf("route %s takes no other credential than the placeholder for %s", route.Name, route.Credential))
 	case !p.mayUse(session.Profile, route.Credential):
 		return because(hostNotAllowed, askOperator(session.Profile))
@@ -164,8 +170,13 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		out:    outgoingFor(route, credential),
 		set:    r.ensure(route, paths),
 	}
-	if route.HeaderOut != route.HeaderIn {
-		d.swap.remove = route.HeaderIn
+	if query.times > 0 {
+		d.swap.path = query.rest
+	}
+	for _, name := range append(others, route.HeaderIn) {
+		if name != route.HeaderOut && r.has(name) {
+			d.swap.remove = append(d.swap.remove, name)
+		}
 	}
 	return d
 }
@@ -196,16 +207,21 @@ func (r *request) isFor(e endpoint, defaultPort uint16) bool {
 	return true
 }
 
-// otherCredential reports whether a credential is in another header than in.
-func (r *request) otherCredential(p *policy, in string) bool {
-	return slices.ContainsFunc(r.headers, func(h header) bool {
-		return h.value != "" && h.name != in && p.isCredential(h.name)
-	})
+// otherCredentials are the other headers than in that hold a credential.
+func (r *request) otherCredentials(p *policy, in string) []string {
+	var out []string
+	for _, h := range r.headers {
+		if h.value != "" && h.name != in && p.isCredential(h.name) {
+			out = append(out, h.name)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
-// misplaced says where a placeholder is outside the header called in, or returns "".
-func (r *request) misplaced(in string) string {
-	if holdsMarker(r.path) {
+// misplaced says where a placeholder is outside the header called in and, of path and query, in rest, or returns "".
+func (r *request) misplaced(in, rest string) string {
+	if holdsMarker(rest) {
 		return "the path or query"
 	}
 	for _, h := range r.headers {

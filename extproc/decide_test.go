@@ -41,6 +41,12 @@ var testConfig = Config{
 	}, {
 		Name: "custom", Hosts: []string{"custom.example.com"}, Credential: "custom", HeaderIn: "x-auth", SchemeIn: "Key",
 	}, {
+		Name: "queried", Hosts: []string{"queried.example.com"}, Credential: "queried", HeaderIn: "x-goog-api-key", ParameterIn: "key",
+	}, {
+		Name: "bearer-queried", Hosts: []string{"bearer-queried.example.com"}, Credential: "queried", ParameterIn: "access_token",
+	}, {
+		Name: "replaced", Hosts: []string{"replaced.example.com"}, Credential: "replaced", Foreign: Replace,
+	}, {
 		Name: "other", Hosts: []string{"other.example.com"}, Credential: "others",
 	}, {
 		Name: "wild", Hosts: []string{"*.wild.example.com"}, Credential: "plain",
@@ -50,7 +56,7 @@ var testConfig = Config{
 	Deny:    []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
 	Refused: []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
 	Profiles: map[string]Profile{
-		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom"}},
+		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom", "queried", "replaced"}},
 		"poor":    {},
 	},
 	Workers: map[string]string{"ci": "default", "poor": "poor", "moved": "poor"},
@@ -179,7 +185,7 @@ func TestDecideSwaps(t *testing.T) {
 			if d.swap.out.header != c.header || d.swap.out.value("TOKEN") != c.value {
 				t.Errorf("%s: %s, want %s: %s", d.swap.out.header, d.swap.out.value("TOKEN"), c.header, c.value)
 			}
-			if d.swap.remove != c.remove || d.swap.grant != d.route.Credential {
+			if strings.Join(d.swap.remove, ",") != c.remove || d.swap.grant != d.route.Credential {
 				t.Errorf("remove %q, grant %q", d.swap.remove, d.swap.grant)
 			}
 			if diff := cmp.Diff(c.scopes, d.swap.scopes); diff != "" {
@@ -187,6 +193,96 @@ func TestDecideSwaps(t *testing.T) {
 			}
 			if diff := cmp.Diff(c.set, d.swap.set, cmp.AllowUnexported(header{})); diff != "" {
 				t.Error("list headers", diff)
+			}
+		})
+	}
+}
+
+// A credential of somebody else is replaced where the route says so, whatever its form and its header.
+func TestDecideReplacesForeignCredentials(t *testing.T) {
+	f := newFixture(t)
+	for _, c := range []struct {
+		name    string
+		headers []string
+		value   string
+		remove  string
+	}{
+		{"bearer", []string{"authorization", "Bearer of-the-worker"}, "Bearer TOKEN", ""},
+		{"Basic", []string{"authorization", basicAuth("me", "secret")}, basicAuth("me", "TOKEN"), ""},
+		{"a scheme nobody reads", []string{"authorization", "Digest username=x"}, "Bearer TOKEN", ""},
+		{"bare", []string{"authorization", "of-the-worker"}, "Bearer TOKEN", ""},
+		{"another header", []string{"x-api-key", "of-the-worker"}, "Bearer TOKEN", "x-api-key"},
+		{"both", []string{"authorization", "Bearer a", "x-api-key", "b"}, "Bearer TOKEN", "x-api-key"},
+		{"its own placeholder", []string{"authorization", "Bearer " + f.placeholder("replaced", "")}, "Bearer TOKEN", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := f.to("replaced.example.com", "GET", "/", c.headers...)
+			d := decide(f.policy, f.keyring, &r, now)
+			if d.swap == nil || d.swap.out.value("TOKEN") != c.value || d.swap.out.header != "authorization" || strings.Join(d.swap.remove, ",") != c.remove {
+				t.Errorf("got %+v, refusal %+v", d.swap, d.refusal)
+			}
+		})
+	}
+	for name, headers := range map[string][]string{
+		notYourPlaceholder:  {"authorization", "Bearer " + f.placeholder("replaced", "") + "x"},
+		duplicateCredential: {"authorization", "Bearer a, Bearer b"},
+	} {
+		r := f.to("replaced.example.com", "GET", "/", headers...)
+		if d := decide(f.policy, f.keyring, &r, now); d.refusal == nil || d.refusal.reason != name {
+			t.Errorf("%s: got %+v", name, d.refusal)
+		}
+	}
+	r := f.to("replaced.example.com", "GET", "/")
+	if d := decide(f.policy, f.keyring, &r, now); d.swap != nil || d.refusal != nil {
+		t.Errorf("a request without a credential: %+v", d)
+	}
+}
+
+// A placeholder in the query goes out as a token in a header, and the rest of the address as it came.
+func TestDecideTakesParameters(t *testing.T) {
+	f := newFixture(t)
+	placeholder := f.placeholder("queried", "")
+	encoded := strings.ReplaceAll(placeholder, "wl", "%77%6C")
+	for _, c := range []struct {
+		name, host, path string
+		headers          []string
+		want             string // path that is sent on; empty: refused, or passed as it is
+		value            string
+		reason           string
+	}{
+		{name: "alone", path: "/v1/models?key=" + placeholder, want: "/v1/models", value: "TOKEN"},
+		{name: "first", path: "/v1/models?key=" + placeholder + "&alt=sse&q=a%20b+c", want: "/v1/models?alt=sse&q=a%20b+c", value: "TOKEN"},
+		{name: "last", path: "/v1/models?&alt=sse&&x&key=" + placeholder, want: "/v1/models?&alt=sse&&x", value: "TOKEN"},
+		{name: "percent-encoded", path: "/v1/models?%6bey=" + encoded + "&a=?b=/", want: "/v1/models?a=?b=/", value: "TOKEN"},
+		{name: "with a scheme", host: "bearer-queried.example.com", path: "/?access_token=" + placeholder, want: "/", value: "Bearer TOKEN"},
+		{name: "in the header", path: "/v1/models?a=b", headers: []string{"x-goog-api-key", placeholder}, value: "TOKEN"},
+		{name: "a key of the worker's own", path: "/v1/models?key=own"},
+		{name: "twice", path: "/?key=" + placeholder + "&key=own", reason: duplicateCredential},
+		{name: "in the header as well", path: "/?key=" + placeholder, headers: []string{"x-goog-api-key", placeholder}, reason: duplicateCredential},
+		{name: "another credential beside", path: "/?key=" + placeholder, headers: []string{"authorization", "Bearer x"}, reason: duplicateCredential},
+		{name: "another parameter", path: "/?key2=" + placeholder, reason: misplacedPlaceholder},
+		{name: "another separator", path: "/?a=b;key=" + placeholder, reason: misplacedPlaceholder},
+		{name: "in upper case", path: "/?KEY=" + placeholder, reason: misplacedPlaceholder},
+		{name: "elsewhere too", path: "/" + placeholder + "?key=" + placeholder, reason: misplacedPlaceholder},
+		{name: "somebody else's", path: "/?key=" + placeholder + "x", reason: notYourPlaceholder},
+		{name: "another route", host: "plain.example.com", path: "/?key=" + placeholder, reason: misplacedPlaceholder},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			host := c.host
+			if host == "" {
+				host = "queried.example.com"
+			}
+			r := f.to(host, "GET", c.path, c.headers...)
+			d := decide(f.policy, f.keyring, &r, now)
+			switch {
+			case c.reason != "":
+				if d.refusal == nil || d.refusal.reason != c.reason {
+					t.Errorf("got %+v", d.refusal)
+				}
+			case d.refusal != nil || (d.swap == nil) != (c.value == ""):
+				t.Errorf("got %+v, refusal %+v", d.swap, d.refusal)
+			case d.swap != nil && (d.swap.path != c.want || d.swap.out.value("TOKEN") != c.value):
+				t.Errorf("got %q %q", d.swap.path, d.swap.out.value("TOKEN"))
 			}
 		})
 	}

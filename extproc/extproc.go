@@ -72,6 +72,9 @@ type Route struct {
 	Imported bool
 	// HeaderIn is the header, in lower case, in which workers send the placeholder. Empty: authorization.
 	HeaderIn string
+	// ParameterIn is a query parameter in which workers may send it instead. The token is sent in HeaderOut all the same, and
+	// the parameter taken away: addresses end up in logs. Empty: none.
+	ParameterIn string
 	// SchemeIn is the word before it. In authorization, Bearer, token and Basic (as user or as password) are understood
 	// whatever is set here. Empty: Bearer in authorization, none elsewhere.
 	SchemeIn string
@@ -95,7 +98,8 @@ type Route struct {
 	Methods []string
 	// Rules for some of the paths; the first that matches decides.
 	Rules []Rule
-	// Foreign is what happens to a credential that is not a placeholder: Pass (also when empty) or Refuse.
+	// Foreign is what happens to a credential that is not a placeholder: Pass (also when empty), Refuse, or Replace: the real
+	// token is sent in its place.
 	Foreign string
 	// Absent is what happens to a request without a credential: Pass (also when empty) or Refuse.
 	Absent string
@@ -107,8 +111,9 @@ type Route struct {
 
 // Values of Route.Foreign and Route.Absent.
 const (
-	Pass   = "pass"
-	Refuse = "refuse"
+	Pass    = "pass"
+	Refuse  = "refuse"
+	Replace = "replace"
 )
 
 // Rule is what is different for some of a route's paths. It has either PathPrefix or PathExact, compared with the path

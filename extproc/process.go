@@ -162,8 +162,9 @@ func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
 		for _, h := range d.swap.set {
 			set = append(set, [2]string{h.name, h.value})
 		}
-		if d.swap.remove != "" {
-			remove = append(remove, d.swap.remove)
+		remove = append(remove, d.swap.remove...)
+		if d.swap.path != "" {
+			set = append(set, [2]string{":path", d.swap.path})
 		}
 		if d.replayable && token.Replaceable {
 			set = append(set, [2]string{headerRetryOn, retryOnStatus}, [2]string{headerRetryStatus, statusRejected})

@@ -25,6 +25,10 @@ func extProc(p plan) *corev3.TypedExtensionConfig {
 // extProcSettings asks the gate about the headers of each request, and about nothing else: bodies of any size and
 // event streams pass by. Whatever goes wrong refuses the request.
 func extProcSettings(p plan) *extprocv3.ExternalProcessor {
+	changes := slices.Concat(p.credentialHeaders, p.ensureHeaders, socketHeaders, retryHeaders, replyHeaders)
+	if p.rewritesPaths {
+		changes = append(changes, ":path")
+	}
 	return &extprocv3.ExternalProcessor{
 		GrpcService:      gateService(0), // a time limit here would be one for the whole request
 		FailureModeAllow: false,
@@ -45,7 +49,7 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 			"filter_state['" + stateAuthority + "']",
 		},
 		RouteCacheAction: extprocv3.ExternalProcessor_RETAIN,
-		MutationRules:    onlyHeaders(slices.Concat(p.credentialHeaders, p.ensureHeaders, socketHeaders, retryHeaders, replyHeaders)),
+		MutationRules:    onlyHeaders(changes),
 		MetadataOptions: &extprocv3.MetadataOptions{
 			// What the gate decided at first, and whether it was of use, for when it is asked about a retry.
 			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},

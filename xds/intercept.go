@@ -230,7 +230,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
 			hygiene(),
 			discoveredFilter(filterExtProc, extProcSettings(p)),
-			placeholderBarrier(p.credentialHeaders, p.marker),
+			placeholderBarrier(append(slices.Clone(p.credentialHeaders), ":path"), p.marker),
 			verdictBarrier(),
 			forwardProxy(p.dns),
 			router(),

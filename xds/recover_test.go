@@ -326,7 +326,7 @@ func TestEchoedCredentialIsMasked(t *testing.T) {
 	}{
 		{"bearer", oldToken, nil, []string{"real-old"}},
 		{"bare", "real-key-0123456789", map[string]any{"header": "x-api-key"}, []string{"real-key"}},
-		{"basic", "Basic " + basic, map[string]any{"password": true}, []string{"real+token", "real%2Btoken", basic[:12], "%3D%3D"}},
+		{"basic", "Basic " + basic, map[string]any{"user": false, "password": true}, []string{"real+token", "real%2Btoken", basic[:12], "%3D%3D"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -422,6 +422,37 @@ func TestHeadersAreWithheld(t *testing.T) {
 			if got := len(a.header.Values(name)) == 2; got != there {
 				t.Errorf("withheld %q: %s is there: %v", withheld, name, got)
 			}
+		}
+	}
+}
+
+// The gate may take a credential out of the query where the configuration says that it comes there, and nowhere else; one
+// that it leaves in goes no further.
+func TestPathIsRewrittenOnlyWhereConfigured(t *testing.T) {
+	for _, configured := range []bool{true, false} {
+		s := start(t, func(c *Config) { c.RewritesPaths = configured }, nil)
+		s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
+			var a *extprocv3.ProcessingResponse
+			if r.header.Get(":path") == "/kept?key="+testMarker {
+				a = forward()
+			} else {
+				a = forward("authorization", oldToken, ":path", "/models?alt=sse")
+			}
+			a.DynamicMetadata = verdict("swap")
+			return a
+		}
+		a := get(t, s.worker("ann"), "https://"+apiHost+"/models?key="+testMarker+"&alt=sse")
+		if configured {
+			if got := s.upstream.last.Load(); a.status != 200 || got.URL.RequestURI() != "/models?alt=sse" || got.Host != apiHost {
+				t.Errorf("got %d %q, the upstream %v", a.status, a.body, got)
+			}
+		} else {
+			replied(t, a, 503, "gate_unavailable")
+		}
+		before := s.upstream.requests.Load()
+		replied(t, get(t, s.worker("ann"), "https://"+apiHost+"/kept?key="+testMarker), 403, "barrier")
+		if s.upstream.requests.Load() != before {
+			t.Error("the placeholder went on")
 		}
 	}
 }

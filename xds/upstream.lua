@@ -12,8 +12,12 @@ local function needles(handle, decision)
   local texts = { credential }
   if decision.user or decision.password then
     local user, password = handle:base64Decode(credential):match("^([^:]*):(.*)$")
-    texts[#texts + 1] = decision.user and user
-    texts[#texts + 1] = decision.password and password
+    if decision.user then
+      texts[#texts + 1] = user
+    end
+    if decision.password then
+      texts[#texts + 1] = password
+    end
   end
   local all = {}
   for _, text in ipairs(texts) do

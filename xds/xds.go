@@ -66,6 +66,8 @@ type Config struct {
 	CredentialHeaders []string
 	// EnsureHeaders are the further headers ext_proc may set on a request, such as anthropic-beta.
 	EnsureHeaders []string
+	// RewritesPaths lets ext_proc change the path of a request, which it must to take a credential out of the query.
+	RewritesPaths bool
 	// Marker is the text that every placeholder contains.
 	Marker string
 	// MessageTimeout is how long Envoy waits for ext_proc's answer before it gives up with a 504. It must be longer
@@ -173,6 +175,7 @@ type plan struct {
 	apiSocket         string
 	credentialHeaders []string
 	ensureHeaders     []string
+	rewritesPaths     bool
 	marker            string
 	messageTimeout    time.Duration
 	accessLog         string
@@ -209,7 +212,7 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{upstreamCA: c.UpstreamCA, apiSocket: c.APISocket, marker: c.Marker, messageTimeout: c.MessageTimeout, accessLog: c.AccessLogPath}
+	p := plan{upstreamCA: c.UpstreamCA, apiSocket: c.APISocket, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, accessLog: c.AccessLogPath}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}

@@ -107,7 +107,8 @@ func swapConfig(cfg *config.Config) extproc.Config {
 		p, _ := cfg.ProviderOf(r.Grant)
 		route := extproc.Route{
 			Name: r.Name, Credential: r.Grant, Hosts: r.Hosts,
-			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
+			ParameterIn: r.Header.InQuery,
+			HeaderIn:    r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
 			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths,
 			Scopes: r.RequiredScopes, Methods: r.Methods, Foreign: r.ForeignBearer, Absent: r.NoCredential,
 			Imported: p.Kind == provider.Static, ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
@@ -143,6 +144,7 @@ func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, e
 		out.Transparent = &xds.Transparent{Address: cfg.Listen.Transparent, Sources: slices.Concat(slices.Collect(maps.Values(cfg.Sources()))...)}
 		slices.SortFunc(out.Transparent.Sources, netip.Prefix.Compare)
 	}
+	out.RewritesPaths = slices.ContainsFunc(cfg.Routes, func(r config.Route) bool { return r.Header.InQuery != "" })
 	for _, r := range cfg.Upstream.DNSResolvers {
 		out.DNSResolvers = append(out.DNSResolvers, r.String())
 	}
