@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -35,6 +34,8 @@ const (
 	gateSide6 = "fd99::fe"
 	bogus     = "198.51.100.9" // what workers take the hosts' address to be (RFC 5737)
 	bogus6    = "2001:db8::9"
+
+	sidecarUser = 4242
 )
 
 // namespaced runs the calling test again in a namespace and reports whether this is that run.
@@ -51,7 +52,7 @@ func namespaced(t *testing.T) bool {
 	c.SysProcAttr = newNetwork()
 	out, err := c.CombinedOutput()
 	switch {
-	case bytes.Contains(out, []byte("--- SKIP")):
+	case bytes.Contains(out, []byte("\n--- SKIP")):
 		t.Skipf("%s", out)
 	case err != nil && c.Process == nil:
 		t.Skipf("no network namespace can be made: %v", err)
@@ -102,6 +103,7 @@ func newNetworkOf(t *testing.T, workers int) *network {
 	ip("addr add " + gateSide + "/24 dev gate")
 	ip("-6 addr add " + gateSide6 + "/64 dev gate nodad")
 	ip("link set gate up")
+	ip("route add default dev gate") // the filter decides before anybody is looked for there
 	there("link set lo up")
 	for i := range workers {
 		there("addr add " + n.source(i) + "/24 dev worker")
@@ -151,27 +153,38 @@ func (n *network) dial(ctx context.Context, source, address string) (net.Conn, e
 
 // redirect sends what comes from the workers for these TCP ports to a port of this namespace, as
 //
-//	nft add rule inet wayleave prerouting iifname gate tcp dport PORT redirect to :TO
-func redirect(t *testing.T, to netip.AddrPort, ports ...uint16) {
+//	nft add rule inet wayleave in iifname gate tcp dport PORT redirect to :TO
+//
+// and what this namespace's own user sidecarUser sends for port 443 too, as a sidecar does:
+//
+//	nft add rule inet wayleave out meta skuid USER tcp dport 443 redirect to :TO
+func redirect(t *testing.T, to uint16, ports ...uint16) {
 	t.Helper()
 	c, err := nftables.New()
 	if err != nil {
 		t.Skipf("no nftables: %v", err)
 	}
 	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "wayleave"})
-	chain := c.AddChain(&nftables.Chain{Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
-	for _, port := range ports {
+	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
+		return c.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: nftables.ChainPriorityNATDest})
+	}
+	rule := func(chain *nftables.Chain, key expr.MetaKey, is []byte, port uint16) {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("gate"), 0)},
+			&expr.Meta{Key: key, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: is},
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
-			&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(to.Port())},
+			&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(to)},
 			&expr.Redir{RegisterProtoMin: 1},
 		}})
 	}
+	in, out := chain("in", nftables.ChainHookPrerouting), chain("out", nftables.ChainHookOutput)
+	for _, port := range ports {
+		rule(in, expr.MetaKeyIIFNAME, []byte("gate\x00"), port)
+	}
+	rule(out, expr.MetaKeySKUID, binaryutil.NativeEndian.PutUint32(sidecarUser), 443)
 	if err := c.Flush(); err != nil {
 		t.Skipf("no redirect can be made: %v", err)
 	}

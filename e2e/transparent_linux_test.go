@@ -10,9 +10,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -61,12 +65,13 @@ func TestTransparent(t *testing.T) {
 		t.Fatal(err)
 	}
 	listen := netip.MustParseAddrPort("[::]:" + port(free))
-	redirect(t, listen, 443, netip.MustParseAddrPort(up.address).Port(), 8443)
+	redirect(t, listen.Port(), 443, netip.MustParseAddrPort(up.address).Port(), 8443)
 
 	var workers strings.Builder
 	for i := range sixteen {
 		fmt.Fprintf(&workers, "  w%d: {profile: %s, addresses: [%s, \"%s\"]}\n", i, []string{"blue", "red"}[i%2], n.source(i), n.source6(i))
 	}
+	fmt.Fprintf(&workers, "  beside: {profile: blue, addresses: [%s]}\n", gateSide)
 	g := startIn(t, w, `
 listen: {proxy: "0.0.0.0:`+port(w.proxy)+`", transparent: "`+listen.String()+`"}
 upstream: {ca_files: [api-ca.pem], dns_resolvers: ["`+dns.address+`"], allow_private: [127.0.0.0/8]}
@@ -114,6 +119,28 @@ workers:
 		c := n.command(g.command("wayleave", "run", "--transparent", "--gate", "http://"+gateSide+":"+port(g.proxy), "--worker", "w0", "--",
 			"sh", "-c", `test -z "$HTTPS_PROXY$https_proxy" && curl -sS --resolve api.demo.test:443:`+bogus+` -H "Authorization: Bearer $ANTHROPIC_AUTH_TOKEN" https://api.demo.test/echo`))
 		if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "authorization_sha256") {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	t.Run("beside the gate", func(t *testing.T) {
+		beside := g.enrolByAPI(t, "beside")
+		ca, err := os.CreateTemp("", "wl*.pem") // where another user may read it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = os.Remove(ca.Name()) }()
+		pem, err := os.ReadFile(filepath.Join(g.getenv("WAYLEAVE_STATE"), "ca.pem"))
+		if _, more := ca.Write(pem); err != nil || more != nil || ca.Chmod(0o644) != nil || ca.Close() != nil {
+			t.Fatal(err, more)
+		}
+		c := exec.CommandContext(t.Context(), "curl", "-sS", "--cacert", ca.Name(), "--resolve", "api.demo.test:443:"+bogus,
+			"-H", "Authorization: Bearer "+beside.placeholder, "https://api.demo.test/echo")
+		c.Dir, c.SysProcAttr = "/", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: sidecarUser, Gid: sidecarUser}}
+		out, err := c.CombinedOutput()
+		if c.Process == nil {
+			t.Skipf("no other user may be: %v", err)
+		}
+		if err != nil || !strings.Contains(string(out), "authorization_sha256") {
 			t.Errorf("%v: %s", err, out)
 		}
 	})

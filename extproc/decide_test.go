@@ -642,8 +642,8 @@ func TestDecideByAddress(t *testing.T) {
 	f := newFixture(t)
 	cfg := testConfig
 	cfg.Addresses = map[string][]netip.Prefix{
-		f.session.Worker: {netip.MustParsePrefix("10.1.2.3/32"), netip.MustParsePrefix("2001:db8:1::/48")},
-		"poor":           {netip.MustParsePrefix("10.2.0.0/16")},
+		f.session.Worker: {netip.MustParsePrefix("10.1.2.3/32"), netip.MustParsePrefix("192.0.2.0/24")},
+		"poor":           {netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("::/0")},
 	}
 	p := newPolicy(cfg)
 	over, _, err := f.keyring.Issue(f.session.Worker, f.session.Profile, -time.Second, now)
@@ -663,7 +663,8 @@ func TestDecideByAddress(t *testing.T) {
 		status                      int
 	}{
 		{"its own", "address|10.1.2.3", placeholder(f.session), "", 0},
-		{"in IPv6", "address|2001:db8:1::9", placeholder(f.session), "", 0},
+		{"in a network", "address|192.0.2.77", placeholder(f.session), "", 0},
+		{"anywhere in IPv6", "address|2001:db8:1::9", placeholder(theirs), policyDenied, 0},
 		{"IPv4 in IPv6", "address|::ffff:10.1.2.3", placeholder(f.session), "", 0},
 		{"of a session that is over", "address|10.1.2.3", placeholder(over), sessionExpired, 0},
 		{"of another worker", "address|10.1.2.3", placeholder(theirs), notYourPlaceholder, 0},

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -95,6 +96,26 @@ func TestProxyOverTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		replyOf(t, resp, 403, reasonUseConnect)
+	})
+	t.Run("other bytes", func(t *testing.T) { // whatever they are, the next connection is served
+		for _, bytes := range []string{
+			"PROXY TCP4 127.0.0.1 127.0.0.1 5555 443\r\n", "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c", "\x00\x01\x02", "\x05\x01\x00", "",
+			"\x16\x03\x01\x00\xf8\x01\x00\x00\xf4\x03\x03", strings.Repeat("\xff", 100_000), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		} {
+			conn, err := dialerTo(s.config.ProxyTLS.Address)(t.Context(), "tcp", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(conn, bytes)
+			_ = conn.(*net.TCPConn).CloseWrite()
+			if out, _ := io.ReadAll(conn); strings.Contains(string(out), " 200 ") {
+				t.Errorf("%.20q: %q", bytes, out)
+			}
+			_ = conn.Close()
+		}
+		if a := get(t, s.workerOverTLS("ann"), "https://"+apiHost+"/"); a.status != 200 {
+			t.Errorf("afterwards: %d %q", a.status, a.body)
+		}
 	})
 	t.Run("isolated", func(t *testing.T) {
 		if requests, wrong := s.manyWorkers(4, s.workerOverTLS); requests < 200 || wrong != 0 {

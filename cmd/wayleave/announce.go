@@ -65,8 +65,27 @@ func (u upper) announce(grants []grant.Summary) {
 		fmt.Fprintln(w)
 	}
 	_ = w.Flush()
+	u.otherWays()
 	fmt.Fprintf(u.out, "\n  run a worker  wayleave run%s -- COMMAND\n  look closer   wayleave doctor%s\n  stop          Ctrl-C\n", where, where)
 	fmt.Fprintln(u.out)
+}
+
+// otherWays says where workers come in beside the proxy.
+func (u upper) otherWays() {
+	l := u.cfg.Listen
+	if l.ProxyTLS != "" || l.Transparent != "" {
+		fmt.Fprintln(u.out)
+	}
+	if host, port, err := net.SplitHostPort(l.ProxyTLS); err == nil {
+		authority := ""
+		if len(l.TLSNames) > 0 {
+			host, authority = l.TLSNames[0], " WAYLEAVE_GATE_CA="+u.state.path("ca.pem")
+		}
+		fmt.Fprintf(u.out, "  over TLS      WAYLEAVE_GATE=https://%s%s\n", net.JoinHostPort(host, port), authority)
+	}
+	if l.Transparent != "" {
+		fmt.Fprintf(u.out, "  redirected    to %s, without a proxy: wayleave run --transparent\n", l.Transparent)
+	}
 }
 
 // portPatience is how long the Envoy of a run that was killed may take to let go of the port.

@@ -38,6 +38,14 @@ func TestAnnounce(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 
+	// Other ways in are said where there are any.
+	out.Reset()
+	more := &config.Config{Listen: config.Listen{Proxy: "0.0.0.0:3128", ProxyTLS: "0.0.0.0:3129", TLSNames: []string{"gate.example.com"}, Transparent: "0.0.0.0:3443"}}
+	upper{cfg: more, state: state{"/default"}, out: &out}.announce(nil)
+	if want := "\n  over TLS      WAYLEAVE_GATE=https://gate.example.com:3129 WAYLEAVE_GATE_CA=/default/ca.pem\n  redirected    to 0.0.0.0:3443, without a proxy: wayleave run --transparent\n\n  run"; !strings.Contains(out.String(), want) {
+		t.Errorf("no %q in:\n%s", want, out.String())
+	}
+
 	// With another state directory the commands can still be copied.
 	out.Reset()
 	upper{cfg: cfg, state: state{"/other"}, out: &out}.announce(grants)
