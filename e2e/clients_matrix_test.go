@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"golang.org/x/sync/errgroup"
@@ -31,6 +32,8 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+
+	"wayleave/demo"
 )
 
 var update = flag.Bool("update", false, "write what clients did into docs/clients.md")
@@ -67,9 +70,9 @@ func programs(t *testing.T) []program {
 	const bearer = "Authorization: Bearer {PLACEHOLDER}"
 	curl := []string{"curl", "--version"}
 	if out, _ := exec.Command(curl[0], curl[1:]...).Output(); bytes.Contains(out, []byte("HTTP2")) {
-		add("curl", "/curl", curl, "curl", "-sS", "--fail-with-body", "-H", bearer, "{URL}")
+		add("curl", "/curl", curl, "curl", "-sS", "--fail-with-body", "--proxy-cacert", "{BUNDLE}", "-H", bearer, "{URL}")
 	}
-	add("curl --http1.1", "/curl-http1", curl, "curl", "-sS", "--fail-with-body", "--http1.1", "-H", bearer, "{URL}")
+	add("curl --http1.1", "/curl-http1", curl, "curl", "-sS", "--fail-with-body", "--proxy-cacert", "{BUNDLE}", "--http1.1", "-H", bearer, "{URL}")
 	add("wget", "/wget", []string{"wget", "--version"}, "wget", "-nv", "-t1", "-O-", "--header="+bearer, "{URL}")
 	add("openssl s_client", "/openssl", []string{"openssl", "version"}, "sh", script("s_client.sh"), "{HOST}")
 	add("git", "/repo.git", []string{"git", "--version"}, "git", "-c", "credential.helper=", "ls-remote", "https://x-access-token:{PLACEHOLDER}@{HOST}/repo.git")
@@ -99,8 +102,12 @@ func programs(t *testing.T) []program {
 	js("https-proxy-agent", "https-proxy-agent")
 	js("ws, https-proxy-agent", "ws").url = "wss://{HOST}/node-ws"
 
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
 	golang := func(name, client, module string) *program {
-		p := add("Go "+name, "/go-"+client, []string{"go", "version"}, "env", goClient+"="+client, os.Args[0], "{URL}")
+		p := add("Go "+name, "/go-"+client, []string{"go", "version"}, "env", goClient+"="+client, self, "{URL}")
 		p.missing = ""
 		if module != "" {
 			p.version = func() []string { return []string{"go", "list", "-m", "-f", "{{.Version}}", module} }
@@ -131,28 +138,34 @@ func programs(t *testing.T) []program {
 type way struct {
 	name        string
 	host        string
-	environment func(env map[string]string) // of the program, in place of the worker's
+	worker      worker                      // whose environment and placeholder the program has
+	environment func(env map[string]string) // changes that; nil: not
+	where       func(*exec.Cmd) *exec.Cmd   // it runs; nil: here
 	upstream    *site                       // where the request should arrive; nil: it is refused
 }
 
 // run makes one request of p and says what the page says of it.
-func (p program) run(t *testing.T, w worker, way way) string {
-	env := maps.Clone(w.env)
+func (p program) run(t *testing.T, way way) string {
+	env := maps.Clone(way.worker.env)
+	env["NODE_PATH"] = env["NODE_CLIENTS"]
 	if way.environment != nil {
 		way.environment(env)
 	}
-	fill := strings.NewReplacer("{URL}", strings.ReplaceAll(p.url, "{HOST}", way.host), "{HOST}", way.host, "{PLACEHOLDER}", w.placeholder)
+	fill := strings.NewReplacer("{URL}", strings.ReplaceAll(p.url, "{HOST}", way.host), "{HOST}", way.host, "{PLACEHOLDER}", way.worker.placeholder, "{BUNDLE}", env["CURL_CA_BUNDLE"])
 	var args []string
 	for _, a := range p.command {
 		args = append(args, fill.Replace(a))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	c := exec.CommandContext(ctx, args[0], args[1:]...)
+	c := exec.Command(args[0], args[1:]...)
 	c.Dir = t.TempDir()
 	for name, value := range env {
 		c.Env = append(c.Env, name+"="+value)
 	}
+	if way.where != nil {
+		c = way.where(c)
+	}
+	stop := time.AfterFunc(patience, func() { _ = c.Process.Kill() })
+	defer stop.Stop()
 	output, err := c.CombinedOutput()
 	t.Logf("%s, %s: %v\n%s", p.name, way.name, err, output)
 
@@ -167,10 +180,12 @@ func (p program) run(t *testing.T, w worker, way way) string {
 			t.Errorf("%s, %s: nothing arrived", p.name, way.name)
 		}
 		return "ok"
-	case has(`ENOTFOUND|UnknownHost`):
+	case has(`ENOTFOUND|UnknownHost|Name or service not known`):
 		return "goes around the gate"
 	case has(`\b407\b|Proxy Authentication Required`):
 		return "407"
+	case way.upstream != nil:
+		return "no"
 	case has(`wayleave: `):
 		return "our words"
 	case has(`\b400\b`):
@@ -185,42 +200,41 @@ var lineNumbers = regexp.MustCompile(`line \d+|:\d+\b`) // of stack traces
 // docs/clients.md says how each of them does.
 func TestClients(t *testing.T) {
 	made := makeWorld(t)
-	up := newSite(t, made, "front.demo.test", func(authorization string) bool {
-		r := httptest.NewRequest(http.MethodGet, "/echo", nil)
-		r.Header.Set("Authorization", authorization)
-		answer := httptest.NewRecorder()
-		made.API.ServeHTTP(answer, r)
-		return answer.Code == http.StatusOK
-	})
-	tunnelled := newSite(t, made, "tunnel.demo.test", func(string) bool { return true })
+	up := newSite(t, made.CA, "front.demo.test", made.accepts)
+	tunnelled := newSite(t, made.CA, "tunnel.demo.test", func(string) bool { return true })
 	dns := newResolver(t)
 	dns.set("tunnel.demo.test", "127.0.0.1")
 	// A tunnelled host shows its own certificate, of an authority that the worker's system knows.
 	made.env = append(made.env, "SSL_CERT_FILE="+made.saved("api-ca.pem"))
-	g := startIn(t, made, base(fmt.Sprintf(`
+	g := startIn(t, made, strings.Replace(base(fmt.Sprintf(`
   - {hosts: [api.demo.test], grant: claude, connect_to: "$API"}
   - {hosts: [front.demo.test], grant: claude, connect_to: "%s"}
   - {hosts: [denied.demo.test], grant: claude, paths: [{prefix: /, deny: it is not for workers}]}
-`, up.address), fmt.Sprintf(`, dns_resolvers: ["%s"], allow_private: [127.0.0.0/8]`, dns.address), fmt.Sprintf("tunnel: [\"tunnel.demo.test:%s\"]\n", tunnelled.port())), "claude")
-	w := g.hold(t, "w", "ANTHROPIC_AUTH_TOKEN")
-	w.env["NODE_PATH"] = filepath.Join(filepath.Dir(toolsBin), "node-clients", "node_modules")
-	var err error
-	if up.bearer, err = arrived(w.client(t, true), w); err != nil {
-		t.Fatal(err)
-	}
-
-	ways := []way{
-		{name: "proxy", host: "front.demo.test", upstream: up},
-		{name: "tunnelled host", host: "tunnel.demo.test:" + tunnelled.port(), upstream: tunnelled, environment: func(env map[string]string) {
+`, up.address), fmt.Sprintf(`, dns_resolvers: ["%s"], allow_private: [127.0.0.0/8]`, dns.address), fmt.Sprintf("tunnel: [\"tunnel.demo.test:%s\"]\n", tunnelled.port())),
+		"$PROXY}", "$PROXY, proxy_tls: $PROXY_TLS, tls_names: [localhost]}", 1), "claude")
+	w := g.hold(t, "w")
+	overTLS := g.hold(t, "w", "WAYLEAVE_GATE=https://localhost:"+g.getenv("PROXY_TLS_PORT"), "WAYLEAVE_GATE_CA="+filepath.Join(g.getenv("WAYLEAVE_STATE"), "ca.pem"))
+	clientsDo(t, g, up, []way{
+		{name: "proxy", host: "front.demo.test", worker: w, upstream: up},
+		{name: "proxy over TLS", host: "front.demo.test", worker: overTLS, upstream: up},
+		{name: "tunnelled host", host: "tunnel.demo.test:" + tunnelled.port(), worker: w, upstream: tunnelled, environment: func(env map[string]string) {
 			env["NODE_OPTIONS"] = "--use-openssl-ca" // its own roots are built in, and the test's authority is not among them
 		}},
-		{name: "shows of a 407", host: "front.demo.test", environment: func(env map[string]string) {
+		{name: "shows of a 407", host: "front.demo.test", worker: w, environment: func(env map[string]string) {
 			password, _ := w.proxy.User.Password()
 			for name, value := range env {
 				env[name] = strings.ReplaceAll(value, password, "wrong")
 			}
 		}},
-		{name: "shows of a refusal", host: "denied.demo.test"},
+		{name: "shows of a refusal", host: "denied.demo.test", worker: w},
+	})
+}
+
+// clientsDo runs every program in these ways, ends the gate, and compares with the page or updates it.
+func clientsDo(t *testing.T, g *gate, up *site, ways []way) {
+	var err error
+	if up.bearer, err = arrived(ways[0].worker.client(t, true), ways[0].worker); err != nil {
+		t.Fatal(err)
 	}
 	list := programs(t)
 	cells := make([][]string, len(list))
@@ -233,7 +247,7 @@ func TestClients(t *testing.T) {
 		}
 		wg.Go(func() error {
 			for _, way := range ways {
-				cells[i] = append(cells[i], p.run(t, w, way))
+				cells[i] = append(cells[i], p.run(t, way))
 			}
 			return nil
 		})
@@ -263,11 +277,31 @@ func TestClients(t *testing.T) {
 	page.write(t)
 }
 
-// hold is enrol for programs that need the worker's files too: the launcher stays until the test ends.
-func (g *gate) hold(t *testing.T, name, variable string) worker {
+// accepts reports whether a credential is one with a token that the API knows.
+func (w *world) accepts(authorization string) bool {
+	r := httptest.NewRequest(http.MethodGet, "/echo", nil)
+	r.Header.Set("Authorization", authorization)
+	answer := httptest.NewRecorder()
+	w.API.ServeHTTP(answer, r)
+	return answer.Code == http.StatusOK
+}
+
+// hold is enrol for programs that need the worker's files too: the launcher stays until the test ends. It has more
+// flags, and more variables in its environment.
+func (g *gate) hold(t *testing.T, name string, more ...string) worker {
 	t.Helper()
 	const end = "-- the end --"
-	c := g.command("wayleave", "run", "--worker", name, "--", "sh", "-c", sayEnvironment+"; echo '"+end+"'; exec cat")
+	args := []string{"run", "--worker", name}
+	var env []string
+	for _, m := range more {
+		if strings.HasPrefix(m, "--") {
+			args = append(args, m)
+		} else {
+			env = append(env, m)
+		}
+	}
+	c := g.command("wayleave", append(args, "--", "sh", "-c", sayEnvironment+"; echo '"+end+"'; exec cat")...)
+	c.Env = append(c.Env, env...)
 	stdin, err1 := c.StdinPipe()
 	stdout, err2 := c.StdoutPipe()
 	if err := errors.Join(err1, err2, c.Start()); err != nil {
@@ -286,7 +320,7 @@ func (g *gate) hold(t *testing.T, name, variable string) worker {
 		}
 		said = append(said, buf[:n]...)
 	}
-	return workerFrom(t, string(said), variable)
+	return workerFrom(t, string(said), "ANTHROPIC_AUTH_TOKEN")
 }
 
 // spoken returns what the access log says about which version of HTTP a path was asked for with.
@@ -331,14 +365,14 @@ func (f *site) spoken(path string) string {
 	return versionOf(f.protos, path)
 }
 
-func newSite(t *testing.T, made *world, host string, live func(authorization string) bool) *site {
+func newSite(t *testing.T, ca *demo.CA, host string, live func(authorization string) bool) *site {
 	t.Helper()
 	repository := http.FileServer(http.Dir(makeRepository(t)))
 	rpc := grpc.NewServer()
 	grpc_health_v1.RegisterHealthServer(rpc, health.NewServer())
 	t.Cleanup(rpc.Stop)
 	f := &site{protos: map[string]string{}}
-	f.upstream = newUpstream(t, made.CA, host, func(w http.ResponseWriter, r *http.Request) {
+	f.upstream = newUpstream(t, ca, host, func(w http.ResponseWriter, r *http.Request) {
 		authorization := r.Header.Get("Authorization")
 		sum := sha256.Sum256([]byte(authorization))
 		bearer := strings.HasPrefix(authorization, "Bearer ")

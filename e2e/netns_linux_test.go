@@ -48,6 +48,9 @@ func namespaced(t *testing.T) bool {
 		t.Skipf("no network can be made: %v", err)
 	}
 	c := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	if *update {
+		c.Args = append(c.Args, "-update")
+	}
 	c.Env = append(os.Environ(), inNamespace+"="+binDir)
 	c.SysProcAttr = newNetwork()
 	out, err := c.CombinedOutput()

@@ -115,6 +115,7 @@ func certificateVariables(f Files) map[string]string {
 		"REQUESTS_CA_BUNDLE",
 		"PIP_CERT",
 		"GIT_SSL_CAINFO",
+		"GIT_PROXY_SSL_CAINFO", // of a gate over TLS
 		"CARGO_HTTP_CAINFO",
 		"npm_config_cafile",
 		"CODEX_CA_CERTIFICATE", // its WebSockets do not read SSL_CERT_FILE

@@ -39,7 +39,7 @@ func TestEnvironment(t *testing.T) {
 		"HTTPS_PROXY": proxy, "https_proxy": proxy, "HTTP_PROXY": proxy, "http_proxy": proxy, "ALL_PROXY": proxy, "all_proxy": proxy,
 		"NO_PROXY": "localhost,127.0.0.1,::1", "no_proxy": "localhost,127.0.0.1,::1",
 		"SSL_CERT_FILE": "/f/bundle.pem", "CURL_CA_BUNDLE": "/f/bundle.pem", "REQUESTS_CA_BUNDLE": "/f/bundle.pem", "PIP_CERT": "/f/bundle.pem",
-		"GIT_SSL_CAINFO": "/f/bundle.pem", "CARGO_HTTP_CAINFO": "/f/bundle.pem", "npm_config_cafile": "/f/bundle.pem",
+		"GIT_SSL_CAINFO": "/f/bundle.pem", "GIT_PROXY_SSL_CAINFO": "/f/bundle.pem", "CARGO_HTTP_CAINFO": "/f/bundle.pem", "npm_config_cafile": "/f/bundle.pem",
 		"CODEX_CA_CERTIFICATE": "/f/bundle.pem", "AWS_CA_BUNDLE": "/f/bundle.pem", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": "/f/bundle.pem",
 		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/f/bundle.pem",
 		"NODE_EXTRA_CA_CERTS":              "/f/ca.pem", "DENO_CERT": "/f/ca.pem",

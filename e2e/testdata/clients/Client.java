@@ -15,7 +15,7 @@ public class Client {
 
     public static void main(String[] args) throws Exception {
         String[] name = args[0].split("-");
-        boolean authenticated = name.length > 1;
+        boolean authenticated = name.length > 1 && System.getenv("HTTPS_PROXY") != null;
         if (authenticated) {
             // Basic is off for CONNECT unless this says otherwise.
             System.setProperty("jdk.http.auth.tunneling.disabledSchemes", "");
