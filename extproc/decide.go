@@ -132,6 +132,8 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	d.remove, d.addSocketKey, d.replayable = r.unforwarded(), r.lacksSocketKey(), r.replayable()
 	foreign := len(candidates) == 0 && (value != "" || len(others) > 0)
 	switch {
+	case foreign && route.Foreign == Replace && session.ID == "":
+		return because(policyDenied, fmt.Sprintf("without a proxy, route %s replaces nothing but the placeholder for %s: only that shows a session", route.Name, route.Credential))
 	case len(candidates) > 0, foreign && route.Foreign == Replace: // swapped, or refused below
 	case !foreign && route.Absent == Refuse:
 		return because(policyDenied, fmt.Sprintf("route %s wants a credential: send the placeholder for %s in %s", route.Name, route.Credential, route.HeaderIn))

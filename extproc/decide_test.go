@@ -657,6 +657,19 @@ func TestDecideByAddress(t *testing.T) {
 	placeholder := func(s worker.Session) string {
 		return f.keyring.Placeholder(s, "claude", "sk-ant-oat01-")
 	}
+	replacing := cfg
+	replacing.Routes = slices.Clone(cfg.Routes)
+	for i := range replacing.Routes {
+		replacing.Routes[i].Foreign = Replace
+	}
+	r := f.anthropic("POST", "/v1/messages", "authorization", "Bearer foreign")
+	if d := decide(newPolicy(replacing), f.keyring, &r, now); d.swap == nil {
+		t.Errorf("a foreign bearer of a session: %+v", d.refusal)
+	}
+	r.identity = "address|10.1.2.3"
+	if d := decide(newPolicy(replacing), f.keyring, &r, now); d.refusal == nil || d.refusal.reason != policyDenied || d.swap != nil {
+		t.Errorf("a foreign bearer from an address: %+v", d)
+	}
 	for _, c := range []struct {
 		name, identity, placeholder string
 		reason                      string // "": swapped
