@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -26,7 +27,16 @@ func (k *checker) listen() {
 		}
 	}
 	k.proxyTLS()
+	k.notEmpty("listen.replicas", len(l.Replicas))
+	k.unique("listen.replicas", l.Replicas)
+	for i, name := range l.Replicas {
+		if !replicaPattern.MatchString(name) {
+			k.fault(item("listen.replicas", i), quote(name)+" is not the name of a gate", "use 1 to 16 of a-z 0-9 _ - and start with a letter or digit: it becomes part of the names of sockets")
+		}
+	}
 }
+
+var replicaPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,15}$`)
 
 // proxyTLS checks the certificate of the proxy over TLS.
 func (k *checker) proxyTLS() {

@@ -171,6 +171,11 @@ type Listen struct {
 
 	// PEM file of its key.
 	TLSKeyFile string `yaml:"tls_key_file"`
+
+	// Names of the gates that one Envoy asks, when there are several: each is a `wayleave serve --replica NAME` with the same
+	// --run-dir, and while one is restarted, or after it has died, the others answer. `wayleave up` is one gate all the same.
+	// Default: one gate without a name.
+	Replicas []string `yaml:"replicas" jsonschema:"uniqueItems=true,pattern=^[a-z0-9][a-z0-9_-]{0\\,15}$"`
 }
 
 // Envoy says which Envoy runs and what it logs.

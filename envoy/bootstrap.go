@@ -15,6 +15,7 @@ import (
 	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -28,8 +29,8 @@ import (
 type Bootstrap struct {
 	NodeID  string // names this Envoy among its fleet
 	Cluster string // names the fleet; empty: "wayleave"
-	// GateSocket is the unix socket of the gate's gRPC services.
-	GateSocket string
+	// GateSockets are the unix sockets of the gates' gRPC services. Envoy asks any of several, and sees which are well.
+	GateSockets []string
 	// AdminSocket is the unix socket Envoy's admin interface is to listen on.
 	AdminSocket string
 	// LogLevel is Envoy's: error, warning, info or debug; empty: warning. At debug the components that would
@@ -80,7 +81,10 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if !slices.Contains([]string{"", "error", "warning", "info", "debug"}, b.LogLevel) {
 		return nil, fmt.Errorf("envoy bootstrap: log level %q is not error, warning, info or debug (trace prints credentials)", b.LogLevel)
 	}
-	for _, path := range []string{b.GateSocket, b.AdminSocket} {
+	if len(b.GateSockets) == 0 {
+		return nil, fmt.Errorf("envoy bootstrap: there is no gate")
+	}
+	for _, path := range append(slices.Clone(b.GateSockets), b.AdminSocket) {
 		if err := checkSocket(path); err != nil {
 			return nil, fmt.Errorf("envoy bootstrap: %w", err)
 		}
@@ -93,7 +97,7 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	gate, err := gate(b.GateSocket)
+	gate, err := gate(b.GateSockets)
 	if err != nil {
 		return nil, err
 	}
@@ -169,14 +173,18 @@ func fromADS() *corev3.ConfigSource {
 }
 
 // gate is the cluster of ADS, ext_proc and ext_authz. It is static, so that no configuration can take it away.
-func gate(socket string) (*clusterv3.Cluster, error) {
+func gate(sockets []string) (*clusterv3.Cluster, error) {
+	patience := 15 * time.Second
+	if len(sockets) > 1 {
+		patience = hungAfter // there is another to ask
+	}
 	options, err := anypb.New(&upstreamhttpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{ConnectionKeepalive: &corev3.KeepaliveSettings{
-						Interval: durationpb.New(15 * time.Second),
-						Timeout:  durationpb.New(15 * time.Second),
+						Interval: durationpb.New(patience),
+						Timeout:  durationpb.New(patience),
 					}},
 				},
 			},
@@ -185,7 +193,13 @@ func gate(socket string) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &clusterv3.Cluster{
+	var endpoints []*endpointv3.LbEndpoint
+	for _, s := range sockets {
+		endpoints = append(endpoints, &endpointv3.LbEndpoint{
+			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: pipe(s)}},
+		})
+	}
+	c := &clusterv3.Cluster{
 		Name:                 gateCluster,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(time.Second),
@@ -196,14 +210,43 @@ func gate(socket string) (*clusterv3.Cluster, error) {
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 			MaxPendingRequests: wrapperspb.UInt32(100_000),
 			MaxRequests:        wrapperspb.UInt32(100_000),
+			MaxRetries:         wrapperspb.UInt32(100_000), // a gate that ends may leave many
 		}}},
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{
 			ClusterName: gateCluster,
-			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
-				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: pipe(socket)}},
-			}}}},
+			Endpoints:   []*endpointv3.LocalityLbEndpoints{{LbEndpoints: endpoints}},
 		},
-	}, nil
+	}
+	if len(sockets) > 1 {
+		c.HealthChecks = []*corev3.HealthCheck{health()}
+		// Those that are not well are asked only when none is.
+		c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 1}}
+	}
+	return c, nil
+}
+
+// How soon Envoy stops asking one of several gates.
+const (
+	// HealthNotice is how long Envoy may take to see that a gate says NOT_SERVING.
+	HealthNotice = 2 * healthInterval
+
+	healthInterval = time.Second
+	// hungAfter is how long a gate may not answer a ping, or be asked for one. What waits for a gate that does not is asked
+	// of another one.
+	hungAfter = 2 * time.Second
+)
+
+// health asks each gate how it is (grpc.health.v1). A gate is not asked after two failures, or one NOT_SERVING, and is
+// again after one success.
+func health() *corev3.HealthCheck {
+	return &corev3.HealthCheck{
+		Timeout:            durationpb.New(healthInterval),
+		Interval:           durationpb.New(healthInterval),
+		NoTrafficInterval:  durationpb.New(healthInterval),
+		UnhealthyThreshold: wrapperspb.UInt32(2),
+		HealthyThreshold:   wrapperspb.UInt32(1),
+		HealthChecker:      &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
+	}
 }
 
 func pipe(path string) *corev3.Address {

@@ -29,27 +29,31 @@ func TestProgram(t *testing.T) {
 }
 
 func sound() envoy.Bootstrap {
-	return envoy.Bootstrap{NodeID: "n1", GateSocket: "/run/wayleave/gate.sock", AdminSocket: "/run/wayleave/admin.sock"}
+	return envoy.Bootstrap{NodeID: "n1", GateSockets: []string{"/run/wayleave/gate.sock"}, AdminSocket: "/run/wayleave/admin.sock"}
 }
 
 func TestBootstrapIsValid(t *testing.T) {
-	y, err := sound().YAML()
-	if err != nil {
-		t.Fatal(err)
-	}
-	again, err := sound().YAML()
-	if err != nil || string(again) != string(y) {
-		t.Errorf("not the same twice (%v)", err)
-	}
-	if err := envoy.Validate(t.Context(), envoytest.Binary(t), y); err != nil {
-		t.Error(err)
+	several := sound()
+	several.GateSockets = []string{"/run/wayleave/gate.a.sock", "/run/wayleave/gate.b.sock"}
+	for _, b := range []envoy.Bootstrap{sound(), several} {
+		y, err := b.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := b.YAML()
+		if err != nil || string(again) != string(y) {
+			t.Errorf("not the same twice (%v)", err)
+		}
+		if err := envoy.Validate(t.Context(), envoytest.Binary(t), y); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
 func TestBootstrapFaults(t *testing.T) {
 	tests := map[string]func(*envoy.Bootstrap){
 		"node id":              func(b *envoy.Bootstrap) { b.NodeID = "" },
-		"not an absolute path": func(b *envoy.Bootstrap) { b.GateSocket = "gate.sock" },
+		"not an absolute path": func(b *envoy.Bootstrap) { b.GateSockets = []string{"gate.sock"} },
 		"use a shorter":        func(b *envoy.Bootstrap) { b.AdminSocket = "/" + strings.Repeat("d", 107) },
 		"prints credentials":   func(b *envoy.Bootstrap) { b.LogLevel = "trace" },
 	}

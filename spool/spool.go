@@ -7,6 +7,7 @@
 package spool
 
 import (
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +30,52 @@ type Dir struct {
 	id   string
 	seal cipher.AEAD
 	lock *os.File
+}
+
+// ErrTaken is in the error of Open when another process has the directory.
+var ErrTaken = errors.New("another gate uses the spool directory")
+
+// OpenNext is Open for whoever is to follow the process that has the directory, which Awaited tells that one. It calls
+// waiting if it must wait, and waits until ctx ends.
+func OpenNext(ctx context.Context, path string, key Key, waiting func()) (*Dir, error) {
+	d, err := Open(path, key)
+	if !errors.Is(err, ErrTaken) {
+		return d, err
+	}
+	queue, err := os.OpenFile(filepath.Join(path, nextFile), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the spool directory: %w", err)
+	}
+	defer queue.Close()
+	if err := unix.Flock(int(queue.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("a gate waits already for the one that uses the spool directory %s", path)
+	}
+	waiting()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if d, err = Open(path, key); !errors.Is(err, ErrTaken) {
+			return d, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// nextFile is locked by who waits for the directory.
+const nextFile = ".next"
+
+// Awaited reports whether a process waits for the directory in OpenNext.
+func (d *Dir) Awaited() bool {
+	queue, err := os.OpenFile(filepath.Join(d.path, nextFile), os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false // nobody ever waited
+	}
+	defer queue.Close()
+	return errors.Is(unix.Flock(int(queue.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // Open takes the directory for this process, and makes it if there is none. It fails when another process has it.
@@ -50,7 +98,7 @@ func Open(path string, key Key) (*Dir, error) {
 	d := &Dir{path: path, seal: seal, lock: lock}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		d.Close()
-		return nil, fmt.Errorf("another gate uses the spool directory %s; give each a directory of its own", path)
+		return nil, fmt.Errorf("%w %s; give each a directory of its own", ErrTaken, path)
 	}
 	if err := d.identify(); err != nil {
 		d.Close()

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -182,5 +183,44 @@ func TestKeyIsNotPrinted(t *testing.T) {
 	}
 	if b, err := json.Marshal(key); err == nil {
 		t.Errorf("marshalled: %s", b)
+	}
+}
+
+// A process that waits for the directory is seen by the one that has it, and gets it when that one lets go.
+func TestNext(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Open(dir, Key{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Awaited() {
+		t.Error("awaited by nobody")
+	}
+	waiting := make(chan struct{})
+	next := make(chan *Dir)
+	go func() {
+		d, err := OpenNext(t.Context(), dir, Key{1}, func() { close(waiting) })
+		if err != nil {
+			t.Error(err)
+		}
+		next <- d
+	}()
+	<-waiting
+	if !first.Awaited() {
+		t.Error("not awaited by the one that waits")
+	}
+	if _, err := OpenNext(t.Context(), dir, Key{1}, func() {}); err == nil || !strings.Contains(err.Error(), "waits already") {
+		t.Errorf("a third process: %v", err)
+	}
+	first.Close()
+	second := <-next
+	defer second.Close()
+	if second.Awaited() {
+		t.Error("the second is awaited by nobody")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err = OpenNext(ctx, dir, Key{1}, cancel)
+	if !errors.Is(err, ErrTaken) {
+		t.Errorf("of one who gives up: %v", err)
 	}
 }

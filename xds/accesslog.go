@@ -81,7 +81,7 @@ func rejectionLog() *accesslogv3.AccessLog {
 		Filter: celFilter("response.code == 401 || " + tooLongAgain),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.HttpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
 			LogName:             "rejections",
-			GrpcService:         gateService(0),
+			GrpcService:         gateService(1, 0),
 			TransportApiVersion: corev3.ApiVersion_V3,
 			BufferFlushInterval: seconds(50 * time.Millisecond),
 		}})},

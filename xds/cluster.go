@@ -21,7 +21,7 @@ const (
 
 func clusters(p plan) []*clusterv3.Cluster {
 	list := []*clusterv3.Cluster{
-		apiCluster(p.apiSocket),
+		apiCluster(p.apiSockets),
 		interceptCluster(),
 		upstreamCluster(clusterUpstream, p.dns, anyHTTP(p)),
 		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1(p)),
@@ -41,14 +41,17 @@ func clusters(p plan) []*clusterv3.Cluster {
 }
 
 // apiCluster is the worker API.
-func apiCluster(socket string) *clusterv3.Cluster {
+func apiCluster(sockets []string) *clusterv3.Cluster {
+	all := &endpointv3.ClusterLoadAssignment{ClusterName: clusterAPI, Endpoints: []*endpointv3.LocalityLbEndpoints{{}}}
+	for _, s := range sockets {
+		one := endpoint(clusterAPI, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: s}}})
+		all.Endpoints[0].LbEndpoints = append(all.Endpoints[0].LbEndpoints, one.Endpoints[0].LbEndpoints...)
+	}
 	return &clusterv3.Cluster{
 		Name:                 clusterAPI,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       seconds(connectTimeout),
-		LoadAssignment: endpoint(clusterAPI, &corev3.Address{Address: &corev3.Address_Pipe{
-			Pipe: &corev3.Pipe{Path: socket},
-		}}),
+		LoadAssignment:       all,
 	}
 }
 

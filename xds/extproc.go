@@ -30,7 +30,7 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 		changes = append(changes, ":path")
 	}
 	return &extprocv3.ExternalProcessor{
-		GrpcService:      gateService(0), // a time limit here would be one for the whole request
+		GrpcService:      gateService(len(p.apiSockets), 0), // a time limit here would be one for the whole request
 		FailureModeAllow: false,
 		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		MessageTimeout:   seconds(p.messageTimeout),

@@ -44,7 +44,7 @@ func TestGolden(t *testing.T) {
 			}
 			golden(t, out, files)
 
-			b := envoy.Bootstrap{NodeID: "golden", GateSocket: "/run/gate.sock", AdminSocket: "/run/admin.sock"}
+			b := envoy.Bootstrap{NodeID: "golden", GateSockets: []string{"/run/gate.sock"}, AdminSocket: "/run/admin.sock"}
 			whole, err := envoy.Static(b, r.All())
 			if err != nil {
 				t.Fatal(err)
@@ -129,7 +129,7 @@ func testConfig(t testing.TB) Config {
 	return Config{
 		ProxyAddress: "127.0.0.1:3128",
 		UpstreamCA:   ca,
-		APISocket:    "/run/wayleave/api.sock",
+		APISockets:   []string{"/run/wayleave/api.sock"},
 		Marker:       "wlplaceholder",
 	}
 }

@@ -77,7 +77,7 @@ func startAt(t testing.TB, logLevel string, configure func(*Config), mutate func
 	s.config = Config{
 		ProxyAddress:   freeAddress(t),
 		UpstreamCA:     s.upstream.ca.pem,
-		APISocket:      filepath.Join(s.dir, "api.sock"),
+		APISockets:     []string{filepath.Join(s.dir, "api.sock")},
 		Marker:         testMarker,
 		MessageTimeout: 5 * time.Second,
 		Routes:         []Route{{Name: "provider", Hosts: []string{apiHost}, ConnectTo: s.upstream.address}},
@@ -93,7 +93,7 @@ func startAt(t testing.TB, logLevel string, configure func(*Config), mutate func
 func (s *stack) bootstrap() envoy.Bootstrap {
 	return envoy.Bootstrap{
 		NodeID:      "test",
-		GateSocket:  filepath.Join(s.dir, "gate.sock"),
+		GateSockets: []string{filepath.Join(s.dir, "gate.sock")},
 		AdminSocket: filepath.Join(s.dir, "admin.sock"),
 		LogLevel:    s.logLevel,
 	}
@@ -478,7 +478,7 @@ func freeAddress(t testing.TB) string {
 // serveAPI runs the worker API double on the API socket.
 func (s *stack) serveAPI(h http.Handler) {
 	s.t.Helper()
-	l, err := net.Listen("unix", s.config.APISocket)
+	l, err := net.Listen("unix", s.config.APISockets[0])
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -36,10 +37,27 @@ func ads() *corev3.ConfigSource {
 	}
 }
 
-func gateService(timeout time.Duration) *corev3.GrpcService {
+// previousHosts makes a retry go to another host.
+const previousHosts = "envoy.retry_host_predicates.previous_hosts"
+
+// gateService asks any of the gates. What one of several gets no answer to from a gate that ends, it asks another: the
+// answers are the same.
+func gateService(gates int, timeout time.Duration) *corev3.GrpcService {
 	s := &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
 		EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: clusterGate},
 	}}
+	if gates > 1 {
+		// Not EnvoyGrpc's field of this name, which is for xDS streams only.
+		s.RetryPolicy = &corev3.RetryPolicy{
+			RetryOn:      "connect-failure,refused-stream,reset,unavailable",
+			NumRetries:   number(uint32(gates)),
+			RetryBackOff: &corev3.BackoffStrategy{BaseInterval: seconds(5 * time.Millisecond), MaxInterval: seconds(50 * time.Millisecond)},
+			RetryHostPredicate: []*corev3.RetryPolicy_RetryHostPredicate{{
+				Name: previousHosts, ConfigType: &corev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: pack(&previoushostsv3.PreviousHostsPredicate{})},
+			}},
+			HostSelectionRetryMaxAttempts: 10,
+		}
+	}
 	if timeout > 0 {
 		s.Timeout = seconds(timeout)
 	}

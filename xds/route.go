@@ -7,6 +7,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -27,6 +28,18 @@ func proxyRoutes(p plan) *routev3.RouteConfiguration {
 	})}
 	api := routeTo(clusterAPI)
 	api.Timeout = seconds(apiTimeout)
+	if len(p.apiSockets) > 1 {
+		// Any gate enrols a worker, and one that does so twice has done no harm.
+		api.RetryPolicy = &routev3.RetryPolicy{
+			RetryOn:       "connect-failure,refused-stream,reset",
+			NumRetries:    number(uint32(len(p.apiSockets))),
+			PerTryTimeout: seconds(apiTimeout / 6),
+			RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+				Name: previousHosts, ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: pack(&previoushostsv3.PreviousHostsPredicate{})},
+			}},
+			HostSelectionRetryMaxAttempts: 10,
+		}
+	}
 	advice := reply(403, streamID, reasonUseConnect, useConnect)
 	advice.TypedPerFilterConfig = unasked
 	connect := &routev3.Route{

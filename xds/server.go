@@ -91,8 +91,7 @@ func NewServer(mint Minter, o Options) *Server {
 	return s
 }
 
-// Register adds the ADS service to g. Stop g with Stop: GracefulStop would wait for Envoys, whose streams hang by
-// design.
+// Register adds the ADS service to g. Its streams last as long as Envoy does, so whoever stops g gracefully ends them first.
 func (s *Server) Register(g *grpc.Server) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, adsService{server: s})
 }

@@ -58,8 +58,8 @@ type Config struct {
 	// AllowPrivate are the private, loopback or link-local ranges a host name may resolve to. Everything else of
 	// that kind is refused after resolution; a route's ConnectTo is not affected.
 	AllowPrivate []netip.Prefix
-	// APISocket is the unix socket of the worker API, served to workers below /.wayleave/.
-	APISocket string
+	// APISockets are the unix sockets of the worker API, one for each gate, served to workers below /.wayleave/. At least one.
+	APISockets []string
 	// CredentialHeaders are all the headers a credential comes in or goes out by, beside authorization,
 	// proxy-authorization and x-api-key, which are always among them. ext_proc may change them, and no request
 	// leaves while one of them holds Marker.
@@ -172,7 +172,7 @@ type plan struct {
 	deny              []host
 	upstreamCA        []byte
 	dns               dnsSettings
-	apiSocket         string
+	apiSockets        []string
 	credentialHeaders []string
 	ensureHeaders     []string
 	rewritesPaths     bool
@@ -212,7 +212,7 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{upstreamCA: c.UpstreamCA, apiSocket: c.APISocket, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, accessLog: c.AccessLogPath}
+	p := plan{upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, accessLog: c.AccessLogPath}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}
@@ -233,8 +233,13 @@ func (c Config) plan() (plan, error) {
 			fault("transparent: %w", err)
 		}
 	}
-	if !strings.HasPrefix(c.APISocket, "/") || !utf8.ValidString(c.APISocket) {
-		fault("API socket %q is not an absolute path", c.APISocket)
+	if len(c.APISockets) == 0 {
+		fault("there is no API socket")
+	}
+	for _, s := range c.APISockets {
+		if !strings.HasPrefix(s, "/") || !utf8.ValidString(s) {
+			fault("API socket %q is not an absolute path", s)
+		}
 	}
 	if !utf8.ValidString(c.AccessLogPath) {
 		fault("access log path %q is not UTF-8", c.AccessLogPath)

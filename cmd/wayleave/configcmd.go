@@ -130,7 +130,6 @@ func newConfigRender() *cobra.Command {
 				return err
 			}
 			runDir = absolute(runDir)
-			g := gate{cfg: cfg, sockets: runDir}
 			boot := bootstrap(cfg, runDir)
 			text, err := boot.YAML()
 			if err != nil {
@@ -140,7 +139,7 @@ func newConfigRender() *cobra.Command {
 				_, err = c.OutOrStdout().Write(text)
 				return err
 			}
-			build, err := envoyConfig(cfg, g.socket(apiSocket), "/dev/stdout")
+			build, err := envoyConfig(cfg, runDir, "/dev/stdout")
 			if err != nil {
 				return err
 			}

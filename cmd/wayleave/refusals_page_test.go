@@ -113,7 +113,7 @@ var reasonSet = regexp.MustCompile(`"key":\s*"x-wayleave-reason",\s*"value":\s*"
 
 // The page has every reason that is among what Envoy is told, and no other.
 func TestEveryReplyOfEnvoyIsOnThePage(t *testing.T) {
-	told, err := envoyConfig(wiringConfig(t), "/run/wayleave/api.sock", "/dev/stdout")
+	told, err := envoyConfig(wiringConfig(t), "/run/wayleave", "/dev/stdout")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,17 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"wayleave/ca"
 	"wayleave/config"
@@ -28,13 +23,16 @@ import (
 )
 
 func newServe() *cobra.Command {
-	var configPath, runDir, spoolDir string
+	var configPath, runDir, spoolDir, replica string
 	c := &cobra.Command{
 		Use:   "serve -c wayleave.yaml --run-dir DIR",
 		Short: "Serve the gate for a given Vault and Envoy (the production form)",
 		Long: `Serve answers Envoy: its configuration (xDS), who may connect (ext_authz), and the swap (ext_proc).
 It starts no other process. Vault is the one in the configuration or VAULT_ADDR; Envoy is started by you with
-the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the gate over a unix socket in --run-dir.`,
+the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the gate over a unix socket in --run-dir.
+
+SIGTERM ends it without failing a request: what is under way is answered first. Where listen.replicas names several gates,
+the others take over; alone, a gate hands over to a second one that was started with the same --run-dir beforehand.`,
 		Example: `  wayleave serve -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave
   envoy -c <(wayleave config render --bootstrap -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave)`,
 		Args: exactArgs(),
@@ -47,6 +45,9 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 			if identity.Address == "" {
 				return usageError{errors.New("serve needs a Vault: write vault.address or set VAULT_ADDR ('wayleave up' brings one of its own)")}
 			}
+			if err := checkReplica(cfg, replica); err != nil {
+				return err
+			}
 			runDir = absolute(runDir) // Envoy is started elsewhere
 			if err := privateDir(runDir); err != nil {
 				return err
@@ -56,17 +57,18 @@ the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the 
 				return err
 			}
 			if spoolDir == "" {
-				spoolDir = filepath.Join(runDir, "spool")
+				spoolDir = filepath.Join(runDir, ofReplica(replica, "spool"))
 			}
 			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
+			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
 	}
 	addConfigFlag(c, &configPath)
 	c.Flags().StringVar(&runDir, "run-dir", "/run/wayleave", "directory of the sockets that Envoy connects to")
-	c.Flags().StringVar(&spoolDir, "spool-dir", "", "directory that keeps new tokens, encrypted, until Vault has them; on a disk it survives a reboot too (default spool/ in --run-dir)")
+	c.Flags().StringVar(&replica, "replica", "", "which of listen.replicas this gate is; required where there are some")
+	c.Flags().StringVar(&spoolDir, "spool-dir", "", "directory that keeps new tokens, encrypted, until Vault has them; on a disk it survives a reboot too (default spool/ in --run-dir, or spool.REPLICA/)")
 	return c
 }
 
@@ -91,6 +93,7 @@ type gate struct {
 	vault   vault.Config
 	workers []worker.Worker
 	sockets string // private directory of the unix sockets
+	replica string // which of the configuration's replicas; empty where there are none
 	spool   string // private directory of the tokens that Vault does not have yet
 	caFile  string // where the root that workers trust is written down
 
@@ -131,7 +134,11 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return err
 	}
-	spooled, err := spool.Open(g.spool, key)
+	patience, done := context.WithTimeout(ctx, time.Minute)
+	defer done()
+	spooled, err := spool.OpenNext(patience, g.spool, key, func() {
+		g.log.Warn("another gate has the spool directory; this one takes over as soon as that one is told to stop", "spool", g.spool)
+	})
 	if err != nil {
 		return err
 	}
@@ -157,7 +164,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	// What Envoy is told.
 	fleet = xds.NewServer(mint(authority), xds.Options{Log: g.log})
-	told, err := envoyConfig(g.cfg, g.socket(apiSocket), g.accessLog)
+	told, err := envoyConfig(g.cfg, g.sockets, g.accessLog)
 	if err != nil {
 		return err
 	}
@@ -170,33 +177,43 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 
 	// Where it listens: only on unix sockets, and only Envoy connects to them.
-	gateListener, err := g.listen(ctx, gateSocket)
+	doors, err := g.openDoors(ctx)
 	if err != nil {
 		return err
 	}
-	apiListener, err := g.listen(ctx, apiSocket)
-	if err != nil {
-		return err
-	}
-	rpc := grpc.NewServer(grpcOptions()...)
-	fleet.Register(rpc)
-	swap.Register(rpc)
-	health := health.NewServer()
-	healthpb.RegisterHealthServer(rpc, health)
-	api := &http.Server{Handler: enrolment, ReadHeaderTimeout: 10 * time.Second}
+	fleet.Register(doors.rpc)
+	swap.Register(doors.rpc)
 
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return authority.Run(ctx) })
-	group.Go(func() error { return grants.Run(ctx) })
-	group.Go(func() error { keepKeys(ctx, keyring, g.log); return nil })
-	group.Go(func() error { fleet.Run(ctx); return nil })
-	group.Go(func() error { return rpc.Serve(gateListener) })
-	group.Go(func() error { return ignoreClosed(api.Serve(apiListener)) })
+	// What runs, until one part fails or there is no more to serve.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, work := errgroup.WithContext(work)
+	keep, letGo := context.WithCancel(work)
+	kept := make(chan struct{})
+	group.Go(func() error { return authority.Run(work) })
+	group.Go(func() error { defer close(kept); return grants.Run(keep) })
+	group.Go(func() error { keepKeys(work, keyring, g.log); return nil })
+	group.Go(func() error { fleet.Run(work); return nil })
+	group.Go(doors.serveRPC)
+	group.Go(func() error { return doors.serveAPI(enrolment) })
+
+	// How it ends. A gate that waits for our spool directory gets it first, and then our place at the doors.
 	group.Go(func() error {
-		<-ctx.Done()
-		health.Shutdown()
-		rpc.Stop() // Envoy holds its xDS stream for ever: a graceful stop would not end
-		return api.Close()
+		defer stop()
+		select {
+		case <-work.Done():
+			doors.shut()
+			return nil
+		case <-ctx.Done():
+		}
+		doors.sendAway()
+		if spooled.Awaited() {
+			letGo()
+			<-kept
+			spooled.Close()
+			doors.awaitSuccessor()
+		}
+		return doors.finish()
 	})
 	ready(serving{fleet, grants})
 	return ignoreCanceled(group.Wait())
@@ -211,30 +228,7 @@ func holder(spool string) string {
 	return host + "-" + spool
 }
 
-// Names of the sockets in the run directory.
-const (
-	gateSocket  = "gate.sock"
-	apiSocket   = "api.sock"
-	adminSocket = "admin.sock"
-)
-
-func (g gate) socket(name string) string { return filepath.Join(g.sockets, name) }
-
-// listen opens a unix socket that only this user may connect to, in place of one that an earlier run left behind.
-func (g gate) listen(ctx context.Context, name string) (net.Listener, error) {
-	path := g.socket(name)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing the socket of an earlier run: %w", err)
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listening for Envoy: %w; is %s writable, and its path shorter than %d bytes?", err, g.sockets, maxSocketPath())
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, fmt.Errorf("closing %s to others: %w", path, err)
-	}
-	return l, nil
-}
+func (g gate) socket(name string) string { return filepath.Join(g.sockets, ofReplica(g.replica, name)) }
 
 // keepKeys reads the session keys again each minute, so that a rotation by another replica is seen before the sessions
 // made with the new key arrive.
@@ -251,13 +245,6 @@ func keepKeys(ctx context.Context, keyring *worker.Keyring, log *slog.Logger) {
 			}
 		}
 	}
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
 }
 
 func ignoreCanceled(err error) error {

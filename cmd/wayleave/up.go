@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -58,6 +59,7 @@ type upper struct {
 // up runs the three parts until ctx ends or one of them gives up. Each starts when the one it needs is ready, and they
 // stop in reverse: no request is cut by a gate that left first, and no rotated token by a store that did.
 func (u upper) up(ctx context.Context) error {
+	u.cfg.Listen.Replicas = nil // one gate is all there is
 	binary, err := findEnvoy(ctx, u.cfg.Envoy.Binary)
 	if err != nil {
 		return err
@@ -124,7 +126,7 @@ func (u upper) up(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		go envoy.RotateLog(ctx, g.accessLog, maxLog, g.socket(adminSocket)) // ends with ctx
+		go envoy.RotateLog(ctx, g.accessLog, maxLog, filepath.Join(g.sockets, adminSocket)) // ends with ctx
 		return supervise.Run(ctx, process)
 	})
 	defer u.stopped("Envoy", envoyPart.stop)
@@ -235,7 +237,7 @@ func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, 
 			return cmd
 		},
 		Ready: func(ctx context.Context) error {
-			if err := envoy.Ready(ctx, g.socket(adminSocket)); err != nil {
+			if err := envoy.Ready(ctx, filepath.Join(g.sockets, adminSocket)); err != nil {
 				return err
 			}
 			return converged(fleet)
@@ -243,7 +245,7 @@ func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, 
 		Drain: func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, drainTime)
 			defer cancel()
-			_ = envoy.Finish(ctx, g.socket(adminSocket)) // what is not finished by then is cut
+			_ = envoy.Finish(ctx, filepath.Join(g.sockets, adminSocket)) // what is not finished by then is cut
 		},
 		Log:     output,
 		PIDFile: u.state.path("envoy", "envoy.pid"),

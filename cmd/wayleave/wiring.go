@@ -124,14 +124,14 @@ func swapConfig(cfg *config.Config) extproc.Config {
 }
 
 // envoyConfig says how Envoy listens, intercepts and reaches the providers.
-func envoyConfig(cfg *config.Config, apiSocket, accessLog string) (xds.Config, error) {
+func envoyConfig(cfg *config.Config, sockets, accessLog string) (xds.Config, error) {
 	roots, err := upstreamRoots(cfg)
 	if err != nil {
 		return xds.Config{}, err
 	}
 	out := xds.Config{
 		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: deniedTunnels(cfg), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
-		APISocket: apiSocket, CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
+		APISockets: socketPaths(cfg, sockets, apiSocket), CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
 		AccessLogPath: accessLog,
 	}
 	if l := cfg.Listen; l.ProxyTLS != "" {
@@ -196,6 +196,49 @@ func credentialHeaders(cfg *config.Config) []string {
 	return slices.Compact(all)
 }
 
+// Names of the sockets in the run directory.
+const (
+	gateSocket  = "gate.sock"
+	apiSocket   = "api.sock"
+	adminSocket = "admin.sock"
+)
+
+// ofReplica is the name that a replica has for what a gate alone calls name: gate.a.sock for gate.sock.
+func ofReplica(replica, name string) string {
+	if replica == "" {
+		return name
+	}
+	base, suffix, dotted := strings.Cut(name, ".")
+	if dotted {
+		suffix = "." + suffix
+	}
+	return base + "." + replica + suffix
+}
+
+// socketPaths are the sockets called name of all gates of one run directory.
+func socketPaths(cfg *config.Config, dir, name string) []string {
+	if len(cfg.Listen.Replicas) == 0 {
+		return []string{filepath.Join(dir, name)}
+	}
+	var paths []string
+	for _, replica := range cfg.Listen.Replicas {
+		paths = append(paths, filepath.Join(dir, ofReplica(replica, name)))
+	}
+	return paths
+}
+
+// checkReplica refuses a gate that is none of the configuration's.
+func checkReplica(cfg *config.Config, replica string) error {
+	names := cfg.Listen.Replicas
+	switch {
+	case slices.Contains(names, replica) || replica == "" && len(names) == 0:
+		return nil
+	case len(names) == 0:
+		return usageError{errors.New("--replica names one of listen.replicas, and the configuration has none")}
+	}
+	return usageError{fmt.Errorf("listen.replicas has several gates; say which this one is with --replica: %s", strings.Join(names, ", "))}
+}
+
 // bootstrap is what Envoy starts with: where the gate is, and nothing else.
 func bootstrap(cfg *config.Config, sockets string) envoy.Bootstrap {
 	host, err := os.Hostname()
@@ -203,7 +246,7 @@ func bootstrap(cfg *config.Config, sockets string) envoy.Bootstrap {
 		host = "wayleave"
 	}
 	return envoy.Bootstrap{
-		NodeID: host, GateSocket: filepath.Join(sockets, gateSocket), AdminSocket: filepath.Join(sockets, adminSocket),
+		NodeID: host, GateSockets: socketPaths(cfg, sockets, gateSocket), AdminSocket: filepath.Join(sockets, adminSocket),
 		LogLevel: cfg.Envoy.LogLevel,
 	}
 }

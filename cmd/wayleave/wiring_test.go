@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +55,7 @@ func TestWiring(t *testing.T) {
 	cfg := wiringConfig(t)
 	golden(t, "wiring.swap.json", swapConfig(cfg))
 
-	told, err := envoyConfig(cfg, "/run/wayleave/api.sock", "/dev/stdout")
+	told, err := envoyConfig(cfg, "/run/wayleave", "/dev/stdout")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,5 +169,26 @@ func TestCleanEnvironment(t *testing.T) {
 	got := strings.Join(cleanEnvironment(), "\n")
 	if strings.Contains(got, "LD_PRELOAD") || strings.Contains(got, "secret") || !strings.Contains(got, "TZ=UTC") {
 		t.Errorf("got %s", got)
+	}
+}
+
+// Gates of one run directory have sockets of their own, and Envoy knows all of them.
+func TestReplicaNames(t *testing.T) {
+	cfg := &config.Config{}
+	if got := socketPaths(cfg, "/run", gateSocket); !slices.Equal(got, []string{"/run/gate.sock"}) {
+		t.Errorf("of one gate: %v", got)
+	}
+	if checkReplica(cfg, "") != nil || checkReplica(cfg, "a") == nil {
+		t.Error("one gate has no name, and any is wrong")
+	}
+	cfg.Listen.Replicas = []string{"a", "b"}
+	if got := socketPaths(cfg, "/run", apiSocket); !slices.Equal(got, []string{"/run/api.a.sock", "/run/api.b.sock"}) {
+		t.Errorf("of two: %v", got)
+	}
+	if checkReplica(cfg, "b") != nil || checkReplica(cfg, "") == nil || checkReplica(cfg, "c") == nil {
+		t.Error("of two gates each is one of them")
+	}
+	if got := ofReplica("a", "spool"); got != "spool.a" {
+		t.Errorf("a directory: %s", got)
 	}
 }

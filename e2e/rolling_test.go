@@ -1,0 +1,305 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// house is gates in one run directory, and the one Envoy that asks them.
+type house struct {
+	*fleet
+	gates map[string]*gate
+	envoy *gate
+}
+
+func (f *fleet) runDir() string { return f.saved("run") }
+
+// newHouse starts everything and connects the grant. No replicas: one gate without a name.
+func newHouse(t *testing.T, replicas ...string) *house {
+	t.Helper()
+	f := newFleet(t)
+	f.world = f.with("WAYLEAVE_GATE=http://" + f.proxy)
+	config := fleetConfig
+	if len(replicas) > 0 {
+		config = strings.Replace(config, "{proxy: $PROXY}", "{proxy: $PROXY, replicas: ["+strings.Join(replicas, ", ")+"]}", 1)
+	}
+	if err := f.configure(config); err != nil {
+		t.Fatal(err)
+	}
+	s := &house{fleet: f, gates: map[string]*gate{}}
+	if len(replicas) == 0 {
+		replicas = []string{""}
+	}
+	for _, name := range replicas {
+		s.serve(t, name)
+	}
+	bootstrap := f.must(t, "wayleave", "config", "render", "--bootstrap", "--run-dir", f.runDir())
+	if err := os.WriteFile(f.saved("envoy.yaml"), []byte(bootstrap), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.envoy = f.start(t, f.world, "envoy.log", "envoy", "-c", f.saved("envoy.yaml"), "--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "2")
+	if err := eventually(func() error {
+		out, err := f.command("wayleave", "run", "--", "true").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	f.connect(t, time.Hour)
+	return s
+}
+
+// serve starts a gate, in place of the one of this name before it.
+func (s *house) serve(t *testing.T, replica string) {
+	t.Helper()
+	s.gates[replica] = s.begin(t, replica)
+	if err := s.gates[replica].waitOutput("msg=serving"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *house) begin(t *testing.T, replica string) *gate {
+	t.Helper()
+	return s.start(t, s.with("VAULT_TOKEN="), "gate."+replica+".log", "wayleave", "serve", "--replica", replica, "--run-dir", s.runDir())
+}
+
+// steady is an open loop: requests begin at a steady rate, however long the answers take. None can be sent again by the
+// client unseen, since their bodies can be read but once.
+type steady struct {
+	wg      sync.WaitGroup
+	end     chan struct{}
+	begun   atomic.Int64
+	served  atomic.Int64
+	mu      sync.Mutex
+	failed  []error
+	clients []*http.Client
+}
+
+const steadyRate = 200 // requests per second
+
+func startSteady(t *testing.T, w worker) *steady {
+	t.Helper()
+	s := &steady{end: make(chan struct{})}
+	for i := range 20 {
+		s.clients = append(s.clients, w.client(t, i%2 == 0))
+	}
+	s.wg.Go(func() {
+		tick := time.NewTicker(time.Second / steadyRate)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-s.end:
+				return
+			case <-tick.C:
+			}
+			client := s.clients[i%len(s.clients)]
+			s.begun.Add(1)
+			s.wg.Go(func() {
+				began := time.Now()
+				a, err := do(client, w.request(http.MethodPost, "https://api.demo.test/echo", io.NopCloser(strings.NewReader("once"))))
+				if err == nil && (a.status != http.StatusOK || !strings.Contains(a.body, "authorization_sha256")) {
+					err = fmt.Errorf("got %v", a)
+				}
+				if err != nil {
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					s.failed = append(s.failed, fmt.Errorf("after %v: %w", time.Since(began).Round(time.Millisecond), err))
+					return
+				}
+				s.served.Add(1)
+			})
+		}
+	})
+	return s
+}
+
+// more waits until n further requests were served.
+func (s *steady) more(t *testing.T, n int64) {
+	t.Helper()
+	before := s.served.Load()
+	if err := eventually(func() error {
+		if s.served.Load() < before+n {
+			return fmt.Errorf("%d requests were served of %d more", s.served.Load()-before, n)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// report says how many requests have failed since the last report. More than most fail the test.
+func (s *steady) report(t *testing.T, what string, most int) {
+	t.Helper()
+	s.mu.Lock()
+	failed := s.failed
+	s.failed = nil
+	s.mu.Unlock()
+	t.Logf("%s: %d failed, %d served so far", what, len(failed), s.served.Load())
+	if len(failed) > most {
+		for _, err := range failed[:min(5, len(failed))] {
+			t.Error(err)
+		}
+	}
+}
+
+// openSocket opens a WebSocket through the gate; the function it returns sees that it still works.
+func (s *house) openSocket(t *testing.T, w worker) func(*testing.T) {
+	t.Helper()
+	conn, _, err := websocket.Dial(t.Context(), "wss://api.demo.test/ws", &websocket.DialOptions{
+		HTTPClient: w.client(t, false), HTTPHeader: http.Header{"Authorization": {"Bearer " + w.placeholder}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.CloseNow() })
+	return func(t *testing.T) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if err := conn.Write(ctx, websocket.MessageText, []byte("still there?")); err != nil {
+			t.Fatal(err)
+		}
+		if _, echo, err := conn.Read(ctx); err != nil || string(echo) != "still there?" {
+			t.Errorf("the WebSocket says %q, %v", echo, err)
+		}
+	}
+}
+
+func (s *steady) stop() {
+	close(s.end)
+	s.wg.Wait()
+}
+
+// admin asks Envoy.
+func (s *house) admin(t *testing.T, path string) string {
+	t.Helper()
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(s.runDir(), "admin.sock"))
+	}}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://envoy"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := do(client, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.body
+}
+
+// active is how many questions Envoy has open at the gate that has this socket.
+func (s *house) active(t *testing.T, socket string) int {
+	t.Helper()
+	for line := range strings.Lines(s.admin(t, "/clusters")) {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "gate::"+filepath.Join(s.runDir(), socket)+"::rq_active::"); ok {
+			active, err := strconv.Atoi(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return active
+		}
+	}
+	t.Fatalf("Envoy does not know of %s", socket)
+	return 0
+}
+
+// Gates of one Envoy are restarted, killed and frozen, one at a time, while requests come at a steady rate.
+func TestRestarts(t *testing.T) {
+	t.Parallel()
+	s := newHouse(t, "a", "b")
+	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	socket := s.openSocket(t, w)
+	l := startSteady(t, w)
+	l.more(t, steadyRate)
+	both := []string{"a", "b"}
+
+	for _, name := range both {
+		if err := s.gates[name].stop(); err != nil {
+			t.Error(err)
+		}
+		s.serve(t, name)
+		l.more(t, steadyRate)
+	}
+	l.report(t, "both gates restarted", 0)
+
+	// Questions pile up at a gate that does not answer, and then it is killed.
+	for _, name := range both {
+		_ = s.gates[name].cmd.Process.Signal(syscall.SIGSTOP)
+		var pending int
+		if err := eventually(func() error {
+			if pending = s.active(t, "gate."+name+".sock"); pending < 20 {
+				return fmt.Errorf("only %d questions are open", pending)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		s.gates[name].kill()
+		l.more(t, steadyRate)
+		s.serve(t, name)
+		l.more(t, steadyRate)
+		l.report(t, fmt.Sprintf("gate %s killed with %d questions open or more", name, pending), pending)
+	}
+
+	// A gate that is frozen is asked no more, and what it was asked is asked of the other.
+	_ = s.gates["a"].cmd.Process.Signal(syscall.SIGSTOP)
+	before := l.begun.Load()
+	l.more(t, 2*steadyRate)
+	if err := eventually(func() error {
+		if open := s.active(t, "gate.a.sock"); open > 0 {
+			return fmt.Errorf("%d questions still wait for the frozen gate", open)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	t.Logf("gate a frozen: the last question was taken from it within %d requests", l.begun.Load()-before)
+	_ = s.gates["a"].cmd.Process.Signal(syscall.SIGCONT)
+	l.more(t, steadyRate)
+	l.report(t, "gate a frozen and resumed", 0)
+
+	l.stop()
+	l.report(t, "all", 0)
+	socket(t)
+}
+
+// A gate without replicas hands over to a second one that waits for it.
+func TestHandOver(t *testing.T) {
+	t.Parallel()
+	s := newHouse(t)
+	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	l := startSteady(t, w)
+	l.more(t, steadyRate)
+	for range 2 {
+		before, next := s.gates[""], s.begin(t, "")
+		if err := next.waitOutput("takes over as soon as"); err != nil {
+			t.Fatal(err)
+		}
+		if err := before.stop(); err != nil {
+			t.Error(err)
+		}
+		if err := next.waitOutput("msg=serving"); err != nil {
+			t.Fatal(err)
+		}
+		s.gates[""] = next
+		l.more(t, steadyRate)
+	}
+	l.stop()
+	l.report(t, "one gate handed over twice", 0)
+}
