@@ -21,7 +21,7 @@ func TestClientsRedirected(t *testing.T) {
 		t.Fatal(err)
 	}
 	listen := netip.MustParseAddrPort("0.0.0.0:" + port(free))
-	redirect(t, listen, 443)
+	redirect(t, listen.Port(), 443)
 	g := startIn(t, made, `
 listen: {proxy: $PROXY, transparent: "`+listen.String()+`"}
 upstream: {ca_files: [api-ca.pem]}

@@ -231,6 +231,13 @@ workers:
 			}
 			_ = conn.Close()
 		}
+		for range 100 { // who says nothing holds up nobody
+			conn, err := n.dial(t.Context(), here, bogus+":443")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
 		if a, err := get(here, true, nil); err != nil || a.status != http.StatusOK {
 			t.Errorf("afterwards: %v, %v", a, err)
 		}
