@@ -250,10 +250,14 @@ func (f *fleet) waitAll(t *testing.T, text string) {
 // forget makes waitAll look at what is printed from now on.
 func (f *fleet) forget() {
 	for _, r := range f.replicas {
-		r.out.mu.Lock()
-		r.out.buf.Reset()
-		r.out.mu.Unlock()
+		r.forget()
 	}
+}
+
+func (g *gate) forget() {
+	g.out.mu.Lock()
+	defer g.out.mu.Unlock()
+	g.out.buf.Reset()
 }
 
 // Two replicas under load share one grant and one Vault. Whatever happens to the Vault, or to our log-in there, while

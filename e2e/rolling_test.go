@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -47,11 +48,7 @@ func newHouse(t *testing.T, replicas ...string) *house {
 	for _, name := range replicas {
 		s.serve(t, name)
 	}
-	bootstrap := f.must(t, "wayleave", "config", "render", "--bootstrap", "--run-dir", f.runDir())
-	if err := os.WriteFile(f.saved("envoy.yaml"), []byte(bootstrap), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.envoy = f.start(t, f.world, "envoy.log", "envoy", "-c", f.saved("envoy.yaml"), "--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "2")
+	s.envoy = f.start(t, f.world, "envoy.log", "wayleave", "envoy", "--run-dir", f.runDir(), "--drain", "2s")
 	if err := eventually(func() error {
 		out, err := f.command("wayleave", "run", "--", "true").CombinedOutput()
 		if err != nil {
@@ -274,9 +271,24 @@ func TestRestarts(t *testing.T) {
 	l.more(t, steadyRate)
 	l.report(t, "gate a frozen and resumed", 0)
 
+	socket(t)
+
+	for range 2 {
+		s.envoy.forget()
+		if err := s.envoy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.envoy.waitOutput("the new Envoy has taken over"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.envoy.waitOutput("has ended"); err != nil {
+			t.Fatal(err)
+		}
+		l.more(t, steadyRate)
+		l.report(t, "Envoy restarted", 0)
+	}
 	l.stop()
 	l.report(t, "all", 0)
-	socket(t)
 }
 
 // A gate without replicas hands over to a second one that waits for it.
@@ -300,6 +312,54 @@ func TestHandOver(t *testing.T) {
 		s.gates[""] = next
 		l.more(t, steadyRate)
 	}
-	l.stop()
 	l.report(t, "one gate handed over twice", 0)
+
+	// An Envoy that cannot start takes nothing away.
+	broken := "#!/bin/sh\ncase \"$*\" in *--version*|*validate*) exec envoy \"$@\";; esac\necho broken >&2\nexit 1\n"
+	if err := os.WriteFile(s.saved("broken-envoy"), []byte(broken), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.configure(fleetConfig + "envoy: {binary: " + s.saved("broken-envoy") + "}\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.envoy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.envoy.waitOutput("not restarted: the new Envoy did not start"); err != nil {
+		t.Fatal(err)
+	}
+	l.more(t, steadyRate)
+	l.stop()
+	l.report(t, "a broken Envoy did not take over", 0)
+
+	// One that dies is started again.
+	if err := s.configure(fleetConfig); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.envoy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.envoy.waitOutput("the new Envoy has taken over"); err != nil {
+		t.Fatal(err)
+	}
+	s.envoy.forget()
+	record, err := os.ReadFile(filepath.Join(s.runDir(), "envoy.1.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var child struct {
+		PID int `json:"pid"`
+	}
+	if err := json.Unmarshal(record, &child); err != nil || child.PID == 0 {
+		t.Fatalf("%q: %v", record, err)
+	}
+	if err := syscall.Kill(child.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.envoy.waitOutput("Envoy is live"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := arrived(w.client(t, true), w); err != nil {
+		t.Error(err)
+	}
 }

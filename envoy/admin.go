@@ -40,6 +40,7 @@ type Info struct {
 	Version string // as 1.40.0
 	State   string // LIVE, DRAINING, PRE_INITIALIZING or INITIALIZING (envoy.admin.v3.ServerInfo.State)
 	Uptime  time.Duration
+	Epoch   int // how many Envoys it follows by hot restart
 }
 
 // ServerInfo returns what Envoy says of itself.
@@ -52,11 +53,14 @@ func ServerInfo(ctx context.Context, adminSocket string) (Info, error) {
 		Version string `json:"version"`
 		State   string `json:"state"`
 		Uptime  string `json:"uptime_current_epoch"`
+		Options struct {
+			Epoch int `json:"restart_epoch"`
+		} `json:"command_line_options"`
 	}
 	if err := json.Unmarshal(body, &raw); err != nil {
 		return Info{}, fmt.Errorf("reading envoy's server info: %w", err)
 	}
-	i := Info{State: raw.State}
+	i := Info{State: raw.State, Epoch: raw.Options.Epoch}
 	if m := Program.Version.FindStringSubmatch("version: " + raw.Version); m != nil {
 		i.Version = m[1]
 	}

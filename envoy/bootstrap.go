@@ -2,7 +2,10 @@ package envoy
 
 import (
 	"fmt"
+	"hash/fnv"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -59,6 +62,11 @@ func (b Bootstrap) YAML() ([]byte, error) {
 
 // Args are Envoy's arguments, without the program's name, to run with the file config.
 func (b Bootstrap) Args(config string) []string {
+	// Without hot restart an Envoy that is killed leaves no shared memory behind.
+	return append(b.args(config), "--disable-hot-restart", "--drain-time-s", "600")
+}
+
+func (b Bootstrap) args(config string) []string {
 	level := b.LogLevel
 	if level == "" {
 		level = "warning"
@@ -70,8 +78,28 @@ func (b Bootstrap) Args(config string) []string {
 		// These print headers, and after the swap authorization is the real credential.
 		components += ",http:info,http2:info,ext_proc:info,ext_authz:info,router:info,filter:info,connection:info,client:info,grpc:info,rbac:info,config:info"
 	}
-	// Without hot restart, which we have no use for, an Envoy that is killed leaves no shared memory behind.
-	return []string{"-c", config, "--log-level", level, "--component-log-level", components, "--disable-hot-restart", "--drain-time-s", "600"}
+	return []string{"-c", config, "--log-level", level, "--component-log-level", components}
+}
+
+// Hot says which Envoy another one takes over from.
+type Hot struct {
+	Dir   string        // private directory of the sockets over which it does, of all Envoys that follow one another
+	Epoch int           // how many there were before it; 0: it takes over from none
+	Drain time.Duration // how long the one before takes to send its clients elsewhere; it ends half as long after that
+}
+
+// HotArgs are Args for an Envoy that takes over the listening sockets from another, and hands them on to the next.
+func (b Bootstrap) HotArgs(config string, h Hot) []string {
+	drain := int(h.Drain.Seconds())
+	id := fnv.New32a()
+	_, _ = id.Write([]byte(h.Dir))
+	return append(b.args(config),
+		"--restart-epoch", strconv.Itoa(h.Epoch),
+		// Names their shared memory, which is the system's: one that is left behind is found again and removed.
+		"--base-id", strconv.Itoa(int(id.Sum32()%100_000_000)),
+		// Not the default, an abstract socket, to which any user of this machine may connect.
+		"--socket-path", filepath.Join(h.Dir, "envoy"), "--socket-mode", "600",
+		"--drain-time-s", strconv.Itoa(drain), "--parent-shutdown-time-s", strconv.Itoa(drain+(drain+1)/2))
 }
 
 func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
@@ -169,6 +197,8 @@ func fromADS() *corev3.ConfigSource {
 	return &corev3.ConfigSource{
 		ResourceApiVersion:    corev3.ApiVersion_V3,
 		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+		// An Envoy is not live before it knows what to listen on: it would make the one before it go.
+		InitialFetchTimeout: durationpb.New(0),
 	}
 }
 

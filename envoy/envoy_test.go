@@ -78,6 +78,32 @@ func TestArgsCapComponents(t *testing.T) {
 	}
 }
 
+// Envoys that follow one another share a base id and sockets; those of another directory share neither.
+func TestHotArgs(t *testing.T) {
+	args := func(dir string, epoch int) string {
+		return strings.Join(sound().HotArgs("/x.yaml", envoy.Hot{Dir: dir, Epoch: epoch, Drain: 3 * time.Second}), " ")
+	}
+	first, second, other := args("/run/a", 0), args("/run/a", 1), args("/run/b", 0)
+	if strings.Replace(first, "--restart-epoch 0", "--restart-epoch 1", 1) != second {
+		t.Errorf("%s\n%s\ndiffer in more than their epoch", first, second)
+	}
+	for _, want := range []string{"--socket-path /run/a/envoy", "--socket-mode 600", "--drain-time-s 3", "--parent-shutdown-time-s 5"} {
+		if !strings.Contains(first, want) {
+			t.Errorf("no %s in %s", want, first)
+		}
+	}
+	id := func(args string) string {
+		_, after, _ := strings.Cut(args, "--base-id ")
+		return strings.Fields(after)[0]
+	}
+	if id(first) == id(other) {
+		t.Error("two directories have the same base id")
+	}
+	if strings.Contains(first, "disable-hot-restart") || !strings.Contains(strings.Join(sound().Args("/x.yaml"), " "), "disable-hot-restart") {
+		t.Error("hot restart is on where it was not asked for, or the other way round")
+	}
+}
+
 // Validate tells Envoy's judgement from a failure to ask for it, and gives its words.
 func TestValidate(t *testing.T) {
 	binary := envoytest.Binary(t)
@@ -122,7 +148,7 @@ func TestAdmin(t *testing.T) {
 	var drained string
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /server_info", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, `{"version":"abc/1.40.0/Clean/RELEASE/BoringSSL","state":%q,"uptime_current_epoch":"65s"}`, state)
+		fmt.Fprintf(w, `{"version":"abc/1.40.0/Clean/RELEASE/BoringSSL","state":%q,"uptime_current_epoch":"65s","command_line_options":{"restart_epoch":2}}`, state)
 	})
 	mux.HandleFunc("POST /drain_listeners", func(w http.ResponseWriter, r *http.Request) { drained = r.URL.RawQuery })
 	server := &http.Server{Handler: mux}
@@ -137,7 +163,7 @@ func TestAdmin(t *testing.T) {
 		t.Error(err)
 	}
 	info, err := envoy.ServerInfo(t.Context(), socket)
-	if err != nil || info.Version != "1.40.0" || info.Uptime.Seconds() != 65 {
+	if err != nil || info.Version != "1.40.0" || info.Uptime.Seconds() != 65 || info.Epoch != 2 {
 		t.Errorf("info %+v, %v", info, err)
 	}
 	if err := envoy.Drain(t.Context(), socket); err != nil || !strings.Contains(drained, "graceful") {

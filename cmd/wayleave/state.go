@@ -82,7 +82,7 @@ func defaultStateDir() string {
 
 func (s state) path(elem ...string) string { return filepath.Join(append([]string{s.dir}, elem...)...) }
 
-// lock makes the directory and takes it for this process; the lock ends with the process, however it ends.
+// lock makes the directory and takes it for this process.
 func (s state) lock() (release func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w; name another with --state", err)
@@ -90,13 +90,18 @@ func (s state) lock() (release func(), err error) {
 	if err := os.Chmod(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("closing the state directory to others: %w; name one of your own with --state", err)
 	}
-	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	return lockFile(s.path("lock"), fmt.Sprintf("another 'wayleave up' is using %s; stop it, or give this one a directory of its own with --state", s.dir))
+}
+
+// lockFile takes a file for this process, or fails with the words taken; the lock ends with the process, however it ends.
+func lockFile(path, taken string) (release func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening the state directory's lock: %w; name another with --state", err)
+		return nil, fmt.Errorf("opening a lock: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("another 'wayleave up' is using %s; stop it, or give this one a directory of its own with --state", s.dir)
+		return nil, errors.New(taken)
 	}
 	return func() { _ = f.Close() }, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -177,6 +176,13 @@ type part struct {
 	told   bool  // err has returned it: it is somebody's to report
 }
 
+// ended is a part that is over.
+func ended() *part {
+	p := &part{cancel: func() {}, done: make(chan struct{})}
+	close(p.done)
+	return p
+}
+
 // start runs f with a context that keeps ctx's values but ends only with stop.
 func start(ctx context.Context, f func(context.Context) error) *part {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -213,44 +219,26 @@ const (
 // envoyProcess writes Envoy's bootstrap and says how the process is run. ready gets a value each time an Envoy, the
 // first or a restarted one, has taken the whole configuration. With the end of ctx, an Envoy that ends does as it should.
 func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, fleet *xds.Server, ready chan<- struct{}) (supervise.Process, error) {
-	boot := bootstrap(u.cfg, g.sockets)
-	text, err := boot.YAML()
-	if err != nil {
-		return supervise.Process{}, err
-	}
 	if err := os.MkdirAll(u.state.path("envoy"), 0o700); err != nil {
 		return supervise.Process{}, fmt.Errorf("making Envoy's directory: %w", err)
 	}
-	path := u.state.path("envoy", "bootstrap.yaml")
-	if err := os.WriteFile(path, text, 0o600); err != nil {
-		return supervise.Process{}, fmt.Errorf("writing Envoy's bootstrap: %w", err)
-	}
-	output, err := supervise.OpenLog(u.state.path("envoy", "envoy.log"), maxLog)
+	boot, file := bootstrap(u.cfg, g.sockets), u.state.path("envoy", "bootstrap.yaml")
+	process, err := envoyProcess(binary, boot, file, func() []string { return boot.Args(file) })
 	if err != nil {
+		return supervise.Process{}, err
+	}
+	if process.Log, err = supervise.OpenLog(u.state.path("envoy", "envoy.log"), maxLog); err != nil {
 		return supervise.Process{}, fmt.Errorf("opening Envoy's log: %w", err)
 	}
-	return supervise.Process{
-		Name: "envoy",
-		Command: func() *exec.Cmd {
-			cmd := exec.Command(binary.Path, boot.Args(path)...) //nolint:noctx // supervise ends it
-			cmd.Env = cleanEnvironment()
-			return cmd
-		},
-		Ready: func(ctx context.Context) error {
-			if err := envoy.Ready(ctx, filepath.Join(g.sockets, adminSocket)); err != nil {
-				return err
-			}
-			return converged(fleet)
-		},
-		Drain: func(ctx context.Context) {
-			ctx, cancel := context.WithTimeout(ctx, drainTime)
-			defer cancel()
-			_ = envoy.Finish(ctx, filepath.Join(g.sockets, adminSocket)) // what is not finished by then is cut
-		},
-		Log:     output,
-		PIDFile: u.state.path("envoy", "envoy.pid"),
-		OnEvent: func(e supervise.Event) { u.event(ctx, e, ready) },
-	}, nil
+	process.Ready = func(ctx context.Context) error {
+		if err := envoy.Ready(ctx, boot.AdminSocket); err != nil {
+			return err
+		}
+		return converged(fleet)
+	}
+	process.PIDFile = u.state.path("envoy", "envoy.pid")
+	process.OnEvent = func(e supervise.Event) { u.event(ctx, e, ready) }
+	return process, nil
 }
 
 // cleanEnvironment is what a child that carries credentials gets of our environment: nothing that loads code or keys
