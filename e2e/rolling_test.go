@@ -295,6 +295,9 @@ func TestRestarts(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	t.Parallel()
 	s := newHouse(t)
+	if err := s.gates[""].waitOutput("an Envoy has connected"); err != nil {
+		t.Fatal(err)
+	}
 	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	l := startSteady(t, w)
 	l.more(t, steadyRate)

@@ -85,21 +85,27 @@ func (s Spec) versionOf(ctx context.Context, path string) (string, error) {
 		return "", fmt.Errorf("%s, which does not tell its version as %s does", path, s.Name)
 	}
 	v := string(m[1])
-	if older(v, s.Minimum) || !older(v, s.Below) {
+	if !s.Supports(v) {
 		return "", fmt.Errorf("%s, which is %s %s; supported are %s up to but not %s", path, s.Name, v, s.Minimum, s.Below)
 	}
 	return v, nil
 }
 
-// older compares versions of three numbers; anything that is not a number counts as 0.
-func older(a, b string) bool {
+// Supports reports whether a program of this version, as 1.40.0, is supported.
+func (s Spec) Supports(version string) bool {
+	return Compare(version, s.Minimum) >= 0 && Compare(version, s.Below) < 0
+}
+
+// Compare is negative, zero or positive as version a is older than, the same as or newer than b. Both are three numbers;
+// anything that is not a number counts as 0.
+func Compare(a, b string) int {
 	as, bs := strings.Split(a, "."), strings.Split(b, ".")
 	for i := range min(len(as), len(bs)) {
 		x, _ := strconv.Atoi(as[i])
 		y, _ := strconv.Atoi(bs[i])
 		if x != y {
-			return x < y
+			return x - y
 		}
 	}
-	return false
+	return 0
 }

@@ -112,6 +112,11 @@ func (s *nodeStream) id() string {
 	return s.node.GetId()
 }
 
+// describe is all of a Node but its Types.
+func (s *nodeStream) describe(n *corev3.Node) Node {
+	return Node{ID: n.GetId(), Cluster: n.GetCluster(), Version: envoyVersion(n), Since: s.since}
+}
+
 func (n *nodes) list() []Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -120,7 +125,7 @@ func (n *nodes) list() []Node {
 		if s.node == nil {
 			continue // nothing received yet
 		}
-		node := Node{ID: s.node.GetId(), Cluster: s.node.GetCluster(), Version: envoyVersion(s.node), Since: s.since}
+		node := s.describe(s.node)
 		for _, url := range slices.Sorted(maps.Keys(s.types)) {
 			node.Types = append(node.Types, *s.types[url])
 		}

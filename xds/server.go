@@ -29,6 +29,8 @@ type Options struct {
 	MaxLeaves int
 	// LeafIdle is how long after it was last asked for a leaf is withdrawn. Zero: 24 hours.
 	LeafIdle time.Duration
+	// Joined is told of each Envoy that connects, once it has said what it is; it must not wait. May be nil.
+	Joined func(Node)
 	// Log is where refusals go. Nil: slog's default.
 	Log *slog.Logger
 }
@@ -61,6 +63,7 @@ const sweepEvery = time.Second
 // gets the same.
 type Server struct {
 	log     *slog.Logger
+	joined  func(Node)
 	secrets *secrets
 	nodes   nodes
 	cache   cache.SnapshotCache
@@ -83,6 +86,7 @@ func (oneFleet) ID(*corev3.Node) string { return fleet }
 func NewServer(mint Minter, o Options) *Server {
 	s := &Server{
 		log:     o.log(),
+		joined:  o.Joined,
 		secrets: newSecrets(mint, o.maxLeaves(), o.leafIdle(), o.log()),
 		cache:   cache.NewSnapshotCache(true, oneFleet{}, nil),
 	}

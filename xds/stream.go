@@ -74,6 +74,9 @@ func (a *adsStream) Recv() (*discovery.DeltaDiscoveryRequest, error) {
 			return nil, err
 		}
 		if req.GetNode() != nil {
+			if a.first == nil && a.server.joined != nil {
+				a.server.joined(a.node.describe(req.GetNode()))
+			}
 			a.first = req.GetNode()
 		}
 		if kind, reason := a.node.received(req); kind != "" {

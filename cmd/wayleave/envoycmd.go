@@ -213,6 +213,9 @@ func (c carrier) begin(ctx context.Context, epoch int, end chan struct{}) (*gene
 	}
 	process.Log = c.out
 	process.PIDFile = filepath.Join(c.dir, fmt.Sprintf("envoy.%d.pid", epoch%2))
+	if against := envoy.Known(binary.Version); against != "" {
+		c.log.Warn("this Envoy should be replaced", "reason", against)
+	}
 	c.log.Info("starting Envoy", "version", binary.Version, "path", binary.Path, "epoch", epoch)
 	g.part = start(ctx, func(ctx context.Context) error {
 		ctx, giveUp := context.WithCancel(ctx)

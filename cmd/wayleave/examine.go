@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"wayleave/config"
+	"wayleave/envoy"
 	"wayleave/program"
 	"wayleave/vault"
 )
@@ -32,7 +33,7 @@ func examine(ctx context.Context, path string, st state) []finding {
 	if cfg == nil {
 		return out
 	}
-	out = append(out, examineProgram(ctx, "envoy", func(ctx context.Context) (program.Binary, error) { return findEnvoy(ctx, cfg.Envoy.Binary) }))
+	out = append(out, examineEnvoy(ctx, cfg.Envoy.Binary))
 
 	identity := vaultConfig(cfg)
 	ofUp := identity.Address == ""
@@ -96,6 +97,18 @@ func examineProgram(ctx context.Context, what string, find func(context.Context)
 		return fail(what, err.Error(), "")
 	}
 	return good(what, fmt.Sprintf("%s at %s: %s", b.Version, b.Path, b.Why))
+}
+
+func examineEnvoy(ctx context.Context, configured string) finding {
+	b, err := findEnvoy(ctx, configured)
+	if err != nil {
+		return fail("envoy", err.Error(), "")
+	}
+	found := good("envoy", fmt.Sprintf("%s at %s: %s", b.Version, b.Path, b.Why))
+	if against := envoy.Known(b.Version); against != "" {
+		return warn("envoy", found.Detail, against)
+	}
+	return found
 }
 
 // examineGate asks, through Envoy, whether the gate answers: the one that 'wayleave up' wrote down, or the one of the

@@ -14,6 +14,7 @@ import (
 
 	"wayleave/ca"
 	"wayleave/config"
+	"wayleave/envoy"
 	"wayleave/extproc"
 	"wayleave/grant"
 	"wayleave/spool"
@@ -163,7 +164,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	swap := extproc.New(swapConfig(g.cfg), keyring, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
 
 	// What Envoy is told.
-	fleet = xds.NewServer(mint(authority), xds.Options{Log: g.log})
+	fleet = xds.NewServer(mint(authority), xds.Options{Joined: g.joined, Log: g.log})
 	told, err := envoyConfig(g.cfg, g.sockets, g.accessLog)
 	if err != nil {
 		return err
@@ -229,6 +230,14 @@ func holder(spool string) string {
 }
 
 func (g gate) socket(name string) string { return filepath.Join(g.sockets, ofReplica(g.replica, name)) }
+
+// joined looks at an Envoy that has connected.
+func (g gate) joined(n xds.Node) {
+	g.log.Info("an Envoy has connected", "node", n.ID, "version", n.Version)
+	if against := envoy.Known(n.Version); against != "" {
+		g.log.Warn("this Envoy should be replaced", "node", n.ID, "reason", against)
+	}
+}
 
 // keepKeys reads the session keys again each minute, so that a rotation by another replica is seen before the sessions
 // made with the new key arrive.

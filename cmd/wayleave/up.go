@@ -119,6 +119,9 @@ func (u upper) up(ctx context.Context) error {
 		}
 	}
 	u.say("starting Envoy %s (%s)", binary.Version, binary.Path)
+	if against := envoy.Known(binary.Version); against != "" {
+		u.say("%s", against)
+	}
 	ready := make(chan struct{}, 1)
 	envoyPart := start(ctx, func(ctx context.Context) error {
 		process, err := u.envoyProcess(ctx, g, binary, now.fleet, ready)
