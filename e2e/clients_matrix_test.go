@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,10 +233,11 @@ func TestClients(t *testing.T) {
 
 // clientsDo runs every program in these ways, ends the gate, and compares with the page or updates it.
 func clientsDo(t *testing.T, g *gate, up *site, ways []way) {
-	var err error
-	if up.bearer, err = arrived(ways[0].worker.client(t, true), ways[0].worker); err != nil {
+	real, err := arrived(ways[0].worker.client(t, true), ways[0].worker)
+	if err != nil {
 		t.Fatal(err)
 	}
+	up.bearer.Store(real)
 	list := programs(t)
 	cells := make([][]string, len(list))
 	var wg errgroup.Group
@@ -352,8 +354,8 @@ func versionOf(versions map[string]string, path string) string {
 // site is an upstream that is a web server, a git server, a gRPC server and a WebSocket server.
 type site struct {
 	*upstream
+	bearer atomic.Value // hash of what has to arrive as Bearer, a string
 	mu     sync.Mutex
-	bearer string            // hash of the credential that has to arrive, as Bearer
 	protos map[string]string // path → version of the requests that were served
 }
 
@@ -376,7 +378,7 @@ func newSite(t *testing.T, ca *demo.CA, host string, live func(authorization str
 		authorization := r.Header.Get("Authorization")
 		sum := sha256.Sum256([]byte(authorization))
 		bearer := strings.HasPrefix(authorization, "Bearer ")
-		if !live(authorization) || bearer && f.bearer != "" && hex.EncodeToString(sum[:]) != f.bearer {
+		if !live(authorization) || bearer && f.bearer.Load() != nil && hex.EncodeToString(sum[:]) != f.bearer.Load() {
 			w.Header().Set("WWW-Authenticate", "Basic")
 			http.Error(w, "no real token", http.StatusUnauthorized)
 			return
