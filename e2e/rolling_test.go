@@ -248,6 +248,7 @@ func TestRestarts(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.gates[name].kill()
+		(&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN") // at the other one
 		l.more(t, steadyRate)
 		s.serve(t, name)
 		l.more(t, steadyRate)
@@ -364,5 +365,22 @@ func TestHandOver(t *testing.T) {
 	}
 	if _, err := arrived(w.client(t, true), w); err != nil {
 		t.Error(err)
+	}
+
+	// What the store holds is no token: the worker is told so, and its placeholder goes nowhere.
+	for _, c := range []struct{ stored, reason string }{{"no\ntoken", "bad_credential_stored"}, {"", "needs_reconnect"}} {
+		s.must(t, "bao", "kv", "patch", "-method=rw", "-mount=wayleave", "grants/claude", "access_token="+c.stored, "refresh_token=")
+		if err := eventually(func() error {
+			a, err := do(w.client(t, true), w.request(http.MethodGet, "https://api.demo.test/echo", nil))
+			if err == nil && (a.reason != c.reason || !strings.Contains(a.body, "message")) {
+				err = fmt.Errorf("with %q stored: %v", c.stored, a)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if s.API.Saw(placeholderMarker) {
+		t.Error("a placeholder reached the API")
 	}
 }

@@ -223,6 +223,19 @@ func TestBarrier(t *testing.T) {
 		{"no verdict", forward("authorization", "Bearer x"), nil, 403, "barrier"},
 		{"unknown verdict", func() *extprocv3.ProcessingResponse { r := forward(); r.DynamicMetadata = verdict("maybe"); return r }(), nil, 403, "barrier"},
 		{"empty answer", &extprocv3.ProcessingResponse{}, nil, 503, "gate_unavailable"},
+		{"an answer to another phase", &extprocv3.ProcessingResponse{
+			Response:        &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: swap("ann").GetRequestHeaders()},
+			DynamicMetadata: verdict("swap"),
+		}, nil, 503, "gate_unavailable"},
+		{"an answer about a body", &extprocv3.ProcessingResponse{
+			Response:        &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{Response: swap("ann").GetRequestHeaders().GetResponse()}},
+			DynamicMetadata: verdict("swap"),
+		}, nil, 503, "gate_unavailable"},
+		{"a credential with a line break", func() *extprocv3.ProcessingResponse {
+			r := forward("authorization", "Bearer real\r\nx-evil: 1")
+			r.DynamicMetadata = verdict("swap")
+			return r
+		}(), []string{"Authorization", "Bearer " + placeholder}, 503, "gate_unavailable"},
 		{"empty credential", func() *extprocv3.ProcessingResponse {
 			r := forward("authorization", "")
 			r.DynamicMetadata = verdict("swap")
@@ -330,6 +343,26 @@ func TestSilentGate(t *testing.T) {
 	t.Cleanup(func() { close(end) })
 	s.gate.decide = func(request) *extprocv3.ProcessingResponse { <-end; return swap("ann") }
 	replied(t, get(t, s.worker("ann"), "https://"+apiHost+"/"), 504, "gate_unavailable")
+	if n := s.upstream.requests.Load(); n != 0 {
+		t.Errorf("the upstream got %d requests", n)
+	}
+}
+
+// A gate that dies with a question open is unavailable too, and what was asked about goes nowhere.
+func TestGateDiesWhileAsked(t *testing.T) {
+	s := start(t, nil, nil)
+	asked, end := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	s.gate.decide = func(request) *extprocv3.ProcessingResponse { close(asked); <-end; return swap("ann") }
+	died := make(chan struct{})
+	go func() {
+		defer close(died)
+		<-asked
+		s.stop()
+	}()
+	replied(t, get(t, s.worker("ann"), "https://"+apiHost+"/"), 503, "gate_unavailable")
+	<-died
+	s.stop = func() {}
 	if n := s.upstream.requests.Load(); n != 0 {
 		t.Errorf("the upstream got %d requests", n)
 	}

@@ -430,7 +430,7 @@ func TestStreamsEnd(t *testing.T) {
 	before := runtime.NumGoroutine()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, Options{})
-		for range 100 {
+		for range 1000 {
 			ctx, hangUp := context.WithCancel(b.ctx)
 			e := b.connectUntil(ctx)
 			e.ask("a.example.com")

@@ -117,6 +117,7 @@ func (c carrier) run(ctx context.Context, again <-chan os.Signal) error {
 	before := &generation{part: ended()}
 	defer func() {
 		close(end)
+		current.cancel()
 		for _, g := range []*generation{before, current} {
 			if err := g.stop(); err != nil {
 				c.log.Error("an Envoy did not stop cleanly", "err", err)
@@ -194,12 +195,14 @@ func (c carrier) begin(ctx context.Context, epoch int, end chan struct{}) (*gene
 			finish(ctx)
 			return
 		}
-		select { // its successor ends it
-		case <-ctx.Done():
-		case <-time.After(2 * c.drain):
+		late := time.After(2 * c.drain)
+		select {
+		case <-ctx.Done(): // its successor has ended it
+		case <-late:
 		case <-g.end:
 			select {
 			case <-ctx.Done():
+			case <-late:
 			case <-time.After(drainTime):
 			}
 		}
