@@ -282,7 +282,13 @@ func TestRestarts(t *testing.T) {
 		if err := s.envoy.waitOutput("the new Envoy has taken over"); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.envoy.waitOutput("has ended"); err != nil {
+		if err := s.envoy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.envoy.waitOutput("ask again when it has ended"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.envoy.waitOutput("the Envoy before has ended"); err != nil {
 			t.Fatal(err)
 		}
 		l.more(t, steadyRate)
@@ -336,13 +342,28 @@ func TestHandOver(t *testing.T) {
 	l.stop()
 	l.report(t, "a broken Envoy did not take over", 0)
 
-	// One that dies is started again.
+	// One that finds no gate does not take over before there is one.
 	if err := s.configure(fleetConfig); err != nil {
 		t.Fatal(err)
+	}
+	if err := s.gates[""].stop(); err != nil {
+		t.Error(err)
 	}
 	if err := s.envoy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.envoy.waitOutput("Envoy is not live yet"); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := do(w.client(t, true), w.request(http.MethodGet, "https://api.demo.test/echo", nil)); err == nil || a.status != 0 {
+		t.Errorf("without a gate: %v, %v; want a refused CONNECT", a, err)
+	}
+	if seen, _ := s.envoy.out.contains("the new Envoy has taken over"); seen {
+		t.Error("an Envoy without a configuration has taken over")
+	}
+	s.serve(t, "")
+
+	// One that dies is started again.
 	if err := s.envoy.waitOutput("the new Envoy has taken over"); err != nil {
 		t.Fatal(err)
 	}

@@ -29,13 +29,13 @@ func newServe() *cobra.Command {
 		Use:   "serve -c wayleave.yaml --run-dir DIR",
 		Short: "Serve the gate for a given Vault and Envoy (the production form)",
 		Long: `Serve answers Envoy: its configuration (xDS), who may connect (ext_authz), and the swap (ext_proc).
-It starts no other process. Vault is the one in the configuration or VAULT_ADDR; Envoy is started by you with
-the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the gate over a unix socket in --run-dir.
+It starts no other process. Vault is the one in the configuration or VAULT_ADDR; Envoy is run by 'wayleave envoy', or by you
+with the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the gate over a unix socket in --run-dir.
 
 SIGTERM ends it without failing a request: what is under way is answered first. Where listen.replicas names several gates,
 the others take over; alone, a gate hands over to a second one that was started with the same --run-dir beforehand.`,
 		Example: `  wayleave serve -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave
-  envoy -c <(wayleave config render --bootstrap -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave)`,
+  wayleave envoy -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(c, configPath)
