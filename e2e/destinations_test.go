@@ -268,8 +268,9 @@ func TestNamesThatPointInside(t *testing.T) {
 		}
 		for name, addresses := range inside {
 			dns.set(name+".dns.demo.test", addresses...)
+			dns.set(name+".tunnel.demo.test", addresses...)
 		}
-		g := startIn(t, w, base(routes, fmt.Sprintf(`, dns_resolvers: ["%s"]`, dns.address), ""), "claude")
+		g := startIn(t, w, base(routes, fmt.Sprintf(`, dns_resolvers: ["%s"]`, dns.address), fmt.Sprintf("tunnel: [\"*.tunnel.demo.test:%s\"]\n", up.port())), "claude")
 		me := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 		client := me.client(t, true)
 		for name := range inside {
@@ -278,6 +279,16 @@ func TestNamesThatPointInside(t *testing.T) {
 				t.Errorf("%s: %v, %v; want it refused", name, a, err)
 			}
 		}
+		var wg sync.WaitGroup
+		for name := range inside {
+			tunnel := g.tunnel(t, me, name+".tunnel.demo.test:"+up.port())
+			wg.Go(func() {
+				if err := tls.Client(tunnel, &tls.Config{ServerName: name + ".tunnel.demo.test", InsecureSkipVerify: true}).HandshakeContext(t.Context()); err == nil {
+					t.Errorf("%s is reached through a tunnel", name)
+				}
+			})
+		}
+		wg.Wait()
 		if n := up.accepts.Load(); n != 0 {
 			t.Errorf("%d connections were made", n)
 		}

@@ -129,11 +129,12 @@ func TestAttacksOnTheWire(t *testing.T) {
 			"api.demo.test:444", "api.demo.test:0", "api.demo.test:65536", "api.demo.test:443:443", "api.demo.test:", "api.demo.test:+443", "api.demo.test:0443x",
 			"api.demo.test.:443", "user@api.demo.test:443", "user:pass@api.demo.test:443", "api.demo.test@evil.example:443",
 			"127.0.0.1:443", "[::1]:443", "[::ffff:127.0.0.1]:443", "[::ffff:169.254.169.254]:80", "169.254.169.254:80", "2130706433:443", "0x7f000001:443", "0177.0.0.1:443", "127.1:443",
+			"100.100.100.200:80", "168.63.129.16:80", "[fd00:ec2::254]:80", "[fe80::1%25eth0]:443", "[64:ff9b::a9fe:a9fe]:80", "xn--80ak6aa92e.demo.test:443", "api.demo.test%00:443",
 			"localhost:443", "*:443", "*.wild.demo.test:443", "api%2edemo.test:443", "api.demo.test/:443", "аpi.demo.test:443", strings.Repeat("a", 300) + ".demo.test:443",
 		} {
 			a := ask(t, g.dial(t), "CONNECT "+authority+" HTTP/1.1\r\nHost: "+authority+"\r\n"+w.proxyAuthorization()+"\r\n")
-			if a.status < 400 || a.status > 499 {
-				t.Errorf("CONNECT %.60s: %v; want a refusal", authority, a)
+			if a.status < 400 || a.status > 499 || a.reason != "host_not_allowed" && a.reason != "malformed" || !a.explained() {
+				t.Errorf("CONNECT %.60s: %v; want a refusal in words", authority, a)
 			}
 		}
 		for _, authorization := range []string{
@@ -172,6 +173,19 @@ func TestAttacksOnTheWire(t *testing.T) {
 		}
 		if n := len(g.API.Requests()); n != before {
 			t.Errorf("%d requests arrived", n-before)
+		}
+	})
+
+	// DNS has no upper case, and so the three names may differ in it.
+	t.Run("names in other letters", func(t *testing.T) {
+		for _, name := range []string{"API.demo.test", "api.DEMO.test"} {
+			c, err := g.inside(t, w, name, "Api.demo.test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := ask(t, c, "GET /echo HTTP/1.1\r\nHost: apI.demo.test:443\r\n"+bearer+"\r\n"); a.status != http.StatusOK {
+				t.Errorf("%s: %v", name, a)
+			}
 		}
 	})
 
