@@ -97,6 +97,29 @@ func (k *checker) profiles() {
 		if p.SessionTTL < time.Minute || p.SessionTTL > 720*time.Hour {
 			k.fault(path+".session_ttl", fmt.Sprintf("%s is out of range", p.SessionTTL), "write a duration from 1m to 720h")
 		}
+		if p.TokenEndpoint == StandIn {
+			k.standIn(path, p)
+		}
+	}
+}
+
+// standIn checks that the gate can answer in the place of the token endpoints of a profile: in a tunnel it sees no request.
+func (k *checker) standIn(path string, p Profile) {
+	path += ".token_endpoint"
+	none := true
+	for _, g := range p.Grants {
+		for _, e := range k.Providers[k.Grants[g].Provider].TokenEndpoints() {
+			none = false
+			host, _, _ := strings.Cut(e, "/")
+			for i, pattern := range k.Tunnel {
+				if name, _ := SplitHost(pattern); name == host {
+					k.fault(path, fmt.Sprintf("%s, where grant %s is refreshed, is tunnelled by %s", quote(host), quote(g), item("tunnel", i)), "remove it from tunnel, or write token_endpoint: refuse")
+				}
+			}
+		}
+	}
+	if none && len(p.Grants) > 0 && !k.doc.isBrokenWithin(path) {
+		k.warn(path, "has no effect: no grant of the profile is refreshed by clients", "remove it")
 	}
 }
 

@@ -257,6 +257,9 @@ type Exchange struct {
 // Wanted reports whether there is anything to exchange for.
 func (x Exchange) Wanted() bool { return x.Audience != "" || x.Resource != "" || len(x.Scopes) > 0 }
 
+// StandIn is a value of Profile.TokenEndpoint; the other is Refuse.
+const StandIn = "placeholder"
+
 // Values of Exchange.Actor.
 const (
 	ActorNone   = "none"
@@ -379,6 +382,11 @@ type Profile struct {
 
 	// How long a session lasts, from 1m to 720h. A worker that runs longer enrols again.
 	SessionTTL time.Duration `yaml:"session_ttl" jsonschema:"default=24h"`
+
+	// What happens when a client tries to refresh its credential by itself, at the provider's token endpoint: refuse, or
+	// placeholder, which answers in the provider's place with the placeholder the client has already. Nothing goes to the
+	// provider in either case. Clients that are given a log-in, as with claude_code: login_file, want an answer.
+	TokenEndpoint string `yaml:"token_endpoint" jsonschema:"enum=refuse,enum=placeholder,default=refuse"`
 
 	// How Claude Code is given its placeholder. Only matters for grants of a provider that has such modes, as anthropic does.
 	// auth_token: in ANTHROPIC_AUTH_TOKEN, nothing else; the client then keeps its remote control off.

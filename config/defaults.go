@@ -52,6 +52,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 			p.SessionTTL = 24 * time.Hour
 		}
 		fill(&p.ClaudeCode, "auth_token")
+		fill(&p.TokenEndpoint, Refuse)
 		c.Profiles[name] = p
 	}
 	for name, w := range c.Workers {

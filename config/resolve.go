@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"wayleave/provider"
 )
@@ -56,9 +57,30 @@ func (c *Config) InterceptHosts() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// CertifiedHosts returns the names the gate makes certificates for: those it intercepts, and its own.
+// CertifiedHosts returns the names the gate makes certificates for: those it intercepts, those it answers for, and its own.
 func (c *Config) CertifiedHosts() []string {
-	return slices.Concat(c.InterceptHosts(), c.Listen.TLSNames)
+	return slices.Concat(c.InterceptHosts(), c.AnsweredHosts(), c.Listen.TLSNames)
+}
+
+// AnsweredHosts returns the names for which the gate answers by itself, since clients of some profile refresh there, and
+// which no route has: sorted, each once.
+func (c *Config) AnsweredHosts() []string {
+	routed := c.InterceptHosts()
+	names := map[string]bool{}
+	for _, p := range c.Profiles {
+		if p.TokenEndpoint != StandIn {
+			continue
+		}
+		for _, g := range p.Grants {
+			for _, e := range c.Providers[c.Grants[g].Provider].TokenEndpoints() {
+				host, _, _ := strings.Cut(e, "/")
+				if what, _ := hostProblem(host, 2); what == "" && !slices.Contains(routed, host) {
+					names[host] = true
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 // CredentialHeaders returns the headers any route reads a credential from or writes one to: lower case, sorted, each once.

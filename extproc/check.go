@@ -99,6 +99,9 @@ func (p *policy) connect(r *request, profile string) *refusal {
 		f.detail = notAName
 		return f
 	}
+	if p.standsInAt(target, profile) { // what is not answered there is refused there
+		return nil
+	}
 	if p.refusesAll(target) {
 		f.detail = "it gives out tokens, which the gate alone refreshes"
 		return f

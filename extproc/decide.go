@@ -10,11 +10,12 @@ import (
 	"wayleave/worker"
 )
 
-// decision is what happens to one request. Exactly one of three: refused (refusal is set), swapped (swap is set), or
-// passed as it is.
+// decision is what happens to one request. Exactly one of four: refused (refusal is set), swapped (swap is set), answered
+// in place of a token endpoint (standIn is set), or passed as it is.
 type decision struct {
 	refusal *refusal
 	swap    *swap
+	standIn *Credential
 
 	// For every request that is forwarded.
 	remove       []string // headers that must not leave
@@ -61,8 +62,17 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 	d.host = connect.String()
 
+	// A client's own refresh.
+	if d.standIn = p.standIn(connect, r, session.Profile); d.standIn != nil && session.ID != "" {
+		return d
+	}
+	d.standIn = nil // the worker at an address has no session, so no placeholder that could be told
+
 	// Which route, and which of its rules.
 	route := p.routeFor(p.find(connect), session.Profile)
+	if route == nil && p.standsInAt(connect, session.Profile) {
+		return refuse(refusal{reason: tokenEndpoint, host: d.host})
+	}
 	if route == nil {
 		return refuse(refusal{reason: hostNotAllowed, host: d.host, detail: askOperator(session.Profile)})
 	}

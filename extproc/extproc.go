@@ -45,6 +45,8 @@ type Config struct {
 	// Refused are endpoints that give out tokens, as "host" or "host/path prefix". No request to them is forwarded. Inside
 	// a tunnel paths cannot be seen, so only whole hosts are refused there.
 	Refused []string
+	// TokenEndpoints are those of Refused that the gate answers by itself for sessions whose profile wants that.
+	TokenEndpoints []TokenEndpoint
 	// Profiles by name say what a session may use. A session of a profile that is not here may use nothing.
 	Profiles map[string]Profile
 	// Workers by name have the profile of the value. A session of a worker that is not here, or has another profile
@@ -58,6 +60,8 @@ type Config struct {
 type Profile struct {
 	// Grants by name, whose credentials they may have.
 	Grants []string
+	// StandIn answers their refreshes at token endpoints in place of the provider.
+	StandIn bool
 }
 
 // Route is a set of hosts whose requests get one credential.
@@ -136,6 +140,8 @@ type Sessions interface {
 	IsPlaceholder(value string, s worker.Session, credential, prefix string) bool
 	// PlaceholderOf returns the session of the worker whose placeholder for the credential value is, byte for byte.
 	PlaceholderOf(value, worker, credential, prefix string) (worker.Session, bool)
+	// Placeholder is the session's placeholder for the credential.
+	Placeholder(s worker.Session, credential, prefix string) string
 }
 
 // Tokens gives out real tokens, of a grant and for a worker: a *grant.Exchanger. An error is a *grant.Unusable.

@@ -71,6 +71,9 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
+	if d.standIn != nil {
+		return s.standInAnswer(ctx, d), nil
+	}
 	if d.refusal != nil {
 		id := requestID(r.values("x-request-id"))
 		s.logRefusal(ctx, d, id)

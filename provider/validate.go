@@ -142,6 +142,19 @@ func (p Provider) oauthPart() []oauth.FieldError {
 	return faults
 }
 
+// TokenEndpoints returns those of Refused, as host/path, where clients refresh their tokens: TokenURL, and those of
+// RefusedHosts that have its path.
+func (p Provider) TokenEndpoints() []string {
+	u, err := url.Parse(p.TokenURL)
+	if err != nil || u.Host == "" {
+		return nil
+	}
+	return slices.DeleteFunc(p.Refused(), func(e string) bool {
+		_, path, _ := strings.Cut(e, "/")
+		return "/"+path != u.EscapedPath()
+	})
+}
+
 // Refused returns the endpoints that workers never reach through us, as host or host/path: RefusedHosts and the endpoints
 // of the provider where tokens, codes or clients are made or ended. Sorted, each once.
 func (p Provider) Refused() []string {

@@ -14,7 +14,7 @@ import (
 
 // replyHeaders are what ext_proc may set on an answer of its own; its mutation rules apply to those too.
 var replyHeaders = []string{
-	"content-type", "proxy-authenticate", "retry-after", "www-authenticate", "x-request-id", "x-should-retry", "x-wayleave-reason",
+	"cache-control", "content-type", "proxy-authenticate", "retry-after", "www-authenticate", "x-request-id", "x-should-retry", "x-wayleave-reason",
 }
 
 // extProc is the filter's settings, delivered by ECDS so that changing them changes no listener.

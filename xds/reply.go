@@ -31,8 +31,8 @@ const (
 	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT. A host that speaks nothing else an operator lists in plain"
 	tooLarge   = "wayleave takes request headers of 96 KiB and 100 lines at most; nothing was sent. Send less, cookies for instance"
 
-	// ofEnvoy is true of a reply that nobody has given a reason.
-	ofEnvoy = "!('" + reasonHeader + "' in response.headers)"
+	// ofEnvoy is true of a failure that nobody has given a reason. A success is the gate's, in the place of an upstream.
+	ofEnvoy = "(response.code >= 400 && !('" + reasonHeader + "' in response.headers))"
 	// aboutRequest is true of a reply about the form of the request: all of 4xx, and a transfer coding nobody knows.
 	aboutRequest = "(response.code < 500 || response.code == 501)"
 	// ofUpstream is true of a reply about the connection to the upstream, or the lack of one.

@@ -88,6 +88,8 @@ type Route struct {
 	// ConnectTo is the host:port dialled in place of the host's own address. The name that is asked for and
 	// verified stays that of the host.
 	ConnectTo string
+	// Answered says that the gate answers every request by itself: none is forwarded.
+	Answered bool
 	// Withheld are headers, in lower case, that are taken from the upstream's answers.
 	Withheld []string
 }
@@ -186,6 +188,7 @@ type plannedRoute struct {
 	hosts    []host
 	alpn     []string
 	withheld []string
+	answered bool
 	dial     *dialTarget // nil: wherever the host's name resolves to
 }
 
@@ -298,7 +301,7 @@ func parseListen(s string) (netip.AddrPort, error) {
 }
 
 func (r Route) plan() (plannedRoute, error) {
-	p := plannedRoute{name: r.Name}
+	p := plannedRoute{name: r.Name, answered: r.Answered}
 	if !routeName.MatchString(r.Name) {
 		return p, errors.New("the name must be made of a-z, 0-9, '.', '_' and '-'")
 	}

@@ -101,7 +101,16 @@ func swapConfig(cfg *config.Config) extproc.Config {
 		out.Workers[name] = w.Profile
 	}
 	for name, p := range cfg.Profiles {
-		out.Profiles[name] = extproc.Profile{Grants: p.Grants}
+		out.Profiles[name] = extproc.Profile{Grants: p.Grants, StandIn: p.TokenEndpoint == config.StandIn}
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
+		p, _ := cfg.ProviderOf(name)
+		for _, e := range p.TokenEndpoints() {
+			host, path, _ := strings.Cut(e, "/")
+			out.TokenEndpoints = append(out.TokenEndpoints, extproc.TokenEndpoint{
+				Host: host, Path: "/" + path, Credentials: []extproc.Credential{{Name: name, PlaceholderPrefix: p.PlaceholderPrefix}},
+			})
+		}
 	}
 	for _, r := range cfg.Routes {
 		p, _ := cfg.ProviderOf(r.Grant)
@@ -167,6 +176,9 @@ func envoyConfig(cfg *config.Config, sockets, accessLog string) (xds.Config, err
 		if len(route.Hosts) > 0 {
 			out.Routes = append(out.Routes, route)
 		}
+	}
+	if hosts := cfg.AnsweredHosts(); len(hosts) > 0 {
+		out.Routes = append(out.Routes, xds.Route{Name: "wayleave.token_endpoints", Hosts: hosts, Answered: true})
 	}
 	return out, nil
 }
