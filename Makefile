@@ -52,6 +52,10 @@ e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
 reliability: tools ## the proof of docs/reliability.md in full size, which takes minutes
 	WAYLEAVE_RELIABILITY=full go test -count=1 -timeout 30m -v ./e2e/reliability
 
+.PHONY: isolation
+isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none with another worker's credential
+	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 20s)
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \

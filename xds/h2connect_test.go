@@ -45,7 +45,7 @@ func TestUsersOfOneHTTP2Connection(t *testing.T) {
 					},
 				}
 				for range 2 {
-					if got, err := credentialSeen(&http.Client{Transport: tr, Timeout: 20 * time.Second}, user); err != nil || got != "Bearer real-"+user {
+					if got, err := credentialSeen(t.Context(), &http.Client{Transport: tr, Timeout: 20 * time.Second}, user); err != nil || got != "Bearer real-"+user {
 						t.Errorf("%s: the upstream saw %q, %v", user, got, err)
 					}
 				}
