@@ -19,19 +19,23 @@ import (
 // What Envoy leaves to us:
 //   - a subscription that is never answered hangs every handshake for its name: each is answered, by a secret or
 //     by its removal, and a secret that Envoy refuses is removed;
-//   - Envoy has no limit on names and no clock for certificates: we cap, withdraw and re-issue;
+//   - Envoy has no limit on names and no clock for certificates: we cap, withdraw and re-issue. A worker can make names up
+//     below a wildcard, or spell one in many ways, so each kind of name has a limit and pushes out its own kind only;
 //   - Envoy asks once for a name and then says no more about it, so "idle" means not asked for in a long time. A
 //     name withdrawn while in use costs its next handshake one question; open connections do not notice.
 type secrets struct {
 	mint Minter
 	max  int           // live leaves
+	part int           // of them for each kind but exact
 	idle time.Duration // since a name was last asked for
 	log  *slog.Logger
 
 	mu          sync.Mutex
 	static      map[string]*secret
 	leaves      map[string]*list.Element // of *leaf, by name as asked for
-	asked       *list.List               // of *leaf, the longest ago first
+	kinds       map[string]*list.List    // of *leaf, those asked for longest ago first; by kindOf
+	hosts       map[string]bool          // in the configuration, wildcards with their "*."
+	warned      map[string]time.Time     // when each warning was last given
 	generation  int                      // of the certificate authority; a leaf minted in an older one is stale
 	subscribers map[*subscriber]struct{}
 }
@@ -44,18 +48,26 @@ type secret struct {
 
 type leaf struct {
 	name     string
+	kind     string
 	secret   *secret
 	asked    time.Time
 	renew    time.Time // when it is to be replaced
 	notAfter time.Time
 }
 
+// A name is of one of these kinds, or of the kind of the wildcard it is below: "*.example.com".
+const (
+	exact     = ""          // in the configuration itself
+	respelled = "respelled" // with capitals
+)
+
 func newSecrets(mint Minter, max int, idle time.Duration, log *slog.Logger) *secrets {
 	return &secrets{
-		mint: mint, max: max, idle: idle, log: log,
+		mint: mint, max: max, part: (max + 4) / 5, idle: idle, log: log,
 		static:      map[string]*secret{},
 		leaves:      map[string]*list.Element{},
-		asked:       list.New(),
+		kinds:       map[string]*list.List{},
+		warned:      map[string]time.Time{},
 		subscribers: map[*subscriber]struct{}{},
 	}
 }
@@ -85,6 +97,42 @@ func (s *secrets) setStatic(all []*tlsv3.Secret) {
 	}
 }
 
+// setHosts tells which names there are: in the configuration's form, wildcards with their "*.".
+func (s *secrets) setHosts(hosts []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hosts = map[string]bool{}
+	for _, h := range hosts {
+		s.hosts[h] = true
+	}
+}
+
+// kindOf tells with which others name shares a limit. mu is held.
+func (s *secrets) kindOf(name string) string {
+	switch {
+	case name != strings.ToLower(name):
+		return respelled
+	case s.hosts[name]:
+		return exact
+	}
+	for _, parent, ok := strings.Cut(name, "."); ok; _, parent, ok = strings.Cut(parent, ".") {
+		if s.hosts["*."+parent] {
+			return "*." + parent
+		}
+	}
+	return exact
+}
+
+// mayWarn lets each warning of what workers can cause at will be given once a minute. mu is held.
+func (s *secrets) mayWarn(about string) bool {
+	now := time.Now()
+	if now.Sub(s.warned[about]) < time.Minute {
+		return false
+	}
+	s.warned[about] = now
+	return true
+}
+
 // answerTo returns the secret that sub shall have for name, nil to refuse it, and notes that sub has it.
 // It mints when it must, outside the lock.
 func (s *secrets) answerTo(sub *subscriber, name string) *secret {
@@ -92,13 +140,16 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		one := s.static[name]
-		sub.holds[name] = one.versionOrNone() // noted even when absent: it may come
+		// Noted even when absent, as it may come; but our names have no dot, and what a ClientHello can ask for has one.
+		if one != nil || !strings.Contains(name, ".") {
+			sub.holds[name] = one.versionOrNone()
+		}
 		return one
 	}
 	// The mapper hands on the bytes of the ClientHello: any case, and anything at all. The leaf is made for the
 	// lower-case name and delivered under the name that was asked for.
 	host := strings.ToLower(name)
-	if !isHostName(host) {
+	if !isHostName(host) || len(host) != len(name) { // the sign for Kelvin becomes a k
 		s.log.Debug("refusing a certificate for what is no host name", "name", name)
 		return nil
 	}
@@ -123,8 +174,10 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 			} else {
 				delete(sub.holds, name)
 			}
+			if s.mayWarn("mint") {
+				s.log.Warn("making a certificate failed; more of these are not logged for a minute", "host", host, "kept_old", one != nil, "err", err)
+			}
 			s.mu.Unlock()
-			s.log.Warn("making a certificate failed", "host", host, "kept_old", one != nil, "err", err)
 			return one
 		case generation != s.generation: // the authority changed meanwhile
 			s.mu.Unlock()
@@ -135,7 +188,7 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 			one = s.put(name, newSecret(leafSecret(name, certPEM, keyPEM)), notAfter)
 		}
 		sub.holds[name] = one.version
-		s.evict()
+		s.evict(s.kindOf(name))
 		s.mu.Unlock()
 		return one
 	}
@@ -175,30 +228,52 @@ func (s *secrets) keep(name string) *secret {
 // put stores a new leaf in the place of an old one. mu is held.
 func (s *secrets) put(name string, one *secret, notAfter time.Time) *secret {
 	now := time.Now()
-	l := &leaf{name: name, secret: one, asked: now, notAfter: notAfter, renew: now.Add(notAfter.Sub(now) * 2 / 3)}
+	l := &leaf{name: name, kind: s.kindOf(name), secret: one, asked: now, notAfter: notAfter, renew: now.Add(notAfter.Sub(now) * 2 / 3)}
 	if e := s.leaves[name]; e != nil {
-		l.asked = e.Value.(*leaf).asked
+		l.asked, l.kind = e.Value.(*leaf).asked, e.Value.(*leaf).kind
 		e.Value = l
-	} else {
-		s.leaves[name] = s.asked.PushBack(l)
+		return one
 	}
+	if s.kinds[l.kind] == nil {
+		s.kinds[l.kind] = list.New()
+	}
+	s.leaves[name] = s.kinds[l.kind].PushBack(l)
 	return one
 }
 
 // touch notes that name was asked for. mu is held.
 func (s *secrets) touch(name string) {
 	if e := s.leaves[name]; e != nil {
-		e.Value.(*leaf).asked = time.Now()
-		s.asked.MoveToBack(e)
+		l := e.Value.(*leaf)
+		l.asked = time.Now()
+		s.kinds[l.kind].MoveToBack(e)
 	}
 }
 
-// evict withdraws the names asked for longest ago until the rest is within the limit. mu is held.
-func (s *secrets) evict() {
-	for s.asked.Len() > s.max {
-		s.withdraw(s.asked.Front().Value.(*leaf).name)
+// evict withdraws the names asked for longest ago until the rest is within the limits, after one of kind was added: first
+// of that kind, and when there are too many in all, of the largest kind that workers can make up, if any. mu is held.
+func (s *secrets) evict(kind string) {
+	for kind != exact && s.kinds[kind] != nil && s.kinds[kind].Len() > s.part {
+		if s.mayWarn("part") {
+			s.log.Warn("more names are in use than certificates are kept for: those asked for longest ago are withdrawn, and made anew when asked for", "names", kind, "limit", s.part)
+		}
+		s.withdraw(oldest(s.kinds[kind]).name)
+	}
+	for len(s.leaves) > s.max {
+		largest, n := exact, 0
+		for k, of := range s.kinds {
+			if k != exact && of.Len() > n {
+				largest, n = k, of.Len()
+			}
+		}
+		if s.mayWarn("max") {
+			s.log.Warn("more names are in use in all than certificates are kept for: those asked for longest ago are withdrawn, and made anew when asked for", "names", largest, "limit", s.max)
+		}
+		s.withdraw(oldest(s.kinds[largest]).name)
 	}
 }
+
+func oldest(of *list.List) *leaf { return of.Front().Value.(*leaf) }
 
 // withdraw forgets a leaf and takes it from everyone who holds it. mu is held.
 func (s *secrets) withdraw(name string) {
@@ -212,7 +287,10 @@ func (s *secrets) withdraw(name string) {
 
 func (s *secrets) forget(name string) {
 	if e := s.leaves[name]; e != nil {
-		s.asked.Remove(e)
+		kind := e.Value.(*leaf).kind
+		if s.kinds[kind].Remove(e); s.kinds[kind].Len() == 0 {
+			delete(s.kinds, kind)
+		}
 		delete(s.leaves, name)
 	}
 }
@@ -222,7 +300,7 @@ func (s *secrets) rotate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.generation++
-	for e := s.asked.Front(); e != nil; e = e.Next() {
+	for _, e := range s.leaves {
 		e.Value.(*leaf).renew = time.Time{}
 	}
 	s.renewDue()
@@ -232,8 +310,10 @@ func (s *secrets) rotate() {
 func (s *secrets) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for e := s.asked.Front(); e != nil && time.Since(e.Value.(*leaf).asked) >= s.idle; e = s.asked.Front() {
-		s.withdraw(e.Value.(*leaf).name)
+	for _, of := range s.kinds {
+		for of.Len() > 0 && time.Since(oldest(of).asked) >= s.idle {
+			s.withdraw(oldest(of).name)
+		}
 	}
 	s.renewDue()
 }

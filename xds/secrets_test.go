@@ -336,10 +336,103 @@ func TestLeavesAreLimited(t *testing.T) {
 		}
 		b.server.secrets.mu.Lock()
 		defer b.server.secrets.mu.Unlock()
-		if n, m := len(b.server.secrets.leaves), b.server.secrets.asked.Len(); n != limit || m != limit {
+		if n, m := len(b.server.secrets.leaves), b.server.secrets.kinds[exact].Len(); n != limit || m != limit {
 			t.Errorf("the store holds %d and %d", n, m)
 		}
 		b.end()
+	})
+}
+
+// Names that a worker makes up push out others of their kind, never those in the configuration, and cost one warning.
+func TestNamesMadeUpAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, part = 50, 10
+		var log strings.Builder
+		b := newBench(t, Options{MaxLeaves: limit})
+		b.server.secrets.log = slog.New(slog.NewTextHandler(&log, nil))
+		hosts := []string{"api.example.com", "also.wild.example.com", "*.wild.example.com"}
+		for i := range 9 {
+			hosts = append(hosts, fmt.Sprintf("*.w%d.example.com", i))
+		}
+		b.server.secrets.setHosts(hosts)
+		e := b.connect()
+		e.ask("api.example.com", "also.wild.example.com")
+		synctest.Wait()
+		count := func(suffix string) (n int) {
+			for _, name := range e.names() {
+				if strings.HasSuffix(name, suffix) {
+					n++
+				}
+			}
+			return n
+		}
+		for i := range 100 {
+			e.ask(fmt.Sprintf("n%d.wild.example.com", i), fmt.Sprintf("a.deep.%d.wild.example.com", i))
+			synctest.Wait()
+		}
+		if n := count(".wild.example.com"); n != part+1 {
+			t.Errorf("%d names below the wildcard are live, want %d and the one in the configuration", n, part)
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "names=*.wild.example.com limit=10") {
+			t.Errorf("%d warnings:\n%s", n, log.String())
+		}
+		for i := range 1 << 8 { // each a spelling of one name
+			name := []byte("api.example.com")
+			for bit := range 8 {
+				if i>>bit&1 == 1 {
+					at := bit + bit/3 // past the dot
+					name[at] -= 'a' - 'A'
+				}
+			}
+			e.ask(string(name))
+			synctest.Wait()
+		}
+		if n := len(e.names()); n != 2+2*part {
+			t.Errorf("%d names are live after every spelling, want %d", n, 2+2*part)
+		}
+		for i := range 9 * 2 * part { // and below more wildcards than the whole has room for
+			e.ask(fmt.Sprintf("n%d.w%d.example.com", i, i%9))
+			synctest.Wait()
+		}
+		if n := len(e.names()); n != limit {
+			t.Errorf("%d names are live in all, want %d", n, limit)
+		}
+		if e.held("api.example.com") == "" || e.held("also.wild.example.com") == "" {
+			t.Error("a name in the configuration was pushed out by made-up ones")
+		}
+		e.ask("n0.wild.example.com")
+		synctest.Wait()
+		if e.held("n0.wild.example.com") == "" {
+			t.Error("a name that was withdrawn does not come back")
+		}
+		b.finish()
+	})
+}
+
+// Whatever a ClientHello asks for, a leaf goes to host names only, and what is refused leaves nothing behind.
+func FuzzServerName(f *testing.F) {
+	for _, s := range []string{"api.example.com", "API.example.com", "*.example.com", "static/x.example.com", "static/upstream_ca", "no.such.host", "a\x00.example.com", "x/../y.example.com", "\u212a.example.com"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		mint := func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+			if host != "api.example.com" && !strings.HasSuffix(host, ".wild.example.com") {
+				return nil, nil, time.Time{}, errors.New("not allowed")
+			}
+			if host != strings.ToLower(host) || strings.Trim(host, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
+				t.Errorf("a leaf was asked for %q", host)
+			}
+			return []byte("certificate"), []byte("key"), time.Now().Add(time.Hour), nil
+		}
+		s := NewServer(mint, Options{Log: slog.New(slog.DiscardHandler)}).secrets
+		sub := s.join()
+		got := s.answerTo(sub, name)
+		if got == nil && strings.Contains(name, ".") && len(sub.holds)+len(s.leaves)+len(s.kinds) != 0 {
+			t.Errorf("%q was refused and left %v, %v", name, sub.holds, s.leaves)
+		}
+		if got != nil && strings.ContainsFunc(name, func(r rune) bool { return r > 0x7f }) || got != nil && !strings.EqualFold(name, "api.example.com") && !strings.HasSuffix(strings.ToLower(name), ".wild.example.com") {
+			t.Errorf("%q got a leaf", name)
+		}
 	})
 }
 

@@ -25,7 +25,8 @@ type Minter func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err e
 // Options are the limits of a Server.
 type Options struct {
 	// MaxLeaves is how many leaf certificates are live at once; each costs Envoy about 32 kB. Beyond it, those
-	// asked for longest ago are withdrawn. Zero: 5,000.
+	// asked for longest ago are withdrawn, and first those that are not themselves in the configuration. The names below
+	// one wildcard, and all those spelled with capitals, have a fifth of it each. Zero: 5,000.
 	MaxLeaves int
 	// LeafIdle is how long after it was last asked for a leaf is withdrawn. Zero: 24 hours.
 	LeafIdle time.Duration
@@ -124,6 +125,7 @@ func (s *Server) Publish(r *Resources) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.secrets.setStatic(r.Secrets)
+	s.secrets.setHosts(r.Hosts)
 	if err := s.cache.SetSnapshot(s.ctx, fleet, snapshot(r, departed(s.clusters, r.Clusters))); err != nil {
 		return fmt.Errorf("publishing: %w", err)
 	}

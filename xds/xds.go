@@ -101,6 +101,7 @@ type Resources struct {
 	Clusters   []*clusterv3.Cluster
 	Extensions []*corev3.TypedExtensionConfig // HTTP filters delivered by ECDS
 	Secrets    []*tlsv3.Secret                // named static/…; leaf certificates are made on demand
+	Hosts      []string                       // whose TLS ends at Envoy, wildcards with their "*."
 }
 
 // Names that other parts of the product know.
@@ -156,6 +157,11 @@ func Build(c Config) (*Resources, error) {
 	}
 	if p.transparent != nil {
 		r.Listeners = append(r.Listeners, transparentListener(p))
+	}
+	for _, route := range p.routes {
+		for _, h := range route.hosts {
+			r.Hosts = append(r.Hosts, h.name)
+		}
 	}
 	if err := r.check(); err != nil {
 		return nil, err
