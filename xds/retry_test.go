@@ -139,7 +139,7 @@ func post(t *testing.T, c *http.Client, url string) testAnswer {
 }
 
 // newFickle1 is an HTTP/1.1 upstream that treats each connection as behave says.
-func newFickle1(t *testing.T, ca *authority, behave func(nth int32, raw, c net.Conn)) *fickle {
+func newFickle1(t *testing.T, ca *authority, behave func(up *fickle, nth int32, raw, c net.Conn)) *fickle {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -157,7 +157,7 @@ func newFickle1(t *testing.T, ca *authority, behave func(nth int32, raw, c net.C
 			}
 			go func() {
 				defer raw.Close()
-				behave(accepted.Add(1), raw, tls.Server(raw, settings))
+				behave(up, accepted.Add(1), raw, tls.Server(raw, settings))
 			}()
 		}
 	}()
@@ -205,7 +205,7 @@ func TestLostConnectionsAreReplaced(t *testing.T) {
 			var up *fickle
 			s := start(t, func(c *Config) {
 				ca := newAuthority(t)
-				up = newFickle1(t, ca, func(nth int32, raw, c net.Conn) { behave(up, nth, raw, c) })
+				up = newFickle1(t, ca, behave)
 				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
 			}, nil)
 			client := s.worker("ann")
@@ -233,7 +233,7 @@ func TestManyAreRetriedAtOnce(t *testing.T) {
 	waiting := make(chan struct{})
 	s := start(t, func(c *Config) {
 		ca := newAuthority(t)
-		up = newFickle1(t, ca, func(nth int32, raw, c net.Conn) {
+		up = newFickle1(t, ca, func(up *fickle, nth int32, raw, c net.Conn) {
 			if nth == 1 {
 				<-waiting
 				_ = raw.(*net.TCPConn).SetLinger(0)
