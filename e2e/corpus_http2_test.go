@@ -136,6 +136,13 @@ type framesEntry struct {
 	most int
 }
 
+func (e framesEntry) awaited() []uint32 {
+	if e.streams == nil {
+		return []uint32{1}
+	}
+	return e.streams
+}
+
 func ended() []string { return []string{"ended"} }
 func reset() []string { return []string{"reset"} }
 
@@ -308,6 +315,27 @@ func speak(conn net.Conn, write func(f *http2.Framer) error, tunnels bool, wante
 	return answers
 }
 
+// outcomes says what became of the streams in the words of the entries; as is the credential with which the next request
+// that was served arrived.
+func outcomes(answers map[uint32]answer, streams []uint32, served func(answer) bool, as func() string) (got []string) {
+	for _, id := range streams {
+		a, answered := answers[id]
+		switch {
+		case !answered || a.status == 0 && a.body == "":
+			got = append(got, "ended")
+		case strings.HasPrefix(a.body, "reset"):
+			got = append(got, "reset")
+		case a.status == http.StatusOK && served(a):
+			got = append(got, "/a "+as())
+		case a.status >= 400 && a.explained():
+			got = append(got, fmt.Sprintf("%d %s", a.status, a.reason))
+		default:
+			got = append(got, a.String())
+		}
+	}
+	return got
+}
+
 func TestCorpusHTTP2(t *testing.T) {
 	made := makeWorld(t)
 	up := &recorder{}
@@ -319,7 +347,7 @@ func TestCorpusHTTP2(t *testing.T) {
 	fill := strings.NewReplacer("{ph}", w.placeholder, "{host}", host).Replace
 	real := up.learn(t, w, host)
 
-	// run says what became of the streams in the words of the entries. Only its own requests have the path.
+	// run makes a connection to the host. Only its own requests have the path.
 	run := func(name, path string, write func(f *http2.Framer) error, wanted ...uint32) (got []string) {
 		conn := tls.Client(g.tunnel(t, w, host+":443"), &tls.Config{ServerName: host, RootCAs: w.roots, NextProtos: []string{"h2"}})
 		if err := conn.HandshakeContext(t.Context()); err != nil {
@@ -332,23 +360,10 @@ func TestCorpusHTTP2(t *testing.T) {
 		for _, fault := range faults {
 			t.Errorf("%s or another: %s", name, fault)
 		}
-		for _, id := range wanted {
-			a, answered := answers[id]
-			switch {
-			case !answered || a.status == 0 && a.body == "":
-				t.Logf("%s: %s", name, answers[0].body)
-				got = append(got, "ended")
-			case strings.HasPrefix(a.body, "reset"):
-				got = append(got, "reset")
-			case a.status == http.StatusOK && len(arrivals) > 0 && a.body == path:
-				got = append(got, "/a "+arrivals[0].as(real))
-				arrivals = arrivals[1:]
-			case a.status >= 400 && a.explained():
-				got = append(got, fmt.Sprintf("%d %s", a.status, a.reason))
-			default:
-				got = append(got, a.String())
-			}
-		}
+		got = outcomes(answers, wanted, func(a answer) bool { return len(arrivals) > 0 && a.body == path }, func() (as string) {
+			as, arrivals = arrivals[0].as(real), arrivals[1:]
+			return as
+		})
 		for _, a := range arrivals {
 			got = append(got, "unread "+a.as(real))
 		}
@@ -376,14 +391,23 @@ func TestCorpusHTTP2(t *testing.T) {
 	// Several at a time: Envoy takes a second to close what it could not read.
 	var wg errgroup.Group
 	wg.SetLimit(16)
+	// The same at the proxy, where anybody may ask for the authority.
+	open := encode([][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "gate"}, {":path", "/.wayleave/v1/ca.pem"}})
+	for _, e := range corpusFrames {
+		conn := g.dial(t)
+		wg.Go(func() error {
+			answers := speak(conn, func(f *http2.Framer) error { return e.write(f, open) }, false, e.awaited()...)
+			got := outcomes(answers, e.awaited(), func(a answer) bool { return strings.HasPrefix(a.body, "-----BEGIN") }, func() string { return "real" })
+			if diff := cmp.Diff(e.want, got); diff != "" && !slices.Equal(got, e.or) {
+				t.Errorf("%s, at the proxy: %s", e.name, diff)
+			}
+			return nil
+		})
+	}
 	for i, e := range corpusFrames {
 		wg.Go(func() error {
-			streams := e.streams
-			if streams == nil {
-				streams = []uint32{1}
-			}
 			path := fmt.Sprintf("/frames-%d", i)
-			got := run(e.name, path, func(f *http2.Framer) error { return e.write(f, head(path)) }, streams...)
+			got := run(e.name, path, func(f *http2.Framer) error { return e.write(f, head(path)) }, e.awaited()...)
 			unread := 0
 			got = slices.DeleteFunc(got, func(s string) bool {
 				if s != "unread real" {
