@@ -3,8 +3,6 @@
 -- It notes a 401 to a swapped request, which lets the gate try once more with another token, and takes the credential
 -- that was sent out of the headers and trailers that come back. A fault in it must not let a header through unseen.
 
-local namespace = "wayleave"
-
 -- The texts in which a credential may come back: as it was sent, what is inside Basic, and both as they stand in a URL.
 local function needles(handle, decision)
   local value = handle:requestHeaders():get(decision.header) or ""
@@ -23,9 +21,11 @@ local function needles(handle, decision)
   for _, text in ipairs(texts) do
     if text ~= "" then
       all[#all + 1] = text
-      local escaped = text:gsub("[^%w%-._~]", function(c) return ("%%%02X"):format(c:byte()) end)
-      if escaped ~= text then
-        all[#all + 1] = escaped
+      for _, form in ipairs({ "%%%02X", "%%%02x" }) do
+        local escaped = text:gsub("[^%w%-._~]", function(c) return form:format(c:byte()) end)
+        if escaped ~= text then
+          all[#all + 1] = escaped
+        end
       end
     end
   end
@@ -75,18 +75,24 @@ local function empty(map)
 end
 
 function envoy_on_response(handle)
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local decision = metadata:get(namespace)
-  if not decision or decision.verdict ~= "swap" then
-    return
-  end
-  if handle:headers():get(":status") == "401" then
-    metadata:set(namespace, "answered", "401")
-  end
-  local ok, texts = pcall(needles, handle, decision)
-  if not (ok and pcall(scrub, handle:headers(), texts)) then
+  local texts
+  local ok = pcall(function()
+    local metadata = handle:streamInfo():dynamicMetadata()
+    local decision = metadata:get("wayleave")
+    if not decision or decision.verdict ~= "swap" then
+      return
+    end
+    if handle:headers():get(":status") == "401" then
+      metadata:set("wayleave", "answered", "401")
+    end
+    texts = needles(handle, decision)
+    scrub(handle:headers(), texts)
+  end)
+  if not ok then
     handle:logErr("wayleave: the headers of an answer could not be searched, and were dropped")
     empty(handle:headers())
+  elseif not texts then
+    return
   end
   local trailers = handle:trailers()
   if trailers and not (ok and pcall(scrub, trailers, texts)) then
