@@ -357,6 +357,11 @@ type Response struct {
 	// for an API that needs its cookies back.
 	SetCookie string `yaml:"set_cookie" jsonschema:"enum=remove,enum=pass,default=remove"`
 
+	// Takes the credential out of bodies too, as they stream by: each occurrence of the token, as it was sent and as it is
+	// inside Basic, becomes asterisks. It does not see what is compressed, escaped or encoded, and costs a trip to the gate
+	// for each piece of a body.
+	MaskBody bool `yaml:"mask_body" jsonschema:"default=false"`
+
 	// WWW-Authenticate and Authentication-Info: pass, since git and others send the placeholder only when they are asked
 	// to, or remove, so that clients do not begin a log-in of their own after a 401.
 	Challenges string `yaml:"challenges" jsonschema:"enum=pass,enum=remove,default=pass"`

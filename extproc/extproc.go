@@ -91,6 +91,8 @@ type Route struct {
 	BasicUser string
 	// PlaceholderPrefix is what the placeholders of this credential start with.
 	PlaceholderPrefix string
+	// MaskBody takes the real token out of the bodies of answers too. Envoy must be told to send them (package xds).
+	MaskBody bool
 	// EnsureHeaders are values that must be in these list headers (RFC 9110 section 5.3) of a request that gets the real
 	// token. They are added to what the worker sent, once.
 	EnsureHeaders map[string]string

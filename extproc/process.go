@@ -28,17 +28,28 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	if err != nil {
 		return err // io.EOF too: Envoy has nothing to ask
 	}
-	out, err := s.process(stream.Context(), in)
+	out, mask, err := s.process(stream.Context(), in)
 	if err != nil {
 		return err
 	}
-	return stream.Send(out)
+	if err := stream.Send(out); err != nil || mask == nil {
+		return err
+	}
+	return mask.answer(stream)
 }
 
-func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
-	switch in.GetRequest().(type) {
-	case *extprocv3.ProcessingRequest_RequestHeaders:
+// process answers the first message. With a masker, the answer to the request is to be searched too.
+func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, *masker, error) {
+	if _, ok := in.GetRequest().(*extprocv3.ProcessingRequest_RequestHeaders); ok {
 		return s.requestHeaders(ctx, in)
+	}
+	out, err := unchanged(in)
+	return out, nil, err
+}
+
+// unchanged answers a message in the way of its phase, and changes nothing.
+func unchanged(in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+	switch in.GetRequest().(type) {
 	case *extprocv3.ProcessingRequest_ResponseHeaders:
 		return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}}}, nil
 	case *extprocv3.ProcessingRequest_RequestBody:
@@ -53,9 +64,10 @@ func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (
 	return nil, status.Error(codes.InvalidArgument, "a message of no phase this version of Envoy's API has")
 }
 
-func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, error) {
+func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, *masker, error) {
 	if was, answered, ok := sentBefore(in.GetMetadataContext()); ok && answered == statusRejected {
-		return s.again(ctx, in, was)
+		out, err := s.again(ctx, in, was)
+		return out, nil, err
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	d := decide(s.policy.Load(), s.sessions, &r, s.now())
@@ -69,17 +81,20 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 		}
 	}
 	if ctx.Err() != nil { // the worker went away
-		return nil, status.FromContextError(ctx.Err()).Err()
+		return nil, nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if d.standIn != nil {
-		return s.standInAnswer(ctx, d), nil
+		return s.standInAnswer(ctx, d), nil, nil
 	}
 	if d.refusal != nil {
 		id := requestID(r.values("x-request-id"))
 		s.logRefusal(ctx, d, id)
-		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil
+		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil, nil
 	}
-	return forward(d, token), nil
+	if d.swap != nil && d.route.MaskBody {
+		return forward(d, token), s.masker(d, token), nil
+	}
+	return forward(d, token), nil, nil
 }
 
 // take gets a token of the grant that can be sent, by asking for it within our deadline, or says why there is none. The
@@ -166,6 +181,9 @@ func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
 			set = append(set, [2]string{h.name, h.value})
 		}
 		remove = append(remove, d.swap.remove...)
+		if d.route.MaskBody {
+			set = append(set, [2]string{"accept-encoding", "identity"}) // what is compressed cannot be searched
+		}
 		if d.swap.path != "" {
 			set = append(set, [2]string{":path", d.swap.path})
 		}

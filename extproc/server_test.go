@@ -366,7 +366,7 @@ func TestProcessHasADeadline(t *testing.T) {
 	f.server.deadline = 5 * time.Second
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		out, err := f.server.process(t.Context(), message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())))
+		out, _, err := f.server.process(t.Context(), message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -385,7 +385,7 @@ func TestProcessCancelled(t *testing.T) {
 	f.vault.hang = true
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := f.server.process(ctx, message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())))
+	_, _, err := f.server.process(ctx, message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())))
 	if status.Code(err) != codes.Canceled || f.log.Len() != 0 {
 		t.Errorf("err = %v, log: %s", err, f.log)
 	}
@@ -782,7 +782,7 @@ func FuzzProcess(f *testing.F) {
 		if proto.Unmarshal(raw, in) != nil {
 			return
 		}
-		out, err := s.server.process(t.Context(), in)
+		out, _, err := s.server.process(t.Context(), in)
 		if err != nil {
 			if in.GetRequest() != nil {
 				t.Errorf("an error: %v", err)
@@ -811,7 +811,7 @@ func FuzzRequests(f *testing.F) {
 		fill := strings.NewReplacer("{placeholder}", own, "{other}", s.keyring.Placeholder(s.other, route.Credential, route.PlaceholderPrefix),
 			"{session}", s.session.ID, "{basic}", basicAuth("u", own), "{basicuser}", basicAuth(own, "u")).Replace
 		in := message(s.to(host, method, fill(path), name1, fill(value1), name2, fill(value2)))
-		out, err := s.server.process(t.Context(), in)
+		out, _, err := s.server.process(t.Context(), in)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -840,7 +840,7 @@ func BenchmarkProcess(b *testing.B) {
 	in := message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude(), "user-agent", "claude-cli/2.1.331", "accept", "*/*"))
 	b.ReportAllocs()
 	for b.Loop() {
-		if out, err := f.server.process(b.Context(), in); err != nil || out.GetRequestHeaders() == nil {
+		if out, _, err := f.server.process(b.Context(), in); err != nil || out.GetRequestHeaders() == nil {
 			b.Fatal("not swapped")
 		}
 	}

@@ -25,7 +25,7 @@ func extProc(p plan) *corev3.TypedExtensionConfig {
 // extProcSettings asks the gate about the headers of each request, and about nothing else: bodies of any size and
 // event streams pass by. Whatever goes wrong refuses the request.
 func extProcSettings(p plan) *extprocv3.ExternalProcessor {
-	changes := slices.Concat(p.credentialHeaders, p.ensureHeaders, socketHeaders, retryHeaders, replyHeaders)
+	changes := slices.Concat(bodyHeaders, p.credentialHeaders, p.ensureHeaders, socketHeaders, retryHeaders, replyHeaders)
 	if p.rewritesPaths {
 		changes = append(changes, ":path")
 	}
@@ -58,8 +58,25 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 	}
 }
 
+// answersToo sends the gate the answer to a request as well, its body in the pieces in which it arrives.
+func answersToo() *extprocv3.ExtProcPerRoute {
+	return &extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{
+		ProcessingMode: &extprocv3.ProcessingMode{
+			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
+			ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
+			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
+			ResponseBodyMode:    extprocv3.ProcessingMode_STREAMED,
+			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
+			ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
+		},
+	}}}
+}
+
 // socketHeaders are what ext_proc may complete when a request opens a WebSocket.
 var socketHeaders = []string{"sec-websocket-key"}
+
+// bodyHeaders are what ext_proc sets to be able to read an answer.
+var bodyHeaders = []string{"accept-encoding"}
 
 // retryHeaders tell the router to try a swapped request once more after a 401. They go no further than the router.
 var retryHeaders = []string{"x-envoy-retriable-status-codes", "x-envoy-retry-on"}

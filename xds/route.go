@@ -84,6 +84,9 @@ func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
 				{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
 			},
 		}
+		if r.bodies {
+			vh.Routes[len(vh.Routes)-1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
+		}
 		if r.answered {
 			vh.Routes = []*routev3.Route{reply(503, requestID, reasonGateUnavailable, "wayleave answers for this host by itself, and cannot at the moment; nothing was sent. Try again")}
 		}

@@ -90,6 +90,8 @@ type Route struct {
 	ConnectTo string
 	// Answered says that the gate answers every request by itself: none is forwarded.
 	Answered bool
+	// Bodies sends the bodies of answers to ext_proc as they stream by, but those of WebSockets.
+	Bodies bool
 	// Withheld are headers, in lower case, that are taken from the upstream's answers.
 	Withheld []string
 }
@@ -195,6 +197,7 @@ type plannedRoute struct {
 	alpn     []string
 	withheld []string
 	answered bool
+	bodies   bool
 	dial     *dialTarget // nil: wherever the host's name resolves to
 }
 
@@ -307,7 +310,7 @@ func parseListen(s string) (netip.AddrPort, error) {
 }
 
 func (r Route) plan() (plannedRoute, error) {
-	p := plannedRoute{name: r.Name, answered: r.Answered}
+	p := plannedRoute{name: r.Name, answered: r.Answered, bodies: r.Bodies}
 	if !routeName.MatchString(r.Name) {
 		return p, errors.New("the name must be made of a-z, 0-9, '.', '_' and '-'")
 	}

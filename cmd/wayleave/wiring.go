@@ -116,8 +116,8 @@ func swapConfig(cfg *config.Config) extproc.Config {
 		p, _ := cfg.ProviderOf(r.Grant)
 		route := extproc.Route{
 			Name: r.Name, Credential: r.Grant, Hosts: r.Hosts,
-			ParameterIn: r.Header.InQuery,
-			HeaderIn:    r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
+			ParameterIn: r.Header.InQuery, MaskBody: r.Response.MaskBody,
+			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
 			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths,
 			Scopes: r.RequiredScopes, Methods: r.Methods, Foreign: r.ForeignBearer, Absent: r.NoCredential,
 			Imported: p.Kind == provider.Static, ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
@@ -166,7 +166,7 @@ func envoyConfig(cfg *config.Config, sockets, accessLog string) (xds.Config, err
 	// Routes that share a host differ in whose credential is meant, which is not Envoy's business.
 	shared := map[string]bool{}
 	for _, r := range cfg.Routes {
-		route := xds.Route{Name: r.Name, ALPN: r.ALPN, ConnectTo: r.ConnectTo, Withheld: r.Response.Removed()}
+		route := xds.Route{Name: r.Name, ALPN: r.ALPN, ConnectTo: r.ConnectTo, Withheld: r.Response.Removed(), Bodies: r.Response.MaskBody}
 		for _, h := range r.Hosts {
 			if !shared[h] {
 				route.Hosts = append(route.Hosts, h)
