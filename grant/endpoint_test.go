@@ -205,11 +205,10 @@ func TestRefusedWhileLeftAlone(t *testing.T) {
 		w := newWorld(t, time.Hour)
 		w.connect()
 		time.Sleep(2 * time.Hour)
-		k, _ := w.run(Options{})
+		k := w.keeper(Options{})
 		m := k.minders["claude"]
-		m.endpoint.mu.Lock()
 		m.endpoint.failures, m.endpoint.until = tripsAt, m.now().run+30*time.Second
-		m.endpoint.mu.Unlock()
+		w.start(k)
 		before := time.Now()
 		u := w.refused(k, RefreshUnavailable)
 		if waited := time.Since(before); waited > soon || u.RetryAfter > 31*time.Second || u.RetryAfter < 25*time.Second {

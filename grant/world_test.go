@@ -186,10 +186,20 @@ func (w *world) connect(scopes ...string) Summary {
 	return s
 }
 
-// run starts a replica. stop ends it and returns what Run returned.
-func (w *world) run(o Options) (k *Keeper, stop func() error) {
+// keeper makes a replica that is not started yet.
+func (w *world) keeper(o Options) *Keeper {
 	o.Log = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	k = NewKeeper(w.docs, []Spec{w.spec}, o)
+	return NewKeeper(w.docs, []Spec{w.spec}, o)
+}
+
+// run makes a replica and starts it.
+func (w *world) run(o Options) (k *Keeper, stop func() error) {
+	k = w.keeper(o)
+	return k, w.start(k)
+}
+
+// start starts a replica. stop ends it and returns what Run returned.
+func (w *world) start(k *Keeper) (stop func() error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.Context()))
 	done := make(chan error, 1)
 	go func() { done <- k.Run(ctx) }()
@@ -198,7 +208,7 @@ func (w *world) run(o Options) (k *Keeper, stop func() error) {
 		return <-done
 	})
 	w.Cleanup(func() { stop() })
-	return k, stop
+	return stop
 }
 
 // token gets a token, or fails the test.
