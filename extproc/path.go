@@ -41,7 +41,11 @@ func cleaned(path string) []string {
 	all := []string{path}
 	if odd(path) {
 		for c := range everyCleaning + 1 {
-			all = append(all, c.clean(path))
+			clean := c.clean(path)
+			all = append(all, clean)
+			if strings.HasPrefix(clean, "//") { // some make one of the first slashes only, as Go's net/url does
+				all = append(all, "/"+strings.TrimLeft(clean, "/"))
+			}
 		}
 	}
 	return all

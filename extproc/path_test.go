@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -143,4 +144,13 @@ func FuzzPaths(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Some servers make one slash of those at the start, once dots are resolved, and keep the others.
+func TestReadingsOfLeadingSlashes(t *testing.T) {
+	for path, want := range map[string]string{"/..//oauth//token": "/oauth//token", "/a/..//oauth//token": "/oauth//token", "//oauth//token": "/oauth//token"} {
+		if all, few := readings(path); !few || !slices.Contains(all, want) {
+			t.Errorf("%s: %q lacks %s", path, all, want)
+		}
+	}
 }
