@@ -46,7 +46,7 @@ unit: ## unit tests and fuzz seeds, with the race detector
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -timeout 15m ./e2e
+	go test -race -timeout 30m ./e2e
 
 .PHONY: reliability
 reliability: tools ## the proof of docs/reliability.md in full size, which takes minutes
