@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"wayleave/provider"
@@ -367,7 +366,7 @@ type Response struct {
 	Challenges string `yaml:"challenges" jsonschema:"enum=pass,enum=remove,default=pass"`
 }
 
-// Removed are the headers that are taken from the answers, in lower case and sorted.
+// Removed are the headers that are taken from the answers, in lower case.
 func (r Response) Removed() []string {
 	var out []string
 	if r.Challenges == Remove {
@@ -376,7 +375,6 @@ func (r Response) Removed() []string {
 	if r.SetCookie == Remove {
 		out = append(out, "set-cookie")
 	}
-	slices.Sort(out)
 	return out
 }
 

@@ -62,11 +62,11 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 	d.host = connect.String()
 
-	// A client's own refresh.
-	if d.standIn = p.standIn(connect, r, session.Profile); d.standIn != nil && session.ID != "" {
+	// A client's own refresh. The worker at an address has no session, so no placeholder that could be told.
+	if c := p.standIn(connect, r, session.Profile); c != nil && session.ID != "" {
+		d.standIn = c
 		return d
 	}
-	d.standIn = nil // the worker at an address has no session, so no placeholder that could be told
 
 	// Which route, and which of its rules.
 	route := p.routeFor(p.find(connect), session.Profile)
@@ -139,7 +139,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		return because(misplacedPlaceholder, where)
 	}
 
-	d.remove, d.addSocketKey, d.replayable = r.unforwarded(), r.lacksSocketKey(), r.replayable()
+	d.remove, d.addSocketKey, d.replayable = r.unforwarded(), r.lacksSocketKey(), r.atMost(p.replayable)
 	foreign := len(candidates) == 0 && (value != "" || len(others) > 0)
 	switch {
 	case foreign && route.Foreign == Replace && session.ID == "":
@@ -265,10 +265,10 @@ func (r *request) lacksSocketKey() bool {
 	return !r.has("sec-websocket-key") && r.lists("upgrade", func(item string) bool { return item == "websocket" })
 }
 
-// replayable reports whether the body is short enough for Envoy to keep, as far as its length is known beforehand.
-func (r *request) replayable() bool {
+// atMost reports whether the body has no more than limit bytes, as far as its length is known beforehand.
+func (r *request) atMost(limit uint64) bool {
 	for _, length := range r.values("content-length") {
-		if n, err := strconv.ParseUint(length, 10, 64); err != nil || n > longestReplayed {
+		if n, err := strconv.ParseUint(length, 10, 64); err != nil || n > limit {
 			return false
 		}
 	}

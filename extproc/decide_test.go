@@ -51,10 +51,11 @@ var testConfig = Config{
 	}, {
 		Name: "wild", Hosts: []string{"*.wild.example.com"}, Credential: "plain",
 	}},
-	Tunnel:  []string{"pypi.org", "*.pythonhosted.org"},
-	Plain:   []string{"plain.example.com:80", "*.plain.example.com:8080", "tokens.pythonhosted.org:80"},
-	Deny:    []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
-	Refused: []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
+	Tunnel:     []string{"pypi.org", "*.pythonhosted.org"},
+	Plain:      []string{"plain.example.com:80", "*.plain.example.com:8080", "tokens.pythonhosted.org:80"},
+	Deny:       []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
+	Refused:    []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
+	Replayable: 1 << 20,
 	Profiles: map[string]Profile{
 		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom", "queried", "replaced"}},
 		"poor":    {},

@@ -45,6 +45,8 @@ type Config struct {
 	// Refused are endpoints that give out tokens, as "host" or "host/path prefix". No request to them is forwarded. Inside
 	// a tunnel paths cannot be seen, so only whole hosts are refused there.
 	Refused []string
+	// Replayable is how many bytes of a request's body Envoy keeps, to send it again when the provider rejects the token.
+	Replayable uint64
 	// TokenEndpoints are those of Refused that the gate answers by itself for sessions whose profile wants that.
 	TokenEndpoints []TokenEndpoint
 	// Profiles by name say what a session may use. A session of a profile that is not here may use nothing.

@@ -27,6 +27,8 @@ type policy struct {
 
 	// credentialHeaders are all the headers a credential may be in, as canonical has them.
 	credentialHeaders map[string]bool
+
+	replayable uint64 // bytes of a body
 }
 
 // target is what a host pattern stands for. The zero value is a host that is refused.
@@ -46,6 +48,7 @@ func newPolicy(cfg Config) *policy {
 		refused:           map[string][]string{},
 		grants:            map[string]map[string]bool{},
 		workers:           cfg.Workers,
+		replayable:        cfg.Replayable,
 		sources:           map[netip.Prefix]string{},
 		credentialHeaders: map[string]bool{"authorization": true, "x-api-key": true},
 	}

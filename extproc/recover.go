@@ -27,9 +27,6 @@ const (
 	retryOnStatus     = "retriable-status-codes"
 	headerRetryStatus = "x-envoy-retriable-status-codes"
 	statusRejected    = "401"
-
-	// longestReplayed is how much of a request Envoy keeps: the route's request_body_buffer_limit.
-	longestReplayed = 1 << 20
 )
 
 // sent is a swap that was made: what Envoy keeps of it as dynamic metadata. Nothing in it is secret.

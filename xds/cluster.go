@@ -7,6 +7,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	dfpclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dynamic_forward_proxy/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
 	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -20,11 +21,12 @@ const (
 )
 
 func clusters(p plan) []*clusterv3.Cluster {
+	filters := upstreamFilters(p)
 	list := []*clusterv3.Cluster{
 		apiCluster(p.apiSockets),
 		interceptCluster(),
-		upstreamCluster(clusterUpstream, p.dns, anyHTTP(p)),
-		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1(p)),
+		upstreamCluster(clusterUpstream, p.dns, anyHTTP(filters)),
+		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1(filters)),
 		tunnelCluster(p.dns),
 	}
 	if len(p.plain) > 0 {
@@ -33,8 +35,8 @@ func clusters(p plan) []*clusterv3.Cluster {
 	for _, r := range p.routes {
 		if r.dial != nil {
 			list = append(list,
-				dialCluster(r.cluster(), *r.dial, p.dns, anyHTTP(p)),
-				dialCluster(r.clusterH1(), *r.dial, p.dns, onlyHTTP1(p)))
+				dialCluster(r.cluster(), *r.dial, p.dns, anyHTTP(filters)),
+				dialCluster(r.clusterH1(), *r.dial, p.dns, onlyHTTP1(filters)))
 		}
 	}
 	return list
@@ -42,16 +44,15 @@ func clusters(p plan) []*clusterv3.Cluster {
 
 // apiCluster is the worker API.
 func apiCluster(sockets []string) *clusterv3.Cluster {
-	all := &endpointv3.ClusterLoadAssignment{ClusterName: clusterAPI, Endpoints: []*endpointv3.LocalityLbEndpoints{{}}}
+	var gates []*corev3.Address
 	for _, s := range sockets {
-		one := endpoint(clusterAPI, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: s}}})
-		all.Endpoints[0].LbEndpoints = append(all.Endpoints[0].LbEndpoints, one.Endpoints[0].LbEndpoints...)
+		gates = append(gates, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: s}}})
 	}
 	return &clusterv3.Cluster{
 		Name:                 clusterAPI,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       seconds(connectTimeout),
-		LoadAssignment:       all,
+		LoadAssignment:       endpoints(clusterAPI, gates...),
 	}
 }
 
@@ -64,7 +65,7 @@ func interceptCluster() *clusterv3.Cluster {
 		ConnectTimeout:                        seconds(connectTimeout),
 		ConnectionPoolPerDownstreamConnection: true,
 		CircuitBreakers:                       circuitBreakers(), // one connection for each tunnel
-		LoadAssignment: endpoint(clusterIntercept, &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{
+		LoadAssignment: endpoints(clusterIntercept, &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{
 			EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
 				AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: listenerIntercept},
 			},
@@ -113,7 +114,7 @@ func dialCluster(name string, to dialTarget, dns dnsSettings, http *upstreamhttp
 		ConnectTimeout:                seconds(connectTimeout),
 		CircuitBreakers:               circuitBreakers(),
 		UpstreamConnectionOptions:     upstreamConnection(),
-		LoadAssignment:                endpoint(name, socketAddress(to.host, uint32(to.port))),
+		LoadAssignment:                endpoints(name, socketAddress(to.host, uint32(to.port))),
 		TransportSocket:               transportSocket(transportTLS, verifiedTLS()),
 		TypedExtensionProtocolOptions: httpOptions(http),
 	}
@@ -135,20 +136,21 @@ func verifiedTLS() *tlsv3.UpstreamTlsContext {
 	}}
 }
 
-// upstreamHTTP sends the request's host as server name, and expects it in the certificate.
-func upstreamHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
+// upstreamHTTP sends the request's host as server name, and expects it in the certificate. The filters are upstreamFilters,
+// or none.
+func upstreamHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	return &upstreamhttpv3.HttpProtocolOptions{
 		UpstreamHttpProtocolOptions: &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true},
 		CommonHttpProtocolOptions:   &corev3.HttpProtocolOptions{IdleTimeout: seconds(upstreamIdle)},
-		HttpFilters:                 upstreamFilters(p),
+		HttpFilters:                 filters,
 	}
 }
 
 // anyHTTP speaks HTTP/2 or HTTP/1.1, as the upstream chooses by ALPN.
-func anyHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
+func anyHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	h2 := http2Options()
 	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)}
-	o := upstreamHTTP(p)
+	o := upstreamHTTP(filters)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
 		HttpProtocolOptions:  http1(),
 		Http2ProtocolOptions: h2,
@@ -156,8 +158,8 @@ func anyHTTP(p plan) *upstreamhttpv3.HttpProtocolOptions {
 	return o
 }
 
-func onlyHTTP1(p plan) *upstreamhttpv3.HttpProtocolOptions {
-	o := upstreamHTTP(p)
+func onlyHTTP1(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
+	o := upstreamHTTP(filters)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: http1()},
 	}}
@@ -187,11 +189,12 @@ func circuitBreakers() *clusterv3.CircuitBreakers {
 	}}}
 }
 
-func endpoint(cluster string, a *corev3.Address) *endpointv3.ClusterLoadAssignment {
-	return &endpointv3.ClusterLoadAssignment{
-		ClusterName: cluster,
-		Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+func endpoints(cluster string, addresses ...*corev3.Address) *endpointv3.ClusterLoadAssignment {
+	all := &endpointv3.LocalityLbEndpoints{}
+	for _, a := range addresses {
+		all.LbEndpoints = append(all.LbEndpoints, &endpointv3.LbEndpoint{
 			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}},
-		}}}},
+		})
 	}
+	return &endpointv3.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpointv3.LocalityLbEndpoints{all}}
 }

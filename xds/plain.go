@@ -83,9 +83,7 @@ func plainHosts(hosts []host, connect, advice *routev3.Route) *routev3.VirtualHo
 // plainCluster dials the request's own host without TLS, for which the options about TLS have no meaning, and without the
 // filters that put tokens into requests.
 func plainCluster(p plan) *clusterv3.Cluster {
-	http := onlyHTTP1(p)
-	http.HttpFilters = nil
 	c := forwardProxyCluster(clusterPlain, p.dns)
-	c.TypedExtensionProtocolOptions = httpOptions(http)
+	c.TypedExtensionProtocolOptions = httpOptions(onlyHTTP1(nil))
 	return c
 }

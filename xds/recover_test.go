@@ -33,8 +33,8 @@ func (p *provider) requests() []http.Header {
 	return slices.Clone(p.seen)
 }
 
-// startWith runs everything with handle as the upstream.
-func startWith(t *testing.T, handle http.HandlerFunc) (*stack, *provider) {
+// startWith runs everything with handle as the upstream. configure may change the configuration.
+func startWith(t *testing.T, handle http.HandlerFunc, configure ...func(*Config)) (*stack, *provider) {
 	t.Helper()
 	p := &provider{}
 	s := start(t, func(c *Config) {
@@ -51,6 +51,9 @@ func startWith(t *testing.T, handle http.HandlerFunc) (*stack, *provider) {
 		up.StartTLS()
 		t.Cleanup(up.Close)
 		c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.Listener.Addr().String()
+		for _, more := range configure {
+			more(c)
+		}
 	}, nil)
 	return s, p
 }
@@ -404,19 +407,12 @@ func TestUnsearchedHeadersAreDropped(t *testing.T) {
 // What an operator withholds, and what would lead clients around the gate, stays here; other routes' answers keep it.
 func TestHeadersAreWithheld(t *testing.T) {
 	for _, withheld := range [][]string{nil, {"set-cookie", "www-authenticate"}} {
-		ca := newAuthority(t)
-		up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s, _ := startWith(t, func(w http.ResponseWriter, _ *http.Request) {
 			for _, name := range []string{"Set-Cookie", "Www-Authenticate", "Alt-Svc", "Kept"} {
 				w.Header().Add(name, "one")
 				w.Header().Add(name, "two")
 			}
-		}))
-		up.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, "*.provider.test")}}
-		up.StartTLS()
-		t.Cleanup(up.Close)
-		s := start(t, func(c *Config) {
-			c.UpstreamCA, c.Routes[0].ConnectTo, c.Routes[0].Withheld = ca.pem, up.Listener.Addr().String(), withheld
-		}, nil)
+		}, func(c *Config) { c.Routes[0].Withheld = withheld })
 		a := get(t, s.worker("ann"), "https://"+apiHost+"/")
 		want := map[string]bool{"Set-Cookie": withheld == nil, "Www-Authenticate": withheld == nil, "Alt-Svc": false, "Kept": true}
 		for name, there := range want {

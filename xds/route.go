@@ -76,7 +76,7 @@ func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
 	for _, r := range routes {
 		vh := &routev3.VirtualHost{
 			Name:                    r.name,
-			RequestBodyBufferLimit:  wrapperspb.UInt64(replayable),
+			RequestBodyBufferLimit:  wrapperspb.UInt64(Replayable),
 			RequestHeadersToRemove:  notToUpstream,
 			ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
 			Routes: []*routev3.Route{
@@ -121,9 +121,9 @@ func (r plannedRoute) clusterH1() string {
 	return "to_" + r.name + "_h1"
 }
 
-// replayable is how much of a request's body is kept for sending it again after a 401. A longer one streams by all the
-// same, and gets its 401.
-const replayable = 1 << 20
+// Replayable is how many bytes of a request's body Envoy keeps for sending it again after a 401. A longer one streams by all
+// the same, and gets its 401.
+const Replayable = 1 << 20
 
 // upstreamTo is routeTo for a provider, with the retries that no provider can notice: those of requests that never
 // reached it. Whatever may have been read is not sent again, since what it did is unknown. To these the gate adds the

@@ -94,7 +94,7 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 // swapConfig says who may connect where and what is swapped for what.
 func swapConfig(cfg *config.Config) extproc.Config {
 	out := extproc.Config{
-		Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(),
+		Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(), Replayable: xds.Replayable,
 		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{}, Addresses: cfg.Sources(),
 	}
 	for name, w := range cfg.Workers {
