@@ -33,13 +33,20 @@ func clusters(p plan) []*clusterv3.Cluster {
 		list = append(list, plainCluster(p))
 	}
 	for _, r := range p.routes {
-		if r.dial != nil {
-			list = append(list,
-				dialCluster(r.cluster(), *r.dial, p.dns, anyHTTP(filters)),
-				dialCluster(r.clusterH1(), *r.dial, p.dns, onlyHTTP1(filters)))
-		}
+		list = append(list, r.clusters(p.dns, filters)...)
 	}
 	return list
+}
+
+// clusters are those of the route alone.
+func (r plannedRoute) clusters(dns dnsSettings, filters []*hcmv3.HttpFilter) []*clusterv3.Cluster {
+	if r.dial == nil {
+		return nil
+	}
+	return []*clusterv3.Cluster{
+		dialCluster(r.cluster(), *r.dial, dns, anyHTTP(filters)),
+		dialCluster(r.clusterH1(), *r.dial, dns, onlyHTTP1(filters)),
+	}
 }
 
 // apiCluster is the worker API.

@@ -18,14 +18,8 @@ import (
 // has no tunnel.
 func TestUsersOfOneHTTP2Connection(t *testing.T) {
 	s := start(t, nil, nil)
-	only := &http.Protocols{}
-	only.SetUnencryptedHTTP2(true)
-	proxy, err := (&http.Transport{Protocols: only}).NewClientConn(t.Context(), "http", s.config.ProxyAddress)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = proxy.Close() })
-	if _, status, err := connectOver(t.Context(), proxy, ""); err != nil || status != http.StatusProxyAuthRequired {
+	proxy := s.proxyOverHTTP2()
+	if _, status, err := connectOver(t.Context(), proxy, "", apiHost+":443"); err != nil || status != http.StatusProxyAuthRequired {
 		t.Errorf("nobody: %d, %v", status, err)
 	}
 	var wg sync.WaitGroup
@@ -33,7 +27,7 @@ func TestUsersOfOneHTTP2Connection(t *testing.T) {
 		user := []string{"ann", "bob", "eve"}[i%3]
 		wg.Go(func() {
 			for range 8 {
-				tunnel, status, err := connectOver(t.Context(), proxy, user)
+				tunnel, status, err := connectOver(t.Context(), proxy, user, apiHost+":443")
 				if err != nil || status != http.StatusOK {
 					t.Errorf("%s: %d, %v", user, status, err)
 					return
@@ -56,10 +50,23 @@ func TestUsersOfOneHTTP2Connection(t *testing.T) {
 	wg.Wait()
 }
 
+// proxyOverHTTP2 is one connection to the proxy.
+func (s *stack) proxyOverHTTP2() *http.ClientConn {
+	s.t.Helper()
+	only := &http.Protocols{}
+	only.SetUnencryptedHTTP2(true)
+	proxy, err := (&http.Transport{Protocols: only}).NewClientConn(s.t.Context(), "http", s.config.ProxyAddress)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = proxy.Close() })
+	return proxy
+}
+
 // connectOver opens a tunnel as user, a stream of an HTTP/2 connection.
-func connectOver(ctx context.Context, proxy *http.ClientConn, user string) (net.Conn, int, error) {
+func connectOver(ctx context.Context, proxy *http.ClientConn, user, authority string) (net.Conn, int, error) {
 	out, in := io.Pipe()
-	req := (&http.Request{Method: http.MethodConnect, URL: &url.URL{Scheme: "http", Host: apiHost + ":443"}, Host: apiHost + ":443", Header: http.Header{}, Body: out, ContentLength: -1}).WithContext(ctx)
+	req := (&http.Request{Method: http.MethodConnect, URL: &url.URL{Scheme: "http", Host: authority}, Host: authority, Header: http.Header{}, Body: out, ContentLength: -1}).WithContext(ctx)
 	if user != "" {
 		req.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":pw")))
 	}

@@ -1,7 +1,7 @@
 package xds
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -25,29 +25,39 @@ func (h host) domains() []string {
 	return []string{withPort}
 }
 
+// String is h as parseHost reads it.
+func (h host) String() string {
+	if h.port == 443 {
+		return h.name
+	}
+	return h.name + ":" + strconv.Itoa(int(h.port))
+}
+
+// unread is what is no host, and why.
+type unread struct {
+	text string
+	err  error
+}
+
 // parseHosts parses hosts as Config.Tunnel describes them and returns them sorted, each once.
-func parseHosts(list []string) ([]host, error) {
+func parseHosts(list []string) ([]host, []unread) {
 	var out []host
-	var faults []error
+	var not []unread
 	for _, s := range list {
 		h, err := parseHost(s)
 		if err != nil {
-			faults = append(faults, err)
+			not = append(not, unread{s, err})
 			continue
 		}
 		out = append(out, h)
 	}
-	slices.SortFunc(out, func(a, b host) int {
-		return compare(strings.Compare(a.name, b.name), int(a.port)-int(b.port))
-	})
-	return slices.Compact(out), errors.Join(faults...)
+	return unique(out), not
 }
 
-func compare(first, second int) int {
-	if first != 0 {
-		return first
-	}
-	return second
+// unique sorts hosts and keeps each once.
+func unique(hosts []host) []host {
+	slices.SortFunc(hosts, func(a, b host) int { return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.port, b.port)) })
+	return slices.Compact(hosts)
 }
 
 func parseHost(s string) (host, error) {
@@ -88,36 +98,6 @@ func isHostName(s string) bool {
 	}
 	_, err := strconv.ParseUint(last, 0, 64)
 	return err != nil
-}
-
-// oneChainPerName reports the names that more than one filter chain would have to serve. The chain is chosen by
-// the server name in the ClientHello alone, which has no port.
-func oneChainPerName(routes []plannedRoute, tunnel []host) error {
-	var faults []error
-	type owner struct{ chain, what string }
-	chains := map[string]owner{}
-	claim := func(name, chain, what string) {
-		first, taken := chains[name]
-		if !taken {
-			chains[name] = owner{chain, what}
-		} else if first.chain != chain {
-			faults = append(faults, fmt.Errorf("host %q is in %s and in %s, which treat its TLS differently: a connection is told apart by its name only", name, first.what, what))
-		}
-	}
-	destinations := map[host]string{}
-	for _, r := range routes {
-		for _, h := range r.hosts {
-			claim(h.name, interceptChainName(r.alpn), fmt.Sprintf("route %q", r.name))
-			if other, taken := destinations[h]; taken {
-				faults = append(faults, fmt.Errorf("host %q port %d is in route %q and in route %q", h.name, h.port, other, r.name))
-			}
-			destinations[h] = r.name
-		}
-	}
-	for _, h := range tunnel {
-		claim(h.name, tunnelChainName(h.port), fmt.Sprintf("the tunnel of port %d", h.port))
-	}
-	return errors.Join(faults...)
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -79,7 +79,7 @@ func (s *stack) swarm(requests int64) *tally {
 				if err != nil {
 					return nil, err
 				}
-				tunnel, status, err := connectOver(context.WithoutCancel(ctx), proxy, user)
+				tunnel, status, err := connectOver(context.WithoutCancel(ctx), proxy, user, apiHost+":443")
 				if err != nil || status != http.StatusOK {
 					return nil, fmt.Errorf("CONNECT: status %d, %w", status, err)
 				}

@@ -366,7 +366,7 @@ type upstream struct {
 func newUpstream(t testing.TB) *upstream {
 	t.Helper()
 	u := &upstream{ca: newAuthority(t)}
-	cert := u.ca.certificate(t, "*.provider.test", "localhost")
+	cert := u.ca.certificate(t, "*.provider.test", "localhost", "*.wild.localhost")
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u.requests.Add(1)
 		u.last.Store(r)

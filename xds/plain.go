@@ -72,12 +72,27 @@ func plainHosts(hosts []host, connect, advice *routev3.Route) *routev3.VirtualHo
 		},
 	}
 	for _, h := range hosts {
-		vh.Domains = append(vh.Domains, h.name+":"+strconv.Itoa(int(h.port)))
-		if h.port == 80 {
-			vh.Domains = append(vh.Domains, h.name)
-		}
+		vh.Domains = append(vh.Domains, h.plainDomains()...)
 	}
 	return vh
+}
+
+// fencedHosts are forwarded by no wildcard of the plain ones. The gate is asked, since it has the words for why.
+func fencedHosts(hosts []host, connect *routev3.Route) *routev3.VirtualHost {
+	vh := &routev3.VirtualHost{Name: "fenced", Routes: []*routev3.Route{connect, reply(403, streamID, reasonUseConnect, useConnect)}}
+	for _, h := range hosts {
+		vh.Domains = append(vh.Domains, h.plainDomains()...)
+	}
+	return vh
+}
+
+// plainDomains is domains where the port that need not be written is 80.
+func (h host) plainDomains() []string {
+	withPort := h.name + ":" + strconv.Itoa(int(h.port))
+	if h.port == 80 {
+		return []string{h.name, withPort}
+	}
+	return []string{withPort}
 }
 
 // plainCluster dials the request's own host without TLS, for which the options about TLS have no meaning, and without the

@@ -67,42 +67,54 @@ func proxyRoutes(p plan) *routev3.RouteConfiguration {
 	if len(p.plain) > 0 {
 		c.VirtualHosts = append(c.VirtualHosts, plainHosts(p.plain, connect, advice))
 	}
+	if len(p.fenced) > 0 {
+		c.VirtualHosts = append(c.VirtualHosts, fencedHosts(p.fenced, connect))
+	}
 	return c
 }
 
-// interceptRoutes: each route's hosts to its upstream, and any other host nowhere.
-func interceptRoutes(routes []plannedRoute) *routev3.RouteConfiguration {
+// interceptRoutes: each route's hosts to its upstream, and any other host nowhere. The fenced ones are named, so that no
+// wildcard has them.
+func interceptRoutes(p plan) *routev3.RouteConfiguration {
 	c := &routev3.RouteConfiguration{Name: routesIntercept}
-	for _, r := range routes {
-		vh := &routev3.VirtualHost{
-			Name:                    r.name,
-			RequestBodyBufferLimit:  wrapperspb.UInt64(Replayable),
-			RequestHeadersToRemove:  notToUpstream,
-			ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
-			Routes: []*routev3.Route{
-				{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
-				{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
-			},
-		}
-		if r.bodies {
-			vh.Routes[len(vh.Routes)-1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
-		}
-		if r.answered {
-			vh.Routes = []*routev3.Route{reply(503, requestID, reasonGateUnavailable, "wayleave answers for this host by itself, and cannot at the moment; nothing was sent. Try again")}
-		}
-		for _, h := range r.hosts {
-			vh.Domains = append(vh.Domains, h.domains()...)
-		}
-		c.VirtualHosts = append(c.VirtualHosts, vh)
+	for _, r := range p.routes {
+		c.VirtualHosts = append(c.VirtualHosts, r.virtualHost())
 	}
-	c.VirtualHosts = append(c.VirtualHosts, &routev3.VirtualHost{
+	nowhere := &routev3.VirtualHost{
 		Name:    "*", // no route has this name
 		Domains: []string{"*"},
 		Routes: []*routev3.Route{
 			reply(421, requestID, reasonMisdirected, "wayleave does not serve this host on this connection: open a connection of its own for each host"),
 		},
-	})
+	}
+	for _, h := range p.fenced {
+		nowhere.Domains = append(nowhere.Domains, h.domains()...)
+	}
+	c.VirtualHosts = append(c.VirtualHosts, nowhere)
 	return c
+}
+
+func (r plannedRoute) virtualHost() *routev3.VirtualHost {
+	vh := &routev3.VirtualHost{
+		Name:                    r.name,
+		RequestBodyBufferLimit:  wrapperspb.UInt64(Replayable),
+		RequestHeadersToRemove:  notToUpstream,
+		ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
+		Routes: []*routev3.Route{
+			{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
+			{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
+		},
+	}
+	if r.bodies {
+		vh.Routes[len(vh.Routes)-1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
+	}
+	if r.answered {
+		vh.Routes = []*routev3.Route{reply(503, requestID, reasonGateUnavailable, "wayleave answers for this host by itself, and cannot at the moment; nothing was sent. Try again")}
+	}
+	for _, h := range r.hosts {
+		vh.Domains = append(vh.Domains, h.domains()...)
+	}
+	return vh
 }
 
 // cluster is where the route's requests go.
@@ -118,7 +130,7 @@ func (r plannedRoute) clusterH1() string {
 	if r.dial == nil {
 		return clusterUpstreamH1
 	}
-	return "to_" + r.name + "_h1"
+	return "to_" + r.name + "/h1" // no route has such a name
 }
 
 // Replayable is how many bytes of a request's body Envoy keeps for sending it again after a 401. A longer one streams by all

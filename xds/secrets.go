@@ -34,7 +34,7 @@ type secrets struct {
 	static      map[string]*secret
 	leaves      map[string]*list.Element // of *leaf, by name as asked for
 	kinds       map[string]*list.List    // of *leaf, those asked for longest ago first; by kindOf
-	hosts       map[string]bool          // in the configuration, wildcards with their "*."
+	hosts       map[string]bool          // in the configuration, wildcards with their "*."; false: refused
 	warned      map[string]time.Time     // when each warning was last given
 	generation  int                      // of the certificate authority; a leaf minted in an older one is stale
 	subscribers map[*subscriber]struct{}
@@ -97,14 +97,32 @@ func (s *secrets) setStatic(all []*tlsv3.Secret) {
 	}
 }
 
-// setHosts tells which names there are: in the configuration's form, wildcards with their "*.".
-func (s *secrets) setHosts(hosts []string) {
+// setHosts tells which names there are, and which get no certificate: in the configuration's form, wildcards with their "*.".
+func (s *secrets) setHosts(hosts, refused []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hosts = map[string]bool{}
+	for _, h := range refused {
+		s.hosts[h] = false
+	}
 	for _, h := range hosts {
 		s.hosts[h] = true
 	}
+	for name := range s.leaves {
+		if s.refuses(name) {
+			s.withdraw(name)
+		}
+	}
+}
+
+// refuses reports whether what the most specific pattern says of a name is that it gets no certificate. mu is held.
+func (s *secrets) refuses(name string) bool {
+	for name = strings.ToLower(name); name != ""; name = wider(name) {
+		if served, known := s.hosts[name]; known {
+			return !served
+		}
+	}
+	return false
 }
 
 // kindOf tells with which others name shares a limit. mu is held.
@@ -155,6 +173,11 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 	}
 	for {
 		s.mu.Lock()
+		if s.refuses(name) {
+			delete(sub.holds, name)
+			s.mu.Unlock()
+			return nil
+		}
 		if one := s.current(name); one != nil {
 			sub.holds[name] = one.version
 			s.mu.Unlock()
@@ -179,7 +202,7 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 			}
 			s.mu.Unlock()
 			return one
-		case generation != s.generation: // the authority changed meanwhile
+		case generation != s.generation || s.refuses(name): // the authority or the configuration changed meanwhile
 			s.mu.Unlock()
 			continue
 		}

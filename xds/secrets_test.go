@@ -354,7 +354,7 @@ func TestNamesMadeUpAreLimited(t *testing.T) {
 		for i := range 9 {
 			hosts = append(hosts, fmt.Sprintf("*.w%d.example.com", i))
 		}
-		b.server.secrets.setHosts(hosts)
+		b.server.secrets.setHosts(hosts, nil)
 		e := b.connect()
 		e.ask("api.example.com", "also.wild.example.com")
 		synctest.Wait()

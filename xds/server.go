@@ -125,7 +125,7 @@ func (s *Server) Publish(r *Resources) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.secrets.setStatic(r.Secrets)
-	s.secrets.setHosts(r.Hosts)
+	s.secrets.setHosts(r.Hosts, r.Refused)
 	if err := s.cache.SetSnapshot(s.ctx, fleet, snapshot(r, departed(s.clusters, r.Clusters))); err != nil {
 		return fmt.Errorf("publishing: %w", err)
 	}

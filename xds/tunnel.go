@@ -34,8 +34,8 @@ func tunnelPorts(hosts []host) []uint16 {
 
 const deniedChainName = "denied"
 
-// deniedNames are the names of p.deny that would be tunnelled. A CONNECT for them is refused before; whoever was redirected
-// has not been asked.
+// deniedNames are the names of p.deny that would be tunnelled, and the fenced ones. A CONNECT for them is refused before;
+// whoever was redirected has not been asked.
 func deniedNames(p plan) []string {
 	tunnelled := map[string]uint16{} // name → port; 0: intercepted
 	for _, r := range p.routes {
@@ -46,7 +46,7 @@ func deniedNames(p plan) []string {
 	for _, h := range p.tunnel {
 		tunnelled[h.name] = h.port
 	}
-	var names []string
+	names := fencedNames(p)
 	for _, d := range p.deny {
 		for name := d.name; name != ""; name = wider(name) {
 			if port, known := tunnelled[name]; known {
@@ -57,6 +57,7 @@ func deniedNames(p plan) []string {
 			}
 		}
 	}
+	slices.Sort(names)
 	return slices.Compact(names)
 }
 

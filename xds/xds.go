@@ -104,6 +104,10 @@ type Resources struct {
 	Extensions []*corev3.TypedExtensionConfig // HTTP filters delivered by ECDS
 	Secrets    []*tlsv3.Secret                // named static/…; leaf certificates are made on demand
 	Hosts      []string                       // whose TLS ends at Envoy, wildcards with their "*."
+
+	// Quarantined is what the rest is served without, and Refused the names, in the form of Hosts, whose TLS ends nowhere for it.
+	Quarantined []Quarantined
+	Refused     []string
 }
 
 // Names that other parts of the product know.
@@ -138,7 +142,8 @@ const (
 	metadataVerdict   = "verdict"
 )
 
-// Build makes the resources of c. The error joins every fault found in c.
+// Build makes the resources of c, but for the hosts with a fault, which are refused: Resources.Quarantined. Any other fault
+// refuses the whole, and so do faults that leave nothing; the error joins all of them.
 func Build(c Config) (*Resources, error) {
 	p, err := c.plan()
 	if err != nil {
@@ -146,10 +151,13 @@ func Build(c Config) (*Resources, error) {
 	}
 	r := &Resources{
 		Listeners:  []*listenerv3.Listener{proxyListener(p), interceptListener(p)},
-		Routes:     []*routev3.RouteConfiguration{proxyRoutes(p), interceptRoutes(p.routes)},
+		Routes:     []*routev3.RouteConfiguration{proxyRoutes(p), interceptRoutes(p)},
 		Clusters:   clusters(p),
 		Extensions: []*corev3.TypedExtensionConfig{extProc(p)},
 		Secrets:    []*tlsv3.Secret{caSecret(secretUpstreamCA, p.upstreamCA)},
+
+		Quarantined: p.quarantined,
+		Refused:     fencedNames(p),
 	}
 	if p.proxyTLS != nil {
 		r.Listeners = append(r.Listeners, proxyTLSListener(p))
@@ -180,6 +188,8 @@ type plan struct {
 	tunnel            []host
 	plain             []host
 	deny              []host
+	fenced            []host // refused, whatever wildcard matches them
+	quarantined       []Quarantined
 	upstreamCA        []byte
 	dns               dnsSettings
 	apiSockets        []string
@@ -213,7 +223,7 @@ var (
 	alpnBoth         = []string{"h2", "http/1.1"}
 
 	routeName  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
-	headerName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
+	headerName = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_|~-]+$")
 	marker     = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,}$`)
 
 	// framing headers belong to the connection: a filter that sets one of them breaks the message or the route.
@@ -272,30 +282,18 @@ func (c Config) plan() (plan, error) {
 		faults = append(faults, err)
 	}
 
-	seen := map[string]bool{}
-	for _, r := range c.Routes {
-		pr, err := r.plan()
-		if err == nil && seen[r.Name] {
-			err = errors.New("the name is used twice")
-		}
-		if err != nil {
-			fault("route %q: %w", r.Name, err)
-			continue
-		}
-		seen[r.Name] = true
-		p.routes = append(p.routes, pr)
+	q := quarantine{fenced: map[host]bool{}}
+	p.routes = q.routes(c.Routes, p.dns)
+	p.tunnel = q.parse(c.Tunnel, "tunnel")
+	p.plain = q.parse(c.Plain, "plain")
+	q.shared(p.routes, p.tunnel)
+	faults = append(faults, q.whole...)
+	denied, not := parseHosts(c.Deny)
+	p.deny = denied
+	for _, n := range not {
+		fault("deny: %w", n.err)
 	}
-	slices.SortFunc(p.routes, func(a, b plannedRoute) int { return strings.Compare(a.name, b.name) })
-	if p.tunnel, err = parseHosts(c.Tunnel); err != nil {
-		fault("tunnel: %w", err)
-	}
-	if p.plain, err = parseHosts(c.Plain); err != nil {
-		fault("plain: %w", err)
-	}
-	if p.deny, err = parseHosts(c.Deny); err != nil {
-		fault("deny: %w", err)
-	}
-	if err := oneChainPerName(p.routes, p.tunnel); err != nil {
+	if err := q.seal(&p); err != nil {
 		faults = append(faults, err)
 	}
 	return p, errors.Join(faults...)
@@ -309,18 +307,13 @@ func parseListen(s string) (netip.AddrPort, error) {
 	return a, nil
 }
 
+// plan is without the hosts.
 func (r Route) plan() (plannedRoute, error) {
 	p := plannedRoute{name: r.Name, answered: r.Answered, bodies: r.Bodies}
 	if !routeName.MatchString(r.Name) {
 		return p, errors.New("the name must be made of a-z, 0-9, '.', '_' and '-'")
 	}
-	if len(r.Hosts) == 0 {
-		return p, errors.New("it has no hosts")
-	}
 	var err error
-	if p.hosts, err = parseHosts(r.Hosts); err != nil {
-		return p, err
-	}
 	if p.alpn, err = canonicalALPN(r.ALPN); err != nil {
 		return p, err
 	}

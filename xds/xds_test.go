@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// Every fault is reported, and all at once.
+// Every fault of the whole is reported, and all at once.
 func TestBuildReportsFaults(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -21,24 +21,10 @@ func TestBuildReportsFaults(t *testing.T) {
 		want   []string // in the error
 	}{
 		{"empty", func(c *Config) { *c = Config{} }, []string{"proxy address", "API socket", "marker", "upstream CA"}},
-		{"no hosts", func(c *Config) { c.Routes[0].Hosts = nil }, []string{`route "a": it has no hosts`}},
-		{"bad hosts", func(c *Config) {
-			c.Routes[0].Hosts = []string{"A.example.com", "*", "a.*.com", "10.0.0.1", "a.example.com:0", "a.example.com:http", "a.example.com."}
-		}, []string{`"A.example.com"`, `"*"`, `"a.*.com"`, `"10.0.0.1" is an address`, `"a.example.com:0" has no port`, `"a.example.com:http"`, `"a.example.com."`}},
-		{"bad route name", func(c *Config) { c.Routes[0].Name = "A/b" }, []string{`route "A/b"`}},
-		{"same route name", func(c *Config) { c.Routes[1].Name = "a" }, []string{"used twice"}},
-		{"same host", func(c *Config) { c.Routes[1].Hosts = c.Routes[0].Hosts }, []string{`port 443 is in route "a" and in route "b"`}},
-		{"same name, other ALPN", func(c *Config) {
-			c.Routes[1].Hosts = []string{"a.example.com:8443"}
-			c.Routes[1].ALPN = []string{"h2"}
-		}, []string{`"a.example.com" is in route "a" and in route "b"`, "by its name only"}},
-		{"intercepted and tunnelled", func(c *Config) { c.Tunnel = []string{"b.example.com:8443"} }, []string{`route "b" and in the tunnel of port 8443`}},
-		{"tunnel at two ports", func(c *Config) { c.Tunnel = []string{"t.example.com", "t.example.com:8443"} }, []string{`"t.example.com"`}},
-		{"unknown ALPN", func(c *Config) { c.Routes[0].ALPN = []string{"h2", "h3"} }, []string{`"h3"`}},
-		{"bad connect_to", func(c *Config) { c.Routes[0].ConnectTo = "backend" }, []string{`"backend" is not host:port`}},
-		{"clusters of equal names", func(c *Config) {
-			c.Routes[0].ConnectTo, c.Routes[1].ConnectTo, c.Routes[1].Name = "b:1", "b:1", "a_h1"
-		}, []string{`two clusters are named "to_a_h1"`}},
+		{"host that names nothing", func(c *Config) { c.Routes[0].Hosts = []string{"*", "a.*.com", "10.0.0.1", ""} },
+			[]string{`"*"`, `"a.*.com"`, `"10.0.0.1" is an address`, `host ""`}},
+		{"nothing left", func(c *Config) { c.Routes[0].ALPN, c.Routes[1].ConnectTo = []string{"h3"}, "b" }, []string{"nothing to serve", `"h3"`, `"b" is not host:port`}},
+		{"bad deny", func(c *Config) { c.Deny = []string{"A.example.com"} }, []string{`deny: host "A.example.com"`}},
 		{"bad headers", func(c *Config) {
 			c.CredentialHeaders, c.EnsureHeaders = []string{"X-Key"}, []string{"content-length"}
 		}, []string{`"X-Key"`, `"content-length" frames`}},
@@ -147,7 +133,7 @@ func TestVirtualHosts(t *testing.T) {
 		{name: "p", hosts: []host{{"a.example.com", 8443}}, dial: &dialTarget{}},
 	}
 	got := map[string][]string{}
-	for _, vh := range interceptRoutes(routes).GetVirtualHosts() {
+	for _, vh := range interceptRoutes(plan{routes: routes}).GetVirtualHosts() {
 		var targets []string
 		for _, r := range vh.GetRoutes() {
 			switch action := r.GetAction().(type) {
@@ -164,7 +150,7 @@ func TestVirtualHosts(t *testing.T) {
 	want := map[string][]string{
 		"a.example.com": {"upstream_h1", "upstream"}, "a.example.com:443": {"upstream_h1", "upstream"},
 		"*.b.example.com": {"upstream_h1", "upstream"}, "*.b.example.com:443": {"upstream_h1", "upstream"},
-		"a.example.com:8443": {"to_p_h1", "to_p"},
+		"a.example.com:8443": {"to_p/h1", "to_p"},
 		"*":                  {"421"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
