@@ -74,6 +74,8 @@ type Config struct {
 
 	// Warnings are what looks unintended but works. They are looked for only when there is no fault.
 	Warnings Faults `yaml:"-"`
+
+	doc *document // where everything is
 }
 
 // Vault says where HashiCorp Vault or OpenBao is and how the gate logs in.
@@ -442,6 +444,7 @@ func Load(path string) (*Config, error) {
 func Parse(name string, data []byte) (*Config, error) {
 	c := &Config{Dir: filepath.Dir(name)}
 	doc := read(name, data, c)
+	c.doc = doc
 	if !doc.broken[""] {
 		c.applyDefaults(doc.given)
 		c.Warnings = check(c, doc)

@@ -124,6 +124,21 @@ func TestFaultsAreErrors(t *testing.T) {
 	}
 }
 
+// What others find wrong with a host has the place of the host.
+func TestHostFault(t *testing.T) {
+	c := parse(t, valid+"tunnel: [t.example]\nplain: [p.example]\n")
+	for host, want := range map[string]string{
+		"*.anthropic.com:8443": "wayleave.yaml:16:13: routes[1].hosts[0]: wrong; right",
+		"t.example":            "wayleave.yaml:23:10: tunnel[0]: wrong; right",
+		"p.example:80":         "wayleave.yaml:24:9: plain[0]: wrong; right",
+		"elsewhere.example":    "wayleave.yaml:1:1: wrong; right",
+	} {
+		if got := c.HostFault(host, "wrong", "right").Error(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestLoad(t *testing.T) {
 	c, err := config.Load("testdata/full.yaml")
 	if err != nil {
@@ -133,7 +148,7 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(c, again, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(c, again, cmpopts.IgnoreUnexported(config.Config{}), cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); diff != "" {
 		t.Errorf("a second load differs: -first +second:\n%s", diff)
 	}
 	if got, want := c.Path(c.Vault.CAFile), filepath.Join("testdata", "vault-ca.pem"); got != want {

@@ -113,3 +113,26 @@ func (c *Config) EnvMode(profile, grant string) string {
 	}
 	return p.DefaultMode
 }
+
+// HostFault is what others find wrong with a host of the configuration, as a fault of the file.
+func (c *Config) HostFault(host, what, fix string) Fault {
+	path := c.pathOf(host)
+	at := c.doc.find(path)
+	return Fault{File: c.doc.file, Line: at.line, Column: at.column, Key: path, What: what, Fix: fix}
+}
+
+// pathOf is the key path of a host; "" when the file does not name it.
+func (c *Config) pathOf(host string) string {
+	for i, r := range c.Routes {
+		if j := slices.Index(r.Hosts, host); j >= 0 {
+			return item(item("routes", i)+".hosts", j)
+		}
+	}
+	if i := slices.Index(c.Tunnel, host); i >= 0 {
+		return item("tunnel", i)
+	}
+	if i := slices.Index(c.Plain, host); i >= 0 {
+		return item("plain", i)
+	}
+	return ""
+}

@@ -99,6 +99,10 @@ func (p *policy) connect(r *request, profile string) *refusal {
 		f.detail = notAName
 		return f
 	}
+	t := p.find(target)
+	if t.quarantined {
+		return &refusal{reason: hostQuarantined}
+	}
 	if p.standsInAt(target, profile) { // what is not answered there is refused there
 		return nil
 	}
@@ -106,7 +110,6 @@ func (p *policy) connect(r *request, profile string) *refusal {
 		f.detail = "it gives out tokens, which the gate alone refreshes"
 		return f
 	}
-	t := p.find(target)
 	if t.plain {
 		f.detail = "it is reached without TLS, by an http URL and without CONNECT"
 		return f
@@ -125,6 +128,8 @@ func (p *policy) forwardPlain(r *request) *refusal {
 	switch {
 	case err != nil:
 		f.detail = notAName
+	case p.find(target).quarantined:
+		f.reason = hostQuarantined
 	case r.scheme != "http" || !p.find(target).plain:
 		f.detail = "the gate forwards nothing without TLS but to the hosts an operator lists in plain; use https, which asks it with CONNECT"
 	case !r.isFor(target, httpPort):

@@ -61,6 +61,10 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		return refuse(refusal{reason: misdirected, host: d.host})
 	}
 	d.host = connect.String()
+	target := p.find(connect)
+	if target.quarantined { // since this connection was opened, or nobody asked before
+		return refuse(refusal{reason: hostQuarantined, host: d.host})
+	}
 
 	// A client's own refresh. The worker at an address has no session, so no placeholder that could be told.
 	if c := p.standIn(connect, r, session.Profile); c != nil && session.ID != "" {
@@ -69,7 +73,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 
 	// Which route, and which of its rules.
-	route := p.routeFor(p.find(connect), session.Profile)
+	route := p.routeFor(target, session.Profile)
 	if route == nil && p.standsInAt(connect, session.Profile) {
 		return refuse(refusal{reason: tokenEndpoint, host: d.host})
 	}

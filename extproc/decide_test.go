@@ -47,15 +47,16 @@ var testConfig = Config{
 	}, {
 		Name: "replaced", Hosts: []string{"replaced.example.com"}, Credential: "replaced", Foreign: Replace,
 	}, {
-		Name: "other", Hosts: []string{"other.example.com"}, Credential: "others",
+		Name: "other", Hosts: []string{"other.example.com", "faulty.example.com"}, Credential: "others",
 	}, {
 		Name: "wild", Hosts: []string{"*.wild.example.com"}, Credential: "plain",
 	}},
-	Tunnel:     []string{"pypi.org", "*.pythonhosted.org"},
-	Plain:      []string{"plain.example.com:80", "*.plain.example.com:8080", "tokens.pythonhosted.org:80"},
-	Deny:       []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
-	Refused:    []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
-	Replayable: 1 << 20,
+	Tunnel:      []string{"pypi.org", "*.pythonhosted.org"},
+	Plain:       []string{"plain.example.com:80", "*.plain.example.com:8080", "tokens.pythonhosted.org:80"},
+	Deny:        []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
+	Quarantined: []string{"faulty.wild.example.com", "*.faulty.pythonhosted.org", "faulty.plain.example.com:8080", "faulty.example.com"},
+	Refused:     []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
+	Replayable:  1 << 20,
 	Profiles: map[string]Profile{
 		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom", "queried", "replaced"}},
 		"poor":    {},
@@ -464,6 +465,8 @@ func TestDecideRefuses(t *testing.T) {
 		{hostNotAllowed, "a wildcard does not cover its own suffix", names("wild.example.com:443", "wild.example.com", "wild.example.com")},
 		{hostNotAllowed, "denied under a wildcard", names("telemetry.wild.example.com:443", "telemetry.wild.example.com", "telemetry.wild.example.com")},
 		{hostNotAllowed, "denied by a longer wildcard", names("x.deep.wild.example.com:443", "x.deep.wild.example.com", "x.deep.wild.example.com")},
+		{hostQuarantined, "a fault under a wildcard", names("faulty.wild.example.com:443", "faulty.wild.example.com", "faulty.wild.example.com")},
+		{hostQuarantined, "a fault of a route", f.to("faulty.example.com", "GET", "/", "authorization", "Bearer own")},
 		{hostNotAllowed, "passing on a route the profile does not have", f.to("other.example.com", "GET", "/", "authorization", "Bearer own")},
 
 		{tokenEndpoint, "token endpoint", at("/v1/oauth/token")},
@@ -591,7 +594,7 @@ func TestDecideOrder(t *testing.T) {
 }
 
 func TestReasonsAreComplete(t *testing.T) {
-	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, misdirected,
+	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, hostQuarantined, misdirected,
 		duplicateCredential, policyDenied, sessionExpired, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint}
 	var got []string
 	for _, r := range Reasons() {

@@ -32,7 +32,7 @@ import (
 //
 // A host pattern is a lower-case DNS name, or "*.suffix" for every name below suffix, with ":port" unless the port is
 // 443. Where several match, the most specific decides: an exact name before a wildcard, a longer wildcard before a
-// shorter one; for the same pattern, Deny before Plain before Tunnel before Routes.
+// shorter one; for the same pattern, Quarantined before Deny before Plain before Tunnel before Routes.
 type Config struct {
 	// Routes are the hosts whose TLS ends at the gate.
 	Routes []Route
@@ -42,6 +42,8 @@ type Config struct {
 	Plain []string
 	// Deny are hosts that are refused.
 	Deny []string
+	// Quarantined are hosts that are refused because what is configured for them has a fault.
+	Quarantined []string
 	// Refused are endpoints that give out tokens, as "host" or "host/path prefix". No request to them is forwarded. Inside
 	// a tunnel paths cannot be seen, so only whole hosts are refused there.
 	Refused []string

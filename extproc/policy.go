@@ -36,6 +36,8 @@ type target struct {
 	routes []*Route // of which the profile of a session chooses
 	tunnel bool
 	plain  bool
+
+	quarantined bool // and nothing else
 }
 
 func newPolicy(cfg Config) *policy {
@@ -68,6 +70,9 @@ func newPolicy(cfg Config) *policy {
 	}
 	for _, h := range cfg.Deny {
 		p.add(h, target{})
+	}
+	for _, h := range cfg.Quarantined {
+		p.add(h, target{quarantined: true})
 	}
 	for _, r := range cfg.Refused {
 		host, path, hasPath := strings.Cut(r, "/")

@@ -26,6 +26,7 @@ const (
 	policyDenied         = "policy_denied"
 	tokenEndpoint        = "token_endpoint"
 	hostNotAllowed       = "host_not_allowed"
+	hostQuarantined      = "host_quarantined"
 	misdirected          = "misdirected"
 	sessionExpired       = "session_expired"
 	proxyAuthRequired    = "proxy_auth_required"
@@ -58,6 +59,7 @@ var reasons = []Reason{
 	{policyDenied, 403, false, "{detail}"},
 	{tokenEndpoint, 503, false, "{host} gives out tokens, and the gate alone refreshes them; keep using the placeholder, it stays valid"},
 	{hostNotAllowed, 403, false, "{host} may not be reached from here: {detail}"},
+	{hostQuarantined, 403, false, "{host} is not served, because what is configured for it has a fault; an operator finds it with: wayleave config check"},
 	{misdirected, 421, false, "the request is for {host}, its connection for another host or port; open a connection for each"},
 	{sessionExpired, 403, false, "the session of this worker is over; start the worker again to get a new one"},
 	{proxyAuthRequired, 407, false, "the gate does not know who is calling; start the program with: wayleave run, or set the proxy user and password of a session"},

@@ -447,6 +447,7 @@ func TestCheckPlain(t *testing.T) {
 		{"the same Host", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["host"] = "plain.example.com:80" }, "", ""},
 
 		{"nobody", func(r *authv3.AttributeContext_HttpRequest) { delete(r.Headers, "proxy-authorization") }, "proxy_auth_required", ""},
+		{"a fault under a wildcard", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "faulty.plain.example.com:8080" }, "host_quarantined", "config check"},
 		{"https", func(r *authv3.AttributeContext_HttpRequest) { r.Scheme = "https" }, "host_not_allowed", "without TLS"},
 		{"no scheme", func(r *authv3.AttributeContext_HttpRequest) { r.Scheme = "" }, "host_not_allowed", "without TLS"},
 		{"another port", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "plain.example.com:8080" }, "host_not_allowed", ""},
@@ -535,6 +536,8 @@ func TestCheck(t *testing.T) {
 		{"no such host", "CONNECT", "evil.example.com:443", good, 403, "host_not_allowed"},
 		{"no such port", "CONNECT", "api.anthropic.com:80", good, 403, "host_not_allowed"},
 		{"denied", "CONNECT", "telemetry.wild.example.com:443", good, 403, "host_not_allowed"},
+		{"a fault under a tunnel", "CONNECT", "x.faulty.pythonhosted.org:443", good, 403, "host_quarantined"},
+		{"a fault of a route", "CONNECT", "faulty.example.com:443", good, 403, "host_quarantined"},
 		{"gives out tokens", "CONNECT", "tokens.pythonhosted.org:443", good, 403, "host_not_allowed"},
 		{"profile without it", "CONNECT", "api.anthropic.com:443", basicAuth(issue("poor", "poor", time.Hour)), 403, "host_not_allowed"},
 		{"no port", "CONNECT", "api.anthropic.com", good, 403, "host_not_allowed"},

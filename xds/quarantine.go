@@ -77,9 +77,9 @@ func (q *quarantine) routes(list []Route, dns dnsSettings) []plannedRoute {
 		p.hosts = q.parse(r.Hosts, where)
 		switch {
 		case err == nil && times[r.Name] > 1:
-			err = errors.New("the name is used twice")
+			err = errors.New("the name is used twice: name one of them differently")
 		case err == nil && len(r.Hosts) == 0:
-			err = errors.New("it has no hosts")
+			err = errors.New("it has no hosts: list them")
 		case err == nil && len(p.hosts) > 0:
 			err = valid(appendMessages([]proto.Message{p.virtualHost()}, p.clusters(dns, nil)))
 		}
@@ -127,12 +127,12 @@ func (q *quarantine) shared(routes []plannedRoute, tunnel []host) {
 			for _, c := range of {
 				hosts = append(hosts, c.host)
 			}
-			q.add(fmt.Errorf("host %q is in %s and in %s, which treat its TLS differently: a connection is told apart by its name only", name, first.where, of[i].where), unique(hosts))
+			q.add(fmt.Errorf("host %q is in %s and in %s, which treat its TLS differently: a connection is told apart by its name only, so keep one", name, first.where, of[i].where), unique(hosts))
 			continue
 		}
 		for i, c := range of {
 			if j := slices.IndexFunc(of[:i], func(d claim) bool { return d.host == c.host }); j >= 0 {
-				q.add(fmt.Errorf("host %q port %d is in %s and in %s", name, c.host.port, of[j].where, c.where), []host{c.host})
+				q.add(fmt.Errorf("host %q port %d is in %s and in %s: keep one", name, c.host.port, of[j].where, c.where), []host{c.host})
 			}
 		}
 	}
@@ -143,8 +143,8 @@ func (q *quarantine) without(hosts []host) []host {
 	return slices.DeleteFunc(hosts, func(h host) bool { return q.fenced[h] })
 }
 
-// seal takes what is fenced out of p. It refuses to leave nothing.
-func (q *quarantine) seal(p *plan) error {
+// seal takes what is fenced out of p.
+func (q *quarantine) seal(p *plan) {
 	for i := range p.routes {
 		p.routes[i].hosts = q.without(p.routes[i].hosts)
 	}
@@ -159,16 +159,17 @@ func (q *quarantine) seal(p *plan) error {
 	slices.SortFunc(p.quarantined, func(a, b Quarantined) int {
 		return cmp.Or(slices.Compare(a.Hosts, b.Hosts), strings.Compare(a.Fault.Error(), b.Fault.Error()))
 	})
+}
 
-	forwards := func(r plannedRoute) bool { return !r.answered }
-	if len(q.list) == 0 || len(p.tunnel) > 0 || len(p.plain) > 0 || slices.ContainsFunc(p.routes, forwards) {
-		return nil
+// served counts the hosts that are reached.
+func (p plan) served() int {
+	n := len(p.tunnel) + len(p.plain)
+	for _, r := range p.routes {
+		if !r.answered {
+			n += len(r.hosts)
+		}
 	}
-	faults := []error{errors.New("every host has a fault, so there is nothing to serve")}
-	for _, one := range p.quarantined {
-		faults = append(faults, one.Fault)
-	}
-	return errors.Join(faults...)
+	return n
 }
 
 // fencedNames are the names whose TLS ends nowhere: those of fenced hosts that are not served at another port.

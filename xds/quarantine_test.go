@@ -91,17 +91,20 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
-// What cannot be refused by name, and what leaves nothing, refuses the whole.
+// What cannot be refused by name refuses the whole; what leaves nothing is told.
 func TestNotQuarantined(t *testing.T) {
-	for _, hosts := range [][]string{{"a.example.com", "*"}, {"a.example.com", "a.*.com"}, {"a.example.com", ""}, {"a.example.com", "10.0.0.1"}, {"A.example.com"}} {
-		c := testConfig(t)
-		c.Routes = []Route{{Name: "a", Hosts: hosts}}
+	c := testConfig(t)
+	for _, host := range []string{"*", "a.*.com", "", "10.0.0.1"} {
+		c.Routes = []Route{{Name: "a", Hosts: []string{"a.example.com", host}}}
 		if r, err := Build(c); err == nil || r != nil {
-			t.Errorf("%q: built", hosts)
+			t.Errorf("%q: built", host)
 		}
-		c.Tunnel = []string{"t.example.com"}
-		if _, err := Build(c); (err == nil) != (len(hosts) == 1) {
-			t.Errorf("%q beside a tunnel: %v", hosts, err)
+	}
+	c.Routes = []Route{{Name: "a", Hosts: []string{"A.example.com"}}, {Name: "tokens", Hosts: []string{"tokens.example.com"}, Answered: true}}
+	for _, tunnel := range [][]string{nil, {"t.example.com"}} {
+		c.Tunnel = tunnel
+		if r, err := Build(c); err != nil || r.Served != len(tunnel) {
+			t.Errorf("%d tunnels: %v, %v", len(tunnel), r, err)
 		}
 	}
 }

@@ -105,9 +105,9 @@ type Resources struct {
 	Secrets    []*tlsv3.Secret                // named static/…; leaf certificates are made on demand
 	Hosts      []string                       // whose TLS ends at Envoy, wildcards with their "*."
 
-	// Quarantined is what the rest is served without, and Refused the names, in the form of Hosts, whose TLS ends nowhere for it.
-	Quarantined []Quarantined
-	Refused     []string
+	Quarantined []Quarantined // what the rest is served without
+	Refused     []string      // for that: names in the form of Hosts, for which no certificate is made
+	Served      int           // how many hosts are reached
 }
 
 // Names that other parts of the product know.
@@ -142,8 +142,8 @@ const (
 	metadataVerdict   = "verdict"
 )
 
-// Build makes the resources of c, but for the hosts with a fault, which are refused: Resources.Quarantined. Any other fault
-// refuses the whole, and so do faults that leave nothing; the error joins all of them.
+// Build makes the resources of c. A host with a fault is refused by them, and listed in Quarantined; any other fault refuses
+// the whole, and the error joins all of those.
 func Build(c Config) (*Resources, error) {
 	p, err := c.plan()
 	if err != nil {
@@ -158,8 +158,10 @@ func Build(c Config) (*Resources, error) {
 
 		Quarantined: p.quarantined,
 		Refused:     fencedNames(p),
+		Served:      p.served(),
 	}
 	if p.proxyTLS != nil {
+		r.Hosts = slices.Clone(p.proxyTLS.names)
 		r.Listeners = append(r.Listeners, proxyTLSListener(p))
 		if p.proxyTLS.names == nil {
 			r.Secrets = append(r.Secrets, fileSecret(secretProxyCert, p.proxyTLS.certFile, p.proxyTLS.keyFile))
@@ -293,9 +295,7 @@ func (c Config) plan() (plan, error) {
 	for _, n := range not {
 		fault("deny: %w", n.err)
 	}
-	if err := q.seal(&p); err != nil {
-		faults = append(faults, err)
-	}
+	q.seal(&p)
 	return p, errors.Join(faults...)
 }
 
@@ -348,7 +348,7 @@ func canonicalALPN(offered []string) ([]string, error) {
 func parseDial(s string) (*dialTarget, error) {
 	name, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return nil, fmt.Errorf("connect_to %q is not host:port", s)
+		return nil, fmt.Errorf("connect_to %q is not host:port, as 10.0.0.7:443 is", s)
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {

@@ -23,7 +23,6 @@ func TestBuildReportsFaults(t *testing.T) {
 		{"empty", func(c *Config) { *c = Config{} }, []string{"proxy address", "API socket", "marker", "upstream CA"}},
 		{"host that names nothing", func(c *Config) { c.Routes[0].Hosts = []string{"*", "a.*.com", "10.0.0.1", ""} },
 			[]string{`"*"`, `"a.*.com"`, `"10.0.0.1" is an address`, `host ""`}},
-		{"nothing left", func(c *Config) { c.Routes[0].ALPN, c.Routes[1].ConnectTo = []string{"h3"}, "b" }, []string{"nothing to serve", `"h3"`, `"b" is not host:port`}},
 		{"bad deny", func(c *Config) { c.Deny = []string{"A.example.com"} }, []string{`deny: host "A.example.com"`}},
 		{"bad headers", func(c *Config) {
 			c.CredentialHeaders, c.EnsureHeaders = []string{"X-Key"}, []string{"content-length"}

@@ -60,17 +60,22 @@ func checkConfig(c *cobra.Command, path string) (*config.Config, error) {
 		return nil, usageError{errors.New("no configuration: name the file with -c or WAYLEAVE_CONFIG")}
 	}
 	cfg, err := config.Load(path)
-	var faults config.Faults
-	if errors.As(err, &faults) {
-		return nil, fmt.Errorf("%d in the configuration; nothing was started or changed\n%w", len(faults), faults)
-	}
 	if err != nil {
-		return nil, err
+		return nil, counted(err)
 	}
 	for _, w := range cfg.Warnings {
 		fmt.Fprintf(c.ErrOrStderr(), "warning: %v\n", w)
 	}
 	return cfg, nil
+}
+
+// counted says how many faults a configuration has, if that is the error.
+func counted(err error) error {
+	var faults config.Faults
+	if errors.As(err, &faults) {
+		return fmt.Errorf("%d in the configuration; nothing was started or changed\n%w", len(faults), faults)
+	}
+	return err
 }
 
 func newConfig() *cobra.Command {
@@ -91,6 +96,9 @@ func newConfigCheck() *cobra.Command {
 			cfg, err := checkConfig(c, path)
 			if err != nil {
 				return err
+			}
+			if err := latentFaults(cfg); err != nil {
+				return counted(err)
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s is good: revision %.12s, routes: %d, grants: %d, workers: %d\n",
 				path, cfg.Hash(), len(cfg.Routes), len(cfg.Grants), len(cfg.Workers))
@@ -139,13 +147,12 @@ func newConfigRender() *cobra.Command {
 				_, err = c.OutOrStdout().Write(text)
 				return err
 			}
-			build, err := envoyConfig(cfg, runDir, "/dev/stdout")
+			resources, err := envoyResources(cfg, runDir, "/dev/stdout")
 			if err != nil {
 				return err
 			}
-			resources, err := xds.Build(build)
-			if err != nil {
-				return err
+			for _, f := range hostFaults(cfg, resources.Quarantined) {
+				fmt.Fprintf(c.ErrOrStderr(), "refused, and the others are served: %v\n", f)
 			}
 			if !validate {
 				fmt.Fprintf(c.OutOrStdout(), "# bootstrap\n%s", text)

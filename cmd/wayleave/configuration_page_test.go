@@ -28,7 +28,8 @@ func configurationPage(t *testing.T) string {
 		t.Fatalf("the example of docs/configuration.md: %v %v", err, cfg)
 	}
 	var b strings.Builder
-	b.WriteString("# Configuration\n\n" + generated + "\nOne YAML file, read strictly: unknown keys, ambiguities and missing references are all reported at once, each with its line and its fix.\n\n" +
+	b.WriteString("# Configuration\n\n" + generated + "\nOne YAML file, read strictly: unknown keys, ambiguities and missing references are all reported at once, each with its line and its fix, and the\n" +
+		"gate does not start. What is wrong with one host only once it is made into what Envoy is told takes out [that host alone](production.md#faults-in-the-configuration).\n\n" +
 		"```sh\nwayleave config check -c wayleave.yaml\nwayleave config schema > wayleave.schema.json   # for editors\n```\n\n" +
 		"```yaml\n" + string(example) + "```\n\n" + intro(s.Description) + "\n\n" + templates + "\n")
 	sections(&b, &s, "", &s, 2)

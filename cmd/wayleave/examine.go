@@ -85,6 +85,9 @@ func examineConfig(path string) (*config.Config, []finding) {
 	for _, w := range cfg.Warnings {
 		out = append(out, warn(what, w.Error(), ""))
 	}
+	if err := latentFaults(cfg); err != nil {
+		out = append(out, fail(what, err.Error(), "mend it; until then the gate refuses the host"))
+	}
 	if err := cfg.LoadSecrets(os.Getenv); err != nil {
 		return nil, append(out, fail("secrets", err.Error(), "make the files and variables readable that the configuration names"))
 	}

@@ -35,7 +35,7 @@ func TestKindsOfGrants(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	header := map[string]string{}
-	for _, r := range swapConfig(cfg).Routes {
+	for _, r := range swapConfig(cfg, nil).Routes {
 		header[r.Name] = r.HeaderIn + " " + r.SchemeIn + " > " + r.HeaderOut + " " + r.SchemeOut
 	}
 	for route, want := range map[string]string{

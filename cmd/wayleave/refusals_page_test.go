@@ -12,7 +12,6 @@ import (
 	"wayleave/config"
 	"wayleave/extproc"
 	"wayleave/provider"
-	"wayleave/xds"
 )
 
 // next says who does what about a refusal by the gate.
@@ -29,6 +28,7 @@ var next = map[string]string{
 	"policy_denied":         "operator, if it should be allowed: change the route or the profile",
 	"token_endpoint":        "nobody: the client keeps its placeholder",
 	"host_not_allowed":      "operator, if it should be allowed: add the host",
+	"host_quarantined":      "operator: mend what `wayleave config check` reports, and restart the gate",
 	"misdirected":           "client: open a connection for each host",
 	"session_expired":       "worker: start it again",
 	"proxy_auth_required":   "worker: start it with `wayleave run`",
@@ -113,11 +113,7 @@ var reasonSet = regexp.MustCompile(`"key":\s*"x-wayleave-reason",\s*"value":\s*"
 
 // The page has every reason that is among what Envoy is told, and no other.
 func TestEveryReplyOfEnvoyIsOnThePage(t *testing.T) {
-	told, err := envoyConfig(wiringConfig(t), "/run/wayleave", "/dev/stdout")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resources, err := xds.Build(told)
+	resources, err := envoyResources(wiringConfig(t), "/run/wayleave", "/dev/stdout")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,7 +110,7 @@ type serving struct {
 
 // serve runs the gate until ctx ends or a part of it fails. It calls ready once Envoy can connect.
 //
-// Read it as the architecture: what is stored, who may come, what they get, what Envoy is told, where it listens.
+// Read it as the architecture: what is stored, who may come, what Envoy is told, what they get, where it listens.
 func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	// What is stored: grants, session keys and the root CA live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)
@@ -160,22 +160,21 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		Credentials: credentials(g.cfg, keyring, grants),
 	})
 
-	// What they get: the decision on each tunnel and each request.
-	swap := extproc.New(swapConfig(g.cfg), keyring, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
-
-	// What Envoy is told.
+	// What Envoy is told, without the hosts that have a fault.
+	resources, err := envoyResources(g.cfg, g.sockets, g.accessLog)
+	if err != nil {
+		return err
+	}
+	for _, f := range hostFaults(g.cfg, resources.Quarantined) {
+		g.log.Error("a host has a fault in the configuration and is refused; the others are served", "fault", f, "fix", "mend it, see that 'wayleave config check' finds no other, and restart the gate")
+	}
 	fleet = xds.NewServer(mint(authority), xds.Options{Joined: g.joined, Log: g.log})
-	told, err := envoyConfig(g.cfg, g.sockets, g.accessLog)
-	if err != nil {
-		return err
-	}
-	resources, err := xds.Build(told)
-	if err != nil {
-		return err
-	}
 	if err := fleet.Publish(resources); err != nil {
 		return err
 	}
+
+	// What they get: the decision on each tunnel and each request.
+	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), keyring, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
 
 	// Where it listens: only on unix sockets, and only Envoy connects to them.
 	doors, err := g.openDoors(ctx)

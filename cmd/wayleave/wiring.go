@@ -91,11 +91,14 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 	}
 }
 
-// swapConfig says who may connect where and what is swapped for what.
-func swapConfig(cfg *config.Config) extproc.Config {
+// swapConfig says who may connect where and what is swapped for what; not where hosts were taken out.
+func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 	out := extproc.Config{
 		Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(), Replayable: xds.Replayable,
 		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{}, Addresses: cfg.Sources(),
+	}
+	for _, q := range taken {
+		out.Quarantined = append(out.Quarantined, q.Hosts...)
 	}
 	for name, w := range cfg.Workers {
 		out.Workers[name] = w.Profile
@@ -132,12 +135,48 @@ func swapConfig(cfg *config.Config) extproc.Config {
 	return out
 }
 
-// envoyConfig says how Envoy listens, intercepts and reaches the providers.
-func envoyConfig(cfg *config.Config, sockets, accessLog string) (xds.Config, error) {
+// envoyResources are what Envoy is told. Hosts with a fault are refused, as long as others are left.
+func envoyResources(cfg *config.Config, sockets, accessLog string) (*xds.Resources, error) {
 	roots, err := upstreamRoots(cfg)
 	if err != nil {
-		return xds.Config{}, err
+		return nil, err
 	}
+	r, err := xds.Build(envoyConfig(cfg, roots, sockets, accessLog))
+	if err != nil {
+		return nil, err
+	}
+	if faults := hostFaults(cfg, r.Quarantined); len(faults) > 0 && r.Served == 0 {
+		return nil, fmt.Errorf("every host of the configuration has a fault; nothing was started or changed\n%w", faults)
+	}
+	return r, nil
+}
+
+// hostFaults says where in the file the hosts are that were taken out, and why.
+func hostFaults(cfg *config.Config, out []xds.Quarantined) config.Faults {
+	var faults config.Faults
+	for _, q := range out {
+		for _, host := range q.Hosts {
+			faults = append(faults, cfg.HostFault(host, fmt.Sprintf("host %q cannot be served: %v", host, q.Fault), ""))
+		}
+	}
+	return faults
+}
+
+// latentFaults are those that the file does not show, only what Envoy would be told. They are the same on every machine,
+// whatever root certificates it has.
+func latentFaults(cfg *config.Config) error {
+	r, err := xds.Build(envoyConfig(cfg, []byte("-----BEGIN CERTIFICATE-----"), "/run/wayleave", ""))
+	if err != nil {
+		return err
+	}
+	if faults := hostFaults(cfg, r.Quarantined); len(faults) > 0 {
+		return faults
+	}
+	return nil
+}
+
+// envoyConfig says how Envoy listens, intercepts and reaches the providers.
+func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xds.Config {
 	out := xds.Config{
 		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: deniedTunnels(cfg), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
 		APISockets: socketPaths(cfg, sockets, apiSocket), CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
@@ -180,7 +219,7 @@ func envoyConfig(cfg *config.Config, sockets, accessLog string) (xds.Config, err
 	if hosts := cfg.AnsweredHosts(); len(hosts) > 0 {
 		out.Routes = append(out.Routes, xds.Route{Name: "wayleave.token_endpoints", Hosts: hosts, Answered: true})
 	}
-	return out, nil
+	return out
 }
 
 // deniedTunnels are the hosts that are not tunnelled whatever matches them: those of deny, and those that give out tokens and

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"wayleave/grant"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
+	"wayleave/xds"
 )
 
 func wiringConfig(t *testing.T) *config.Config {
@@ -53,19 +55,51 @@ func golden(t *testing.T, name string, v any) {
 // The decision and Envoy get the same routes, each its own side of them.
 func TestWiring(t *testing.T) {
 	cfg := wiringConfig(t)
-	golden(t, "wiring.swap.json", swapConfig(cfg))
+	golden(t, "wiring.swap.json", swapConfig(cfg, nil))
 
-	told, err := envoyConfig(cfg, "/run/wayleave", "/dev/stdout")
-	if err != nil {
-		t.Fatal(err)
+	roots, err := upstreamRoots(cfg)
+	if err != nil || !strings.Contains(string(roots), "BEGIN CERTIFICATE") {
+		t.Errorf("no roots to verify upstreams against: %v", err)
 	}
-	if !strings.Contains(string(told.UpstreamCA), "BEGIN CERTIFICATE") {
-		t.Error("no roots to verify upstreams against")
-	}
-	told.UpstreamCA = nil // the system's
+	told := envoyConfig(cfg, nil, "/run/wayleave", "/dev/stdout")
 	golden(t, "wiring.envoy.json", told)
 	if told.MessageTimeout <= swapDeadline {
 		t.Errorf("Envoy gives up after %v, before the swap does after %v", told.MessageTimeout, swapDeadline)
+	}
+}
+
+// A host whose fault only Envoy's resources show is refused by the gate too, and has its place in the file.
+func TestHostsTakenOut(t *testing.T) {
+	const text = `
+grants: {claude: {provider: anthropic}}
+routes:
+  - {name: wayleave.token_endpoints, hosts: [a.example.com], grant: claude}
+%s
+profiles: {default: {grants: [claude], token_endpoint: placeholder}}
+`
+	build := func(more string) (*config.Config, *xds.Resources, error) {
+		t.Helper()
+		cfg, err := config.Parse("wayleave.yaml", fmt.Appendf(nil, text, more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := envoyResources(cfg, "/run/wayleave", "")
+		return cfg, r, err
+	}
+	cfg, r, err := build("  - {hosts: [b.example.com], grant: claude}")
+	if err != nil || r.Served != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	refused := swapConfig(cfg, r.Quarantined).Quarantined
+	if !slices.Contains(refused, "a.example.com") || slices.Contains(refused, "b.example.com") {
+		t.Errorf("refused: %q", refused)
+	}
+	const want = `wayleave.yaml:4:46: routes[0].hosts[0]: host "a.example.com" cannot be served: route "wayleave.token_endpoints": the name is used twice`
+	if err := latentFaults(cfg); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if _, _, err := build(""); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("nothing left: %v", err)
 	}
 }
 
