@@ -100,7 +100,8 @@ var corpusFields = []fieldsEntry{
 	{"a method with a space", also(":method", "GET /b"), "reset"},
 	{"a nested CONNECT", also(":method", "CONNECT", ":scheme", "", ":path", ""), "400 policy_denied"},
 	{"an extended CONNECT", append([][2]string{{"+:protocol", "websocket"}}, also(":method", "CONNECT", ":path", "/ws")...), "reset"},
-	{"a long header", also("x", strings.Repeat("x", 100<<10)), "ended"},
+	{"a long header", also("x", strings.Repeat("x", 100<<10)), "reset"},
+	{"a header that is too long when it is packed too", also("x", strings.Repeat("x", 160<<10)), "ended"},
 	{"long headers", also(slices.Repeat([]string{"x", strings.Repeat("x", 40<<10)}, 3)...), "reset"},
 	{"many headers", also(slices.Repeat([]string{"x", "y"}, 200)...), "reset"},
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -48,6 +50,51 @@ func TestUsersOfOneHTTP2Connection(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A client that opens tunnels by the thousand, and resets them, is sent to another connection in time: no request fails,
+// and no tunnel beside them is lost.
+func TestManyShortTunnels(t *testing.T) {
+	s := start(t, nil, nil)
+	proxy, connections := s.proxyOverHTTP2(), 1
+	open := func() net.Conn {
+		t.Helper()
+		tunnel, status, err := connectOver(t.Context(), proxy, "ann", apiHost+":443")
+		if err != nil { // it was sent away, and has sent nothing
+			connections++
+			proxy = s.proxyOverHTTP2()
+			tunnel, status, err = connectOver(t.Context(), proxy, "ann", apiHost+":443")
+		}
+		if err != nil || status != http.StatusOK {
+			t.Fatalf("on connection %d: %d, %v", connections, status, err)
+		}
+		return tunnel
+	}
+	kept := tls.Client(open(), &tls.Config{ServerName: apiHost, RootCAs: s.leaves.pool()})
+	r := bufio.NewReader(kept)
+	const tunnels = 3000
+	for range tunnels {
+		_ = open().Close()
+	}
+	if want := tunnels/requestsPerProxy + 1; connections != want {
+		t.Errorf("%d connections, want %d", connections, want)
+	}
+	if a := ask(t, kept, r, apiHost); a.status != http.StatusOK {
+		t.Errorf("the first tunnel answers %d", a.status)
+	}
+}
+
+// One header may be as long as all of them, whatever HTTP it comes in.
+func TestLongHeader(t *testing.T) {
+	s := start(t, nil, nil)
+	for _, alpn := range []string{"h2", "http/1.1"} {
+		w := s.worker("ann")
+		w.Transport.(*http.Transport).TLSClientConfig.NextProtos = []string{alpn}
+		a := get(t, w, "https://"+apiHost+"/", "X-Long", strings.Repeat("~", maxHeadersKiB<<10-1000)) // HPACK makes no shorter
+		if a.status != http.StatusOK || s.upstream.last.Load().Header.Get("X-Long") == "" {
+			t.Errorf("%s: got %d %q", alpn, a.status, a.body)
+		}
+	}
 }
 
 // proxyOverHTTP2 is one connection to the proxy.

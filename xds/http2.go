@@ -19,9 +19,11 @@ func http2Options() *corev3.Http2ProtocolOptions {
 	}
 }
 
-// http2ForWorkers also bounds how many streams there are at a time.
+// http2ForWorkers also bounds how many streams there are at a time, and how long a header is.
 func http2ForWorkers() *corev3.Http2ProtocolOptions {
 	o := http2Options()
 	o.MaxConcurrentStreams = number(streamsPerH2)
+	// One header may be as long as all are together. A longer one ends the connection: HPACK cannot skip it.
+	o.MaxHeaderFieldSizeKb = number(maxHeadersKiB)
 	return o
 }

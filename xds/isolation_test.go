@@ -104,8 +104,7 @@ func (s *stack) swarm(requests int64) *tally {
 	return &count
 }
 
-// sharedProxy is an HTTP/2 connection to the proxy, another one after each hundred tunnels: on one that has had thousands
-// of short streams Envoy says GOAWAY.
+// sharedProxy is an HTTP/2 connection to the proxy, another one after each hundred tunnels, before Envoy asks for one.
 type sharedProxy struct {
 	mu   sync.Mutex
 	conn *http.ClientConn

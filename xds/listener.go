@@ -32,6 +32,7 @@ const (
 	headersTimeout    = 30 * time.Second
 	authzTimeout      = 5 * time.Second
 	streamsPerH2      = 256
+	requestsPerProxy  = 700 // of one connection; see proxyManager
 	hashableString    = "envoy.hashable_string"
 	originalRemoteKey = "envoy.filters.listener.original_dst.remote_ip"
 )
@@ -87,13 +88,15 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		// The worker API is found by its path, so dots in it are resolved first, as clients resolve them.
 		NormalizePath: yes(),
 		// The worker API may read the worker's address as the last element of x-forwarded-for.
-		UseRemoteAddress:           yes(),
-		InternalAddressConfig:      nobodyInternal(),
-		GenerateRequestId:          yes(), // and so %STREAM_ID%; from a worker none is taken
-		StreamIdleTimeout:          durationpb.New(0),
-		RequestHeadersTimeout:      seconds(headersTimeout),
-		MaxRequestHeadersKb:        number(maxHeadersKiB),
-		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
+		UseRemoteAddress:      yes(),
+		InternalAddressConfig: nobodyInternal(),
+		GenerateRequestId:     yes(), // and so %STREAM_ID%; from a worker none is taken
+		StreamIdleTimeout:     durationpb.New(0),
+		RequestHeadersTimeout: seconds(headersTimeout),
+		MaxRequestHeadersKb:   number(maxHeadersKiB),
+		// Clients end a tunnel by a reset, and 1,000 resets of HTTP/2 streams, or some 33 a second after that, end a connection
+		// with all its tunnels. So before that clients are sent to another one, and what is open goes on.
+		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxRequestsPerConnection: number(requestsPerProxy)},
 		LocalReplyConfig:           proxyReplies(),
 		AccessLog:                  accessLog(p.accessLog, "connect", httpLog(streamID)),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,
