@@ -1,0 +1,50 @@
+// Package isolate runs a program in a network of its own, whose only way out is the gate: what reads proxy variables finds
+// a proxy there that needs no password, and what does not is captured, because every name and address leads to us.
+//
+//	the program's network namespace                                     │ the network of this process
+//	  proxy   127.0.0.1:…  ◀── HTTPS_PROXY                              │
+//	  tcp     any address  :443 :80, and the ports of the gate's hosts ─┼─▶ relay ── CONNECT, as the session ──▶ gate
+//	  names   any address  :53, each name an address of 198.18.0.0/15   │
+//	  anything else: connection refused                                 │
+//
+// The sockets are made inside and handed out, so that nothing of ours stays inside, and the program holds neither the
+// session's token nor a capability over its network. What the program may reach is the gate's decision alone; this package
+// makes sure that it is asked.
+package isolate
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"net/netip"
+	"net/url"
+
+	"wayleave/secret"
+)
+
+// ErrNotPermitted says that this machine does not let us make a network namespace. Test with [errors.Is].
+var ErrNotPermitted = errors.New("this machine lets this user make no network of its own")
+
+// A Way is how the relay gets to the gate.
+type Way struct {
+	// Gate is the URL of the gate's proxy, http or https.
+	Gate *url.URL
+	// Roots are whom to believe that a gate over https is the one; nil are the system's.
+	Roots *x509.CertPool
+	// User and Password open the proxy.
+	User     string
+	Password secret.Text
+	// Ports are captured besides 80 and 443; PlainPorts too, and carry HTTP without TLS, as 80 does.
+	Ports, PlainPorts []int
+	// Search are the suffixes that resolvers append to names (resolv.conf(5)). Names below them do not exist inside.
+	Search []string
+	// Refused is told once of each destination the program did not reach, in words. May be nil.
+	Refused func(destination, why string)
+}
+
+// Serve is the way out of a program that Prepare has prepared: it waits for the program's network, has environment make the
+// variables of the program with the address of the proxy in that network, and serves until
+// ctx ends. It is to run while the program starts and lives.
+func (c *Child) Serve(ctx context.Context, environment func(proxy netip.AddrPort) []string) error {
+	return c.serve(ctx, environment)
+}
