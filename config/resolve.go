@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"wayleave/provider"
@@ -60,6 +61,27 @@ func (c *Config) InterceptHosts() []string {
 // CertifiedHosts returns the names the gate makes certificates for: those it intercepts, those it answers for, and its own.
 func (c *Config) CertifiedHosts() []string {
 	return slices.Concat(c.InterceptHosts(), c.AnsweredHosts(), c.Listen.TLSNames)
+}
+
+// Ports returns the ports that hosts of the configuration have, sorted, each once: those where workers speak TLS or what they
+// like, and those where they speak HTTP without it.
+func (c *Config) Ports() (tls, plain []uint16) {
+	collect := func(patterns []string) (ports []uint16) {
+		for _, pattern := range patterns {
+			_, port := SplitHost(pattern)
+			if p, err := strconv.ParseUint(port, 10, 16); err == nil {
+				ports = append(ports, uint16(p))
+			}
+		}
+		return ports
+	}
+	for _, r := range c.Routes {
+		tls = append(tls, collect(r.Hosts)...)
+	}
+	tls, plain = append(tls, collect(c.Tunnel)...), collect(c.Plain)
+	slices.Sort(tls)
+	slices.Sort(plain)
+	return slices.Compact(tls), slices.Compact(plain)
 }
 
 // AnsweredHosts returns the names for which the gate answers by itself, since clients of some profile refresh there, and

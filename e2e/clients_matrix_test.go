@@ -215,9 +215,11 @@ func TestClients(t *testing.T) {
 		"$PROXY}", "$PROXY, proxy_tls: $PROXY_TLS, tls_names: [localhost]}", 1), "claude")
 	w := g.hold(t, "w")
 	overTLS := g.hold(t, "w", "WAYLEAVE_GATE=https://localhost:"+g.getenv("PROXY_TLS_PORT"), "WAYLEAVE_GATE_CA="+filepath.Join(g.getenv("WAYLEAVE_STATE"), "ca.pem"))
+	isolated := g.hold(t, "w", "--isolate")
 	clientsDo(t, g, up, []way{
 		{name: "proxy", host: "front.demo.test", worker: w, upstream: up},
 		{name: "proxy over TLS", host: "front.demo.test", worker: overTLS, upstream: up},
+		{name: "isolated", host: "front.demo.test", worker: isolated, upstream: up, where: isolated.inItsNetwork},
 		{name: "tunnelled host", host: "tunnel.demo.test:" + tunnelled.port(), worker: w, upstream: tunnelled, environment: func(env map[string]string) {
 			env["NODE_OPTIONS"] = "--use-openssl-ca" // its own roots are built in, and the test's authority is not among them
 		}},
@@ -288,6 +290,9 @@ func (w *world) accepts(authorization string) bool {
 	return answer.Code == http.StatusOK
 }
 
+// holder is the variable with the process that hold leaves waiting.
+const holder = "E2E_HOLDER"
+
 // hold is enrol for programs that need the worker's files too: the launcher stays until the test ends. It has more
 // flags, and more variables in its environment.
 func (g *gate) hold(t *testing.T, name string, more ...string) worker {
@@ -302,7 +307,7 @@ func (g *gate) hold(t *testing.T, name string, more ...string) worker {
 			env = append(env, m)
 		}
 	}
-	c := g.command("wayleave", append(args, "--", "sh", "-c", sayEnvironment+"; echo '"+end+"'; exec cat")...)
+	c := g.command("wayleave", append(args, "--", "sh", "-c", "export "+holder+"=$$; "+sayEnvironment+"; echo '"+end+"'; exec cat")...)
 	c.Env = append(c.Env, env...)
 	stdin, err1 := c.StdinPipe()
 	stdout, err2 := c.StdoutPipe()
@@ -323,6 +328,13 @@ func (g *gate) hold(t *testing.T, name string, more ...string) worker {
 		said = append(said, buf[:n]...)
 	}
 	return workerFrom(t, string(said), "ANTHROPIC_AUTH_TOKEN")
+}
+
+// inItsNetwork makes c run where the worker's holder does.
+func (w worker) inItsNetwork(c *exec.Cmd) *exec.Cmd {
+	there := exec.Command("nsenter", append([]string{"-t", w.env[holder], "--user", "--preserve-credentials", "--net", "--", c.Path}, c.Args[1:]...)...)
+	there.Dir, there.Env = c.Dir, c.Env
+	return there
 }
 
 // spoken returns what the access log says about which version of HTTP a path was asked for with.

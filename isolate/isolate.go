@@ -18,6 +18,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"strings"
 
 	"wayleave/secret"
 )
@@ -35,7 +36,7 @@ type Way struct {
 	User     string
 	Password secret.Text
 	// Ports are captured besides 80 and 443; PlainPorts too, and carry HTTP without TLS, as 80 does.
-	Ports, PlainPorts []int
+	Ports, PlainPorts []uint16
 	// Search are the suffixes that resolvers append to names (resolv.conf(5)). Names below them do not exist inside.
 	Search []string
 	// Refused is told once of each destination the program did not reach, in words. May be nil.
@@ -47,4 +48,16 @@ type Way struct {
 // ctx ends. It is to run while the program starts and lives.
 func (c *Child) Serve(ctx context.Context, environment func(proxy netip.AddrPort) []string) error {
 	return c.serve(ctx, environment)
+}
+
+// SearchList returns the suffixes that resolvers append to names, of a resolv.conf(5).
+func SearchList(resolvConf []byte) []string {
+	var list []string
+	for line := range strings.Lines(string(resolvConf)) {
+		switch fields := strings.Fields(line); {
+		case len(fields) > 1 && (fields[0] == "search" || fields[0] == "domain"):
+			list = fields[1:] // the last line counts
+		}
+	}
+	return list
 }

@@ -140,7 +140,7 @@ func prepare(t *testing.T, g *gate, command string, args ...string) (cmd *exec.C
 	var mu sync.Mutex
 	cmd = exec.Command(command, args...)
 	child, err := Prepare(cmd, []string{"testOnlyEnter"}, Way{
-		Gate: u, User: "session", Password: secret.New("token"), Search: []string{"search.test"}, Ports: []int{22}, PlainPorts: []int{8080},
+		Gate: u, User: "session", Password: secret.New("token"), Search: []string{"search.test"}, Ports: []uint16{22}, PlainPorts: []uint16{8080},
 		Refused: func(destination, why string) {
 			mu.Lock()
 			defer mu.Unlock()

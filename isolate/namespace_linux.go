@@ -62,7 +62,7 @@ func Prepare(cmd *exec.Cmd, entry []string, way Way) (*Child, error) {
 	c := &Child{way: way, ours: os.NewFile(uintptr(pair[0]), "network"), theirs: os.NewFile(uintptr(pair[1]), "network")}
 	var ports []string
 	for _, p := range slices.Concat(way.Ports, way.PlainPorts) {
-		ports = append(ports, strconv.Itoa(p))
+		ports = append(ports, strconv.Itoa(int(p)))
 	}
 	cmd.Args = append(slices.Concat(cmd.Args[:1], entry, []string{strings.Join(ports, ","), program}), cmd.Args...)
 	cmd.Path = self

@@ -349,9 +349,9 @@ func (r *relay) serveNamesTCP(ctx context.Context, l net.Listener) error {
 	}
 }
 
-func port(a net.Addr) int {
+func port(a net.Addr) uint16 {
 	if t, ok := a.(*net.TCPAddr); ok {
-		return t.Port
+		return t.AddrPort().Port()
 	}
 	return 0
 }

@@ -36,6 +36,8 @@ type APIConfig struct {
 	Credentials func(ctx context.Context, s Session) ([]Credential, error)
 	// CA is the gate's certificate authority in PEM, as of now.
 	CA func() []byte
+	// Ports are those of the hosts that workers may reach, for who has to lead them there by port.
+	Ports Ports
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Log gets one line per session and per refusal; nil discards them.
@@ -135,7 +137,7 @@ func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, 
 	if err != nil {
 		return s, nil, err
 	}
-	answer, err = Enrolment{Session: s, Password: token, CA: a.CA(), Credentials: credentials}.marshal()
+	answer, err = Enrolment{Session: s, Password: token, CA: a.CA(), Ports: a.Ports, Credentials: credentials}.marshal()
 	return s, answer, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -29,8 +30,18 @@ type Enrolment struct {
 	Password secret.Text
 	// CA is the certificate authority of the gate, in PEM.
 	CA []byte
+	// Relay is a proxy on this machine that knows the session, for the worker to use in place of Gate. Not part of the answer.
+	Relay netip.AddrPort
+	// Ports are those of the hosts that the gate has anything to say about.
+	Ports Ports
 	// Credentials are those of the worker's profile, in the order of the profile.
 	Credentials []Credential
+}
+
+// Ports are those of hosts, by what is spoken there: HTTP without TLS, or TLS and anything else that is tunnelled.
+type Ports struct {
+	TLS   []uint16 `json:"tls,omitempty"`
+	Plain []uint16 `json:"plain,omitempty"`
 }
 
 // Credential is how one credential is presented to the worker's programs. Rendering it is package provider's business.
@@ -64,11 +75,12 @@ type wireEnrolment struct {
 		Password string `json:"password"`
 	} `json:"proxy"`
 	CAPEM       string       `json:"ca_pem"`
+	Ports       Ports        `json:"ports"`
 	Credentials []Credential `json:"credentials"`
 }
 
 func (e Enrolment) marshal() ([]byte, error) {
-	w := wireEnrolment{API: apiVersion, CAPEM: string(e.CA), Credentials: e.Credentials}
+	w := wireEnrolment{API: apiVersion, CAPEM: string(e.CA), Ports: e.Ports, Credentials: e.Credentials}
 	w.Session.ID, w.Session.Worker, w.Session.Profile, w.Session.Expires = e.Session.ID, e.Session.Worker, e.Session.Profile, e.Session.Expires
 	w.Proxy.Username, w.Proxy.Password = e.Session.ID, e.Password.Reveal()
 	return json.Marshal(w)
@@ -87,6 +99,7 @@ func parseEnrolment(body []byte) (Enrolment, error) {
 		Session:     Session{ID: w.Session.ID, Worker: w.Session.Worker, Profile: w.Session.Profile, Expires: w.Session.Expires},
 		Password:    secret.New(w.Proxy.Password),
 		CA:          []byte(w.CAPEM),
+		Ports:       w.Ports,
 		Credentials: w.Credentials,
 	}
 	if !validSessionID(w.Session.ID) || w.Proxy.Username != w.Session.ID || !plain(w.Proxy.Password) {

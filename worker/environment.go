@@ -16,7 +16,7 @@ import (
 // Variables for a proxy come in both cases because clients differ in which they read. Variables for certificates come
 // in two kinds: those that replace the program's own store get the bundle (the system's roots and ours), those that add
 // to it get our CA alone. One is missing on purpose: Java has no variable or property for a proxy's user and password,
-// so a Java program is led to the gate and gets a 407 there, rather than going around it.
+// so without a relay a Java program is led to the gate and gets a 407 there, rather than going around it.
 func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	set := map[string]string{}
 	if !e.Transparent {
@@ -88,8 +88,19 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	return env, report
 }
 
+// proxy is where the worker's programs send their requests, without the session that a gate wants to know of.
+func (e Enrolment) proxy() *url.URL {
+	if e.Relay.IsValid() {
+		return &url.URL{Scheme: "http", Host: e.Relay.String()}
+	}
+	return &url.URL{Scheme: e.Gate.Scheme, Host: e.Gate.Host}
+}
+
 func proxyVariables(e Enrolment) map[string]string {
-	proxy := &url.URL{Scheme: e.Gate.Scheme, Host: e.Gate.Host, User: url.UserPassword(e.Session.ID, e.Password.Reveal())}
+	proxy := e.proxy()
+	if !e.Relay.IsValid() {
+		proxy.User = url.UserPassword(e.Session.ID, e.Password.Reveal())
+	}
 	// Plain host names and addresses, separated by commas: the only form that every client reads alike.
 	const loopback = "localhost,127.0.0.1,::1"
 	set := map[string]string{
@@ -129,15 +140,16 @@ func certificateVariables(f Files) map[string]string {
 }
 
 func javaOptions(e Enrolment, trustStore string) string {
-	port := e.Gate.Port()
+	proxy := e.proxy()
+	port := proxy.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[e.Gate.Scheme]
+		port = map[string]string{"http": "80", "https": "443"}[proxy.Scheme]
 	}
 	var options []string
 	if !e.Transparent {
 		options = []string{
-			"-Dhttps.proxyHost=" + e.Gate.Hostname(), "-Dhttps.proxyPort=" + port,
-			"-Dhttp.proxyHost=" + e.Gate.Hostname(), "-Dhttp.proxyPort=" + port,
+			"-Dhttps.proxyHost=" + proxy.Hostname(), "-Dhttps.proxyPort=" + port,
+			"-Dhttp.proxyHost=" + proxy.Hostname(), "-Dhttp.proxyPort=" + port,
 		}
 	}
 	options = append(options,

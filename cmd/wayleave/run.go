@@ -18,7 +18,7 @@ import (
 
 func newRun() *cobra.Command {
 	var gateURL, gateCA, workerName string
-	var transparent bool
+	var transparent, isolated bool
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
 		Short: "Run a worker with placeholders in its environment and the gate as its way out",
@@ -27,10 +27,15 @@ placeholders, its proxy is the gate and its trust store knows the gate's CA, and
 
 The gate is --gate or WAYLEAVE_GATE, the token WAYLEAVE_TOKEN; without them, those of a 'wayleave up' on this machine.
 WAYLEAVE_TOKEN is not passed on. A gate that is reached over TLS and has its certificate from its own authority, or from
-another that this machine does not know, needs the file of that authority once: --gate-ca or WAYLEAVE_GATE_CA.`,
+another that this machine does not know, needs the file of that authority once: --gate-ca or WAYLEAVE_GATE_CA.
+
+With --isolate (Linux) the command runs in a network of its own, whose only way out is the gate: programs that ignore proxy
+variables are led there too, and what the gate does not let through is refused. It needs no root where the machine allows
+user namespaces. Services on this machine's loopback addresses cannot be reached from there.`,
 		Example: `  wayleave run -- claude -p "hello"
   wayleave run -- python worker.py
   WAYLEAVE_GATE=http://gate.internal:3128 WAYLEAVE_TOKEN=… wayleave run -- make release
+  wayleave run --isolate -- java -jar agent.jar
   wayleave run --transparent -- ./agent
   WAYLEAVE_GATE=https://gate.internal:3129 WAYLEAVE_GATE_CA=ca.pem WAYLEAVE_TOKEN=… wayleave run -- make release`,
 		Args: cobra.ArbitraryArgs,
@@ -42,6 +47,8 @@ another that this machine does not know, needs the file of that authority once: 
 	sayDefaultInWords(c, "gate-ca")
 	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
 	c.Flags().BoolVar(&transparent, "transparent", false, "set no proxy: the network redirects this worker's connections to the gate (listen.transparent)")
+	c.Flags().BoolVar(&isolated, "isolate", false, "give the command a network of its own whose only way out is the gate")
+	c.MarkFlagsMutuallyExclusive("transparent", "isolate")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -58,7 +65,11 @@ another that this machine does not know, needs the file of that authority once: 
 				return err
 			}
 		}
-		enrolment, err := enrol(c.Context(), gate, gateCA, token)
+		roots, err := gateRoots(gateCA)
+		if err != nil {
+			return err
+		}
+		enrolment, err := enrol(c.Context(), gate, roots, token)
 		if err != nil {
 			return err
 		}
@@ -68,16 +79,26 @@ another that this machine does not know, needs the file of that authority once: 
 			return err
 		}
 		defer remove()
-		env, report := worker.Environment(enrolment, os.Environ(), files)
-		for _, line := range report {
-			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %s\n", line)
-		}
 		// The child lives as long as it wants, and the signals that would end us are its own.
 		child := exec.CommandContext(context.WithoutCancel(c.Context()), args[0], args[1:]...)
-		child.Env, child.Stdin, child.Stdout, child.Stderr = env, os.Stdin, os.Stdout, os.Stderr
-		code, err := worker.RunChild(child)
+		child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
+		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }
+		environment := func() []string {
+			env, report := worker.Environment(enrolment, os.Environ(), files)
+			for _, line := range report {
+				say("%s", line)
+			}
+			return env
+		}
+		var code int
+		if isolated {
+			code, err = runIsolated(child, &enrolment, roots, environment, say)
+		} else {
+			child.Env = environment()
+			code, err = worker.RunChild(child)
+		}
 		if err != nil {
-			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %v\n", err)
+			say("%v", err)
 		}
 		if code != 0 {
 			return exitCode(code)
@@ -87,26 +108,36 @@ another that this machine does not know, needs the file of that authority once: 
 	return c
 }
 
-// enrol becomes a worker of the gate. The authority in caFile, if any, is then one the worker's programs trust too, since
-// the gate is their proxy.
-func enrol(ctx context.Context, gate *url.URL, caFile string, token secret.Text) (worker.Enrolment, error) {
+// authority is whom to believe that a gate over TLS is the one: the system's roots, and those of a file.
+type authority struct {
+	pool *x509.CertPool // nil: the system's
+	file []byte         // PEM
+}
+
+func gateRoots(caFile string) (authority, error) {
 	if caFile == "" {
-		return worker.Enrol(ctx, gate, nil, token)
+		return authority{}, nil
 	}
-	ca, err := os.ReadFile(caFile)
+	file, err := os.ReadFile(caFile)
 	if err != nil {
-		return worker.Enrolment{}, fmt.Errorf("reading the authority of the gate: %w", err)
+		return authority{}, fmt.Errorf("reading the authority of the gate: %w", err)
 	}
-	roots, err := x509.SystemCertPool()
+	pool, err := x509.SystemCertPool()
 	if err != nil {
-		return worker.Enrolment{}, fmt.Errorf("reading the system's root certificates: %w", err)
+		return authority{}, fmt.Errorf("reading the system's root certificates: %w", err)
 	}
-	if !roots.AppendCertsFromPEM(ca) {
-		return worker.Enrolment{}, fmt.Errorf("%s holds no PEM certificate: name the file of the gate's authority", caFile)
+	if !pool.AppendCertsFromPEM(file) {
+		return authority{}, fmt.Errorf("%s holds no PEM certificate: name the file of the gate's authority", caFile)
 	}
-	enrolment, err := worker.Enrol(ctx, gate, roots, token)
-	if err == nil {
-		enrolment.CA = worker.Bundle(enrolment.CA, ca)
+	return authority{pool, file}, nil
+}
+
+// enrol becomes a worker of the gate. The authority of a file is then one the worker's programs trust too, since the gate is
+// their proxy.
+func enrol(ctx context.Context, gate *url.URL, roots authority, token secret.Text) (worker.Enrolment, error) {
+	enrolment, err := worker.Enrol(ctx, gate, roots.pool, token)
+	if err == nil && len(roots.file) > 0 {
+		enrolment.CA = worker.Bundle(enrolment.CA, roots.file)
 	}
 	return enrolment, err
 }

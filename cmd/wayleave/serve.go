@@ -156,7 +156,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	enrolment := worker.NewAPI(worker.APIConfig{
-		Workers: registry, Keyring: keyring, CA: authority.RootPEM, Log: g.log,
+		Workers: registry, Keyring: keyring, CA: authority.RootPEM, Ports: ports(g.cfg), Log: g.log,
 		Credentials: credentials(g.cfg, keyring, grants),
 	})
 

@@ -91,6 +91,12 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 	}
 }
 
+// ports are those of the hosts that workers may reach.
+func ports(cfg *config.Config) worker.Ports {
+	tls, plain := cfg.Ports()
+	return worker.Ports{TLS: tls, Plain: plain}
+}
+
 // swapConfig says who may connect where and what is swapped for what; not where hosts were taken out.
 func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 	out := extproc.Config{
