@@ -175,7 +175,7 @@ func enter(ports string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("this is a part of `wayleave run --isolate` and not for use by hand: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if err := everywhereIsHere(); err != nil {
 		return nil, err
 	}
