@@ -37,8 +37,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("ending in order")
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
+		never := make(chan os.Signal, 1)
+		signal.Notify(never, syscall.SIGUSR1) // waiting for nothing at all, the runtime takes for a deadlock
 		fmt.Println("serving")
-		select {}
+		<-never
 	case "fail":
 		fmt.Fprintln(os.Stderr, "first line")
 		fmt.Fprint(os.Stderr, "bad configuration")
