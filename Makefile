@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export CGO_ENABLED ?= 1
+export CLAUDE_CODE_VERSION
 # The toolchain of go.mod, whatever is installed: it has the security fixes that govulncheck asks for.
 export GOTOOLCHAIN := $(shell awk '/^toolchain/ { print $$2 }' go.mod)
 
@@ -15,7 +16,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients servers
+	@deploy/tools/fetch.sh binaries clients agents servers
 
 .PHONY: build
 build: ## build bin/wayleave
@@ -47,6 +48,11 @@ unit: ## unit tests and fuzz seeds, with the race detector
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
 	go test -race -timeout 30m ./e2e
+
+.PHONY: remote-control
+remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)
+	go test -count=1 -timeout 30m -v -run '^TestRemoteControl$$' ./e2e $(UPDATE)
+	@env -u CLAUDE_CODE_VERSION deploy/tools/fetch.sh agents # which has the pinned one again
 
 .PHONY: reliability
 reliability: tools ## the proof of docs/reliability.md in full size, which takes minutes

@@ -29,6 +29,7 @@ const (
 //	POST /v1/code/sessions                   user:sessions:claude_code; {"session":{"id":…}}
 //	POST /v1/code/sessions/{id}/bridge       user:sessions:claude_code; gives out a bearer of the session's own
 //	     /v1/code/sessions/{id}/worker/…     that bearer only
+//	     /v1/environments/…, /api/…, and others  what Claude Code asks for (claudecode.go)
 //	     /echo                               any live token; what it received, credentials masked
 //	GET  /sse?n=&ms=                         any live token; n server-sent events, ms apart
 //	GET  /ws                                 any live token; a WebSocket that echoes
@@ -52,6 +53,7 @@ func NewAPI(p *Provider) *API {
 	a.mux.HandleFunc("POST /v1/code/sessions", a.require(ScopeSessions, a.openSession))
 	a.mux.HandleFunc("POST /v1/code/sessions/{id}/bridge", a.require(ScopeSessions, a.bridge))
 	a.mux.HandleFunc("/v1/code/sessions/{id}/worker/{rest...}", a.sessionWorker)
+	a.handleClaudeCode()
 	a.mux.HandleFunc("/echo", a.require("", echo))
 	a.mux.HandleFunc("GET /sse", a.require("", events))
 	a.mux.HandleFunc("GET /ws", a.require("", echoMessages))
@@ -162,12 +164,22 @@ func (a *API) bridge(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{"worker_jwt": own, "expires_in": 3600, "api_base_url": "https://" + r.Host, "worker_epoch": 1})
 }
 
-func (a *API) sessionWorker(w http.ResponseWriter, r *http.Request) {
+// own reports whether a request has the bearer of the session or environment it names.
+func (a *API) own(r *http.Request) bool {
 	a.mu.Lock()
 	own := a.bearers[r.PathValue("id")]
 	a.mu.Unlock()
-	if own == "" || bearer(r) != own {
+	return own != "" && bearer(r) == own
+}
+
+func (a *API) sessionWorker(w http.ResponseWriter, r *http.Request) {
+	if !a.own(r) {
 		refuse(w, http.StatusUnauthorized, "authentication_error", "This path takes the session's own bearer")
+		return
+	}
+	if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/events/stream") {
+		_ = newStream(w).send("ready", map[string]bool{"ok": true})
+		<-r.Context().Done() // nothing ever happens
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]bool{"ok": true})

@@ -17,7 +17,10 @@ type message struct {
 	} `json:"messages"`
 }
 
-// messages answers every prompt by repeating its last words, whole or as the stream of events that clients expect.
+// longestEcho is how many characters of a prompt are repeated: agents send pages before what a person wrote.
+const longestEcho = 80
+
+// messages answers every prompt by repeating how it begins, whole or as the stream of events that clients expect.
 func messages(w http.ResponseWriter, r *http.Request) {
 	var in message
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 32<<20)).Decode(&in); err != nil {
@@ -30,6 +33,9 @@ func messages(w http.ResponseWriter, r *http.Request) {
 	}
 	prompt := in.prompt()
 	text := "The demo API received: " + prompt
+	if words := []rune(prompt); len(words) > longestEcho {
+		text = "The demo API received: " + string(words[:longestEcho]) + "…"
+	}
 	inTokens, outTokens := len(strings.Fields(prompt))+1, len(strings.Fields(text))
 	answer := map[string]any{
 		"id": newSecret("msg_"), "type": "message", "role": "assistant", "model": in.Model,

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -19,7 +18,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,8 +34,6 @@ import (
 
 	"wayleave/demo"
 )
-
-var update = flag.Bool("update", false, "write what clients did into docs/clients.md")
 
 // program is a client as people run it.
 type program struct {
@@ -265,7 +261,7 @@ func clientsDo(t *testing.T, g *gate, up *site, ways []way) {
 		t.Fatal(err)
 	}
 	versions := g.spoken(t)
-	page := readClientsPage(t)
+	page := readTable(t, "../docs/clients.md", "TestClients")
 	for i, p := range list {
 		row := map[string]string{}
 		for j, cell := range cells[i] {
@@ -276,7 +272,11 @@ func clientsDo(t *testing.T, g *gate, up *site, ways []way) {
 			}
 			row[ways[j].name] = cell
 		}
-		page.record(t, p, row)
+		page.record(t, p.name, row, func() string {
+			version := p.version()
+			out, _ := exec.Command(version[0], version[1:]...).CombinedOutput()
+			return regexp.MustCompile(`\d+\.\d+[\w.]*`).FindString(string(out))
+		})
 	}
 	page.write(t)
 }
@@ -495,115 +495,4 @@ func runGoClient(which, url string) error {
 		return err
 	}
 	return fmt.Errorf("no client %q", which)
-}
-
-// clientsPage is docs/clients.md: its table, and the text around it.
-type clientsPage struct {
-	before, after string
-	columns       []string
-	names         []string
-	cells         map[string]map[string]string // program → column
-}
-
-const (
-	clientsPath  = "../docs/clients.md"
-	tableBegins  = "<!-- made by 'go test ./e2e -run TestClients -update' -->\n"
-	tableEnds    = "<!-- end -->\n"
-	recordedWith = "recorded with"
-)
-
-func readClientsPage(t *testing.T) *clientsPage {
-	t.Helper()
-	b, err := os.ReadFile(clientsPath)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &clientsPage{cells: map[string]map[string]string{}}
-	var table string
-	var ok1, ok2 bool
-	p.before, table, ok1 = strings.Cut(string(b), tableBegins)
-	table, p.after, ok2 = strings.Cut(table, tableEnds)
-	if !ok1 || !ok2 {
-		t.Fatalf("%s has no place for the table", clientsPath)
-	}
-	for line := range strings.Lines(table) {
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		switch {
-		case p.columns == nil:
-			p.columns = cells[1:]
-		case cells[0] == "---":
-		default:
-			row := map[string]string{}
-			for i, cell := range cells[1:] {
-				row[p.columns[i]] = cell
-			}
-			p.names = append(p.names, cells[0])
-			p.cells[cells[0]] = row
-		}
-	}
-	return p
-}
-
-// record compares what a program did with what the page says, or takes it up. What was not run stays as it was recorded,
-// and a program that the page does not know, of another version, is no fault of the page.
-func (p *clientsPage) record(t *testing.T, of program, row map[string]string) {
-	t.Helper()
-	known := p.cells[of.name]
-	if *update && len(row) > 0 {
-		if known == nil {
-			known = map[string]string{}
-			p.insert(of.name)
-			p.cells[of.name] = known
-		}
-		version := of.version()
-		out, _ := exec.Command(version[0], version[1:]...).CombinedOutput()
-		known[recordedWith] = regexp.MustCompile(`\d+\.\d+[\w.]*`).FindString(string(out))
-		maps.Copy(known, row)
-		return
-	}
-	for column, cell := range row {
-		if known == nil {
-			t.Logf("%s is not on the page", of.name)
-		} else if known[column] != cell {
-			t.Errorf("%s, %s: %s, and docs/clients.md says %q; run 'go test ./e2e -run TestClients -update'", of.name, column, cell, known[column])
-		}
-	}
-}
-
-// insert puts a new row below those of the same kind.
-func (p *clientsPage) insert(name string) {
-	kind, _, _ := strings.Cut(name, " ")
-	at := len(p.names)
-	for i, n := range p.names {
-		if strings.HasPrefix(n, kind) {
-			at = i + 1
-		}
-	}
-	p.names = slices.Insert(p.names, at, name)
-}
-
-func (p *clientsPage) write(t *testing.T) {
-	t.Helper()
-	if !*update {
-		return
-	}
-	var b strings.Builder
-	line := func(first string, cells func(column string) string) {
-		fmt.Fprintf(&b, "| %s |", first)
-		for _, column := range p.columns {
-			fmt.Fprintf(&b, " %s |", cells(column))
-		}
-		b.WriteString("\n")
-	}
-	line("client", func(column string) string { return column })
-	b.WriteString("|---" + strings.Repeat("|---", len(p.columns)) + "|\n")
-	for _, name := range p.names {
-		line(name, func(column string) string { return cmp.Or(p.cells[name][column], "–") })
-	}
-	if err := os.WriteFile(clientsPath, []byte(p.before+tableBegins+b.String()+tableEnds+p.after), 0o644); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -93,7 +93,7 @@ func TestRender(t *testing.T) {
 			name: "login_file", provider: "anthropic", mode: "login_file", scopes: all,
 			want: Rendered{
 				Env:   map[string]string{"CLAUDE_CONFIG_DIR": "{files}"},
-				Files: map[string]string{".credentials.json": `{"claudeAiOauth":{"accessToken":"` + ph + `","expiresAt":4102444800000,"scopes":["user:inference","user:profile","user:sessions:claude_code"]}}` + "\n"},
+				Files: map[string]string{".credentials.json": `{"claudeAiOauth":{"accessToken":"` + ph + `","expiresAt":4102444800000,"scopes":["user:inference","user:profile","user:sessions:claude_code"]}}` + "\n", ".claude.json": `{"hasCompletedOnboarding":true}` + "\n"},
 			},
 			removes: append([]string{"ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"}, remoteControlOff...),
 			says:    []string{"configuration directory of its own"},

@@ -72,13 +72,13 @@ func exchanges(cfg *config.Config) map[string]grant.Exchange {
 
 // credentials renders what a session holds: a placeholder for each grant of its profile, in the provider's way.
 func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keeper) func(context.Context, worker.Session) ([]worker.Credential, error) {
-	return func(_ context.Context, s worker.Session) ([]worker.Credential, error) {
+	return func(ctx context.Context, s worker.Session) ([]worker.Credential, error) {
 		profile := cfg.Profiles[s.Profile]
 		var out []worker.Credential
 		for _, name := range profile.Grants {
 			p, _ := cfg.ProviderOf(name)
 			placeholder := keyring.Placeholder(s, name, p.PlaceholderPrefix)
-			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, grants.Summary(name).Granted)
+			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, granted(ctx, grants, name))
 			if err != nil {
 				return nil, fmt.Errorf("rendering %s for a worker: %w", name, err)
 			}
@@ -95,6 +95,19 @@ func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keep
 func ports(cfg *config.Config) worker.Ports {
 	tls, plain := cfg.Ports()
 	return worker.Ports{TLS: tls, Plain: plain}
+}
+
+// granted is what the grant holds. One that an operator has to mend may have been mended a moment ago, so it is looked at
+// again: what a worker is told now stays in its environment.
+func granted(ctx context.Context, grants *grant.Keeper, name string) []string {
+	s := grants.Summary(name)
+	if s.State != grant.NeverConnected && s.State != grant.ScopeMissing {
+		return s.Granted
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, _ = grants.Token(ctx, name, s.Requested) // which looks before it refuses
+	return grants.Summary(name).Granted
 }
 
 // swapConfig says who may connect where and what is swapped for what; not where hosts were taken out.

