@@ -53,6 +53,8 @@ type stack struct {
 	gate     *gate
 	upstream *upstream
 	leaves   *authority // signs what workers see
+	mint     Minter     // asks leaves, unless a test has put another one here
+	logged   *logBuffer // by the control plane
 	config   Config
 	mutate   func(*Resources) // what a test breaks on purpose
 	logLevel string           // Envoy's
@@ -71,7 +73,8 @@ func start(t testing.TB, configure func(*Config), mutate func(*Resources)) *stac
 
 func startAt(t testing.TB, logLevel string, configure func(*Config), mutate func(*Resources)) *stack {
 	t.Helper()
-	s := &stack{logLevel: logLevel, t: t, dir: envoytest.Dir(t), gate: &gate{}, leaves: newAuthority(t), mutate: mutate}
+	s := &stack{logLevel: logLevel, t: t, dir: envoytest.Dir(t), gate: &gate{}, leaves: newAuthority(t), mutate: mutate, logged: &logBuffer{}}
+	s.mint = s.leaves.mint
 	s.upstream = newUpstream(t)
 	s.gate.decide = func(r request) *extprocv3.ProcessingResponse { return swap(r.identity) }
 	s.config = Config{
@@ -102,7 +105,8 @@ func (s *stack) bootstrap() envoy.Bootstrap {
 // serve starts the control plane, again after stop.
 func (s *stack) serve() {
 	s.t.Helper()
-	s.server = NewServer(s.leaves.mint, Options{Log: slog.New(slog.DiscardHandler)})
+	s.server = NewServer(func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) { return s.mint(host) },
+		Options{Log: slog.New(slog.NewTextHandler(s.logged, nil))})
 	s.publish()
 	g := grpc.NewServer()
 	s.server.Register(g)

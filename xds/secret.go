@@ -1,11 +1,15 @@
 package xds
 
 import (
+	"strings"
+
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
 // staticPrefix begins the names of our own secrets. No host name contains a slash, so no ClientHello asks for one.
 const staticPrefix = "static/"
+
+func isStatic(name string) bool { return strings.HasPrefix(name, staticPrefix) }
 
 // caSecret holds certificates to verify a peer against.
 func caSecret(name string, pem []byte) *tlsv3.Secret {

@@ -18,7 +18,7 @@ import (
 //
 // What Envoy leaves to us:
 //   - a subscription that is never answered hangs every handshake for its name: each is answered, by a secret or
-//     by its removal, and a secret that Envoy refuses is removed;
+//     by its removal, and a leaf that Envoy refuses is removed;
 //   - Envoy has no limit on names and no clock for certificates: we cap, withdraw and re-issue. A worker can make names up
 //     below a wildcard, or spell one in many ways, so each kind of name has a limit and pushes out its own kind only;
 //   - Envoy asks once for a name and then says no more about it, so "idle" means not asked for in a long time. A
@@ -91,7 +91,7 @@ func (s *secrets) setStatic(all []*tlsv3.Secret) {
 	for sub := range s.subscribers {
 		for name, one := range fresh {
 			if version, asked := sub.holds[name]; asked && version != one.version {
-				sub.owe(name, answer)
+				sub.owe(name)
 			}
 		}
 	}
@@ -151,10 +151,23 @@ func (s *secrets) mayWarn(about string) bool {
 	return true
 }
 
+// logRefused tells of a secret that an Envoy refused. Workers can cause it for leaves, if their making is at fault.
+func (s *secrets) logRefused(node, name, reason string) {
+	if isStatic(name) {
+		s.log.Error("envoy refused a secret and keeps its old one", "node", node, "secret", name, "reason", reason)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mayWarn("refused") {
+		s.log.Error("envoy refused a certificate, so the handshakes for its host fail; it is made anew when next asked for. More of these are not logged for a minute", "node", node, "host", name, "reason", reason)
+	}
+}
+
 // answerTo returns the secret that sub shall have for name, nil to refuse it, and notes that sub has it.
 // It mints when it must, outside the lock.
 func (s *secrets) answerTo(sub *subscriber, name string) *secret {
-	if strings.HasPrefix(name, staticPrefix) {
+	if isStatic(name) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		one := s.static[name]
@@ -303,7 +316,7 @@ func (s *secrets) withdraw(name string) {
 	s.forget(name)
 	for sub := range s.subscribers {
 		if _, held := sub.holds[name]; held {
-			sub.owe(name, removal)
+			sub.retract(name)
 		}
 	}
 }
@@ -350,7 +363,7 @@ func (s *secrets) renewDue() {
 		}
 		for sub := range s.subscribers {
 			if _, held := sub.holds[name]; held {
-				sub.owe(name, answer)
+				sub.owe(name)
 			}
 		}
 	}

@@ -79,13 +79,17 @@ func (a *adsStream) Recv() (*discovery.DeltaDiscoveryRequest, error) {
 			}
 			a.first = req.GetNode()
 		}
-		if kind, reason := a.node.received(req); kind != "" {
+		kind, reason := a.node.received(req)
+		if req.GetTypeUrl() == resource.SecretType {
+			if refused := a.secrets.receive(req); refused != "" {
+				a.server.secrets.logRefused(a.node.id(), refused, reason)
+			}
+			continue
+		}
+		if kind != "" {
 			a.server.log.Error("envoy refused a configuration and keeps its old one", "node", a.node.id(), "type", kind, "reason", reason)
 		}
-		if req.GetTypeUrl() != resource.SecretType {
-			req.Node = a.first
-			return req, nil
-		}
-		a.secrets.receive(req)
+		req.Node = a.first
+		return req, nil
 	}
 }

@@ -8,24 +8,17 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
-// batch is how many secrets one response carries at most: a whole fleet's worth in one message would delay all
-// other resources of the stream.
+// batch is how many removals one response carries at most.
 const batch = 100
-
-type debt bool
-
-const (
-	answer  debt = false // a secret, or its removal when there is none to be had
-	removal debt = true
-)
 
 // subscriber is the secrets half of one Envoy's ADS stream. The maps are guarded by secrets.mu.
 type subscriber struct {
 	secrets *secrets
-	wake    chan struct{}       // holds one token while something is owed
-	holds   map[string]string   // name → version sent; "" for a static secret that does not exist yet
-	owed    map[string]debt     // names to send
-	sent    map[string][]string // nonce → names, until acknowledged
+	wake    chan struct{}     // holds one token while something is owed
+	holds   map[string]string // name → version sent; "" for a static secret that does not exist yet
+	owed    map[string]bool   // names to answer, by a secret or by its removal when there is none to be had
+	gone    map[string]bool   // names to remove
+	sent    map[string]string // nonce → the secret in that response, until acknowledged
 }
 
 // join adds a stream. leave must follow.
@@ -34,8 +27,9 @@ func (s *secrets) join() *subscriber {
 		secrets: s,
 		wake:    make(chan struct{}, 1),
 		holds:   map[string]string{},
-		owed:    map[string]debt{},
-		sent:    map[string][]string{},
+		owed:    map[string]bool{},
+		gone:    map[string]bool{},
+		sent:    map[string]string{},
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,42 +43,54 @@ func (s *secrets) leave(sub *subscriber) {
 	delete(s.subscribers, sub)
 }
 
-// owe notes that something is to be sent. secrets.mu is held.
-func (sub *subscriber) owe(name string, what debt) {
-	sub.owed[name] = what
-	if what == removal {
-		delete(sub.holds, name)
-	}
+// owe notes that a name is to be answered. secrets.mu is held.
+func (sub *subscriber) owe(name string) {
+	sub.owed[name] = true
+	delete(sub.gone, name)
+	sub.awake()
+}
+
+// retract notes that a name is to be removed. secrets.mu is held.
+func (sub *subscriber) retract(name string) {
+	sub.gone[name] = true
+	delete(sub.owed, name)
+	delete(sub.holds, name)
+	sub.awake()
+}
+
+func (sub *subscriber) awake() {
 	select {
 	case sub.wake <- struct{}{}:
 	default:
 	}
 }
 
-// receive takes one request in. It never waits for anything but the lock.
-func (sub *subscriber) receive(req *discovery.DeltaDiscoveryRequest) {
+// receive takes one request in, and returns the name of the secret that it refuses, if any. It never waits for anything
+// but the lock.
+func (sub *subscriber) receive(req *discovery.DeltaDiscoveryRequest) (refused string) {
 	s := sub.secrets
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	names := sub.sent[req.GetResponseNonce()]
+	was := sub.sent[req.GetResponseNonce()]
 	delete(sub.sent, req.GetResponseNonce())
-	if req.GetErrorDetail() != nil {
-		for _, name := range names {
-			// Envoy keeps an old static secret, but waits for a leaf it refused, and would not ask again.
-			if _, isStatic := s.static[name]; !isStatic {
-				s.withdraw(name)
-				sub.owe(name, removal)
-			}
+	if req.GetErrorDetail() != nil && was != "" {
+		refused = was
+		// Envoy keeps an old static secret, but waits for a leaf it refused, and would not ask again.
+		if !isStatic(was) {
+			s.withdraw(was)
+			sub.retract(was)
 		}
 	}
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		delete(sub.holds, name)
 		delete(sub.owed, name)
+		delete(sub.gone, name)
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
 		s.touch(name)
-		sub.owe(name, answer)
+		sub.owe(name)
 	}
+	return refused
 }
 
 // serve sends what is owed until ctx ends or send fails.
@@ -96,15 +102,12 @@ func (sub *subscriber) serve(ctx context.Context, send func(*discovery.DeltaDisc
 		case <-sub.wake:
 		}
 		for {
-			owed := sub.take()
-			if len(owed) == 0 {
+			resp := sub.next("secret-" + strconv.Itoa(n))
+			if resp == nil {
 				break
 			}
-			resp := sub.respond(owed)
-			resp.Nonce = "secret-" + strconv.Itoa(n)
 			resp.SystemVersionInfo = strconv.Itoa(n)
 			n++
-			sub.remember(resp)
 			if err := send(resp); err != nil {
 				return err
 			}
@@ -112,43 +115,48 @@ func (sub *subscriber) serve(ctx context.Context, send func(*discovery.DeltaDisc
 	}
 }
 
-// take removes up to a batch of debts.
-func (sub *subscriber) take() map[string]debt {
+// next makes the next response, nil when nothing is owed.
+//
+// There is one secret in each: Envoy refuses a response as a whole. It does not say for which of its secrets, loses some of
+// the others and of the removals, and takes the one at fault for good when the same bytes are sent again, though it
+// cannot use them.
+func (sub *subscriber) next(nonce string) *discovery.DeltaDiscoveryResponse {
+	removed, name, more := sub.take()
+	if !more {
+		return nil
+	}
+	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: resource.SecretType, Nonce: nonce, RemovedResources: removed}
+	if removed != nil {
+		return resp
+	}
+	one := sub.secrets.answerTo(sub, name)
+	if one == nil {
+		resp.RemovedResources = []string{name}
+		return resp
+	}
+	resp.Resources = []*discovery.Resource{{Name: name, Version: one.version, Resource: one.body}}
 	sub.secrets.mu.Lock()
 	defer sub.secrets.mu.Unlock()
-	taken := map[string]debt{}
-	for name, what := range sub.owed {
-		if len(taken) == batch {
-			break
-		}
-		taken[name] = what
-		delete(sub.owed, name)
-	}
-	return taken
-}
-
-func (sub *subscriber) respond(owed map[string]debt) *discovery.DeltaDiscoveryResponse {
-	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: resource.SecretType}
-	for _, name := range sortedKeys(owed) {
-		var one *secret
-		if owed[name] == answer {
-			one = sub.secrets.answerTo(sub, name)
-		}
-		if one == nil {
-			resp.RemovedResources = append(resp.RemovedResources, name)
-			continue
-		}
-		resp.Resources = append(resp.Resources, &discovery.Resource{Name: name, Version: one.version, Resource: one.body})
-	}
+	sub.sent[nonce] = name
 	return resp
 }
 
-// remember keeps the names of a response until Envoy has said what it thinks of them.
-func (sub *subscriber) remember(resp *discovery.DeltaDiscoveryResponse) {
-	if len(resp.GetResources()) == 0 {
-		return
-	}
+// take takes off what is owed: a batch of names to remove or, when there are none, a name to answer.
+func (sub *subscriber) take() (removed []string, name string, more bool) {
 	sub.secrets.mu.Lock()
 	defer sub.secrets.mu.Unlock()
-	sub.sent[resp.GetNonce()] = namesOf(resp.GetResources())
+	for gone := range sub.gone {
+		delete(sub.gone, gone)
+		if removed = append(removed, gone); len(removed) == batch {
+			break
+		}
+	}
+	if removed != nil {
+		return removed, "", true
+	}
+	for name := range sub.owed {
+		delete(sub.owed, name)
+		return nil, name, true
+	}
+	return nil, "", false
 }
