@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -33,12 +34,13 @@ type Files struct {
 // WriteFiles writes the files that Environment points to into dir, each at once or not at all, readable by this user
 // only. It makes dir (0700) when it is absent, and refuses one that others may enter, or where a file of a credential
 // would take the place of one that holds no placeholder: that is somebody's real login.
-// Roots are the system's, in PEM, see SystemRoots.
-func WriteFiles(dir string, e Enrolment, roots []byte) (Files, error) {
+// Roots are the system's, in PEM, see SystemRoots. The paths are those under at, where the worker finds dir; empty: dir.
+func WriteFiles(dir, at string, e Enrolment, roots []byte) (Files, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return Files{}, err
 	}
+	at = cmp.Or(at, dir)
 	if err := privateDir(dir); err != nil {
 		return Files{}, err
 	}
@@ -48,10 +50,10 @@ func WriteFiles(dir string, e Enrolment, roots []byte) (Files, error) {
 		return Files{}, fmt.Errorf("writing a Java trust store: %w", err)
 	}
 	f := Files{
-		CA:          filepath.Join(dir, "ca.pem"),
-		Bundle:      filepath.Join(dir, "bundle.pem"),
-		WgetRC:      filepath.Join(dir, "wgetrc"),
-		TrustStore:  filepath.Join(dir, "truststore.p12"),
+		CA:          filepath.Join(at, "ca.pem"),
+		Bundle:      filepath.Join(at, "bundle.pem"),
+		WgetRC:      filepath.Join(at, "wgetrc"),
+		TrustStore:  filepath.Join(at, "truststore.p12"),
 		Credentials: map[string]string{},
 	}
 	for path, content := range map[string][]byte{
@@ -60,17 +62,17 @@ func WriteFiles(dir string, e Enrolment, roots []byte) (Files, error) {
 		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
 		f.TrustStore: store,
 	} {
-		if err := replaceFile(path, content); err != nil {
+		if err := replaceFile(filepath.Join(dir, filepath.Base(path)), content); err != nil {
 			return Files{}, err
 		}
 	}
 	for _, c := range e.Credentials {
-		own := filepath.Join(dir, "credentials", c.Grant)
+		own := filepath.Join("credentials", c.Grant)
 		for _, name := range slices.Sorted(maps.Keys(c.Files)) {
-			if err := writeCredentialFile(own, name, c.Files[name]); err != nil {
+			if err := writeCredentialFile(filepath.Join(dir, own), name, c.Files[name]); err != nil {
 				return Files{}, err
 			}
-			f.Credentials[c.Grant] = own
+			f.Credentials[c.Grant] = filepath.Join(at, own)
 		}
 	}
 	return f, nil

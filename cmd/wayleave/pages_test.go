@@ -16,6 +16,7 @@ func TestGeneratedPagesAreCurrent(t *testing.T) {
 		"refusals.md":      refusalsPage(t),
 		"configuration.md": configurationPage(t),
 		"cli.md":           cliPage(),
+		"environment.md":   environmentPage(t),
 	} {
 		path := filepath.Join("..", "..", "docs", name)
 		if *update {

@@ -2,22 +2,17 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"os/exec"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"wayleave/secret"
 	"wayleave/worker"
 )
 
 func newRun() *cobra.Command {
-	var gateURL, gateCA, workerName string
 	var transparent, isolated bool
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
@@ -40,12 +35,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
   WAYLEAVE_GATE=https://gate.internal:3129 WAYLEAVE_GATE_CA=ca.pem WAYLEAVE_TOKEN=… wayleave run -- make release`,
 		Args: cobra.ArbitraryArgs,
 	}
-	st := addStateFlag(c)
-	c.Flags().StringVar(&gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128 (default $WAYLEAVE_GATE)")
-	sayDefaultInWords(c, "gate")
-	c.Flags().StringVar(&gateCA, "gate-ca", os.Getenv("WAYLEAVE_GATE_CA"), "PEM file of the authority of an https gate's certificate (default $WAYLEAVE_GATE_CA, else the system's)")
-	sayDefaultInWords(c, "gate-ca")
-	c.Flags().StringVar(&workerName, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
+	me := addEnrolFlags(c)
 	c.Flags().BoolVar(&transparent, "transparent", false, "set no proxy: the network redirects this worker's connections to the gate (listen.transparent)")
 	c.Flags().BoolVar(&isolated, "isolate", false, "give the command a network of its own whose only way out is the gate")
 	c.MarkFlagsMutuallyExclusive("transparent", "isolate")
@@ -55,21 +45,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if len(args) == 0 {
 			return usageError{errors.New("run wants a command: wayleave run -- COMMAND [ARG…]")}
 		}
-		gate, err := gateAddress(gateURL, *st)
-		if err != nil {
-			return err
-		}
-		token := secret.New(strings.TrimSpace(os.Getenv("WAYLEAVE_TOKEN")))
-		if token.IsZero() {
-			if token, err = st.workerToken(workerName); err != nil {
-				return err
-			}
-		}
-		roots, err := gateRoots(gateCA)
-		if err != nil {
-			return err
-		}
-		enrolment, err := enrol(c.Context(), gate, roots, token)
+		enrolment, err := me.enrol(c.Context())
 		if err != nil {
 			return err
 		}
@@ -92,7 +68,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		}
 		var code int
 		if isolated {
-			code, err = runIsolated(child, &enrolment, roots, environment, say)
+			code, err = runIsolated(child, &enrolment, me.roots, environment, say)
 		} else {
 			child.Env = environment()
 			code, err = worker.RunChild(child)
@@ -108,56 +84,6 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 	return c
 }
 
-// authority is whom to believe that a gate over TLS is the one: the system's roots, and those of a file.
-type authority struct {
-	pool *x509.CertPool // nil: the system's
-	file []byte         // PEM
-}
-
-func gateRoots(caFile string) (authority, error) {
-	if caFile == "" {
-		return authority{}, nil
-	}
-	file, err := os.ReadFile(caFile)
-	if err != nil {
-		return authority{}, fmt.Errorf("reading the authority of the gate: %w", err)
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return authority{}, fmt.Errorf("reading the system's root certificates: %w", err)
-	}
-	if !pool.AppendCertsFromPEM(file) {
-		return authority{}, fmt.Errorf("%s holds no PEM certificate: name the file of the gate's authority", caFile)
-	}
-	return authority{pool, file}, nil
-}
-
-// enrol becomes a worker of the gate. The authority of a file is then one the worker's programs trust too, since the gate is
-// their proxy.
-func enrol(ctx context.Context, gate *url.URL, roots authority, token secret.Text) (worker.Enrolment, error) {
-	enrolment, err := worker.Enrol(ctx, gate, roots.pool, token)
-	if err == nil && len(roots.file) > 0 {
-		enrolment.CA = worker.Bundle(enrolment.CA, roots.file)
-	}
-	return enrolment, err
-}
-
-// gateAddress is the URL of the proxy listener: as given, or as `up` on this machine wrote it down.
-func gateAddress(given string, st state) (*url.URL, error) {
-	if given == "" {
-		g, err := st.readGate()
-		if err != nil {
-			return nil, err
-		}
-		given = g.Proxy
-	}
-	u, err := url.Parse(given)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, usageError{fmt.Errorf("%q is not a gate's URL; it looks like http://host:3128", given)}
-	}
-	return u, nil
-}
-
 // writeWorkerFiles writes the CA files and what else the environment points to, in a directory of this worker's own.
 func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
 	roots, _, err := worker.SystemRoots(os.Getenv)
@@ -169,7 +95,7 @@ func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
 		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w", err)
 	}
 	remove := func() { _ = os.RemoveAll(dir) }
-	files, err := worker.WriteFiles(dir, e, roots)
+	files, err := worker.WriteFiles(dir, "", e, roots)
 	if err != nil {
 		remove()
 		return worker.Files{}, nil, err

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"wayleave/secret"
+	"wayleave/worker"
+)
+
+// enrolFlags say which gate a worker enrols at, and as whom.
+type enrolFlags struct {
+	state                   *state
+	gateURL, gateCA, worker string
+	roots                   authority // after enrol
+}
+
+func addEnrolFlags(c *cobra.Command) *enrolFlags {
+	f := &enrolFlags{state: addStateFlag(c)}
+	c.Flags().StringVar(&f.gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128 (default $WAYLEAVE_GATE)")
+	sayDefaultInWords(c, "gate")
+	c.Flags().StringVar(&f.gateCA, "gate-ca", os.Getenv("WAYLEAVE_GATE_CA"), "PEM file of the authority of an https gate's certificate (default $WAYLEAVE_GATE_CA, else the system's)")
+	sayDefaultInWords(c, "gate-ca")
+	c.Flags().StringVar(&f.worker, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
+	return f
+}
+
+// enrol becomes a worker of the gate. The authority of --gate-ca is then one the worker's programs trust too, since the gate
+// is their proxy.
+func (f *enrolFlags) enrol(ctx context.Context) (worker.Enrolment, error) {
+	gate, err := gateAddress(f.gateURL, *f.state)
+	if err != nil {
+		return worker.Enrolment{}, err
+	}
+	token := secret.New(strings.TrimSpace(os.Getenv("WAYLEAVE_TOKEN")))
+	if token.IsZero() {
+		if token, err = f.state.workerToken(f.worker); err != nil {
+			return worker.Enrolment{}, err
+		}
+	}
+	if f.roots, err = gateRoots(f.gateCA); err != nil {
+		return worker.Enrolment{}, err
+	}
+	enrolment, err := worker.Enrol(ctx, gate, f.roots.pool, token)
+	if err == nil && len(f.roots.file) > 0 {
+		enrolment.CA = worker.Bundle(enrolment.CA, f.roots.file)
+	}
+	return enrolment, err
+}
+
+// authority is whom to believe that a gate over TLS is the one: the system's roots, and those of a file.
+type authority struct {
+	pool *x509.CertPool // nil: the system's
+	file []byte         // PEM
+}
+
+func gateRoots(caFile string) (authority, error) {
+	if caFile == "" {
+		return authority{}, nil
+	}
+	file, err := os.ReadFile(caFile)
+	if err != nil {
+		return authority{}, fmt.Errorf("reading the authority of the gate: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		return authority{}, fmt.Errorf("reading the system's root certificates: %w", err)
+	}
+	if !pool.AppendCertsFromPEM(file) {
+		return authority{}, fmt.Errorf("%s holds no PEM certificate: name the file of the gate's authority", caFile)
+	}
+	return authority{pool, file}, nil
+}
+
+// gateAddress is the URL of the proxy listener: as given, or as `up` on this machine wrote it down.
+func gateAddress(given string, st state) (*url.URL, error) {
+	if given == "" {
+		g, err := st.readGate()
+		if err != nil {
+			return nil, err
+		}
+		given = g.Proxy
+	}
+	u, err := url.Parse(given)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, usageError{fmt.Errorf("%q is not a gate's URL; it looks like http://host:3128", given)}
+	}
+	return u, nil
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"wayleave/provider"
+	"wayleave/secret"
+	"wayleave/worker"
+)
+
+// aroundTheGate are variables of single programs that name a proxy.
+var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy"}
+
+// ownVariables are those of wayleave itself.
+var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN", "WAYLEAVE_STATE"}
+
+// environmentPage documents what a worker's environment is, by making it: every variable that any part of the product sets or
+// removes is set to something else beforehand.
+func environmentPage(t *testing.T) string {
+	t.Helper()
+	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", Credentials: map[string]string{}}
+	gate := &url.URL{Scheme: "http", Host: "gate:3128"}
+	enrolment := worker.Enrolment{Gate: gate, Session: worker.Session{ID: "session"}, Password: secret.New("token")}
+
+	// Everything there is to conflict with.
+	names := map[string]bool{}
+	for _, name := range slices.Concat(aroundTheGate, ownVariables) {
+		names[name] = true
+	}
+	common, _ := worker.Environment(enrolment, nil, files)
+	for _, kv := range common {
+		name, _, _ := strings.Cut(kv, "=")
+		names[name] = true
+	}
+	type kind struct {
+		title      string
+		credential worker.Credential
+	}
+	var kinds []kind
+	for _, preset := range provider.Presets() {
+		p, _ := provider.Preset(preset)
+		modes := slices.Sorted(maps.Keys(p.EnvModes))
+		if len(modes) == 0 {
+			modes = []string{""}
+		}
+		for _, mode := range modes {
+			r, err := p.Render(mode, "PLACEHOLDER", p.Scopes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Env)+len(r.Unset)+len(r.Files) == 0 {
+				continue
+			}
+			title := "`" + preset + "`"
+			if mode != "" {
+				title += ", " + mode
+			}
+			kinds = append(kinds, kind{title, worker.Credential{Grant: preset, Placeholder: "PLACEHOLDER", Env: r.Env, Unset: r.Unset, Files: r.Files, Note: r.Note}})
+			for _, name := range slices.Concat(slices.Collect(maps.Keys(r.Env)), r.Unset) {
+				names[name] = true
+			}
+			if len(r.Files) > 0 {
+				files.Credentials[preset] = "{files}/credentials/" + preset
+			}
+		}
+	}
+	base := []string{"HOME=/home/worker", "PATH=/usr/bin"}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		base = append(base, name+"=inherited")
+	}
+
+	var b strings.Builder
+	b.WriteString("# The environment of a worker\n\n" + generated + `
+What ` + "`wayleave run`" + ` and ` + "`wayleave env`" + ` give a program, exactly: the test that makes this page starts from an environment in which every variable below is set to
+something else. Whatever is not named here is passed on as it is. ` + "`{files}`" + ` is a directory of this worker's own, readable by its user alone.
+
+## In every case
+
+| variable | value |
+|---|---|
+`)
+	inherits := func(kv string) bool {
+		return strings.HasSuffix(kv, "=inherited") || strings.HasPrefix(kv, "HOME=") || strings.HasPrefix(kv, "PATH=")
+	}
+	env, _ := worker.Environment(enrolment, base, files)
+	always := map[string]bool{}
+	var gone []string
+	for _, kv := range env {
+		if name, value, _ := strings.Cut(kv, "="); !inherits(kv) {
+			always[kv] = true
+			fmt.Fprintf(&b, "| `%s` | `%s` |\n", name, cell(value))
+		}
+	}
+	for _, name := range removed(base, env) {
+		gone = append(gone, "`"+name+"`")
+	}
+	fmt.Fprintf(&b, "\nRemoved: %s.\n", strings.Join(gone, ", "))
+
+	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
+	isolated := enrolment
+	isolated.Relay = netip.MustParseAddrPort("127.0.0.1:40001")
+	env, _ = worker.Environment(isolated, base, files)
+	for _, kv := range env {
+		if name, value, _ := strings.Cut(kv, "="); !inherits(kv) && !always[kv] {
+			fmt.Fprintf(&b, "| `%s` | `%s` |\n", name, cell(value))
+		}
+	}
+	b.WriteString("\nWith `--transparent` there is none, and no variable that names one.\n")
+
+	b.WriteString("\n## By credential\n\nA variable that two credentials of a profile want is named on standard error, and the second has it.\n")
+	for _, k := range kinds {
+		e := enrolment
+		e.Credentials = []worker.Credential{k.credential}
+		env, report := worker.Environment(e, base, files)
+		fmt.Fprintf(&b, "\n### %s\n\n", k.title)
+		for _, kv := range env {
+			if name, value, _ := strings.Cut(kv, "="); !inherits(kv) && !always[kv] {
+				fmt.Fprintf(&b, "- `%s` is `%s`\n", name, value)
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(k.credential.Files)) {
+			fmt.Fprintf(&b, "- `%s/%s` holds `%s`\n", files.Credentials[k.credential.Grant], name, strings.TrimSpace(strings.ReplaceAll(k.credential.Files[name], "\n", " ")))
+		}
+		var also []string
+		for _, name := range removed(base, env) {
+			if !slices.Contains(gone, "`"+name+"`") {
+				also = append(also, "`"+name+"`")
+			}
+		}
+		if len(also) > 0 {
+			fmt.Fprintf(&b, "- removed: %s\n", strings.Join(also, ", "))
+		}
+		if k.credential.Note != "" {
+			fmt.Fprintf(&b, "- `run` says: %s\n", k.credential.Note)
+		}
+		for _, line := range report {
+			if strings.Contains(line, "inherited") {
+				t.Errorf("the report has a value in it: %s", line)
+			}
+		}
+	}
+	return b.String()
+}
