@@ -2,7 +2,6 @@ package extproc
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -68,16 +67,16 @@ func newProxyRequest(h *authv3.AttributeContext_HttpRequest) request {
 // arrive decides about a request to the proxy itself.
 func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	d := decision{host: shown(r.authority)}
-	session, err := authenticate(sessions, strings.Join(r.values("proxy-authorization"), ","), now)
-	switch {
-	case err == nil && p.ended(session), errors.Is(err, worker.ErrExpired):
-		d.refusal = &refusal{reason: sessionExpired, status: http.StatusProxyAuthRequired}
-		return d
-	case err != nil:
+	session, err := authenticate(sessions, strings.Join(r.values("proxy-authorization"), ","))
+	if err != nil {
 		d.refusal = &refusal{reason: proxyAuthRequired}
 		return d
 	}
 	d.session = session
+	if reason := p.over(sessions, session, now); reason != "" {
+		d.refusal = &refusal{reason: reason, status: http.StatusProxyAuthRequired}
+		return d
+	}
 	if r.method == http.MethodConnect {
 		d.refusal = p.connect(r, session.Profile)
 	} else {
@@ -149,13 +148,13 @@ func (p *policy) forwardPlain(r *request) *refusal {
 }
 
 // authenticate reads Proxy-Authorization: Basic, with the session id as user and its token as password.
-func authenticate(sessions Sessions, proxyAuthorization string, now time.Time) (worker.Session, error) {
+func authenticate(sessions Sessions, proxyAuthorization string) (worker.Session, error) {
 	scheme, credentials, _ := strings.Cut(proxyAuthorization, " ")
 	user, password, ok := basic(strings.TrimSpace(credentials))
 	if !strings.EqualFold(scheme, "basic") || !ok {
 		return worker.Session{}, worker.ErrUnknown
 	}
-	return sessions.Verify(user, secret.New(password), now)
+	return sessions.Verify(user, secret.New(password))
 }
 
 // denied is a refusal for ext_authz, which reads value where ext_proc reads raw_value; the wrong one arrives empty.

@@ -47,12 +47,12 @@ func basic(s string) (user, password string, ok bool) {
 }
 
 // candidates are the parts that hold a placeholder, of whomever. Each must be this session's own to be swapped.
-func (p presented) candidates() []string {
+func (p presented) candidates(sessions Sessions) []string {
 	parts := []string{p.value}
 	if p.basic && p.understood {
 		parts = []string{p.user, p.password}
 	}
-	return slices.DeleteFunc(parts, func(part string) bool { return !holdsMarker(part) })
+	return slices.DeleteFunc(parts, func(part string) bool { return !holdsMarker(part) && !sessions.Damaged(part) })
 }
 
 // joined reports whether the value is several credentials in one line, which is what Envoy and others make of repeated

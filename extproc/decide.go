@@ -48,7 +48,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 
 	// Who is calling: the connection says so, no header does.
-	session, unknown := p.caller(r.identity, now)
+	session, unknown := p.caller(sessions, r.identity, now)
 	d.session = session
 	if unknown != nil {
 		return refuse(*unknown)
@@ -132,7 +132,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	if credential.joined() {
 		return because(duplicateCredential, "")
 	}
-	candidates := credential.candidates()
+	candidates := credential.candidates(sessions)
 	others := r.otherCredentials(p, route.HeaderIn)
 	if len(candidates) > 0 && len(others) > 0 {
 		return because(duplicateCredential, "")
@@ -161,21 +161,21 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 
 	// The placeholder: this session's, or one of the worker at this address, for this route's credential, byte for byte.
 	for _, c := range candidates {
-		owner, own := session, false
-		switch {
-		case !credential.understood:
-		case session.ID == "":
-			owner, own = sessions.PlaceholderOf(c, session.Worker, route.Credential, route.PlaceholderPrefix)
-		default:
-			own = sessions.IsPlaceholder(c, session, route.Credential, route.PlaceholderPrefix)
+		owner, why := worker.Session{}, worker.Altered
+		if credential.understood {
+			owner, why = sessions.Recognize(c, session, route.Credential, route.PlaceholderPrefix)
 		}
-		switch {
-		case !own:
+		if why != "" {
+			about.mismatch, about.owner = why, owner.ID
 			return because(notYourPlaceholder, "")
-		case owner.Expired(now):
-			return because(sessionExpired, "")
 		}
 		d.session.ID = owner.ID
+		if session.ID == "" { // the connection has not said so yet
+			owner.Profile = session.Profile
+			if reason := p.over(sessions, owner, now); reason != "" {
+				return because(reason, "")
+			}
+		}
 	}
 	if !p.mayUse(session.Profile, route.Credential) {
 		return because(policyDenied, fmt.Sprintf("profile %s does not have %s", session.Profile, route.Credential))

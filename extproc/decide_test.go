@@ -67,18 +67,18 @@ var testConfig = Config{
 // fixture is a policy, and a session that it knows.
 type fixture struct {
 	policy         *policy
-	keyring        *worker.Keyring
+	sessions       *worker.Sessions
 	session, other worker.Session
 	token          secret.Text
 }
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	k, err := worker.LoadKeyring(t.Context(), vaulttest.NewMemory())
+	k, err := worker.OpenSessions(t.Context(), vaulttest.NewMemory(), worker.LedgerOptions{Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{policy: newPolicy(testConfig), keyring: k}
+	f := &fixture{policy: newPolicy(testConfig), sessions: k}
 	if f.session, f.token, err = k.Issue("ci", "default", time.Hour, now); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func newFixture(t testing.TB) *fixture {
 
 // placeholder of the fixture's session.
 func (f *fixture) placeholder(credential, prefix string) string {
-	return f.keyring.Placeholder(f.session, credential, prefix)
+	return f.sessions.Placeholder(f.session, credential, prefix)
 }
 
 func (f *fixture) claude() string { return f.placeholder("claude", "sk-ant-oat01-") }
@@ -177,7 +177,7 @@ func TestDecideSwaps(t *testing.T) {
 		{"hop-by-hop of other headers", f.anthropic("GET", "/v1/models", "authorization", "Bearer "+claude, "connection", "keep-alive, upgrade"), "authorization", "Bearer TOKEN", []string{"user:inference"}, "", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := decide(f.policy, f.keyring, &c.request, now)
+			d := decide(f.policy, f.sessions, &c.request, now)
 			if d.refusal != nil {
 				t.Fatalf("refused: %s", d.refusal.message())
 			}
@@ -219,7 +219,7 @@ func TestDecideReplacesForeignCredentials(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := f.to("replaced.example.com", "GET", "/", c.headers...)
-			d := decide(f.policy, f.keyring, &r, now)
+			d := decide(f.policy, f.sessions, &r, now)
 			if d.swap == nil || d.swap.out.value("TOKEN") != c.value || d.swap.out.header != "authorization" || strings.Join(d.swap.remove, ",") != c.remove {
 				t.Errorf("got %+v, refusal %+v", d.swap, d.refusal)
 			}
@@ -230,12 +230,12 @@ func TestDecideReplacesForeignCredentials(t *testing.T) {
 		duplicateCredential: {"authorization", "Bearer a, Bearer b"},
 	} {
 		r := f.to("replaced.example.com", "GET", "/", headers...)
-		if d := decide(f.policy, f.keyring, &r, now); d.refusal == nil || d.refusal.reason != name {
+		if d := decide(f.policy, f.sessions, &r, now); d.refusal == nil || d.refusal.reason != name {
 			t.Errorf("%s: got %+v", name, d.refusal)
 		}
 	}
 	r := f.to("replaced.example.com", "GET", "/")
-	if d := decide(f.policy, f.keyring, &r, now); d.swap != nil || d.refusal != nil {
+	if d := decide(f.policy, f.sessions, &r, now); d.swap != nil || d.refusal != nil {
 		t.Errorf("a request without a credential: %+v", d)
 	}
 }
@@ -275,7 +275,7 @@ func TestDecideTakesParameters(t *testing.T) {
 				host = "queried.example.com"
 			}
 			r := f.to(host, "GET", c.path, c.headers...)
-			d := decide(f.policy, f.keyring, &r, now)
+			d := decide(f.policy, f.sessions, &r, now)
 			switch {
 			case c.reason != "":
 				if d.refusal == nil || d.refusal.reason != c.reason {
@@ -318,7 +318,7 @@ func TestDecidePasses(t *testing.T) {
 		{"wildcard", f.to("a.b.wild.example.com", "GET", "/"), nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d := decide(f.policy, f.keyring, &c.request, now)
+			d := decide(f.policy, f.sessions, &c.request, now)
 			if d.refusal != nil {
 				t.Fatalf("refused: %s", d.refusal.message())
 			}
@@ -362,17 +362,17 @@ func TestDecideRefuses(t *testing.T) {
 		return good(func(r *request) { r.connectAuthority, r.serverName, r.authority = connect, sni, authority })
 	}
 	as := func(worker, profile string, r request) request {
-		s, _, err := f.keyring.Issue(worker, profile, time.Hour, now)
+		s, _, err := f.sessions.Issue(worker, profile, time.Hour, now)
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.identity = s.Identity()
 		for i := range r.headers {
-			r.headers[i].value = strings.ReplaceAll(r.headers[i].value, claude, f.keyring.Placeholder(s, "claude", "sk-ant-oat01-"))
+			r.headers[i].value = strings.ReplaceAll(r.headers[i].value, claude, f.sessions.Placeholder(s, "claude", "sk-ant-oat01-"))
 		}
 		return r
 	}
-	if r := good(func(*request) {}); decide(f.policy, f.keyring, &r, now).swap == nil {
+	if r := good(func(*request) {}); decide(f.policy, f.sessions, &r, now).swap == nil {
 		t.Fatal("the good request is not swapped")
 	}
 
@@ -506,7 +506,7 @@ func TestDecideRefuses(t *testing.T) {
 		{misplacedPlaceholder, "cookie, base64", more("cookie", "session="+b64([]byte("xx"+claude)))},
 		{misplacedPlaceholder, "user agent", more("user-agent", "curl "+claude)},
 		{misplacedPlaceholder, "proxy-authorization", more("proxy-authorization", "Bearer "+claude)},
-		{misplacedPlaceholder, "somebody else's", more("x-note", f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-"))},
+		{misplacedPlaceholder, "somebody else's", more("x-note", f.sessions.Placeholder(f.other, "claude", "sk-ant-oat01-"))},
 		{misplacedPlaceholder, "the name of a header", more("x-"+worker.Marker, "1")},
 		{misplacedPlaceholder, "referer", more("referer", "https://x/?k="+url.QueryEscape(claude))},
 		{misplacedPlaceholder, "API key on a bearer route", f.anthropic("GET", "/", "x-api-key", claude)},
@@ -514,7 +514,7 @@ func TestDecideRefuses(t *testing.T) {
 		{misplacedPlaceholder, "underscores", f.anthropic("GET", "/", "x_api_key", claude)},
 		{duplicateCredential, "one more, with underscores", more("x_api_key", "sk-evil")},
 
-		{notYourPlaceholder, "another session's", authorization("Bearer " + f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-"))},
+		{notYourPlaceholder, "another session's", authorization("Bearer " + f.sessions.Placeholder(f.other, "claude", "sk-ant-oat01-"))},
 		{notYourPlaceholder, "another credential's", authorization("Bearer " + f.placeholder("github", "gho_"))},
 		{notYourPlaceholder, "another credential's with this prefix", authorization("Bearer " + f.placeholder("github", "sk-ant-oat01-"))},
 		{notYourPlaceholder, "another prefix", authorization("Bearer " + f.placeholder("claude", "gho_"))},
@@ -531,8 +531,8 @@ func TestDecideRefuses(t *testing.T) {
 		{notYourPlaceholder, "another scheme", authorization("Negotiate " + claude)},
 		{notYourPlaceholder, "parameters of another scheme", authorization(`Digest username="a", response="` + claude + `"`)},
 		{notYourPlaceholder, "a scheme where there is none", f.to("turned.example.com", "GET", "/", "x-api-key", "Bearer "+f.placeholder("turned", ""))},
-		{notYourPlaceholder, "Basic with another session's", authorization(basicAuth("u", f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-")))},
-		{notYourPlaceholder, "Basic with one of two wrong", authorization(basicAuth(f.keyring.Placeholder(f.other, "claude", "sk-ant-oat01-"), claude))},
+		{notYourPlaceholder, "Basic with another session's", authorization(basicAuth("u", f.sessions.Placeholder(f.other, "claude", "sk-ant-oat01-")))},
+		{notYourPlaceholder, "Basic with one of two wrong", authorization(basicAuth(f.sessions.Placeholder(f.other, "claude", "sk-ant-oat01-"), claude))},
 		{notYourPlaceholder, "Basic with a suffix", authorization(basicAuth("u", claude+"\n"))},
 		{notYourPlaceholder, "Basic with a second colon", authorization(basicAuth("u", claude+":x"))},
 		{notYourPlaceholder, "Basic without a colon", authorization("Basic " + b64([]byte(claude)))},
@@ -540,7 +540,7 @@ func TestDecideRefuses(t *testing.T) {
 		{notYourPlaceholder, "Basic in two layers", authorization(basicAuth("u", b64([]byte(claude))))},
 	} {
 		t.Run(c.reason+"/"+c.name, func(t *testing.T) {
-			d := decide(f.policy, f.keyring, &c.request, now)
+			d := decide(f.policy, f.sessions, &c.request, now)
 			if d.refusal == nil {
 				t.Fatalf("not refused; swapped: %v", d.swap != nil)
 			}
@@ -582,20 +582,20 @@ func TestDecideOrder(t *testing.T) {
 	}
 	r := wrongEverything()
 	for _, step := range steps {
-		d := decide(f.policy, f.keyring, &r, now)
+		d := decide(f.policy, f.sessions, &r, now)
 		if d.refusal == nil || d.refusal.reason != step.want {
 			t.Fatalf("got %+v, want %s", d.refusal, step.want)
 		}
 		step.fix(&r)
 	}
-	if d := decide(f.policy, f.keyring, &r, now); d.swap == nil {
+	if d := decide(f.policy, f.sessions, &r, now); d.swap == nil {
 		t.Errorf("with everything mended: %+v", d.refusal)
 	}
 }
 
 func TestReasonsAreComplete(t *testing.T) {
 	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, hostQuarantined, misdirected,
-		duplicateCredential, policyDenied, sessionExpired, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint}
+		duplicateCredential, policyDenied, sessionExpired, sessionRevoked, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint}
 	var got []string
 	for _, r := range Reasons() {
 		got = append(got, r.Name)
@@ -635,7 +635,7 @@ func BenchmarkDecide(b *testing.B) {
 		"x-stainless-lang", "js", "x-stainless-os", "Linux", "accept-encoding", "gzip, deflate, br, zstd")
 	b.ReportAllocs()
 	for b.Loop() {
-		if d := decide(f.policy, f.keyring, &r, now); d.swap == nil {
+		if d := decide(f.policy, f.sessions, &r, now); d.swap == nil {
 			b.Fatal(d.refusal.reason)
 		}
 	}
@@ -650,16 +650,16 @@ func TestDecideByAddress(t *testing.T) {
 		"poor":           {netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("::/0")},
 	}
 	p := newPolicy(cfg)
-	over, _, err := f.keyring.Issue(f.session.Worker, f.session.Profile, -time.Second, now)
+	over, _, err := f.sessions.Issue(f.session.Worker, f.session.Profile, -time.Second, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs, _, err := f.keyring.Issue("poor", "poor", time.Hour, now)
+	theirs, _, err := f.sessions.Issue("poor", "poor", time.Hour, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	placeholder := func(s worker.Session) string {
-		return f.keyring.Placeholder(s, "claude", "sk-ant-oat01-")
+		return f.sessions.Placeholder(s, "claude", "sk-ant-oat01-")
 	}
 	replacing := cfg
 	replacing.Routes = slices.Clone(cfg.Routes)
@@ -667,11 +667,11 @@ func TestDecideByAddress(t *testing.T) {
 		replacing.Routes[i].Foreign = Replace
 	}
 	r := f.anthropic("POST", "/v1/messages", "authorization", "Bearer foreign")
-	if d := decide(newPolicy(replacing), f.keyring, &r, now); d.swap == nil {
+	if d := decide(newPolicy(replacing), f.sessions, &r, now); d.swap == nil {
 		t.Errorf("a foreign bearer of a session: %+v", d.refusal)
 	}
 	r.identity = "address|10.1.2.3"
-	if d := decide(newPolicy(replacing), f.keyring, &r, now); d.refusal == nil || d.refusal.reason != policyDenied || d.swap != nil {
+	if d := decide(newPolicy(replacing), f.sessions, &r, now); d.refusal == nil || d.refusal.reason != policyDenied || d.swap != nil {
 		t.Errorf("a foreign bearer from an address: %+v", d)
 	}
 	for _, c := range []struct {
@@ -696,7 +696,7 @@ func TestDecideByAddress(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+c.placeholder)
 			r.identity = c.identity
-			d := decide(p, f.keyring, &r, now)
+			d := decide(p, f.sessions, &r, now)
 			if c.reason == "" {
 				if d.swap == nil || d.refusal != nil || d.session.Worker != f.session.Worker || d.session.ID != f.session.ID {
 					t.Errorf("got %+v", d)

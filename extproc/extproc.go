@@ -138,14 +138,19 @@ type Rule struct {
 	Deny string
 }
 
-// Sessions says whose a session or a placeholder is: a *worker.Keyring.
+// Sessions says whose a session or a placeholder is, and whether that is over: a *worker.Sessions.
 type Sessions interface {
-	// Verify returns the session called id that token proves at now.
-	Verify(id string, token secret.Text, now time.Time) (worker.Session, error)
-	// IsPlaceholder reports whether value is the session's placeholder for the credential, byte for byte.
-	IsPlaceholder(value string, s worker.Session, credential, prefix string) bool
-	// PlaceholderOf returns the session of the worker whose placeholder for the credential value is, byte for byte.
-	PlaceholderOf(value, worker, credential, prefix string) (worker.Session, bool)
+	// Verify returns the session called id that token proves, which may be over.
+	Verify(id string, token secret.Text) (worker.Session, error)
+	// Check says whether a session may be served at now: the error is worker.ErrExpired or worker.ErrRevoked.
+	Check(s worker.Session, now time.Time) error
+	// Ends is when a session ends, with its renewals.
+	Ends(s worker.Session) time.Time
+	// Recognize says whose placeholder value is, and why it is not the session's for the credential, byte for byte, if it is not.
+	// A session without ID stands for any of its worker's.
+	Recognize(value string, s worker.Session, credential, prefix string) (owner worker.Session, why worker.Mismatch)
+	// Damaged reports whether value is a placeholder but for what marks it as one.
+	Damaged(value string) bool
 	// Placeholder is the session's placeholder for the credential.
 	Placeholder(s worker.Session, credential, prefix string) string
 }

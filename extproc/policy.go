@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"cmp"
+	"errors"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -185,7 +186,7 @@ func (p *policy) refusesAll(e endpoint) bool { return slices.Contains(p.refusedP
 
 // caller is who is calling by what the connection says: the holder of a session, or the worker at an address, whose session
 // has neither ID nor end. The refusal is nil unless that is nobody, or over.
-func (p *policy) caller(identity string, now time.Time) (worker.Session, *refusal) {
+func (p *policy) caller(sessions Sessions, identity string, now time.Time) (worker.Session, *refusal) {
 	if address, ok := worker.ParseAddress(identity); ok {
 		name, known := p.workerAt(address)
 		if !known {
@@ -194,13 +195,24 @@ func (p *policy) caller(identity string, now time.Time) (worker.Session, *refusa
 		return worker.Session{Worker: name, Profile: p.workers[name]}, nil
 	}
 	session, err := worker.ParseIdentity(identity)
-	switch {
-	case err != nil:
+	if err != nil {
 		return worker.Session{}, &refusal{reason: proxyAuthRequired}
-	case session.Expired(now) || p.ended(session):
-		return session, &refusal{reason: sessionExpired}
+	}
+	if reason := p.over(sessions, session, now); reason != "" {
+		return session, &refusal{reason: reason}
 	}
 	return session, nil
+}
+
+// over is the reason why a session that was proved is not served any more, or empty.
+func (p *policy) over(sessions Sessions, s worker.Session, now time.Time) string {
+	switch err := sessions.Check(s, now); {
+	case errors.Is(err, worker.ErrRevoked):
+		return sessionRevoked
+	case err != nil || p.ended(s):
+		return sessionExpired
+	}
+	return ""
 }
 
 // workerAt returns the worker whose address this is.

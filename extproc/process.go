@@ -131,6 +131,12 @@ func (s *Server) logRefusal(ctx context.Context, d decision, requestID string) {
 		slog.String("host", d.host),
 		slog.String("request_id", requestID),
 	}
+	if d.refusal.mismatch != "" {
+		attrs = append(attrs, slog.String("cause", string(d.refusal.mismatch)))
+	}
+	if d.refusal.owner != "" {
+		attrs = append(attrs, slog.String("placeholder_of", d.refusal.owner))
+	}
 	if d.refusal.cause != nil {
 		attrs = append(attrs, slog.Any("err", d.refusal.cause))
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wayleave/grant"
+	"wayleave/worker"
 )
 
 // The reasons of a refusal: the values of the x-wayleave-reason header.
@@ -29,6 +30,7 @@ const (
 	hostQuarantined      = "host_quarantined"
 	misdirected          = "misdirected"
 	sessionExpired       = "session_expired"
+	sessionRevoked       = "session_revoked"
 	proxyAuthRequired    = "proxy_auth_required"
 )
 
@@ -62,6 +64,7 @@ var reasons = []Reason{
 	{hostQuarantined, 403, false, "{host} is not served, because what is configured for it has a fault; an operator finds it with: wayleave config check"},
 	{misdirected, 421, false, "the request is for {host}, its connection for another host or port; open a connection for each"},
 	{sessionExpired, 403, false, "the session of this worker is over; start the worker again to get a new one"},
+	{sessionRevoked, 403, false, "an operator has ended the session of this worker; if it may still run, start it again to get a new one"},
 	{proxyAuthRequired, 407, false, "the gate does not know who is calling; start the program with: wayleave run, or set the proxy user and password of a session"},
 }
 
@@ -81,7 +84,10 @@ type refusal struct {
 	imported                    bool // the grant is
 	scopes                      []string
 	retryAfter                  time.Duration
-	cause                       error // for the log only
+	// For the log only.
+	cause    error
+	mismatch worker.Mismatch // why a placeholder was not the one that was due
+	owner    string          // the session it was of, where that is known
 }
 
 func (f *refusal) message() string {

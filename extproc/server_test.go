@@ -93,7 +93,7 @@ type serverFixture struct {
 
 func newServer(t testing.TB) *serverFixture {
 	f := &serverFixture{fixture: newFixture(t), vault: &vault{}, log: new(bytes.Buffer)}
-	f.server = New(testConfig, f.keyring, f.vault, Options{
+	f.server = New(testConfig, f.sessions, f.vault, Options{
 		Now: func() time.Time { return now },
 		Log: slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
@@ -498,7 +498,7 @@ func TestCheck(t *testing.T) {
 	f := newServer(t)
 	_, client := f.serve(t)
 	issue := func(worker, profile string, ttl time.Duration) (string, string) {
-		s, token, err := f.keyring.Issue(worker, profile, ttl, now)
+		s, token, err := f.sessions.Issue(worker, profile, ttl, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -616,7 +616,7 @@ func TestIsolation(t *testing.T) {
 	})
 	for i := range workers {
 		working.Go(func() {
-			s, token, err := f.keyring.Issue("ci", "default", time.Hour, now)
+			s, token, err := f.sessions.Issue("ci", "default", time.Hour, now)
 			if err != nil {
 				t.Error(err)
 				return
@@ -625,8 +625,8 @@ func TestIsolation(t *testing.T) {
 			if i%2 == 1 {
 				grant, host, prefix = "github", "github.com", "gho_"
 			}
-			own := f.keyring.Placeholder(s, grant, prefix)
-			stolen := f.keyring.Placeholder(f.session, grant, prefix)
+			own := f.sessions.Placeholder(s, grant, prefix)
+			stolen := f.sessions.Placeholder(f.session, grant, prefix)
 			for range requests {
 				out, err := checker.Check(t.Context(), checkRequest("CONNECT", host+":443", basicAuth(s.ID, token.Reveal())))
 				if err != nil {
@@ -811,7 +811,7 @@ func FuzzRequests(f *testing.F) {
 		host := hosts[int(which)%len(hosts)]
 		route := s.policy.find(endpoint{host, httpsPort}).routes[0]
 		own := s.placeholder(route.Credential, route.PlaceholderPrefix)
-		fill := strings.NewReplacer("{placeholder}", own, "{other}", s.keyring.Placeholder(s.other, route.Credential, route.PlaceholderPrefix),
+		fill := strings.NewReplacer("{placeholder}", own, "{other}", s.sessions.Placeholder(s.other, route.Credential, route.PlaceholderPrefix),
 			"{session}", s.session.ID, "{basic}", basicAuth("u", own), "{basicuser}", basicAuth(own, "u")).Replace
 		in := message(s.to(host, method, fill(path), name1, fill(value1), name2, fill(value2)))
 		out, _, err := s.server.process(t.Context(), in)

@@ -11,7 +11,7 @@ import (
 // Two teams with an account each at one host: the profile of the session says whose credential is meant, and neither can
 // use the other's placeholder.
 func TestRoutesThatShareAHost(t *testing.T) {
-	k, err := worker.LoadKeyring(t.Context(), vaulttest.NewMemory())
+	k, err := worker.OpenSessions(t.Context(), vaulttest.NewMemory(), worker.LedgerOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

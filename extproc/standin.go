@@ -53,7 +53,7 @@ func (s *Server) standInAnswer(ctx context.Context, d decision) *extprocv3.Proce
 	placeholder := s.sessions.Placeholder(d.session, d.standIn.Name, d.standIn.PlaceholderPrefix)
 	body := map[string]any{
 		"access_token": placeholder, "refresh_token": placeholder, "token_type": "Bearer",
-		"expires_in": int(d.session.Expires.Sub(s.now()).Seconds()),
+		"expires_in": int(s.sessions.Ends(d.session).Sub(s.now()).Seconds()),
 	}
 	if t, err := s.tokens.Token(ctx, d.standIn.Name, d.session.Worker, nil); err == nil && len(t.Scopes) > 0 {
 		body["scope"] = strings.Join(t.Scopes, " ")

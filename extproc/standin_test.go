@@ -97,7 +97,7 @@ func TestStandInForNobody(t *testing.T) {
 	poor := f.session
 	poor.Worker, poor.Profile = "poor", "poor"
 	r.identity = poor.Identity()
-	if d := decide(p, f.keyring, &r, now); d.refusal == nil || d.refusal.reason != tokenEndpoint {
+	if d := decide(p, f.sessions, &r, now); d.refusal == nil || d.refusal.reason != tokenEndpoint {
 		t.Errorf("got %+v", d)
 	}
 }

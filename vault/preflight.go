@@ -22,8 +22,8 @@ func (c *Client) needs(role Role) []need {
 		write := []string{"create", "read", "update"}
 		look := []string{"list", "read"}
 		return []need{
-			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "requests/any", []string{"read"}},
-			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "keys/any", look}, {metadata + "requests/any", look},
+			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", []string{"read"}}, {data + "requests/any", []string{"read"}},
+			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look},
 			{c.cfg.PKIMount + "/root/sign-intermediate", []string{"update"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
@@ -33,11 +33,13 @@ func (c *Client) needs(role Role) []need {
 		return []need{
 			{data + "grants/any", []string{"create", "update"}}, {data + "status/any", write}, {data + "requests/any", write},
 			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "requests/any", []string{"list", "read"}},
+			{data + "sessions/any", []string{"read"}}, {data + "sessions/revoked", write}, {metadata + "sessions/any", []string{"list", "read"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	default:
 		return []need{
 			{data + "status/any", []string{"read"}}, {metadata + "status/any", []string{"list", "read"}},
+			{data + "sessions/any", []string{"read"}}, {metadata + "sessions/any", []string{"list", "read"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	}

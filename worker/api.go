@@ -30,8 +30,8 @@ const reasonHeader = "x-wayleave-reason"
 type APIConfig struct {
 	// Workers may enrol.
 	Workers *Registry
-	// Keyring issues their sessions.
-	Keyring *Keyring
+	// Sessions issues and keeps their sessions.
+	Sessions *Sessions
 	// Credentials renders what a session of s.Profile holds. It must not return a real credential.
 	Credentials func(ctx context.Context, s Session) ([]Credential, error)
 	// CA is the gate's certificate authority in PEM, as of now.
@@ -113,6 +113,7 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, r, http.StatusServiceUnavailable, "unavailable", "the gate cannot issue a session now: try again, and see its log if this lasts")
 		return
 	}
+	a.Sessions.Issued(s, "", source)
 	a.Log.Info("session issued", "worker", s.Worker, "profile", s.Profile, "session", s.ID, "expires", s.Expires, "source", source)
 	w.Header().Set("content-type", "application/json")
 	w.Header().Set("cache-control", "no-store")
@@ -129,7 +130,7 @@ func (a *api) unknown(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, answer []byte, err error) {
-	s, token, err := a.Keyring.Issue(w.Name, w.Profile, w.SessionTTL, now)
+	s, token, err := a.Sessions.Issue(w.Name, w.Profile, w.SessionTTL, a.Sessions.Moment(w.Name, now))
 	if err != nil {
 		return s, nil, err
 	}

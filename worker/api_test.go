@@ -48,8 +48,8 @@ func testCA(t testing.TB) []byte {
 // gate is a worker API with one worker, a clock that the test moves, and a log that it reads.
 type gate struct {
 	*httptest.Server
-	keyring *Keyring
-	ca      []byte
+	sessions *Sessions
+	ca       []byte
 
 	mu    sync.Mutex
 	now   time.Time     // guarded by mu
@@ -60,7 +60,7 @@ type gate struct {
 
 func newGate(t testing.TB) *gate {
 	t.Helper()
-	g := &gate{keyring: newKeyring(t), ca: testCA(t), now: now, log: new(bytes.Buffer)}
+	g := &gate{sessions: newSessions(t), ca: testCA(t), now: now, log: new(bytes.Buffer)}
 	registry, err := NewRegistry([]Worker{{Name: "ci", Profile: "default", TokenSHA256: sha256.Sum256([]byte(ciToken)), SessionTTL: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
@@ -70,9 +70,9 @@ func newGate(t testing.TB) *gate {
 		Unset: []string{"ANTHROPIC_API_KEY"}, Files: map[string]string{"a/b.json": "{}"}, Note: "a note",
 	}}
 	g.Server = httptest.NewServer(NewAPI(APIConfig{
-		Workers: registry,
-		Keyring: g.keyring,
-		CA:      func() []byte { return g.ca },
+		Workers:  registry,
+		Sessions: g.sessions,
+		CA:       func() []byte { return g.ca },
 		Credentials: func(_ context.Context, s Session) ([]Credential, error) {
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -125,7 +125,7 @@ func TestEnrol(t *testing.T) {
 	if diff := cmp.Diff(want, e.Session); diff != "" {
 		t.Error(diff)
 	}
-	if s, err := g.keyring.Verify(e.Session.ID, e.Password, now); err != nil || s != want {
+	if s, err := g.sessions.Verify(e.Session.ID, e.Password); err != nil || s != want {
 		t.Errorf("the password does not open the session: %v", err)
 	}
 	if diff := cmp.Diff(g.creds, e.Credentials); diff != "" {
@@ -403,7 +403,7 @@ func TestEnrolErrors(t *testing.T) {
 }
 
 func FuzzParseEnrolment(f *testing.F) {
-	e := Enrolment{Session: Session{ID: "0123456789abcdef", Worker: "ci", Profile: "default", Expires: now}, Password: secret.New("p"), CA: testCA(f)}
+	e := Enrolment{Session: Session{ID: "abcdefghijklmnopqrstuvwx", Worker: "ci", Profile: "default", Expires: now}, Password: secret.New("p"), CA: testCA(f)}
 	good, err := e.marshal()
 	if err != nil {
 		f.Fatal(err)

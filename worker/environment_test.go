@@ -16,7 +16,7 @@ func testEnrolment(gate string, credentials ...Credential) Enrolment {
 	if err != nil {
 		panic(err)
 	}
-	return Enrolment{Gate: u, Session: Session{ID: "0123456789abcdef"}, Password: secret.New("wls1.x.y"), Credentials: credentials}
+	return Enrolment{Gate: u, Session: Session{ID: "abcdefghijklmnopqrstuvwx"}, Password: secret.New("wls1.x.y"), Credentials: credentials}
 }
 
 func environ(env []string) map[string]string {
@@ -33,7 +33,7 @@ const javaExpected = "-Dhttps.proxyHost=gate -Dhttps.proxyPort=3128 -Dhttp.proxy
 
 func TestEnvironment(t *testing.T) {
 	env, report := Environment(testEnrolment("http://gate:3128"), []string{"PATH=/bin", "LANG=C"}, testFiles)
-	const proxy = "http://0123456789abcdef:wls1.x.y@gate:3128"
+	const proxy = "http://abcdefghijklmnopqrstuvwx:wls1.x.y@gate:3128"
 	want := map[string]string{
 		"PATH": "/bin", "LANG": "C",
 		"HTTPS_PROXY": proxy, "https_proxy": proxy, "HTTP_PROXY": proxy, "http_proxy": proxy, "ALL_PROXY": proxy, "all_proxy": proxy,

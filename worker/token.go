@@ -4,7 +4,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/base32"
 	"encoding/base64"
 	"encoding/binary"
@@ -23,18 +22,17 @@ var (
 	tokenBase64 = base64.RawURLEncoding.Strict()
 )
 
-const (
-	tokenVersion         = "wls1"
-	placeholderMACLength = 16
-)
+const tokenVersion = "wls1"
 
-// Errors of Verify.
+// Why a session is not to be served: ErrUnknown is of Verify, the others are of Check.
 var (
 	// ErrUnknown says that the session was not issued by this ring, or by a key it has since forgotten, or is presented
 	// under another session's id.
 	ErrUnknown = errors.New("unknown session: start the worker again to get a new one")
 	// ErrExpired says that the session was ours and is over.
 	ErrExpired = errors.New("the session has expired: start the worker again to get a new one")
+	// ErrRevoked says that an operator has ended it before its time.
+	ErrRevoked = errors.New("the session was revoked: start the worker again to get a new one, if it may still run")
 )
 
 // Issue makes a session for worker under profile that ends ttl after now, and the token that proves it. The token is
@@ -44,7 +42,7 @@ func (k *Keyring) Issue(worker, profile string, ttl time.Duration, now time.Time
 		return Session{}, secret.Text{}, err
 	}
 	s := Session{Worker: worker, Profile: profile, Expires: now.Add(ttl).UTC().Truncate(time.Second)}
-	s.ID = newSessionID(s.Expires)
+	s.ID = newSessionID(now, s.Expires)
 	keys := k.keys.Load()
 	payload := strconv.Itoa(int(keys.current)) + "|" + s.Identity()
 	sum := mac(keys.byID[keys.current], "session", payload)
@@ -52,9 +50,9 @@ func (k *Keyring) Issue(worker, profile string, ttl time.Duration, now time.Time
 	return s, secret.New(token), nil
 }
 
-// Verify returns the session that token proves, if it is the session called id and is not over at now.
-// The error is ErrUnknown or ErrExpired.
-func (k *Keyring) Verify(id string, token secret.Text, now time.Time) (Session, error) {
+// Verify returns the session that token proves, if it is the session called id. The error is ErrUnknown. Whether the session is
+// over is for the ledger to say.
+func (k *Keyring) Verify(id string, token secret.Text) (Session, error) {
 	parts := strings.Split(token.Reveal(), ".")
 	if len(parts) != 3 || parts[0] != tokenVersion {
 		return Session{}, ErrUnknown
@@ -77,74 +75,65 @@ func (k *Keyring) Verify(id string, token secret.Text, now time.Time) (Session, 
 	if err != nil || s.ID != id {
 		return Session{}, ErrUnknown
 	}
-	if s.Expired(now) {
-		return Session{}, ErrExpired
-	}
 	return s, nil
 }
 
-// newSessionID is 16 characters of base32: when the session ends, in seconds since 1970, and 6 random bytes. The end is in
-// it for PlaceholderOf, which knows nothing else of a session.
-func newSessionID(ends time.Time) string {
-	id := binary.BigEndian.AppendUint32(nil, uint32(ends.Unix()))
-	var random [6]byte
+// A session's id is 24 characters of base32: when it was issued and when it ends, in seconds since 1970, and 7 random bytes. The
+// times are in it for connections that prove a worker and no session, where a placeholder is all there is, and for
+// revocations that end what was issued before some moment.
+const (
+	sessionIDLength = 24
+	sessionIDBytes  = sessionIDLength * 5 / 8
+)
+
+func newSessionID(issued, ends time.Time) string {
+	id := binary.BigEndian.AppendUint32(nil, uint32(issued.Unix()))
+	id = binary.BigEndian.AppendUint32(id, uint32(ends.Unix()))
+	var random [sessionIDBytes - 8]byte
 	rand.Read(random[:])
 	return lowerBase32.EncodeToString(append(id, random[:]...))
 }
 
-// endOf is when the session called id ends; the zero time if the id does not say.
+// times returns what the session called id says of itself, in seconds since 1970; zeros if it is no id.
+func times(id string) (issued, ends int64) {
+	if !validSessionID(id) {
+		return 0, 0
+	}
+	var bits uint64
+	for i := range 12 {
+		bits = bits<<5 | uint64(fiveBits(id[i])) //nolint:gosec // it is a valid one
+	}
+	bits = bits<<4 | uint64(fiveBits(id[12])>>1)       //nolint:gosec // the same
+	return int64(bits >> 32), int64(bits & 0xffffffff) //nolint:gosec // 32 bits each
+}
+
+// endOf is when the session called id ends, unless it is renewed; the zero time if it is no id.
 func endOf(id string) time.Time {
-	raw, err := lowerBase32.DecodeString(id)
-	if err != nil || len(raw) < 4 {
+	_, ends := times(id)
+	if ends == 0 {
 		return time.Time{}
 	}
-	return time.Unix(int64(binary.BigEndian.Uint32(raw)), 0).UTC()
+	return time.Unix(ends, 0).UTC()
 }
 
-// Placeholder is what the session holds instead of the credential: prefix (the shape the provider's clients look for),
-// Marker, and base32 of the key id, the session id and a MAC over session, worker and credential. The same session always
-// has the same placeholder for a credential, as long as the key is current.
-func (k *Keyring) Placeholder(s Session, credential, prefix string) string {
-	keys := k.keys.Load()
-	return placeholder(keys.current, keys.byID[keys.current], s, credential, prefix)
-}
-
-// IsPlaceholder reports whether value is, byte for byte, this session's placeholder for this credential.
-func (k *Keyring) IsPlaceholder(value string, s Session, credential, prefix string) bool {
-	// What is in front of the MAC names the key, so that one MAC is enough to decide.
-	payload, ok := strings.CutPrefix(value, prefix+Marker)
-	raw, err := lowerBase32.DecodeString(payload)
-	if !ok || err != nil || len(raw) == 0 {
-		return false
+// appendSessionID appends the bytes of an id, of which only our own are asked for; what is none is as many zeros.
+func appendSessionID(to []byte, id string) []byte {
+	raw, err := lowerBase32.DecodeString(id)
+	if err != nil || len(raw) != sessionIDBytes {
+		raw = make([]byte, sessionIDBytes)
 	}
-	key := k.keys.Load().byID[raw[0]]
-	if key == nil {
-		return false
-	}
-	want := placeholder(raw[0], key, s, credential, prefix)
-	return subtle.ConstantTimeCompare([]byte(value), []byte(want)) == 1
+	return append(to, raw...)
 }
 
-// PlaceholderOf returns the session of the worker whose placeholder for this credential value is, byte for byte: its ID
-// and its end, which the MAC vouches for. It is for connections that prove a worker and no session; Profile is empty, and
-// whether the session is over is for the caller to judge.
-func (k *Keyring) PlaceholderOf(value, worker, credential, prefix string) (Session, bool) {
-	payload, ok := strings.CutPrefix(value, prefix+Marker)
-	raw, err := lowerBase32.DecodeString(payload)
-	if !ok || err != nil || len(raw) != 1+sessionIDLength+placeholderMACLength {
-		return Session{}, false
+// fiveBits is what a character of lowerBase32 stands for, or -1.
+func fiveBits(c byte) int {
+	switch {
+	case 'a' <= c && c <= 'z':
+		return int(c - 'a')
+	case '2' <= c && c <= '7':
+		return int(c-'2') + 26
 	}
-	id := string(raw[1 : 1+sessionIDLength])
-	s := Session{ID: id, Worker: worker, Expires: endOf(id)}
-	return s, k.IsPlaceholder(value, s, credential, prefix)
-}
-
-func placeholder(kid byte, key []byte, s Session, credential, prefix string) string {
-	payload := make([]byte, 0, 1+sessionIDLength+placeholderMACLength)
-	payload = append(payload, kid)
-	payload = append(payload, s.ID...)
-	payload = append(payload, mac(key, "placeholder", s.ID+"|"+s.Worker+"|"+credential)[:placeholderMACLength]...)
-	return prefix + Marker + lowerBase32.EncodeToString(payload)
+	return -1
 }
 
 // mac is HMAC-SHA256 with the purpose in front, so that no token of one kind is ever valid as another.

@@ -24,11 +24,11 @@ const Marker = "wlplaceholder"
 
 // Session is one worker's time-limited permission.
 type Session struct {
-	// ID is 16 characters of [a-z0-9], and says when the session ends; it is also the proxy user name.
+	// ID is 24 characters of [a-z2-7], and says when the session was issued and when it ends; it is also the proxy user name.
 	ID string
 	// Worker and Profile are names as in the configuration: [a-z0-9][a-z0-9._-]{0,62}.
 	Worker, Profile string
-	// Expires is in UTC, in whole seconds; the session is over at that instant.
+	// Expires is in UTC, in whole seconds; the session is over at that instant unless it was renewed, which the ledger knows.
 	Expires time.Time
 }
 
@@ -37,8 +37,11 @@ func (s Session) Identity() string {
 	return s.ID + "|" + s.Worker + "|" + s.Profile + "|" + strconv.FormatInt(s.Expires.Unix(), 10)
 }
 
-// Expired reports whether the session is over at now.
-func (s Session) Expired(now time.Time) bool { return !now.Before(s.Expires) }
+// Issued is when the session was issued, in whole seconds.
+func (s Session) Issued() time.Time {
+	issued, _ := times(s.ID)
+	return time.Unix(issued, 0).UTC()
+}
 
 // addressIdentity begins what crosses Envoy in place of a session where a worker is known by its address alone. No session
 // id is as short.
@@ -83,14 +86,12 @@ func ValidName(s string) bool {
 	return true
 }
 
-const sessionIDLength = 16
-
 func validSessionID(s string) bool {
 	if len(s) != sessionIDLength {
 		return false
 	}
 	for i := range len(s) {
-		if !lowerAlnum(s[i]) {
+		if fiveBits(s[i]) < 0 {
 			return false
 		}
 	}

@@ -31,6 +31,7 @@ var next = map[string]string{
 	"host_quarantined":      "operator: mend what `wayleave config check` reports, and restart the gate",
 	"misdirected":           "client: open a connection for each host",
 	"session_expired":       "worker: start it again",
+	"session_revoked":       "operator, if it was a mistake; else nobody",
 	"proxy_auth_required":   "worker: start it with `wayleave run`",
 }
 
@@ -85,6 +86,17 @@ Clients differ in which status they show and which they retry, so a provider may
 	}
 	b.WriteString(`
 Words in braces are filled in; ` + "`policy_denied`" + ` gives the reason that the configuration or the rule states.
+
+Whose placeholder was sent is not for the worker to know. The gate's log says it of each ` + "`not_your_placeholder`" + `: ` + "`session`" + ` is the one that sent it,
+` + "`placeholder_of`" + ` the one it was made for, where that is known, and ` + "`cause`" + ` is
+
+| cause | the placeholder is |
+|---|---|
+| ` + "`other_session`" + ` | that of another session of the same worker |
+| ` + "`other_worker`" + ` | that of another worker's session |
+| ` + "`other_credential`" + ` | this session's, for another credential: it was sent to a host that has another |
+| ` + "`altered`" + ` | none that the gate made: a character differs, or what is around it is no form that the route reads |
+| ` + "`unknown_key`" + ` | made with a session key that is not kept any more, or by another gate |
 
 A worker that is not known and a host that may not be reached are refused when the tunnel is opened, with 407 and 403. Most clients show only that
 status. Everything else is refused inside the tunnel, where clients show the text. A TLS name that is not served ends in a TLS alert.

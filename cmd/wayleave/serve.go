@@ -147,7 +147,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Holder: holder(spooled.ID()), Spool: spooled, Log: g.log})
 
 	// Who may come: worker tokens become sessions, sessions carry placeholders.
-	keyring, err := worker.LoadKeyring(ctx, store)
+	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: g.log})
 	if err != nil {
 		return err
 	}
@@ -156,8 +156,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	enrolment := worker.NewAPI(worker.APIConfig{
-		Workers: registry, Keyring: keyring, CA: authority.RootPEM, Ports: ports(g.cfg), Log: g.log,
-		Credentials: credentials(g.cfg, keyring, grants),
+		Workers: registry, Sessions: sessions, CA: authority.RootPEM, Ports: ports(g.cfg), Log: g.log,
+		Credentials: credentials(g.cfg, sessions, grants),
 	})
 
 	// What Envoy is told, without the hosts that have a fault.
@@ -174,7 +174,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 
 	// What they get: the decision on each tunnel and each request.
-	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), keyring, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
+	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
 
 	// Where it listens: only on unix sockets, and only Envoy connects to them.
 	doors, err := g.openDoors(ctx)
@@ -192,7 +192,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	kept := make(chan struct{})
 	group.Go(func() error { return authority.Run(work) })
 	group.Go(func() error { defer close(kept); return grants.Run(keep) })
-	group.Go(func() error { keepKeys(work, keyring, g.log); return nil })
+	group.Go(func() error { keepKeys(work, sessions.Keyring, g.log); return nil })
+	group.Go(func() error { sessions.Run(work); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
 	group.Go(doors.serveRPC)
 	group.Go(func() error { return doors.serveAPI(enrolment) })

@@ -71,13 +71,13 @@ func exchanges(cfg *config.Config) map[string]grant.Exchange {
 }
 
 // credentials renders what a session holds: a placeholder for each grant of its profile, in the provider's way.
-func credentials(cfg *config.Config, keyring *worker.Keyring, grants *grant.Keeper) func(context.Context, worker.Session) ([]worker.Credential, error) {
+func credentials(cfg *config.Config, sessions *worker.Sessions, grants *grant.Keeper) func(context.Context, worker.Session) ([]worker.Credential, error) {
 	return func(ctx context.Context, s worker.Session) ([]worker.Credential, error) {
 		profile := cfg.Profiles[s.Profile]
 		var out []worker.Credential
 		for _, name := range profile.Grants {
 			p, _ := cfg.ProviderOf(name)
-			placeholder := keyring.Placeholder(s, name, p.PlaceholderPrefix)
+			placeholder := sessions.Placeholder(s, name, p.PlaceholderPrefix)
 			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, granted(ctx, grants, name))
 			if err != nil {
 				return nil, fmt.Errorf("rendering %s for a worker: %w", name, err)

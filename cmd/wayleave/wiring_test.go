@@ -107,11 +107,11 @@ profiles: {default: {grants: [claude], token_endpoint: placeholder}}
 func TestCredentials(t *testing.T) {
 	cfg := wiringConfig(t)
 	docs := vaulttest.NewMemory()
-	keyring, err := worker.LoadKeyring(t.Context(), docs)
+	sessions, err := worker.OpenSessions(t.Context(), docs, worker.LedgerOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	render := credentials(cfg, keyring, grant.NewKeeper(docs, grantSpecs(cfg), grant.Options{}))
+	render := credentials(cfg, sessions, grant.NewKeeper(docs, grantSpecs(cfg), grant.Options{}))
 	for profile, want := range map[string]map[string]string{ // grant → the variable that has its placeholder
 		"default": {"claude": "CLAUDE_CODE_OAUTH_TOKEN", "acme": "ACME_TOKEN"},
 		"other":   {"claude-two": "ANTHROPIC_AUTH_TOKEN"},

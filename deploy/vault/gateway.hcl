@@ -11,6 +11,13 @@ path "wayleave/data/status/*" {
 path "wayleave/data/keys/*" {
   capabilities = ["create", "read", "update"]
 }
+# The live sessions, and which of them were ended before their time.
+path "wayleave/data/sessions/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/data/sessions/revoked" {
+  capabilities = ["read"]
+}
 # What operators ask of it.
 path "wayleave/data/requests/*" {
   capabilities = ["read"]
@@ -22,6 +29,9 @@ path "wayleave/metadata/status/*" {
   capabilities = ["list", "read"]
 }
 path "wayleave/metadata/keys/*" {
+  capabilities = ["list", "read"]
+}
+path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
 }
 path "wayleave/metadata/requests/*" {

@@ -1,4 +1,4 @@
-# The operator: connects and disconnects grants.
+# The operator: connects and disconnects grants, and ends sessions.
 # It writes a grant's tokens once, at connect, and can never read them back.
 
 path "wayleave/data/grants/*" {
@@ -20,6 +20,17 @@ path "wayleave/data/requests/*" {
   capabilities = ["create", "read", "update"]
 }
 path "wayleave/metadata/requests/*" {
+  capabilities = ["list", "read"]
+}
+
+# The live sessions, and which of them it ends. No token is in either.
+path "wayleave/data/sessions/*" {
+  capabilities = ["read"]
+}
+path "wayleave/data/sessions/revoked" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
 }
 

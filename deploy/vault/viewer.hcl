@@ -1,9 +1,16 @@
-# The viewer: sees which grants there are and how they are. No secret is in what it may read.
+# The viewer: sees which grants and sessions there are and how they are. No secret is in what it may read.
 
 path "wayleave/data/status/*" {
   capabilities = ["read"]
 }
 path "wayleave/metadata/status/*" {
+  capabilities = ["list", "read"]
+}
+
+path "wayleave/data/sessions/*" {
+  capabilities = ["read"]
+}
+path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
 }
 
