@@ -96,6 +96,8 @@ func (k *checker) profiles() {
 		}
 		if p.SessionTTL < time.Minute || p.SessionTTL > 720*time.Hour {
 			k.fault(path+".session_ttl", fmt.Sprintf("%s is out of range", p.SessionTTL), "write a duration from 1m to 720h")
+		} else if p.MaxSession < p.SessionTTL || p.MaxSession > 2160*time.Hour {
+			k.fault(path+".max_session", fmt.Sprintf("%s is out of range", p.MaxSession), "write a duration from session_ttl to 2160h")
 		}
 		if p.TokenEndpoint == StandIn {
 			k.standIn(path, p)

@@ -385,8 +385,12 @@ type Profile struct {
 	// Grants whose placeholders the workers get.
 	Grants []string `yaml:"grants" jsonschema:"uniqueItems=true"`
 
-	// How long a session lasts, from 1m to 720h. A worker that runs longer enrols again.
+	// How long a session lasts, from 1m to 720h. `wayleave run` renews it while its command runs.
 	SessionTTL time.Duration `yaml:"session_ttl" jsonschema:"default=24h"`
+
+	// How long a session may last with all its renewals, from session_ttl to 2160h. A worker that runs longer is started again, and
+	// gets another. The same as session_ttl: none is renewed.
+	MaxSession time.Duration `yaml:"max_session" jsonschema:"default=720h"`
 
 	// What happens when a client tries to refresh its credential by itself, at the provider's token endpoint: refuse, or
 	// placeholder, which answers in the provider's place with the placeholder the client has already. Nothing goes to the

@@ -51,6 +51,9 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 		if p.SessionTTL == 0 && !given(join(join("profiles", name), "session_ttl")) {
 			p.SessionTTL = 24 * time.Hour
 		}
+		if p.MaxSession == 0 && !given(join(join("profiles", name), "max_session")) {
+			p.MaxSession = 720 * time.Hour
+		}
 		fill(&p.ClaudeCode, "auth_token")
 		fill(&p.TokenEndpoint, Refuse)
 		c.Profiles[name] = p

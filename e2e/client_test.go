@@ -38,7 +38,7 @@ const (
 // enrol runs the launcher as the named worker and keeps the environment it makes.
 func (g *gate) enrol(t *testing.T, name, variable string) worker {
 	t.Helper()
-	c := g.command("wayleave", "run", "--worker", name, "--", "sh", "-c", sayEnvironment)
+	c := g.command("wayleave", "run", "--keep-session", "--worker", name, "--", "sh", "-c", sayEnvironment)
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, err := c.Output()

@@ -52,6 +52,8 @@ type api struct {
 // NewAPI returns the worker API:
 //
 //	POST /.wayleave/v1/sessions  Authorization: Bearer <worker token>  → 200 an enrolment, 401, 429 or 503
+//	POST /.wayleave/v1/sessions/renew  Authorization: Basic <session id and token>  → 200 its new end, 401, 403 or 429
+//	DELETE /.wayleave/v1/sessions      the same  → 204: it is over
 //	GET  /.wayleave/v1/ca.pem    the CA certificate, for whoever installs it by hand
 //	GET  /.wayleave/livez        200 while the process answers
 //
@@ -67,6 +69,8 @@ func NewAPI(c APIConfig) http.Handler {
 	a := &api{APIConfig: c, attempts: newLimiter()}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+sessionsPath, a.enrol)
+	mux.HandleFunc("POST "+renewPath, a.renew)
+	mux.HandleFunc("DELETE "+sessionsPath, a.end)
 	mux.HandleFunc("GET "+caPath, a.ca)
 	mux.HandleFunc("GET "+livePath, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/", a.unknown)
@@ -122,7 +126,7 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 
 func (a *api) unknown(w http.ResponseWriter, r *http.Request) {
 	status := http.StatusNotFound
-	if r.URL.Path == sessionsPath || r.URL.Path == caPath {
+	if r.URL.Path == sessionsPath || r.URL.Path == renewPath || r.URL.Path == caPath {
 		status = http.StatusMethodNotAllowed
 	}
 	a.refuse(w, r, status, "no_such_request",
@@ -138,7 +142,7 @@ func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, 
 	if err != nil {
 		return s, nil, err
 	}
-	answer, err = Enrolment{Session: s, Password: token, CA: a.CA(), Ports: a.Ports, Credentials: credentials}.marshal()
+	answer, err = Enrolment{Session: s, Lasts: s.Expires.Sub(now), Password: token, CA: a.CA(), Ports: a.Ports, Credentials: credentials}.marshal()
 	return s, answer, err
 }
 

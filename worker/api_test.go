@@ -27,6 +27,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"wayleave/secret"
+	"wayleave/vault/vaulttest"
 )
 
 const ciToken = "a-static-token-of-the-worker-called-ci"
@@ -58,10 +59,23 @@ type gate struct {
 	creds []Credential
 }
 
-func newGate(t testing.TB) *gate {
+func newGate(t testing.TB) *gate { return newGateOn(t, vaulttest.NewMemory()) }
+
+// Now is the gate's clock.
+func (g *gate) Now() time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.now
+}
+
+func newGateOn(t testing.TB, docs Documents) *gate {
 	t.Helper()
-	g := &gate{sessions: newSessions(t), ca: testCA(t), now: now, log: new(bytes.Buffer)}
-	registry, err := NewRegistry([]Worker{{Name: "ci", Profile: "default", TokenSHA256: sha256.Sum256([]byte(ciToken)), SessionTTL: time.Hour}})
+	g := &gate{ca: testCA(t), now: now, log: new(bytes.Buffer)}
+	var err error
+	if g.sessions, err = OpenSessions(t.Context(), docs, LedgerOptions{Now: g.Now}); err != nil {
+		t.Fatal(err)
+	}
+	registry, err := NewRegistry([]Worker{{Name: "ci", Profile: "default", TokenSHA256: sha256.Sum256([]byte(ciToken)), SessionTTL: time.Hour, MaxSession: 3 * time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,11 +92,7 @@ func newGate(t testing.TB) *gate {
 			defer g.mu.Unlock()
 			return g.creds, g.fail
 		},
-		Now: func() time.Time {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			return g.now
-		},
+		Now: g.Now,
 		Log: slog.New(slog.NewTextHandler(g.log, nil)),
 	}))
 	t.Cleanup(g.Close)
@@ -270,19 +280,19 @@ func TestLimiterIsBounded(t *testing.T) {
 
 func TestRegistry(t *testing.T) {
 	hash := func(s string) [32]byte { return sha256.Sum256([]byte(s)) }
-	ok := Worker{Name: "ci", Profile: "default", TokenSHA256: hash("one"), SessionTTL: time.Hour}
+	ok := Worker{Name: "ci", Profile: "default", TokenSHA256: hash("one"), SessionTTL: time.Hour, MaxSession: time.Hour}
 	for name, bad := range map[string][]Worker{
-		"no name":      {{Profile: "default", TokenSHA256: hash("x"), SessionTTL: 1}},
-		"no profile":   {{Name: "ci", TokenSHA256: hash("x"), SessionTTL: 1}},
+		"no name":      {{Profile: "default", TokenSHA256: hash("x"), SessionTTL: 1, MaxSession: 1}},
+		"no profile":   {{Name: "ci", TokenSHA256: hash("x"), SessionTTL: 1, MaxSession: 1}},
 		"no lifetime":  {{Name: "ci", Profile: "default", TokenSHA256: hash("x")}},
-		"empty token":  {{Name: "ci", Profile: "default", TokenSHA256: hash(""), SessionTTL: 1}},
-		"shared token": {ok, {Name: "two", Profile: "default", TokenSHA256: hash("one"), SessionTTL: 1}},
+		"empty token":  {{Name: "ci", Profile: "default", TokenSHA256: hash(""), SessionTTL: 1, MaxSession: 1}},
+		"shared token": {ok, {Name: "two", Profile: "default", TokenSHA256: hash("one"), SessionTTL: 1, MaxSession: 1}},
 	} {
 		if _, err := NewRegistry(bad); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	r, err := NewRegistry([]Worker{ok, {Name: "two", Profile: "other", TokenSHA256: hash("two"), SessionTTL: time.Hour}})
+	r, err := NewRegistry([]Worker{ok, {Name: "two", Profile: "other", TokenSHA256: hash("two"), SessionTTL: time.Hour, MaxSession: 3 * time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,25 +35,12 @@ func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, workerToken
 	if workerToken.IsZero() {
 		return Enrolment{}, errors.New("no worker token: set WAYLEAVE_TOKEN to the token the gate's operator gave to this worker")
 	}
-	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, gate.JoinPath(sessionsPath).String(), nil)
+	req, err := http.NewRequest(http.MethodPost, gate.JoinPath(sessionsPath).String(), nil)
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("asking the gate %s for a session: %w", gate, err)
 	}
 	req.Header.Set("authorization", "Bearer "+workerToken.Reveal())
-
-	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}}
-	client := &http.Client{
-		Transport:     transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return Enrolment{}, unreachable(gate, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxEnrolment))
+	resp, body, err := call(ctx, roots, req)
 	if err != nil {
 		return Enrolment{}, unreachable(gate, err)
 	}
@@ -69,6 +56,22 @@ func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, workerToken
 	}
 	e.Gate = gate
 	return e, nil
+}
+
+// call asks the gate something and reads its answer, whose Body is closed.
+func call(ctx context.Context, roots *x509.CertPool, req *http.Request) (resp *http.Response, body []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
+	defer cancel()
+	client := &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	if resp, err = client.Do(req.WithContext(ctx)); err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxEnrolment))
+	return resp, body, err
 }
 
 // unreachable words the errors of a connection. What net/http wraps around them (method, whole URL) is left out.

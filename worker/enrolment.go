@@ -26,6 +26,8 @@ type Enrolment struct {
 	Transparent bool
 	// Session says who the worker is now, and until when.
 	Session Session
+	// Lasts is how long the session lasts from when the answer came, unless it is renewed.
+	Lasts time.Duration
 	// Password is the session token; with Session.ID as user it opens the proxy.
 	Password secret.Text
 	// CA is the certificate authority of the gate, in PEM.
@@ -69,6 +71,8 @@ type wireEnrolment struct {
 		Worker  string    `json:"worker"`
 		Profile string    `json:"profile"`
 		Expires time.Time `json:"expires"`
+
+		ExpiresIn int `json:"expires_in"` // seconds: the clock of a worker may be wrong
 	} `json:"session"`
 	Proxy struct {
 		Username string `json:"username"`
@@ -82,6 +86,7 @@ type wireEnrolment struct {
 func (e Enrolment) marshal() ([]byte, error) {
 	w := wireEnrolment{API: apiVersion, CAPEM: string(e.CA), Ports: e.Ports, Credentials: e.Credentials}
 	w.Session.ID, w.Session.Worker, w.Session.Profile, w.Session.Expires = e.Session.ID, e.Session.Worker, e.Session.Profile, e.Session.Expires
+	w.Session.ExpiresIn = int(e.Lasts.Seconds())
 	w.Proxy.Username, w.Proxy.Password = e.Session.ID, e.Password.Reveal()
 	return json.Marshal(w)
 }
@@ -97,6 +102,7 @@ func parseEnrolment(body []byte) (Enrolment, error) {
 	}
 	e := Enrolment{
 		Session:     Session{ID: w.Session.ID, Worker: w.Session.Worker, Profile: w.Session.Profile, Expires: w.Session.Expires},
+		Lasts:       time.Duration(w.Session.ExpiresIn) * time.Second,
 		Password:    secret.New(w.Proxy.Password),
 		CA:          []byte(w.CAPEM),
 		Ports:       w.Ports,

@@ -26,16 +26,6 @@ func newKeyring(t testing.TB) *Keyring {
 	return k
 }
 
-// newSessions is an empty ring and ledger whose clock stands.
-func newSessions(t testing.TB) *Sessions {
-	t.Helper()
-	s, err := OpenSessions(t.Context(), vaulttest.NewMemory(), LedgerOptions{Now: func() time.Time { return now }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // isPlaceholder reports whether value is the session's placeholder.
 func isPlaceholder(k *Keyring, value string, s Session, credential, prefix string) bool {
 	_, why := k.Recognize(value, s, credential, prefix)

@@ -19,6 +19,8 @@ type Worker struct {
 	TokenSHA256 [sha256.Size]byte
 	// SessionTTL is how long the sessions of this worker last; it must be positive.
 	SessionTTL time.Duration
+	// MaxSession is how long one may last with its renewals; it must not be less than SessionTTL, and at most LongestSession.
+	MaxSession time.Duration
 }
 
 // Registry knows the workers of the configuration by the hash of their token. It is safe for concurrent use.
@@ -43,6 +45,9 @@ func (r *Registry) Update(workers []Worker) error {
 		if w.SessionTTL <= 0 {
 			return fmt.Errorf("worker %s: sessions of %v are over before they start: give the profile a session_ttl", w.Name, w.SessionTTL)
 		}
+		if w.MaxSession < w.SessionTTL || w.MaxSession > LongestSession {
+			return fmt.Errorf("worker %s: sessions cannot last %v with their renewals: give the profile a max_session from its session_ttl to %v", w.Name, w.MaxSession, LongestSession)
+		}
 		if other, dup := seen[w.TokenSHA256]; dup {
 			return fmt.Errorf("worker %s has the same token as %s: give it one of its own", w.Name, other)
 		}
@@ -51,6 +56,16 @@ func (r *Registry) Update(workers []Worker) error {
 	workers = append([]Worker(nil), workers...)
 	r.workers.Store(&workers)
 	return nil
+}
+
+// Named returns the worker called name.
+func (r *Registry) Named(name string) (Worker, bool) {
+	for _, w := range *r.workers.Load() {
+		if w.Name == name {
+			return w, true
+		}
+	}
+	return Worker{}, false
 }
 
 // Lookup returns the worker whose token this is. It compares with every worker, whichever matches, so that timing tells

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,12 +15,13 @@ import (
 )
 
 func newRun() *cobra.Command {
-	var transparent, isolated bool
+	var transparent, isolated, keepSession bool
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
 		Short: "Run a worker with placeholders in its environment and the gate as its way out",
 		Long: `Run enrols at the gate with a worker token, gives the command an environment in which its credentials are
 placeholders, its proxy is the gate and its trust store knows the gate's CA, and passes signals and the exit code through.
+It renews the session while the command runs, and ends it afterwards.
 
 The gate is --gate or WAYLEAVE_GATE, the token WAYLEAVE_TOKEN; without them, those of a 'wayleave up' on this machine.
 WAYLEAVE_TOKEN is not passed on. A gate that is reached over TLS and has its certificate from its own authority, or from
@@ -39,6 +42,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 	c.Flags().BoolVar(&transparent, "transparent", false, "set no proxy: the network redirects this worker's connections to the gate (listen.transparent)")
 	c.Flags().BoolVar(&isolated, "isolate", false, "give the command a network of its own whose only way out is the gate")
 	c.MarkFlagsMutuallyExclusive("transparent", "isolate")
+	c.Flags().BoolVar(&keepSession, "keep-session", false, "leave the session as it is when the command has ended, for what the command has left running")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -66,6 +70,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 			}
 			return env
 		}
+		done := keepAlive(c.Context(), enrolment, me.roots.pool, say)
 		var code int
 		if isolated {
 			code, err = runIsolated(child, &enrolment, me.roots, environment, say)
@@ -76,12 +81,35 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if err != nil {
 			say("%v", err)
 		}
+		done(!keepSession)
 		if code != 0 {
 			return exitCode(code)
 		}
 		return nil
 	}
 	return c
+}
+
+// keepAlive renews a session until done is called, which ends it if that is wanted. A gate that cannot be reached then is no
+// failure of the command: the session ends by itself.
+func keepAlive(ctx context.Context, e worker.Enrolment, roots *x509.CertPool, say func(string, ...any)) (done func(end bool)) {
+	ctx = context.WithoutCancel(ctx) // the child decides when it is over
+	keep, stop := context.WithCancel(ctx)
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		e.KeepAlive(keep, roots, say)
+	}()
+	return func(end bool) {
+		stop()
+		<-kept
+		if !end {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_ = e.End(ctx, roots)
+	}
 }
 
 // writeWorkerFiles writes the CA files and what else the environment points to, in a directory of this worker's own.

@@ -73,7 +73,7 @@ func configuredWorkers(cfg *config.Config, st *state) ([]worker.Worker, error) {
 			return nil, fmt.Errorf("the token of worker %s has no usable SHA-256", name)
 		}
 		workers = append(workers, worker.Worker{
-			Name: name, Profile: w.Profile, TokenSHA256: [sha256.Size]byte(hash), SessionTTL: cfg.Profiles[w.Profile].SessionTTL,
+			Name: name, Profile: w.Profile, TokenSHA256: [sha256.Size]byte(hash), SessionTTL: cfg.Profiles[w.Profile].SessionTTL, MaxSession: cfg.Profiles[w.Profile].MaxSession,
 		})
 	}
 	return workers, nil
