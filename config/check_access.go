@@ -99,29 +99,35 @@ func (k *checker) profiles() {
 		} else if p.MaxSession < p.SessionTTL || p.MaxSession > 2160*time.Hour {
 			k.fault(path+".max_session", fmt.Sprintf("%s is out of range", p.MaxSession), "write a duration from session_ttl to 2160h")
 		}
-		if p.TokenEndpoint == StandIn {
-			k.standIn(path, p)
+		for _, g := range keys(p.Modes) {
+			at := join(path+".modes", g)
+			switch modes := keys(k.Providers[k.Grants[g].Provider].EnvModes); {
+			case !slices.Contains(p.Grants, g):
+				k.fault(at, "is of no grant of the profile", "remove it, or add the grant to "+path+".grants")
+			case !slices.Contains(modes, p.Modes[g]):
+				k.fault(at, fmt.Sprintf("%s is no mode of the grant's provider", quote(p.Modes[g])), "write one of: "+strings.Join(modes, ", "))
+			}
 		}
+		k.answers(name, path, p)
 	}
 }
 
-// standIn checks that the gate can answer in the place of the token endpoints of a profile: in a tunnel it sees no request.
-func (k *checker) standIn(path string, p Profile) {
-	path += ".token_endpoint"
-	none := true
-	for _, g := range p.Grants {
-		for _, e := range k.Providers[k.Grants[g].Provider].TokenEndpoints() {
-			none = false
-			host, _, _ := strings.Cut(e, "/")
-			for i, pattern := range k.Tunnel {
-				if name, _ := SplitHost(pattern); name == host {
-					k.fault(path, fmt.Sprintf("%s, where grant %s is refreshed, is tunnelled by %s", quote(host), quote(g), item("tunnel", i)), "remove it from tunnel, or write token_endpoint: refuse")
-				}
+// answers checks that the gate can answer by itself where a profile says so: in a tunnel it sees no request.
+func (k *checker) answers(name, path string, p Profile) {
+	tokens := false
+	for _, a := range k.Answers(name) {
+		at, remedy := path+".grants", "write answers: [] for its provider"
+		if a.Token && p.TokenEndpoint == StandIn {
+			at, remedy, tokens = path+".token_endpoint", "write token_endpoint: refuse", true
+		}
+		for i, pattern := range k.Tunnel {
+			if tunnelled, _ := SplitHost(pattern); tunnelled == a.Host {
+				k.fault(at, fmt.Sprintf("%s, where the gate answers %s for clients of grant %s, is tunnelled by %s", quote(a.Host), a.Path, quote(a.Grant), item("tunnel", i)), "remove it from tunnel, or "+remedy)
 			}
 		}
 	}
-	if none && len(p.Grants) > 0 && !k.doc.isBrokenWithin(path) {
-		k.warn(path, "has no effect: no grant of the profile is refreshed by clients", "remove it")
+	if p.TokenEndpoint == StandIn && !tokens && len(p.Grants) > 0 && !k.doc.isBrokenWithin(path) {
+		k.warn(path+".token_endpoint", "has no effect: no grant of the profile is refreshed by clients", "remove it")
 	}
 }
 

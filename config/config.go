@@ -397,6 +397,10 @@ type Profile struct {
 	// provider in either case. Clients that are given a log-in, as with claude_code: login_file, want an answer.
 	TokenEndpoint string `yaml:"token_endpoint" jsonschema:"enum=refuse,enum=placeholder,default=refuse"`
 
+	// How the placeholder of a grant is given, by the grant's name: one of the env_modes of its provider, such as git for a grant
+	// of preset github. Default: claude_code where the provider has that mode, else the provider's default_mode.
+	Modes map[string]string `yaml:"modes"`
+
 	// How Claude Code is given its placeholder. Only matters for grants of a provider that has such modes, as anthropic does.
 	// auth_token: in ANTHROPIC_AUTH_TOKEN, nothing else; the client then keeps its remote control off.
 	// oauth_env: in CLAUDE_CODE_OAUTH_TOKEN, with the scopes the grant really holds; remote control works.

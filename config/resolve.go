@@ -2,6 +2,7 @@ package config
 
 import (
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -84,25 +85,63 @@ func (c *Config) Ports() (tls, plain []uint16) {
 	return slices.Compact(tls), slices.Compact(plain)
 }
 
-// AnsweredHosts returns the names for which the gate answers by itself, since clients of some profile refresh there, and
-// which no route has: sorted, each once.
-func (c *Config) AnsweredHosts() []string {
-	routed := c.InterceptHosts()
-	names := map[string]bool{}
-	for _, p := range c.Profiles {
+// A LocalAnswer is one that the gate gives by itself, and the grant whose placeholder may be in it.
+type LocalAnswer struct {
+	Grant string
+	provider.Answer
+}
+
+// Answers returns what the gate answers by itself for workers of a profile: what clients of its grants ask before they begin, and, where
+// the profile wants that, their refreshes.
+func (c *Config) Answers(profile string) []LocalAnswer {
+	p := c.Profiles[profile]
+	var list []LocalAnswer
+	for _, g := range p.Grants {
+		of := c.Providers[c.Grants[g].Provider]
+		for _, a := range of.Answers(c.EnvMode(profile, g)) {
+			list = append(list, LocalAnswer{g, a})
+		}
 		if p.TokenEndpoint != StandIn {
 			continue
 		}
-		for _, g := range p.Grants {
-			for _, e := range c.Providers[c.Grants[g].Provider].TokenEndpoints() {
-				host, _, _ := strings.Cut(e, "/")
-				if what, _ := hostProblem(host, 2); what == "" && !slices.Contains(routed, host) {
-					names[host] = true
-				}
+		for _, e := range of.TokenEndpoints() {
+			host, path, _ := strings.Cut(e, "/")
+			list = append(list, LocalAnswer{g, provider.Answer{Host: host, Path: "/" + path, Method: http.MethodPost, Token: true}})
+		}
+	}
+	return list
+}
+
+// AnsweredHosts returns the names for which the gate answers by itself and which no route has: sorted, each once.
+func (c *Config) AnsweredHosts() []string {
+	intercepted := c.InterceptHosts()
+	routed := func(name string) bool {
+		return slices.ContainsFunc(intercepted, func(pattern string) bool {
+			suffix, wild := strings.CutPrefix(pattern, "*")
+			return pattern == name || wild && strings.HasSuffix(name, suffix)
+		})
+	}
+	names := map[string]bool{}
+	for name := range c.Profiles {
+		for _, a := range c.Answers(name) {
+			if what, _ := hostProblem(a.Host, 2); what == "" && !routed(a.Host) {
+				names[a.Host] = true
 			}
 		}
 	}
 	return slices.Sorted(maps.Keys(names))
+}
+
+// HostOf returns the first host of the routes of a grant that is a name and no pattern, with its port unless that is 443; "" when there is none.
+func (c *Config) HostOf(grant string) string {
+	for _, r := range c.Routes {
+		for _, h := range r.Hosts {
+			if r.Grant == grant && !strings.HasPrefix(h, "*.") {
+				return strings.TrimSuffix(h, ":443")
+			}
+		}
+	}
+	return ""
 }
 
 // CredentialHeaders returns the headers any route reads a credential from or writes one to: lower case, sorted, each once.
@@ -127,8 +166,11 @@ func (c *Config) RefusedEndpoints() []string {
 }
 
 // EnvMode returns the mode in which workers of a profile get the placeholder of a grant, for provider.Provider.Render.
-// It is the profile's claude_code where the grant's provider has that mode, and the provider's own default elsewhere.
+// It is that of the profile's modes, else its claude_code where the grant's provider has that mode, and else the provider's own default.
 func (c *Config) EnvMode(profile, grant string) string {
+	if mode := c.Profiles[profile].Modes[grant]; mode != "" {
+		return mode
+	}
 	p, mode := c.Providers[c.Grants[grant].Provider], c.Profiles[profile].ClaudeCode
 	if _, ok := p.EnvModes[mode]; ok {
 		return mode

@@ -102,7 +102,7 @@ func (p *policy) connect(r *request, profile string) *refusal {
 	if t.quarantined {
 		return &refusal{reason: hostQuarantined}
 	}
-	if p.standsInAt(target, profile) { // what is not answered there is refused there
+	if p.answersAt(target, profile) { // what is not answered there is refused there
 		return nil
 	}
 	if p.refusesAll(target) {

@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,11 +12,11 @@ import (
 )
 
 // decision is what happens to one request. Exactly one of four: refused (refusal is set), swapped (swap is set), answered
-// in place of a token endpoint (standIn is set), or passed as it is.
+// in the provider's place (answer is set), or passed as it is.
 type decision struct {
 	refusal *refusal
 	swap    *swap
-	standIn *Credential
+	answer  *Answer
 
 	// For every request that is forwarded.
 	remove       []string // headers that must not leave
@@ -36,6 +37,8 @@ type swap struct {
 	path   string   // with what it goes on; empty: as it came
 	remove []string // headers with a credential that the token takes the place of, when it leaves in another
 	set    []header // list headers with what they must contain
+
+	rewrite []header // headers with the names of the facts that take the place of their values
 }
 
 // decide is the whole of the policy, in the order in which it protects: who is calling, whether what they ask is
@@ -66,15 +69,13 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		return refuse(refusal{reason: hostQuarantined, host: d.host})
 	}
 
-	// A client's own refresh. The worker at an address has no session, so no placeholder that could be told.
-	if c := p.standIn(connect, r, session.Profile); c != nil && session.ID != "" {
-		d.standIn = c
+	if d.answer = p.answerTo(connect, r, session.Profile, session.ID); d.answer != nil {
 		return d
 	}
 
 	// Which route, and which of its rules.
 	route := p.routeFor(target, session.Profile)
-	if route == nil && p.standsInAt(connect, session.Profile) {
+	if route == nil && p.answersAt(connect, session.Profile) && p.refusedPaths(connect) != nil {
 		return refuse(refusal{reason: tokenEndpoint, host: d.host})
 	}
 	if route == nil {
@@ -185,6 +186,11 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		scopes: scopes,
 		out:    outgoingFor(route, credential),
 		set:    r.ensure(route, paths),
+	}
+	for _, name := range slices.Sorted(maps.Keys(route.RewriteHeaders)) {
+		if r.has(name) {
+			d.swap.rewrite = append(d.swap.rewrite, header{name, route.RewriteHeaders[name]})
+		}
 	}
 	if query.times > 0 {
 		d.swap.path = query.rest

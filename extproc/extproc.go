@@ -49,8 +49,6 @@ type Config struct {
 	Refused []string
 	// Replayable is how many bytes of a request's body Envoy keeps, to send it again when the provider rejects the token.
 	Replayable uint64
-	// TokenEndpoints are those of Refused that the gate answers by itself for sessions whose profile wants that.
-	TokenEndpoints []TokenEndpoint
 	// Profiles by name say what a session may use. A session of a profile that is not here may use nothing.
 	Profiles map[string]Profile
 	// Workers by name have the profile of the value. A session of a worker that is not here, or has another profile
@@ -64,8 +62,8 @@ type Config struct {
 type Profile struct {
 	// Grants by name, whose credentials they may have.
 	Grants []string
-	// StandIn answers their refreshes at token endpoints in place of the provider.
-	StandIn bool
+	// Answers are requests of theirs that the gate answers by itself; of several for one request the first counts.
+	Answers []Answer
 }
 
 // Route is a set of hosts whose requests get one credential.
@@ -100,6 +98,9 @@ type Route struct {
 	// EnsureHeaders are values that must be in these list headers (RFC 9110 section 5.3) of a request that gets the real
 	// token. They are added to what the worker sent, once.
 	EnsureHeaders map[string]string
+	// RewriteHeaders are headers, in lower case, that get a fact of the grant (the value) when the request gets the real token, and are left
+	// out while that is not known.
+	RewriteHeaders map[string]string
 	// EnsurePaths are the path prefixes EnsureHeaders are for. Empty: every path.
 	EnsurePaths []string
 	// Scopes the grant must hold.

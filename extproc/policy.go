@@ -19,12 +19,11 @@ type policy struct {
 	wildcard map[endpoint]target // host is the suffix, with its leading dot
 	routes   map[string]*Route   // by name
 
-	tokenEndpoints map[string]map[string][]Credential // host → path
-	standIns       map[string]bool                    // by profile
-	refused        map[string][]string                // host → path prefixes; "" is the whole host
-	grants         map[string]map[string]bool
-	workers        map[string]string       // nil: sessions are believed
-	sources        map[netip.Prefix]string // → worker
+	answers map[string]map[string][]Answer // profile → host
+	refused map[string][]string            // host → path prefixes; "" is the whole host
+	grants  map[string]map[string]bool
+	workers map[string]string       // nil: sessions are believed
+	sources map[netip.Prefix]string // → worker
 
 	// credentialHeaders are all the headers a credential may be in, as canonical has them.
 	credentialHeaders map[string]bool
@@ -46,8 +45,7 @@ func newPolicy(cfg Config) *policy {
 		exact:             map[endpoint]target{},
 		wildcard:          map[endpoint]target{},
 		routes:            map[string]*Route{},
-		tokenEndpoints:    map[string]map[string][]Credential{},
-		standIns:          map[string]bool{},
+		answers:           map[string]map[string][]Answer{},
 		refused:           map[string][]string{},
 		grants:            map[string]map[string]bool{},
 		workers:           cfg.Workers,
@@ -88,14 +86,11 @@ func newPolicy(cfg Config) *policy {
 			p.sources[prefix.Masked()] = name
 		}
 	}
-	for _, e := range cfg.TokenEndpoints {
-		if p.tokenEndpoints[e.Host] == nil {
-			p.tokenEndpoints[e.Host] = map[string][]Credential{}
-		}
-		p.tokenEndpoints[e.Host][e.Path] = append(p.tokenEndpoints[e.Host][e.Path], e.Credentials...)
-	}
 	for name, profile := range cfg.Profiles {
-		p.standIns[name] = profile.StandIn
+		p.answers[name] = map[string][]Answer{}
+		for _, a := range profile.Answers {
+			p.answers[name][a.Host] = append(p.answers[name][a.Host], a)
+		}
 		p.grants[name] = map[string]bool{}
 		for _, g := range profile.Grants {
 			p.grants[name][g] = true

@@ -83,8 +83,8 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, nil, status.FromContextError(ctx.Err()).Err()
 	}
-	if d.standIn != nil {
-		return s.standInAnswer(ctx, d), nil, nil
+	if d.answer != nil {
+		return s.ownAnswer(ctx, d), nil, nil
 	}
 	if d.refusal != nil {
 		id := requestID(r.values("x-request-id"))
@@ -187,6 +187,13 @@ func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
 			set = append(set, [2]string{h.name, h.value})
 		}
 		remove = append(remove, d.swap.remove...)
+		for _, h := range d.swap.rewrite {
+			if fact := token.Facts[h.value]; fact != "" {
+				set = append(set, [2]string{h.name, fact})
+			} else {
+				remove = append(remove, h.name)
+			}
+		}
 		if d.route.MaskBody {
 			set = append(set, [2]string{"accept-encoding", "identity"}) // what is compressed cannot be searched
 		}

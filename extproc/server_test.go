@@ -46,7 +46,8 @@ type vault struct {
 
 	version     string // of the tokens; empty: 1
 	replaceable bool
-	scopes      []string // of the tokens
+	scopes      []string          // of the tokens
+	facts       map[string]string // of the grants
 }
 
 func realToken(grant string) string { return "REAL-" + grant + "-0123456789" }
@@ -67,7 +68,7 @@ func (v *vault) Token(ctx context.Context, name, worker string, required []strin
 	if !own {
 		token = realToken(name)
 	}
-	return grant.Token{Access: secret.New(token), Scopes: v.scopes, Version: gocmp.Or(v.version, "1"), Replaceable: v.replaceable}, nil
+	return grant.Token{Access: secret.New(token), Scopes: v.scopes, Facts: v.facts, Version: gocmp.Or(v.version, "1"), Replaceable: v.replaceable}, nil
 }
 
 func (v *vault) Replace(ctx context.Context, name, worker, rejected string, required []string) (grant.Token, error) {

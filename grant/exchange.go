@@ -207,7 +207,7 @@ func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done 
 		*e = exchanged{
 			epoch: epoch, number: e.number + 1, rejected: e.rejected,
 			token: Token{
-				Access: got.Access, Scopes: exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes), Expires: got.Expiry,
+				Access: got.Access, Scopes: exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes), Facts: subject.Facts, Expires: got.Expiry,
 				Version: epoch + "." + strconv.Itoa(e.number+1),
 			},
 			renew: now.run + life - min(exchangeAhead, life/5),

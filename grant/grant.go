@@ -55,8 +55,9 @@ type Issuer interface {
 // Token is an access token that may be sent now.
 type Token struct {
 	Access  secret.Text
-	Scopes  []string  // granted; shared, so not to be changed
-	Expires time.Time // zero: the provider named no end
+	Scopes  []string          // granted; shared, so not to be changed
+	Facts   map[string]string // what token responses said about the account (oauth.Config.Facts); shared too
+	Expires time.Time         // zero: the provider named no end
 	// Version tells the tokens of a grant apart. It is no secret.
 	Version string
 	// Replaceable reports whether Replace is likely to get another token, should the provider reject this one.

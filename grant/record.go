@@ -3,6 +3,7 @@ package grant
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,12 +24,13 @@ type record struct {
 
 // details is all of a record that is no secret. Times are wall-clock, because other replicas judge by them too.
 type details struct {
-	Provider  string   `json:"provider"`
-	Kind      Kind     `json:"kind,omitempty"`
-	Account   string   `json:"account,omitempty"`
-	Requested []string `json:"requested_scopes"` // at the connect
-	Consented []string `json:"consented_scopes"` // of these, what the provider granted then
-	Granted   []string `json:"granted_scopes"`   // by the last token response that named any
+	Provider  string            `json:"provider"`
+	Kind      Kind              `json:"kind,omitempty"`
+	Account   string            `json:"account,omitempty"`
+	Facts     map[string]string `json:"facts,omitempty"`  // what the token responses said about the account
+	Requested []string          `json:"requested_scopes"` // at the connect
+	Consented []string          `json:"consented_scopes"` // of these, what the provider granted then
+	Granted   []string          `json:"granted_scopes"`   // by the last token response that named any
 
 	Epoch      string `json:"epoch"`      // new at each connect
 	Generation int    `json:"generation"` // token responses since the connect
@@ -134,6 +136,13 @@ func (r record) answered(t oauth.Token, op string, sent, now time.Time) record {
 	}
 	if t.Account != "" {
 		r.Account = t.Account
+	}
+	if len(t.Facts) > 0 {
+		r.Facts = maps.Clone(r.Facts) // records are values
+		if r.Facts == nil {
+			r.Facts = map[string]string{}
+		}
+		maps.Copy(r.Facts, t.Facts)
 	}
 	r.Lease, r.Unanswered, r.Failures, r.NotBefore, r.LastError, r.ErrorKind = nil, 0, 0, time.Time{}, "", ""
 	r.Reused, r.Operation, r.Updated = false, op, wall(sent)

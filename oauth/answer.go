@@ -141,6 +141,7 @@ func (c Config) read(a answer, sent []string) (Token, *Error) {
 	tok := Token{Access: secret.New(access), Refresh: secret.New(f.text("refresh_token")), Account: account(f)}
 	tok.Expiry, tok.RefreshExpiry = c.expiry(f, a, &tok.Notes), refreshExpiry(f, a.sent)
 	tok.Scopes = c.scopes(f, &tok.Notes)
+	tok.Facts = c.facts(f)
 	if t := f.text("token_type"); t != "" && !strings.EqualFold(t, "bearer") {
 		tok.Notes = append(tok.Notes, "token_type is not bearer; it is used as a bearer token")
 	}

@@ -139,6 +139,9 @@ type Config struct {
 	// ErrorCodes translates a provider's own error codes to those of RFC 6749 §5.2, for example
 	// bad_refresh_token: invalid_grant.
 	ErrorCodes map[string]string `yaml:"error_codes,omitempty"`
+	// Facts are what token responses say about a grant's account, by name: where in the response each is, as JSON pointers (RFC 6901) of
+	// which the first that leads somewhere counts. A pointer may lead through a JWT, such as id_token, into its claims.
+	Facts map[string][]string `yaml:"facts,omitempty"`
 	// AllowInsecure allows http endpoints on loopback addresses, for demonstrations.
 	AllowInsecure bool `yaml:"allow_insecure,omitempty"`
 }
@@ -179,6 +182,8 @@ type Token struct {
 	RefreshExpiry time.Time
 	// Account names whose consent this is, as far as the answer tells; for display only.
 	Account string
+	// Facts are what Config.Facts found in the answer.
+	Facts map[string]string
 	// Notes say what was unusual in the answer and how it was read, for a log. They never quote the answer.
 	Notes []string
 }

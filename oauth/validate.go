@@ -115,6 +115,20 @@ func (c Config) Validate() []FieldError {
 			fault("error_codes."+k, "is %q: it must be one of %s", v, strings.Join(errorCodes, ", "))
 		}
 	}
+	for _, k := range slices.Sorted(maps.Keys(c.Facts)) {
+		if strings.Trim(k, "abcdefghijklmnopqrstuvwxyz_") != "" || k == "" {
+			fault("facts."+k, "has a name of other characters than a-z and _")
+		}
+		for _, pointer := range c.Facts[k] {
+			last := strings.ToLower(pointer[strings.LastIndexByte(pointer, '/')+1:])
+			switch {
+			case !strings.HasPrefix(pointer, "/"):
+				fault("facts."+k, "has %q: a JSON pointer begins with /", pointer)
+			case strings.Contains(last, "token") || strings.Contains(last, "secret"): // facts are shown and sent
+				fault("facts."+k, "has %q, which leads to a secret: facts are none", pointer)
+			}
+		}
+	}
 	return faults
 }
 

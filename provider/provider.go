@@ -71,6 +71,13 @@ type Provider struct {
 	// EnsurePaths are the path prefixes that EnsureHeaders apply to. Empty: every path.
 	EnsurePaths []string `yaml:"ensure_paths,omitempty"`
 
+	// RewriteHeaders are headers of a request that gets the real token in which a client names the account that it takes for its own: header,
+	// in lower case, to the fact (see facts) that takes the place of its value. A header whose fact is not known is left out.
+	RewriteHeaders map[string]string `yaml:"rewrite_headers,omitempty"`
+
+	// LocalAnswers are requests that the gate answers by itself, for workers whose profile has a grant of this provider.
+	LocalAnswers []Answer `yaml:"answers,omitempty"`
+
 	// ErrorFormat of refusals: anthropic, openai, github or generic (default).
 	ErrorFormat ErrorFormat `yaml:"error_format,omitempty" jsonschema:"enum=anthropic,enum=openai,enum=github,enum=generic"`
 	// RefusalStatus replaces the HTTP status of a refusal: reason (as in x-wayleave-reason) to status, 400 to 599.

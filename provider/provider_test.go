@@ -20,7 +20,7 @@ func preset(t *testing.T, name string) Provider {
 		t.Fatalf("no preset %s", name)
 	}
 	switch name {
-	case "github":
+	case "github", "google":
 		p.ClientID, p.ClientSecret = "id", secret.New("s")
 	case "oauth2", "oidc":
 		p.ClientID, p.AuthorizeURL, p.TokenURL = "id", "https://as.example/a", "https://as.example/t"
@@ -30,7 +30,7 @@ func preset(t *testing.T, name string) Provider {
 
 // Every preset is complete, apart from what only an operator can know.
 func TestPresetsAreValid(t *testing.T) {
-	if diff := cmp.Diff([]string{"anthropic", "anthropic-api", "github", "github-token", "oauth2", "oidc", "openai-api", "openai-codex", "static"}, Presets()); diff != "" {
+	if diff := cmp.Diff([]string{"anthropic", "anthropic-api", "github", "github-token", "google", "npm", "oauth2", "oidc", "openai-api", "openai-codex", "pip", "static"}, Presets()); diff != "" {
 		t.Fatal(diff)
 	}
 	for _, name := range Presets() {
@@ -121,12 +121,43 @@ func TestRender(t *testing.T) {
 			name: "token of GitHub", provider: "github-token",
 			want: Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
 		},
+		{
+			name: "token of GitHub, git", provider: "github-token", mode: "git",
+			want: Rendered{Env: map[string]string{
+				"GH_TOKEN": ph, "GITHUB_TOKEN": ph, "GIT_CONFIG_COUNT": "2",
+				"GIT_CONFIG_KEY_0": "credential.https://github.com.helper", "GIT_CONFIG_VALUE_0": "",
+				"GIT_CONFIG_KEY_1":   "credential.https://github.com.helper",
+				"GIT_CONFIG_VALUE_1": `!f() { test "$1" = get && echo username=x-access-token && echo "password=$GH_TOKEN"; }; f`,
+			}},
+		},
+		{
+			name: "npm", provider: "npm",
+			want: Rendered{
+				Env:   map[string]string{"NPM_CONFIG_USERCONFIG": "{files}/npmrc"},
+				Files: map[string]string{"npmrc": "registry=https://pkg.example.com/\n//pkg.example.com/:_authToken=" + ph + "\n"},
+			},
+			removes: []string{"npm_config_userconfig"},
+		},
+		{
+			name: "pip", provider: "pip",
+			want:    Rendered{Env: map[string]string{"PIP_INDEX_URL": "https://__token__:" + ph + "@pkg.example.com/simple/"}},
+			removes: []string{"PIP_EXTRA_INDEX_URL"},
+		},
+		{
+			name: "Google", provider: "google",
+			want: Rendered{
+				Env: map[string]string{"GOOGLE_APPLICATION_CREDENTIALS": "{files}/adc.json"},
+				Files: map[string]string{
+					"adc.json": `{"type":"authorized_user","client_id":"wayleave","client_secret":"wayleave","refresh_token":"` + ph + `"}` + "\n",
+				},
+			},
+		},
 		{name: "generic", provider: "oauth2", want: Rendered{}},
 		{name: "generic OpenID Connect", provider: "oidc", want: Rendered{}},
 		{name: "generic static", provider: "static", want: Rendered{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := preset(t, tt.provider).Render(tt.mode, ph, tt.scopes)
+			got, err := preset(t, tt.provider).Render(tt.mode, ph, tt.scopes, "pkg.example.com")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -158,8 +189,8 @@ func TestRender(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			for _, content := range got.Files {
-				if !json.Valid([]byte(content)) {
+			for path, content := range got.Files {
+				if strings.HasSuffix(path, ".json") && !json.Valid([]byte(content)) {
 					t.Errorf("not JSON: %s", content)
 				}
 			}
@@ -169,20 +200,20 @@ func TestRender(t *testing.T) {
 
 func TestRenderRefuses(t *testing.T) {
 	p := preset(t, "anthropic")
-	if _, err := p.Render("nothing", "ph", nil); err == nil || !strings.Contains(err.Error(), "auth_token, login_file, oauth_env") {
+	if _, err := p.Render("nothing", "ph", nil, ""); err == nil || !strings.Contains(err.Error(), "auth_token, login_file, oauth_env") {
 		t.Errorf("unknown mode: %v", err)
 	}
 	for _, ph := range []string{`a"b`, "a b", "a\nb", "{scopes}", "a:b", "ä"} {
-		if _, err := p.Render("", ph, nil); err == nil {
+		if _, err := p.Render("", ph, nil, ""); err == nil {
 			t.Errorf("placeholder %q was accepted", ph)
 		}
 	}
 	// No scopes are an empty list, and a scope cannot smuggle a template in.
-	r, err := p.Render("login_file", "ph", nil)
+	r, err := p.Render("login_file", "ph", nil, "")
 	if err != nil || !strings.Contains(r.Files[".credentials.json"], `"scopes":[]`) {
 		t.Errorf("no scopes: %v, %s", err, r.Files)
 	}
-	r, err = p.Render("login_file", "ph", []string{"{placeholder}"})
+	r, err = p.Render("login_file", "ph", []string{"{placeholder}"}, "")
 	if err != nil || !strings.Contains(r.Files[".credentials.json"], `"scopes":["{placeholder}"]`) {
 		t.Errorf("a scope that looks like a template: %v, %s", err, r.Files)
 	}
@@ -191,7 +222,7 @@ func TestRenderRefuses(t *testing.T) {
 // What is set is not removed, whichever way the two came together.
 func TestSetWinsOverUnset(t *testing.T) {
 	p := Provider{Env: map[string]string{"A": "1"}, Unset: []string{"A", "C", "B", "B"}, EnvModes: map[string]Mode{"m": {Env: map[string]string{"B": "{placeholder}", "A": "2"}, Unset: []string{"A"}}}}
-	got, err := p.Render("m", "ph", nil)
+	got, err := p.Render("m", "ph", nil, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,14 +268,21 @@ func TestValidate(t *testing.T) {
 	p.RefusedHosts = []string{"https://h/x", "H.example", "h/x?y", "ok.example/x"}
 	p.ALPN = []string{"h3"}
 	p.BasicUser = "a:b"
+	p.Facts = map[string][]string{"Account": {"/x"}, "plan": {"plan", "/refresh_token", "/data/Client_Secret"}}
+	p.RewriteHeaders = map[string]string{"X-Account": "plan", "x-org": "org"}
+	p.LocalAnswers = []Answer{
+		{Host: "h.example", Path: "/ok", JSON: `{"a":"{plan}","b":{scopes_json},"c":{expires_in},"d":"{placeholder}"}`}, {Host: "h.example", Path: "/ok", Token: true},
+		{Host: "H.example:1", Path: "x", Method: "get", Status: 100, JSON: "{"}, {Host: "h.example", Path: "/x?y", Token: true, JSON: "{}"}, {Host: "h.example", Path: "/", JSON: `"{org}"`},
+	}
 	p.TokenURL = "http://as.example"
 	var keys []string
 	for _, f := range p.Validate() {
 		keys = append(keys, f.Key)
 	}
 	want := []string{
-		"token_url", "placeholder_prefix", "env", "env.B", "unset", "default_mode", "env_modes.n.env.A", "env_modes.n.files.ok/x.json",
-		"env_modes.n.files", "env_modes.n.files", "env_modes.n.files", "env_modes.n.note", "ensure_headers.bad name", "ensure_paths", "error_format",
+		"token_url", "facts.Account", "facts.plan", "facts.plan", "facts.plan", "placeholder_prefix", "env", "env.B", "unset", "default_mode", "env_modes.n.env.A", "env_modes.n.files.ok/x.json",
+		"env_modes.n.files", "env_modes.n.files", "env_modes.n.files", "env_modes.n.note", "ensure_headers.bad name", "ensure_paths", "rewrite_headers.X-Account", "rewrite_headers.x-org",
+		"answers[2].host", "answers[2].path", "answers[2].method", "answers[2].status", "answers[2].json", "answers[3].path", "answers[3].json", "answers[4].json", "error_format",
 		"refusal_status.needs_reconnect", "refused_hosts", "refused_hosts", "refused_hosts", "alpn", "basic_user",
 	}
 	if diff := cmp.Diff(want, keys); diff != "" {

@@ -18,6 +18,8 @@ type Mode struct {
 	Unset []string `yaml:"unset,omitempty"`
 	// Files are templates by slash-separated path, relative to a directory that the worker's side makes for them.
 	Files map[string]string `yaml:"files,omitempty"`
+	// LocalAnswers are requests that the gate answers by itself, for workers in this mode.
+	LocalAnswers []Answer `yaml:"answers,omitempty"`
 	// NeedsScopes are scopes without which the client does not work fully in this mode.
 	NeedsScopes []string `yaml:"needs_scopes,omitempty"`
 	// Note is one line for whoever starts the worker.
@@ -33,10 +35,10 @@ type Rendered struct {
 }
 
 // Render fills the templates of one mode; an empty mode is DefaultMode. placeholder must be of the characters
-// A-Z a-z 0-9 . _ ~ - and scopes those the grant really holds: a client that is told of more fails later and worse.
+// A-Z a-z 0-9 . _ ~ -, host that of the grant's first route, and scopes those the grant really holds: a client that is told of more fails later and worse.
 //
-// Templates know {placeholder}, {scopes} (space-separated) and {scopes_json} (a JSON array); {files} is left alone.
-func (p Provider) Render(mode, placeholder string, scopes []string) (Rendered, error) {
+// Templates know {placeholder}, {scopes} (space-separated), {scopes_json} (a JSON array) and {host}; {files} is left alone.
+func (p Provider) Render(mode, placeholder string, scopes []string, host string) (Rendered, error) {
 	if mode == "" {
 		mode = p.DefaultMode
 	}
@@ -51,7 +53,7 @@ func (p Provider) Render(mode, placeholder string, scopes []string) (Rendered, e
 	if err != nil {
 		return Rendered{}, fmt.Errorf("writing scopes for provider %s: %w", p.Name, err)
 	}
-	fill := strings.NewReplacer("{placeholder}", placeholder, "{scopes}", strings.Join(scopes, " "), "{scopes_json}", string(list))
+	fill := strings.NewReplacer("{placeholder}", placeholder, "{scopes}", strings.Join(scopes, " "), "{scopes_json}", string(list), "{host}", host)
 
 	r := Rendered{Env: map[string]string{}, Files: map[string]string{}, Note: m.Note}
 	for _, env := range []map[string]string{p.Env, m.Env} {

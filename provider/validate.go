@@ -43,8 +43,8 @@ func (p Provider) Validate() []oauth.FieldError {
 	templates := func(key string, m map[string]string) {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			for _, t := range template.FindAllString(m[name], -1) {
-				if !slices.Contains([]string{"{placeholder}", "{scopes}", "{scopes_json}", "{files}"}, t) {
-					fault(key+"."+name, "has %s: known are {placeholder}, {scopes}, {scopes_json} and {files}", t)
+				if !slices.Contains([]string{"{placeholder}", "{scopes}", "{scopes_json}", "{host}", "{files}"}, t) {
+					fault(key+"."+name, "has %s: known are {placeholder}, {scopes}, {scopes_json}, {host} and {files}", t)
 				}
 			}
 		}
@@ -80,6 +80,7 @@ func (p Provider) Validate() []oauth.FieldError {
 				fault(key+".files", "has %q: paths are relative and stay inside", file)
 			}
 		}
+		faults = append(faults, p.answerFaults(key+".answers", m.LocalAnswers)...)
 		if strings.ContainsAny(m.Note, "\r\n") {
 			fault(key+".note", "must be one line")
 		}
@@ -94,6 +95,15 @@ func (p Provider) Validate() []oauth.FieldError {
 			fault("ensure_paths", "has %q: a path begins with /", prefix)
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.RewriteHeaders)) {
+		if !httpguts.ValidHeaderFieldName(name) || strings.ToLower(name) != name {
+			fault("rewrite_headers."+name, "is not the name of a header in lower case")
+		}
+		if _, ok := p.Facts[p.RewriteHeaders[name]]; !ok {
+			fault("rewrite_headers."+name, "is %q: it must be one of facts", p.RewriteHeaders[name])
+		}
+	}
+	faults = append(faults, p.answerFaults("answers", p.LocalAnswers)...)
 	if f := p.ErrorFormat; f != "" && !slices.Contains([]ErrorFormat{FormatAnthropic, FormatOpenAI, FormatGitHub, FormatGeneric}, f) {
 		fault("error_format", "is %q: it must be one of anthropic, openai, github, generic", f)
 	}

@@ -46,11 +46,11 @@ func environmentPage(t *testing.T) string {
 	for _, preset := range provider.Presets() {
 		p, _ := provider.Preset(preset)
 		modes := slices.Sorted(maps.Keys(p.EnvModes))
-		if len(modes) == 0 {
-			modes = []string{""}
+		if p.DefaultMode == "" {
+			modes = append([]string{""}, modes...)
 		}
 		for _, mode := range modes {
-			r, err := p.Render(mode, "PLACEHOLDER", p.Scopes)
+			r, err := p.Render(mode, "PLACEHOLDER", p.Scopes, "HOST")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -118,6 +118,8 @@ func (d desk) importTokens(name string, data []byte) (oauth.Token, error) {
 	} else {
 		d.say("warning: there is no refresh token in it, so the grant ends when its token does")
 	}
+	p, _ := d.cfg.ProviderOf(name)
+	tokens.Facts = p.FactsIn(map[string]string{"access_token": tokens.Access.Reveal(), "id_token": tokens.idToken})
 	return tokens.Token, nil
 }
 

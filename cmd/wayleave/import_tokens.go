@@ -21,6 +21,8 @@ type importedTokens struct {
 	oauth.Token
 	what   string // the file, in words
 	preset string // of the provider that gave them out; "" when the file does not tell
+
+	idToken string // "" when there is none
 }
 
 // readTokens reads a token response (RFC 6749 section 5.1), Claude Code's credentials file or Codex's. Errors never repeat what
@@ -58,7 +60,7 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 		t = importedTokens{what: "a token response", Token: oauth.Token{
 			Access: secret.New(f.AccessToken), Refresh: secret.New(f.RefreshToken), Scopes: scopeList(strings.Fields(f.Scope)),
 			Account: accountIn(f.IDToken),
-		}}
+		}, idToken: f.IDToken}
 		if life := seconds(f.ExpiresIn); life > 0 && f.RefreshToken == "" {
 			t.Expiry = now.Add(life)
 		}
@@ -113,7 +115,7 @@ type codexTokens struct {
 func (c codexTokens) tokens() importedTokens {
 	return importedTokens{what: "Codex's log-in", preset: "openai-codex", Token: oauth.Token{
 		Access: secret.New(c.AccessToken), Refresh: secret.New(c.RefreshToken), Expiry: unixTime(claimsOf(c.AccessToken).Exp), Account: accountIn(c.IDToken),
-	}}
+	}, idToken: c.IDToken}
 }
 
 // claims are what of a JWT is of interest. Nothing is decided by them but what is shown, and when to refresh: nobody checks

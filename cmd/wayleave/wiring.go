@@ -78,7 +78,7 @@ func credentials(cfg *config.Config, sessions *worker.Sessions, grants *grant.Ke
 		for _, name := range profile.Grants {
 			p, _ := cfg.ProviderOf(name)
 			placeholder := sessions.Placeholder(s, name, p.PlaceholderPrefix)
-			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, granted(ctx, grants, name))
+			r, err := p.Render(cfg.EnvMode(s.Profile, name), placeholder, granted(ctx, grants, name), cfg.HostOf(name))
 			if err != nil {
 				return nil, fmt.Errorf("rendering %s for a worker: %w", name, err)
 			}
@@ -123,16 +123,15 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 		out.Workers[name] = w.Profile
 	}
 	for name, p := range cfg.Profiles {
-		out.Profiles[name] = extproc.Profile{Grants: p.Grants, StandIn: p.TokenEndpoint == config.StandIn}
-	}
-	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
-		p, _ := cfg.ProviderOf(name)
-		for _, e := range p.TokenEndpoints() {
-			host, path, _ := strings.Cut(e, "/")
-			out.TokenEndpoints = append(out.TokenEndpoints, extproc.TokenEndpoint{
-				Host: host, Path: "/" + path, Credentials: []extproc.Credential{{Name: name, PlaceholderPrefix: p.PlaceholderPrefix}},
+		profile := extproc.Profile{Grants: p.Grants}
+		for _, a := range cfg.Answers(name) {
+			of, _ := cfg.ProviderOf(a.Grant)
+			profile.Answers = append(profile.Answers, extproc.Answer{
+				Host: a.Host, Path: a.Path, Method: a.Method, Credential: a.Grant, PlaceholderPrefix: of.PlaceholderPrefix,
+				Token: a.Token, Status: a.Status, JSON: a.JSON,
 			})
 		}
+		out.Profiles[name] = profile
 	}
 	for _, r := range cfg.Routes {
 		p, _ := cfg.ProviderOf(r.Grant)
@@ -140,7 +139,7 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 			Name: r.Name, Credential: r.Grant, Hosts: r.Hosts,
 			ParameterIn: r.Header.InQuery, MaskBody: r.Response.MaskBody,
 			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
-			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths,
+			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths, RewriteHeaders: p.RewriteHeaders,
 			Scopes: r.RequiredScopes, Methods: r.Methods, Foreign: r.ForeignBearer, Absent: r.NoCredential,
 			Imported: p.Kind == provider.Static, ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
 		}
@@ -217,7 +216,7 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 	}
 	for name := range cfg.Grants {
 		p, _ := cfg.ProviderOf(name)
-		out.EnsureHeaders = slices.AppendSeq(out.EnsureHeaders, maps.Keys(p.EnsureHeaders))
+		out.EnsureHeaders = slices.AppendSeq(slices.AppendSeq(out.EnsureHeaders, maps.Keys(p.EnsureHeaders)), maps.Keys(p.RewriteHeaders))
 	}
 	slices.Sort(out.EnsureHeaders)
 	out.EnsureHeaders = slices.Compact(out.EnsureHeaders)
@@ -236,7 +235,7 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 		}
 	}
 	if hosts := cfg.AnsweredHosts(); len(hosts) > 0 {
-		out.Routes = append(out.Routes, xds.Route{Name: "wayleave.token_endpoints", Hosts: hosts, Answered: true})
+		out.Routes = append(out.Routes, xds.Route{Name: "wayleave.answers", Hosts: hosts, Answered: true})
 	}
 	return out
 }

@@ -73,7 +73,7 @@ func TestHostsTakenOut(t *testing.T) {
 	const text = `
 grants: {claude: {provider: anthropic}}
 routes:
-  - {name: wayleave.token_endpoints, hosts: [a.example.com], grant: claude}
+  - {name: wayleave.answers, hosts: [a.example.com], grant: claude}
 %s
 profiles: {default: {grants: [claude], token_endpoint: placeholder}}
 `
@@ -94,7 +94,7 @@ profiles: {default: {grants: [claude], token_endpoint: placeholder}}
 	if !slices.Contains(refused, "a.example.com") || slices.Contains(refused, "b.example.com") {
 		t.Errorf("refused: %q", refused)
 	}
-	const want = `wayleave.yaml:4:46: routes[0].hosts[0]: host "a.example.com" cannot be served: route "wayleave.token_endpoints": the name is used twice`
+	const want = `wayleave.yaml:4:38: routes[0].hosts[0]: host "a.example.com" cannot be served: route "wayleave.answers": the name is used twice`
 	if err := latentFaults(cfg); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %s", err, want)
 	}
