@@ -50,6 +50,19 @@ func agent(t *testing.T, name string) string {
 	return path
 }
 
+// newHome is a home of a person who has used nothing yet, with an empty project in it. What programs leave there is looked at for leaks.
+func (w *world) newHome(t *testing.T) string {
+	t.Helper()
+	home, err := os.MkdirTemp(w.dir, "home-")
+	if err == nil {
+		err = os.Mkdir(filepath.Join(home, "project"), 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return home
+}
+
 // claudeAPI is the demo's API under the name of Claude Code's, which notes what it answered.
 type claudeAPI struct {
 	*upstream
@@ -113,16 +126,10 @@ func (g *gate) claude(t *testing.T, worker string, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	work, err := os.MkdirTemp(g.dir, "home-")
-	if err == nil {
-		err = os.Mkdir(filepath.Join(work, "project"), 0o700)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	home := g.newHome(t)
 	c := g.command("wayleave", append([]string{"run", "--worker", worker, "--", "sh", "-c", `"$CLAUDE" -p hi && "$PYTHON" "$0" && "$CLAUDE" "$@" || read again && exec "$CLAUDE" "$@"`, seen}, args...)...)
-	c.Dir = filepath.Join(work, "project")
-	c.Env = append(c.Env, "HOME="+work, "CLAUDE="+agent(t, "claude"), "DISABLE_AUTOUPDATER=1")
+	c.Dir = filepath.Join(home, "project")
+	c.Env = append(c.Env, "HOME="+home, "CLAUDE="+agent(t, "claude"), "DISABLE_AUTOUPDATER=1")
 	return c
 }
 
@@ -281,5 +288,34 @@ func TestRemoteControl(t *testing.T) {
 	}
 	if api.sawText(placeholderMarker) {
 		t.Error("a placeholder arrived")
+	}
+}
+
+// A home that has never seen Claude Code: its first look around is answered, and its questions lead to the prompt.
+func TestClaudeCodeBeginsAnew(t *testing.T) {
+	made := makeWorld(t)
+	api := newClaudeAPI(t, made)
+	g := startIn(t, made, claudeModes, "claude")
+	for _, mode := range []string{"oauth_env", "login_file"} {
+		home := g.newHome(t)
+		c := g.command("wayleave", "run", "--worker", mode, "--", agent(t, "claude"))
+		c.Dir = filepath.Join(home, "project")
+		c.Env = append(c.Env, "HOME="+home, "DISABLE_AUTOUPDATER=1")
+		s := onScreen(t, c)
+		var seen string
+		if err := s.wait(func(shown string) bool {
+			for _, seen = range []string{"Choose the text style", "I trust this folder", "Unable to connect"} {
+				if strings.Contains(shown, seen) {
+					return true
+				}
+			}
+			return false
+		}); err != nil || seen == "Unable to connect" {
+			t.Errorf("%s: %v\n%s", mode, err, s)
+		}
+		s.end()
+	}
+	if api.accepted("/api/hello", "") {
+		t.Error("the first look reached the provider")
 	}
 }
