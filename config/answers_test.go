@@ -19,7 +19,7 @@ routes:
   - {hosts: ["*.github.com", "api.github.com:8443"], grant: hub}
   - {hosts: [api.anthropic.com], grant: claude}
 providers:
-  google: {client_id: x}
+  google: {client_id: x, auth_style: none}
 profiles:
   default: {grants: [codex, g, hub, claude], claude_code: oauth_env, modes: {hub: git}}
 `

@@ -14,7 +14,7 @@ const furtherForms = `
 listen: {proxy: $PROXY}
 upstream: {ca_files: [api-ca.pem]}
 providers:
-  google: {authorize_url: $PROVIDER/authorize, client_id: $CLIENT_ID, redirect_url: "", token_url: $PROVIDER/token, revoke_url: "", allow_insecure: true}
+  google: {authorize_url: $PROVIDER/authorize, client_id: $CLIENT_ID, auth_style: none, redirect_url: "", token_url: $PROVIDER/token, revoke_url: "", allow_insecure: true}
 grants:
   hub: {provider: github-token}
   packages: {provider: npm}
