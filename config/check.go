@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // checker looks at a decoded configuration with its defaults. It adds to doc.faults, except for what could not be read:
@@ -26,7 +27,9 @@ func check(c *Config, doc *document) Faults {
 	k.grants()
 	k.routes()
 	k.profiles()
+	k.issuers()
 	k.workers()
+	k.proofs()
 	k.addresses()
 	if len(doc.faults) > 0 {
 		return nil
@@ -52,7 +55,7 @@ func (k *checker) warn(path, what, fix string) {
 func (k *checker) reference(path, kind, name, section string, declared []string) {
 	switch {
 	case name == "":
-		k.fault(path, "is missing", "name a "+kind)
+		k.fault(path, "is missing", "name "+article(kind))
 	case !slices.Contains(declared, name) && !k.doc.isBroken(section):
 		k.fault(path, fmt.Sprintf("%s %s is not declared", kind, quote(name)), choose(name, declared))
 	}
@@ -121,4 +124,12 @@ func (k *checker) process() {
 			k.warn(item("upstream.allow_private", i), "contains 169.254.169.254, where clouds hand out machine credentials", "name narrower networks")
 		}
 	}
+}
+
+// article puts "a" or "an" before a word.
+func article(word string) string {
+	if strings.ContainsRune("aeiou", rune(word[0])) {
+		return "an " + word
+	}
+	return "a " + word
 }

@@ -210,6 +210,11 @@ func (k *checker) unused() {
 			k.warn(path, "used by no grant", "remove it")
 		}
 	}
+	for _, name := range keys(k.Issuers) {
+		if !slices.ContainsFunc(slices.Collect(maps.Values(k.Workers)), func(w Worker) bool { return w.From.Issuer == name }) {
+			k.warn(join("issuers", name), "vouches for no worker", "name it in workers.<name>.from, or remove it")
+		}
+	}
 	if len(k.Routes) == 0 {
 		k.warn("routes", "there are none, so that no request gets a credential", "add a route")
 	}

@@ -20,7 +20,7 @@ import (
 // A Config is one configuration file, with every default filled in.
 //
 // A relative file name in it is relative to the directory of the file; Path resolves it.
-// Names (of providers, grants, routes, profiles, workers) are 1 to 63 of a-z 0-9 . _ - and start with a letter or digit.
+// Names (of providers, grants, routes, profiles, issuers, workers) are 1 to 63 of a-z 0-9 . _ - and start with a letter or digit.
 //
 // A host is a lower-case DNS name such as api.example.com, or *.example.com for every name below example.com at any
 // depth, with :port when the port is not 443 (80 in plain). Where several patterns match a connection the most specific one decides:
@@ -65,6 +65,9 @@ type Config struct {
 
 	// What a set of workers may use, by name.
 	Profiles map[string]Profile `yaml:"profiles"`
+
+	// Who vouches for workers that have no token of the gate's, by name.
+	Issuers map[string]Issuer `yaml:"issuers"`
 
 	// Who may connect, by name.
 	Workers map[string]Worker `yaml:"workers"`
@@ -408,8 +411,8 @@ type Profile struct {
 	ClaudeCode string `yaml:"claude_code" jsonschema:"enum=auth_token,enum=oauth_env,enum=login_file,default=auth_token"`
 }
 
-// A Worker is a client of the gate. It has token_sha256 or token_file, or neither: then `wayleave up` makes a token and
-// keeps it in its state directory, and `wayleave serve` refuses to start.
+// A Worker is a client of the gate. It has token_sha256, token_file or from, or none of them: then `wayleave up` makes a token
+// and keeps it in its state directory, and `wayleave serve` refuses to start.
 type Worker struct {
 	// Entry of profiles.
 	Profile string `yaml:"profile" jsonschema:"required"`
@@ -419,6 +422,9 @@ type Worker struct {
 
 	// File that holds the worker's token.
 	TokenFile string `yaml:"token_file"`
+
+	// What a token of the worker's platform says about it, in place of a token of the gate's.
+	From From `yaml:"from"`
 
 	// IP addresses and networks (CIDR) of the worker, and nobody else's, by which listen.transparent knows it: whoever sends from
 	// them is this worker, so the network must keep others from doing so. No two workers' addresses overlap. They do not restrict

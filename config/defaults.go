@@ -58,6 +58,10 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 		fill(&p.TokenEndpoint, Refuse)
 		c.Profiles[name] = p
 	}
+	for name, i := range c.Issuers {
+		i.applyDefaults()
+		c.Issuers[name] = i
+	}
 	for name, w := range c.Workers {
 		w.TokenDigest = w.TokenSHA256
 		c.Workers[name] = w

@@ -57,7 +57,7 @@ func generateSchema(t *testing.T) []byte {
 	}
 	s := r.Reflect(&config.Config{})
 	s.Title = "Wayleave configuration"
-	for _, section := range []string{"providers", "grants", "profiles", "workers"} {
+	for _, section := range []string{"providers", "grants", "profiles", "issuers", "workers"} {
 		property, _ := s.Properties.Get(section)
 		property.PropertyNames = &jsonschema.Schema{Pattern: namePattern}
 	}

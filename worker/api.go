@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/identity"
 	"wayleave/secret"
 )
 
@@ -30,6 +31,8 @@ const reasonHeader = "x-wayleave-reason"
 type APIConfig struct {
 	// Workers may enrol.
 	Workers *Registry
+	// Issuers verifies the tokens of the workers' platforms.
+	Issuers *identity.Verifier
 	// Sessions issues and keeps their sessions.
 	Sessions *Sessions
 	// Credentials renders what a session of s.Profile holds. It must not return a real credential.
@@ -51,7 +54,7 @@ type api struct {
 
 // NewAPI returns the worker API:
 //
-//	POST /.wayleave/v1/sessions  Authorization: Bearer <worker token>  → 200 an enrolment, 401, 429 or 503
+//	POST /.wayleave/v1/sessions  Authorization: Bearer <token>  → 200 an enrolment, 401, 403, 429 or 503
 //	POST /.wayleave/v1/sessions/renew  Authorization: Basic <session id and token>  → 200 its new end, 401, 403 or 429
 //	DELETE /.wayleave/v1/sessions      the same  → 204: it is over
 //	GET  /.wayleave/v1/ca.pem    the CA certificate, for whoever installs it by hand
@@ -85,28 +88,31 @@ func (a *api) ca(w http.ResponseWriter, _ *http.Request) {
 func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 	now, source := a.Now(), source(r)
 	if wait := a.attempts.wait(source, now); wait > 0 {
-		w.Header().Set("retry-after", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-		a.refuse(w, r, http.StatusTooManyRequests, "too_many_attempts",
+		w.Header().Set("retry-after", seconds(wait))
+		a.refuse(w, r, "too_many_attempts",
 			"too many wrong worker tokens came from this address: correct the token, then wait before trying again")
 		return
 	}
-	token, given := bearer(r)
-	worker, known := a.Workers.Lookup(token)
-	if !known {
-		a.attempts.failed(source, now)
-		w.Header().Set("www-authenticate", `Bearer realm="wayleave"`)
-		message := "this gate knows no worker with this token: set WAYLEAVE_TOKEN to a token it issued, or ask its operator to add the worker"
-		if !given {
-			message = "a worker token is missing: send \"Authorization: Bearer <worker token>\""
+	who, unknown := a.identify(r.Context(), r)
+	if unknown != nil {
+		if unknown.guess {
+			a.attempts.failed(source, now)
 		}
-		a.refuse(w, r, http.StatusUnauthorized, "unknown_worker", message)
+		if unknown.after > 0 {
+			w.Header().Set("retry-after", seconds(unknown.after))
+		}
+		if statusOf(unknown.reason) == http.StatusUnauthorized {
+			w.Header().Set("www-authenticate", `Bearer realm="wayleave"`)
+		}
+		a.refuse(w, r, unknown.reason, unknown.message, unknown.attributes()...)
 		return
 	}
+	worker := who.worker
 	// What a session may do comes from the configuration alone, so a request that asks for something is a
 	// misunderstanding, and better said now than found out later.
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<10))
 	if ask := strings.TrimSpace(string(body)); err != nil || ask != "" && ask != "{}" {
-		a.refuse(w, r, http.StatusBadRequest, "nothing_to_ask",
+		a.refuse(w, r, "nothing_to_ask",
 			"a session is what the worker's profile says, so nothing can be asked for: send an empty body")
 		return
 	}
@@ -114,22 +120,22 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		a.Log.Error("session not issued", "worker", worker.Name, "err", err)
 		w.Header().Set("retry-after", "5")
-		a.refuse(w, r, http.StatusServiceUnavailable, "unavailable", "the gate cannot issue a session now: try again, and see its log if this lasts")
+		a.refuse(w, r, "unavailable", "the gate cannot issue a session now: try again, and see its log if this lasts")
 		return
 	}
-	a.Sessions.Issued(s, "", source)
-	a.Log.Info("session issued", "worker", s.Worker, "profile", s.Profile, "session", s.ID, "expires", s.Expires, "source", source)
+	a.Sessions.Issued(s, who.subject, source)
+	a.Log.Info("session issued", "worker", s.Worker, "profile", s.Profile, "session", s.ID, "expires", s.Expires, "source", source, "issuer", who.issuer, "subject", who.subject)
 	w.Header().Set("content-type", "application/json")
 	w.Header().Set("cache-control", "no-store")
 	w.Write(answer)
 }
 
 func (a *api) unknown(w http.ResponseWriter, r *http.Request) {
-	status := http.StatusNotFound
+	status := statusOf("no_such_request")
 	if r.URL.Path == sessionsPath || r.URL.Path == renewPath || r.URL.Path == caPath {
 		status = http.StatusMethodNotAllowed
 	}
-	a.refuse(w, r, status, "no_such_request",
+	a.refuseWith(w, r, status, "no_such_request",
 		"the gate itself answers POST "+sessionsPath+" and GET "+caPath+"; for anything else use it as the proxy of an https URL")
 }
 
@@ -146,9 +152,14 @@ func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, 
 	return s, answer, err
 }
 
-func (a *api) refuse(w http.ResponseWriter, r *http.Request, status int, reason, message string) {
+// refuse answers with a reason of the table; more is for the log.
+func (a *api) refuse(w http.ResponseWriter, r *http.Request, reason, message string, more ...any) {
+	a.refuseWith(w, r, statusOf(reason), reason, message, more...)
+}
+
+func (a *api) refuseWith(w http.ResponseWriter, r *http.Request, status int, reason, message string, more ...any) {
 	id := r.Header.Get("x-request-id")
-	a.Log.Warn("session refused", "reason", reason, "source", source(r), "request_id", id)
+	a.Log.Warn("session refused", append([]any{"reason", reason, "source", source(r), "request_id", id}, more...)...)
 	body, _ := json.Marshal(struct {
 		Error     string `json:"error"`
 		Message   string `json:"message"`
@@ -160,6 +171,9 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, status int, reason,
 	w.WriteHeader(status)
 	w.Write(body)
 }
+
+// seconds is a duration as Retry-After has it.
+func seconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }
 
 // bearer returns the token of an Authorization header, RFC 6750 section 2.1.
 func bearer(r *http.Request) (token secret.Text, given bool) {

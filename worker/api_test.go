@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"wayleave/identity"
 	"wayleave/secret"
 	"wayleave/vault/vaulttest"
 )
@@ -50,6 +51,7 @@ func testCA(t testing.TB) []byte {
 type gate struct {
 	*httptest.Server
 	sessions *Sessions
+	registry *Registry
 	ca       []byte
 
 	mu    sync.Mutex
@@ -59,7 +61,9 @@ type gate struct {
 	creds []Credential
 }
 
-func newGate(t testing.TB) *gate { return newGateOn(t, vaulttest.NewMemory()) }
+func newGate(t testing.TB, issuers ...identity.Issuer) *gate {
+	return newGateOn(t, vaulttest.NewMemory(), issuers...)
+}
 
 // Now is the gate's clock.
 func (g *gate) Now() time.Time {
@@ -68,7 +72,7 @@ func (g *gate) Now() time.Time {
 	return g.now
 }
 
-func newGateOn(t testing.TB, docs Documents) *gate {
+func newGateOn(t testing.TB, docs Documents, issuers ...identity.Issuer) *gate {
 	t.Helper()
 	g := &gate{ca: testCA(t), now: now, log: new(bytes.Buffer)}
 	var err error
@@ -79,12 +83,14 @@ func newGateOn(t testing.TB, docs Documents) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.registry = registry
 	g.creds = []Credential{{
 		Grant: "claude", Provider: "anthropic", Placeholder: "sk-" + Marker, Env: map[string]string{"ANTHROPIC_AUTH_TOKEN": "sk-" + Marker},
 		Unset: []string{"ANTHROPIC_API_KEY"}, Files: map[string]string{"a/b.json": "{}"}, Note: "a note",
 	}}
 	g.Server = httptest.NewServer(NewAPI(APIConfig{
 		Workers:  registry,
+		Issuers:  identity.NewVerifier(issuers, identity.Options{}),
 		Sessions: g.sessions,
 		CA:       func() []byte { return g.ca },
 		Credentials: func(_ context.Context, s Session) ([]Credential, error) {

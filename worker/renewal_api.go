@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -35,7 +33,7 @@ func (a *api) renew(w http.ResponseWriter, r *http.Request) {
 	}
 	worker, known := a.Workers.Named(s.Worker)
 	if !known || worker.Profile != s.Profile {
-		a.refuse(w, r, http.StatusForbidden, "unknown_worker",
+		a.refuseWith(w, r, http.StatusForbidden, "unknown_worker",
 			fmt.Sprintf("the gate has no worker %s with the profile %s any more, so its session is not renewed: ask the gate's operator", s.Worker, s.Profile))
 		return
 	}
@@ -73,8 +71,8 @@ func (a *api) end(w http.ResponseWriter, r *http.Request) {
 func (a *api) holder(w http.ResponseWriter, r *http.Request) (s Session, ok bool) {
 	now, source := a.Now(), source(r)
 	if wait := a.attempts.wait(source, now); wait > 0 {
-		w.Header().Set("retry-after", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-		a.refuse(w, r, http.StatusTooManyRequests, "too_many_attempts", "too many wrong tokens came from this address: wait before trying again")
+		w.Header().Set("retry-after", seconds(wait))
+		a.refuse(w, r, "too_many_attempts", "too many wrong tokens came from this address: wait before trying again")
 		return s, false
 	}
 	id, token, _ := r.BasicAuth()
@@ -82,15 +80,15 @@ func (a *api) holder(w http.ResponseWriter, r *http.Request) (s Session, ok bool
 	if err != nil {
 		a.attempts.failed(source, now)
 		w.Header().Set("www-authenticate", `Basic realm="wayleave"`)
-		a.refuse(w, r, http.StatusUnauthorized, "unknown_session", "this gate knows no session with this id and token: "+words(ErrUnknown))
+		a.refuse(w, r, "unknown_session", "this gate knows no session with this id and token: "+words(ErrUnknown))
 		return s, false
 	}
 	switch err := a.Sessions.Check(s, now); {
 	case errors.Is(err, ErrRevoked):
-		a.refuse(w, r, http.StatusForbidden, "session_revoked", "an operator has ended the session: "+words(err))
+		a.refuse(w, r, "session_revoked", "an operator has ended the session: "+words(err))
 		return s, false
 	case err != nil:
-		a.refuse(w, r, http.StatusForbidden, "session_expired", "the session is over: "+words(err))
+		a.refuse(w, r, "session_expired", "the session is over: "+words(err))
 		return s, false
 	}
 	return s, true

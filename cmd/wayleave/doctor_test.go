@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wayleave/demo"
+	"wayleave/vault/vaulttest"
 )
 
 func TestPrintFindings(t *testing.T) {
@@ -187,5 +188,26 @@ func TestValidateRefused(t *testing.T) {
 		if code != c.code || !strings.Contains(errs.String(), c.says) || out.Len() > 0 {
 			t.Errorf("%s: exit code %d, said %q, printed %q; want %d and %q", c.program, code, errs.String(), out.String(), c.code, c.says)
 		}
+	}
+}
+
+// Doctor asks those who vouch for workers, before a worker does.
+func TestDoctorAsksIssuers(t *testing.T) {
+	isolated(t)
+	issuer := vaulttest.NewIssuer(t)
+	file := filepath.Join(t.TempDir(), "wayleave.yaml")
+	text := `issuers: {ci: {issuer: "https://ci.example", audience: gate, jwks_url: ` + issuer.URL + `}}
+workers: {w: {profile: p, from: {issuer: ci, subject: x}}}
+profiles: {p: {}}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if said := doctor(t, 0, "-c", file)["issuers"]; !strings.Contains(said, "ci answers") {
+		t.Errorf("says %q", said)
+	}
+	issuer.Down.Store(true)
+	if said := doctor(t, 0, "-c", file)["issuers"]; !strings.Contains(said, "answers 503") || !strings.Contains(said, "issuers.ci") {
+		t.Errorf("says %q", said)
 	}
 }

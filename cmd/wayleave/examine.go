@@ -52,6 +52,7 @@ func examine(ctx context.Context, path string, st state) []finding {
 		return out
 	}
 	out = append(out, examineWorkers(cfg, st, ofUp)...)
+	out = append(out, examineIssuers(ctx, cfg)...)
 
 	role := vault.Viewer
 	switch {
@@ -173,12 +174,14 @@ func examineCA(path string, now time.Time) []finding {
 	return []finding{good(what, detail)}
 }
 
-// examineWorkers says where each worker's token is.
+// examineWorkers says where each worker's token is, or whose.
 func examineWorkers(cfg *config.Config, st state, ofUp bool) []finding {
 	var known, none []string
 	made := st.workersWithToken()
 	for _, name := range slices.Sorted(maps.Keys(cfg.Workers)) {
 		switch {
+		case cfg.Workers[name].From.Given():
+			known = append(known, name+" (token of issuer "+cfg.Workers[name].From.Issuer+")")
 		case cfg.Workers[name].TokenDigest != "":
 			known = append(known, name+" (token in the configuration)")
 		case slices.Contains(made, name):
@@ -197,6 +200,27 @@ func examineWorkers(cfg *config.Config, st state, ofUp bool) []finding {
 			fix += "; for 'wayleave serve' make one with 'wayleave worker token'"
 		}
 		out = append(out, warn("workers", "without a token: "+strings.Join(none, ", "), fix))
+	}
+	return out
+}
+
+// examineIssuers asks those who vouch for workers, from this machine.
+func examineIssuers(ctx context.Context, cfg *config.Config) []finding {
+	const what = "issuers"
+	asked, err := issuers(cfg, nil)
+	if err != nil {
+		return []finding{fail(what, err.Error(), "make the file readable, or name another")}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	failed := asked.Probe(ctx)
+	var out []finding
+	for _, name := range slices.Sorted(maps.Keys(cfg.Issuers)) {
+		if err := failed[name]; err != nil {
+			out = append(out, warn(what, fmt.Sprintf("%s: %v", name, err), "mend issuers."+name+", or the way there from the gate's machine; its workers cannot enrol once the keys known are a day old"))
+			continue
+		}
+		out = append(out, good(what, name+" answers"))
 	}
 	return out
 }

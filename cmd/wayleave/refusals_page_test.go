@@ -12,6 +12,7 @@ import (
 	"wayleave/config"
 	"wayleave/extproc"
 	"wayleave/provider"
+	"wayleave/worker"
 )
 
 // next says who does what about a refusal by the gate.
@@ -110,6 +111,18 @@ These have one shape for every provider.
 `)
 	for _, r := range ofEnvoy {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.reason, r.status, r.retry, r.what, r.next)
+	}
+	b.WriteString(`
+## When a worker enrols
+
+` + "`wayleave run`" + ` shows what the gate says, which has the details; programs read JSON with ` + "`error`" + ` (the reason), ` + "`message`" + ` and ` + "`request_id`" + `, and
+` + "`retry-after`" + ` where a retry may help.
+
+| reason | status | retry | what happened | who does what next |
+|---|---|---|---|---|
+`)
+	for _, r := range worker.Refusals() {
+		fmt.Fprintf(&b, "| `%s` | %d | %s | %s | %s |\n", r.Reason, r.Status, yesNo(r.Retry), r.What, r.Next)
 	}
 	return b.String()
 }

@@ -146,7 +146,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	defer spooled.Close()
 	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Holder: holder(spooled.ID()), Spool: spooled, Log: g.log})
 
-	// Who may come: worker tokens become sessions, sessions carry placeholders.
+	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
 	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: g.log})
 	if err != nil {
 		return err
@@ -155,8 +155,12 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return err
 	}
+	vouching, err := issuers(g.cfg, g.log)
+	if err != nil {
+		return err
+	}
 	enrolment := worker.NewAPI(worker.APIConfig{
-		Workers: registry, Sessions: sessions, CA: authority.RootPEM, Ports: ports(g.cfg), Log: g.log,
+		Workers: registry, Issuers: vouching, Sessions: sessions, CA: authority.RootPEM, Ports: ports(g.cfg), Log: g.log,
 		Credentials: credentials(g.cfg, sessions, grants),
 	})
 

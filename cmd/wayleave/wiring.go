@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -20,8 +22,10 @@ import (
 	"wayleave/envoy"
 	"wayleave/extproc"
 	"wayleave/grant"
+	"wayleave/identity"
 	"wayleave/oauth"
 	"wayleave/provider"
+	"wayleave/secret"
 	"wayleave/worker"
 	"wayleave/xds"
 )
@@ -68,6 +72,30 @@ func exchanges(cfg *config.Config) map[string]grant.Exchange {
 		}
 	}
 	return rules
+}
+
+// issuers are those who vouch for workers.
+func issuers(cfg *config.Config, log *slog.Logger) (*identity.Verifier, error) {
+	var all []identity.Issuer
+	for _, name := range slices.Sorted(maps.Keys(cfg.Issuers)) {
+		i := cfg.Issuers[name]
+		var roots *x509.CertPool // the system's
+		if i.CAFile != "" {
+			text, err := os.ReadFile(cfg.Path(i.CAFile))
+			if err != nil {
+				return nil, fmt.Errorf("issuers.%s.ca_file: %w", name, err)
+			}
+			if roots = x509.NewCertPool(); !roots.AppendCertsFromPEM(text) {
+				return nil, fmt.Errorf("issuers.%s.ca_file: %s holds no PEM certificate; name the file of the authority", name, i.CAFile)
+			}
+		}
+		tokenFile := cfg.Path(i.TokenFile)
+		all = append(all, identity.Issuer{
+			Name: name, Issuer: i.Issuer, Audience: i.Audience, HTTP: oauth.NewHTTPClient(roots), JWKSURL: i.JWKSURL,
+			API: i.API, APIToken: func() (secret.Text, error) { return readSecretFile(tokenFile) },
+		})
+	}
+	return identity.NewVerifier(all, identity.Options{Log: log}), nil
 }
 
 // credentials renders what a session holds: a placeholder for each grant of its profile, in the provider's way.

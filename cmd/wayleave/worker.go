@@ -51,32 +51,43 @@ func tokenDigest(t secret.Text) string {
 	return hex.EncodeToString(h[:])
 }
 
-// configuredWorkers returns the workers of the configuration. One that has no token in it gets one in st, where
-// `wayleave run` on this machine finds it; without a state directory it is an error.
+// configuredWorkers returns the workers of the configuration. One that has neither token nor from in it gets a token in st,
+// where `wayleave run` on this machine finds it; without a state directory it is an error.
 func configuredWorkers(cfg *config.Config, st *state) ([]worker.Worker, error) {
 	var workers []worker.Worker
 	for _, name := range slices.Sorted(maps.Keys(cfg.Workers)) {
 		w := cfg.Workers[name]
-		digest := w.TokenDigest
-		if digest == "" {
-			if st == nil {
-				return nil, fmt.Errorf("worker %s has no token; make one with 'wayleave worker token' and write its token_sha256 in the configuration", name)
-			}
-			token, err := st.ensureWorkerToken(name)
-			if err != nil {
+		profile := cfg.Profiles[w.Profile]
+		one := worker.Worker{Name: name, Profile: w.Profile, Match: w.Match(), SessionTTL: profile.SessionTTL, MaxSession: profile.MaxSession}
+		if one.Match.IsZero() {
+			var err error
+			if one.TokenSHA256, err = tokenOf(name, w, st); err != nil {
 				return nil, err
 			}
-			digest = tokenDigest(token)
 		}
-		hash, err := hex.DecodeString(digest)
-		if err != nil || len(hash) != sha256.Size {
-			return nil, fmt.Errorf("the token of worker %s has no usable SHA-256", name)
-		}
-		workers = append(workers, worker.Worker{
-			Name: name, Profile: w.Profile, TokenSHA256: [sha256.Size]byte(hash), SessionTTL: cfg.Profiles[w.Profile].SessionTTL, MaxSession: cfg.Profiles[w.Profile].MaxSession,
-		})
+		workers = append(workers, one)
 	}
 	return workers, nil
+}
+
+// tokenOf is the hash of a worker's token.
+func tokenOf(name string, w config.Worker, st *state) (hash [sha256.Size]byte, err error) {
+	digest := w.TokenDigest
+	if digest == "" {
+		if st == nil {
+			return hash, fmt.Errorf("worker %s has no token; make one with 'wayleave worker token' and write its token_sha256 in the configuration, or say with 'from' by whose token it is known", name)
+		}
+		token, err := st.ensureWorkerToken(name)
+		if err != nil {
+			return hash, err
+		}
+		digest = tokenDigest(token)
+	}
+	raw, err := hex.DecodeString(digest)
+	if err != nil || len(raw) != sha256.Size {
+		return hash, fmt.Errorf("the token of worker %s has no usable SHA-256", name)
+	}
+	return [sha256.Size]byte(raw), nil
 }
 
 // ensureWorkerToken returns the worker's token, made at the first start.
