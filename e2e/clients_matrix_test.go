@@ -85,6 +85,7 @@ func programs(t *testing.T) []program {
 	py("aiohttp, trust_env=True", "aiohttp", "aiohttp")
 	py("websockets", "websockets", "websockets").url = "wss://{HOST}/websockets"
 	py("anthropic", "anthropic", "anthropic")
+	py("openai", "openai", "openai")
 
 	major := ""
 	if out, err := exec.Command("node", "--version").Output(); err == nil {
@@ -98,6 +99,13 @@ func programs(t *testing.T) []program {
 	js("undici, EnvHttpProxyAgent", "undici")
 	js("https-proxy-agent", "https-proxy-agent")
 	js("ws, https-proxy-agent", "ws").url = "wss://{HOST}/node-ws"
+
+	// The SDKs need a Node.js that knows of proxies, whatever the one of this machine does.
+	if node := filepath.Join(filepath.Dir(toolsBin), "agents", "node"); major != "" {
+		for name, library := range map[string]string{"@anthropic-ai/sdk": "sdk-anthropic", "openai": "sdk-openai"} {
+			add("Node.js SDK "+name, "/node-"+library, []string{node, "--version"}, node, script("client.cjs"), library, "{URL}")
+		}
+	}
 
 	self, err := os.Executable()
 	if err != nil {

@@ -15,15 +15,19 @@ var update = flag.Bool("update", false, "write what clients did into the documen
 
 // table is one on a page of the documentation that a test makes.
 type table struct {
-	path, test    string
-	before, after string // the text around it
-	first         string // the heading of the first column
-	columns       []string
-	names         []string                     // of the rows, their first cells
-	cells         map[string]map[string]string // row → column
+	path, test   string
+	before, rest string // the text around it
+	first        string // the heading of the first column
+	columns      []string
+	names        []string                     // of the rows, their first cells
+	cells        map[string]map[string]string // row → column
 }
 
-const recordedWith = "recorded with" // a column; only what is recorded fills it
+// Columns that are only recorded: what is in them differs from machine to machine.
+const (
+	recordedWith = "recorded with"
+	after        = "after" // how long something took, roughly
+)
 
 func readTable(t *testing.T, path, test string) *table {
 	t.Helper()
@@ -34,11 +38,11 @@ func readTable(t *testing.T, path, test string) *table {
 	begins, ends := "<!-- made by 'go test ./e2e -run "+test+" -update' -->\n", "<!-- end -->\n"
 	p := &table{path: path, test: test, cells: map[string]map[string]string{}}
 	before, text, ok1 := strings.Cut(string(b), begins)
-	text, after, ok2 := strings.Cut(text, ends)
+	text, rest, ok2 := strings.Cut(text, ends)
 	if !ok1 || !ok2 {
 		t.Fatalf("%s has no place for the table of %s", path, test)
 	}
-	p.before, p.after = before+begins, ends+after
+	p.before, p.rest = before+begins, ends+rest
 	for line := range strings.Lines(text) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
 		for i := range cells {
@@ -78,6 +82,9 @@ func (p *table) record(t *testing.T, name string, row map[string]string, version
 		return
 	}
 	for column, cell := range row {
+		if column == after {
+			continue
+		}
 		if known == nil {
 			t.Logf("%s is not on the page", name)
 		} else if known[column] != cell {
@@ -116,7 +123,7 @@ func (p *table) write(t *testing.T) {
 	for _, name := range p.names {
 		line(name, func(column string) string { return cmp.Or(p.cells[name][column], "–") })
 	}
-	if err := os.WriteFile(p.path, []byte(p.before+b.String()+p.after), 0o644); err != nil {
+	if err := os.WriteFile(p.path, []byte(p.before+b.String()+p.rest), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

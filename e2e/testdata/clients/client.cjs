@@ -1,6 +1,7 @@
 // client.cjs LIBRARY URL: one request with the placeholder. NODE_PATH says where the libraries are.
 "use strict";
 const [library, url] = process.argv.slice(2);
+const messages = [{ role: "user", content: "hello" }];
 const headers = { authorization: "Bearer " + process.env.ANTHROPIC_AUTH_TOKEN };
 
 async function check(response) {
@@ -41,6 +42,8 @@ const { fetch: undiciFetch, EnvHttpProxyAgent } = library === "undici" ? require
   undici: () => undiciFetch(url, { headers, dispatcher: new EnvHttpProxyAgent() }).then(check),
   "https-proxy-agent": () => get(proxyAgent()),
   ws: socket,
+  "sdk-anthropic": () => new (require("@anthropic-ai/sdk"))({ baseURL: url, apiKey: null, authToken: process.env.ANTHROPIC_AUTH_TOKEN, maxRetries: 0 }).messages.create({ model: "demo", max_tokens: 16, messages }),
+  "sdk-openai": () => new (require("openai"))({ baseURL: url, apiKey: process.env.ANTHROPIC_AUTH_TOKEN, maxRetries: 0 }).chat.completions.create({ model: "demo", messages }),
 })[library]().then(
   () => process.exit(0),
   (error) => {

@@ -50,6 +50,13 @@ def with_anthropic():
     client.messages.create(model="demo", max_tokens=16, messages=[{"role": "user", "content": "hello"}])
 
 
+def with_openai():
+    import openai
+
+    client = openai.OpenAI(base_url=url, api_key=os.environ["ANTHROPIC_AUTH_TOKEN"], max_retries=0)
+    client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "hello"}])
+
+
 {
     "requests": with_requests,
     "httpx": with_httpx,
@@ -58,4 +65,5 @@ def with_anthropic():
     "aiohttp": with_aiohttp,
     "websockets": with_websockets,
     "anthropic": with_anthropic,
+    "openai": with_openai,
 }[library]()
