@@ -272,7 +272,11 @@ func (r *request) unforwarded() []string {
 // lacksSocketKey reports whether the request opens a WebSocket without the key HTTP/1.1 wants: over HTTP/2 (RFC 8441)
 // there is none, and Envoy adds none when it goes on as HTTP/1.1.
 func (r *request) lacksSocketKey() bool {
-	return !r.has("sec-websocket-key") && r.lists("upgrade", func(item string) bool { return item == "websocket" })
+	return !r.has("sec-websocket-key") && r.opensWebSocket()
+}
+
+func (r *request) opensWebSocket() bool {
+	return r.lists("upgrade", func(item string) bool { return item == "websocket" })
 }
 
 // atMost reports whether the body has no more than limit bytes, as far as its length is known beforehand.

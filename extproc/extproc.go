@@ -14,6 +14,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -189,6 +190,7 @@ type Server struct {
 	deadline time.Duration
 	now      func() time.Time
 	log      *slog.Logger
+	bodies   sync.Once // warns of them
 }
 
 // New returns a Server that decides by cfg.

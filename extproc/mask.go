@@ -8,9 +8,6 @@ import (
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"wayleave/grant"
 )
 
@@ -90,41 +87,6 @@ func (m *masker) add(out outgoing, t grant.Token) {
 	if out.basic {
 		_, credential, _ := strings.Cut(out.value(token), " ")
 		m.texts = append(m.texts, []byte(credential))
-	}
-}
-
-// answer goes on with a stream until the answer to its request has passed. Envoy sends the headers, then the body in
-// pieces, then trailers if there are any, and waits for our word on each.
-func (m *masker) answer(stream extprocv3.ExternalProcessor_ProcessServer) error {
-	for {
-		in, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		out, err := unchanged(in)
-		if err != nil {
-			return err
-		}
-		last := false
-		switch phase := in.GetRequest().(type) {
-		case *extprocv3.ProcessingRequest_ResponseHeaders:
-			last = phase.ResponseHeaders.GetEndOfStream()
-			m.hurried = endsInTrailers(phase.ResponseHeaders)
-			m.present(stream.Context())
-		case *extprocv3.ProcessingRequest_ResponseBody:
-			last = phase.ResponseBody.GetEndOfStream()
-			if passed := m.next(phase.ResponseBody.GetBody(), last); !bytes.Equal(passed, phase.ResponseBody.GetBody()) {
-				out.GetResponseBody().Response = &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: passed}}}
-			}
-		case *extprocv3.ProcessingRequest_ResponseTrailers:
-			last = true
-			if len(m.held) > 0 {
-				return status.Error(codes.Internal, "a body ended in trailers that were not announced, and its last bytes can no longer be passed on")
-			}
-		}
-		if err := stream.Send(out); err != nil || last {
-			return err
-		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	procv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
@@ -20,31 +21,33 @@ import (
 
 // Process answers one stream, which is one request. It is envoy.service.ext_proc.v3.ExternalProcessor.
 //
-// Envoy is configured to send the request headers and nothing else. We answer and end the stream, after which Envoy asks
-// no more about this request. Should another phase come first it gets the answer of its own kind, which changes nothing
-// and gives no verdict: an answer of another kind Envoy takes as a fault, or worse, as one it was waiting for.
+// Envoy is configured to send the request headers, and of the routes that want it the answer. Should it be configured
+// otherwise, the other phases are answered too, and change nothing.
 func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	in, err := stream.Recv()
 	if err != nil {
 		return err // io.EOF too: Envoy has nothing to ask
 	}
-	out, mask, err := s.process(stream.Context(), in)
-	if err != nil {
-		return err
+	p := begin(in)
+	out, err := s.process(stream.Context(), in, p)
+	for err == nil {
+		if err := stream.Send(out); err != nil || out.GetImmediateResponse() != nil || p.over() {
+			return err
+		}
+		if in, err = stream.Recv(); err != nil {
+			return err
+		}
+		out, err = p.answer(stream.Context(), in)
 	}
-	if err := stream.Send(out); err != nil || mask == nil {
-		return err
-	}
-	return mask.answer(stream)
+	return err
 }
 
-// process answers the first message. With a masker, the answer to the request is to be searched too.
-func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, *masker, error) {
+// process answers the first message.
+func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest, p *phases) (*extprocv3.ProcessingResponse, error) {
 	if _, ok := in.GetRequest().(*extprocv3.ProcessingRequest_RequestHeaders); ok {
-		return s.requestHeaders(ctx, in)
+		return s.requestHeaders(ctx, in, p)
 	}
-	out, err := unchanged(in)
-	return out, nil, err
+	return p.answer(ctx, in)
 }
 
 // unchanged answers a message in the way of its phase, and changes nothing.
@@ -64,10 +67,9 @@ func unchanged(in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, 
 	return nil, status.Error(codes.InvalidArgument, "a message of no phase this version of Envoy's API has")
 }
 
-func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, *masker, error) {
+func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest, p *phases) (*extprocv3.ProcessingResponse, error) {
 	if was, answered, ok := sentBefore(in.GetMetadataContext()); ok && answered == statusRejected {
-		out, err := s.again(ctx, in, was)
-		return out, nil, err
+		return s.again(ctx, in, was)
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	d := decide(s.policy.Load(), s.sessions, &r, s.now())
@@ -81,20 +83,37 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 		}
 	}
 	if ctx.Err() != nil { // the worker went away
-		return nil, nil, status.FromContextError(ctx.Err()).Err()
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if d.answer != nil {
-		return s.ownAnswer(ctx, d), nil, nil
+		return s.ownAnswer(ctx, d), nil
 	}
 	if d.refusal != nil {
 		id := requestID(r.values("x-request-id"))
 		s.logRefusal(ctx, d, id)
-		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil, nil
+		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil
 	}
 	if d.swap != nil && d.route.MaskBody {
-		return forward(d, token), s.masker(d, token), nil
+		p.mask = s.masker(d, token)
 	}
-	return forward(d, token), nil, nil
+	return forward(d, token), s.examine(ctx, p, d.route)
+}
+
+// examine says once what is wrong with what Envoy sends, and is an error where the answer would pass unsearched.
+func (s *Server) examine(ctx context.Context, p *phases, route *Route) error {
+	const remedy = "give ext_proc the processing mode that 'wayleave config render' shows"
+	if p.mask != nil && p.told && (p.upgrade && buffers(p.request) || !p.upgrade && !p.canSearch()) {
+		s.log.LogAttrs(ctx, slog.LevelError, "request refused, since Envoy does not send its answer to be searched: "+remedy, slog.String("route", route.Name),
+			slog.String("request_body_mode", p.request.String()), slog.String("response_body_mode", p.response.String()))
+		return status.Error(codes.FailedPrecondition, "mask_body wants request_body_mode NONE and response_body_mode STREAMED")
+	}
+	if p.request != procv3.ProcessingMode_NONE || p.response != procv3.ProcessingMode_NONE && !route.MaskBody {
+		s.bodies.Do(func() {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "Envoy sends bodies that the gate does not look at: "+remedy,
+				slog.String("request_body_mode", p.request.String()), slog.String("response_body_mode", p.response.String()))
+		})
+	}
+	return nil
 }
 
 // take gets a token of the grant that can be sent, by asking for it within our deadline, or says why there is none. The

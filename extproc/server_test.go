@@ -19,6 +19,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	procv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/google/go-cmp/cmp"
@@ -145,7 +146,7 @@ func message(r request) *extprocv3.ProcessingRequest {
 	}
 }
 
-// exchange sends one message on a stream of its own, and sees the stream end after the answer.
+// exchange sends one message on a stream of its own, and sees that there is one answer.
 func exchange(t testing.TB, client extprocv3.ExternalProcessorClient, in *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
 	t.Helper()
 	stream, err := client.Process(t.Context())
@@ -157,6 +158,9 @@ func exchange(t testing.TB, client extprocv3.ExternalProcessorClient, in *extpro
 	}
 	out, err := stream.Recv()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
 	if more, err := stream.Recv(); err == nil {
@@ -360,6 +364,62 @@ func TestProcessAnswersEachPhaseInKind(t *testing.T) {
 	}
 }
 
+// A stream ends with its first answer where nothing more is to be said, so that none is held for the length of an answer,
+// and stays where a body may be on its way.
+func TestStreamEnds(t *testing.T) {
+	f := newServer(t)
+	client, _ := f.serve(t)
+	modes := func(request, response bodyMode) *extprocv3.ProtocolConfiguration {
+		return &extprocv3.ProtocolConfiguration{RequestBodyMode: request, ResponseBodyMode: response}
+	}
+	const none, streamed, buffered = procv3.ProcessingMode_NONE, procv3.ProcessingMode_STREAMED, procv3.ProcessingMode_BUFFERED
+	body := func(last bool) *extprocv3.ProcessingRequest {
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte("x"), EndOfStream: last}}}
+	}
+	answer := func(last bool) *extprocv3.ProcessingRequest {
+		return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{EndOfStream: last}}}
+	}
+	for name, c := range map[string]struct {
+		config  *extprocv3.ProtocolConfiguration
+		headers []string
+		more    []*extprocv3.ProcessingRequest
+		ends    bool
+	}{
+		"as we configure it":                 {modes(none, none), nil, nil, true},
+		"it is not told what comes":          {nil, nil, nil, false},
+		"the request's body comes":           {modes(streamed, none), nil, []*extprocv3.ProcessingRequest{body(false)}, false},
+		"the request's body is over":         {modes(streamed, none), nil, []*extprocv3.ProcessingRequest{body(false), body(true)}, true},
+		"the answer is buffered":             {modes(buffered, buffered), nil, []*extprocv3.ProcessingRequest{body(true)}, true},
+		"the answer is streamed":             {modes(streamed, streamed), nil, []*extprocv3.ProcessingRequest{body(true)}, false},
+		"the answer has begun":               {modes(streamed, buffered), nil, []*extprocv3.ProcessingRequest{answer(false), body(true)}, false},
+		"the answer is over":                 {modes(streamed, streamed), nil, []*extprocv3.ProcessingRequest{answer(true)}, true},
+		"a WebSocket is asked for":           {modes(buffered, streamed), []string{"upgrade", "websocket"}, nil, true},
+		"the answer alone comes, after this": {modes(none, streamed), nil, nil, true},
+		"the trailers of the request end it": {modes(streamed, none), nil, []*extprocv3.ProcessingRequest{{Request: &extprocv3.ProcessingRequest_RequestTrailers{}}}, true},
+		"the trailers of the answer end it":  {modes(streamed, streamed), nil, []*extprocv3.ProcessingRequest{{Request: &extprocv3.ProcessingRequest_ResponseTrailers{}}}, true},
+	} {
+		in := message(f.anthropic("POST", "/v1/messages", append(c.headers, "authorization", "Bearer "+f.claude())...))
+		in.GetRequestHeaders().EndOfStream, in.ProtocolConfig = false, c.config
+		stream, err := client.Process(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range append([]*extprocv3.ProcessingRequest{in}, c.more...) {
+			if err := stream.Send(m); err != nil {
+				t.Fatal(name, err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(name, err)
+			}
+		}
+		// A stream that has not ended answers once more.
+		_ = stream.Send(answer(true))
+		if _, err := stream.Recv(); (err != nil) != c.ends {
+			t.Errorf("%s: %v; want the stream's end: %v", name, err, c.ends)
+		}
+	}
+}
+
 // Our deadline ends the wait for a token, and the worker gets our words rather than a timeout.
 func TestProcessHasADeadline(t *testing.T) {
 	f := newServer(t)
@@ -367,7 +427,7 @@ func TestProcessHasADeadline(t *testing.T) {
 	f.server.deadline = 5 * time.Second
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		out, _, err := f.server.process(t.Context(), message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())))
+		out, err := f.server.process(t.Context(), message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())), &phases{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,7 +446,7 @@ func TestProcessCancelled(t *testing.T) {
 	f.vault.hang = true
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, err := f.server.process(ctx, message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())))
+	_, err := f.server.process(ctx, message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude())), &phases{})
 	if status.Code(err) != codes.Canceled || f.log.Len() != 0 {
 		t.Errorf("err = %v, log: %s", err, f.log)
 	}
@@ -786,7 +846,7 @@ func FuzzProcess(f *testing.F) {
 		if proto.Unmarshal(raw, in) != nil {
 			return
 		}
-		out, _, err := s.server.process(t.Context(), in)
+		out, err := s.server.process(t.Context(), in, &phases{})
 		if err != nil {
 			if in.GetRequest() != nil {
 				t.Errorf("an error: %v", err)
@@ -815,7 +875,7 @@ func FuzzRequests(f *testing.F) {
 		fill := strings.NewReplacer("{placeholder}", own, "{other}", s.sessions.Placeholder(s.other, route.Credential, route.PlaceholderPrefix),
 			"{session}", s.session.ID, "{basic}", basicAuth("u", own), "{basicuser}", basicAuth(own, "u")).Replace
 		in := message(s.to(host, method, fill(path), name1, fill(value1), name2, fill(value2)))
-		out, _, err := s.server.process(t.Context(), in)
+		out, err := s.server.process(t.Context(), in, &phases{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -844,7 +904,7 @@ func BenchmarkProcess(b *testing.B) {
 	in := message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude(), "user-agent", "claude-cli/2.1.331", "accept", "*/*"))
 	b.ReportAllocs()
 	for b.Loop() {
-		if out, _, err := f.server.process(b.Context(), in); err != nil || out.GetRequestHeaders() == nil {
+		if out, err := f.server.process(b.Context(), in, &phases{}); err != nil || out.GetRequestHeaders() == nil {
 			b.Fatal("not swapped")
 		}
 	}

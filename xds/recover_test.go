@@ -36,6 +36,12 @@ func (p *provider) requests() []http.Header {
 // startWith runs everything with handle as the upstream. configure may change the configuration.
 func startWith(t *testing.T, handle http.HandlerFunc, configure ...func(*Config)) (*stack, *provider) {
 	t.Helper()
+	return startChanged(t, handle, nil, configure...)
+}
+
+// startChanged is startWith where mutate changes what was built.
+func startChanged(t *testing.T, handle http.HandlerFunc, mutate func(*Resources), configure ...func(*Config)) (*stack, *provider) {
+	t.Helper()
 	p := &provider{}
 	s := start(t, func(c *Config) {
 		ca := newAuthority(t)
@@ -54,7 +60,7 @@ func startWith(t *testing.T, handle http.HandlerFunc, configure ...func(*Config)
 		for _, more := range configure {
 			more(c)
 		}
-	}, nil)
+	}, mutate)
 	return s, p
 }
 
