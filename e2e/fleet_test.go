@@ -20,6 +20,7 @@ type fleet struct {
 	*world
 	bao      *gate
 	unseal   string
+	config   string // of its gates
 	replicas []*replica
 }
 
@@ -54,7 +55,7 @@ func newFleet(t *testing.T) *fleet {
 	address := "127.0.0.1:" + w.getenv("VAULT_PORT")
 	w = w.with("VAULT_ADDR=http://"+address, "BAO_ADDR=http://"+address, "VAULT_TOKEN=administrator", "BAO_TOKEN=administrator",
 		"WAYLEAVE_TOKEN=wlworker_for_this_story_only", "ROLE_ID=not known yet")
-	f := &fleet{world: w}
+	f := &fleet{world: w, config: fleetConfig}
 	f.bao = f.start(t, w, "bao.log", "bao", "server", "-dev", "-dev-no-store-token", "-dev-root-token-id=administrator", "-dev-listen-address="+address)
 	if err := f.bao.waitOutput("Root Token:"); err != nil {
 		t.Fatal(err)
@@ -137,7 +138,7 @@ func (f *fleet) replica(t *testing.T) *replica {
 		t.Fatal(err)
 	}
 	w := f.with("PROXY="+proxy, "WAYLEAVE_GATE=http://"+proxy, "WAYLEAVE_CONFIG="+f.saved(name+".yaml"), "VAULT_TOKEN=")
-	if err := w.configure(fleetConfig); err != nil {
+	if err := w.configure(f.config); err != nil {
 		t.Fatal(err)
 	}
 	dir := f.saved(name)

@@ -96,11 +96,17 @@ func (e Enrolment) proxy() *url.URL {
 	return &url.URL{Scheme: e.Gate.Scheme, Host: e.Gate.Host}
 }
 
-func proxyVariables(e Enrolment) map[string]string {
+// ProxyURL is the proxy with the session's user and password in it.
+func (e Enrolment) ProxyURL() string {
 	proxy := e.proxy()
 	if !e.Relay.IsValid() {
 		proxy.User = url.UserPassword(e.Session.ID, e.Password.Reveal())
 	}
+	return proxy.String()
+}
+
+func proxyVariables(e Enrolment) map[string]string {
+	proxy := e.ProxyURL()
 	// Plain host names and addresses, separated by commas: the only form that every client reads alike.
 	const loopback = "localhost,127.0.0.1,::1"
 	set := map[string]string{
@@ -108,7 +114,7 @@ func proxyVariables(e Enrolment) map[string]string {
 		"NODE_USE_ENV_PROXY": "1", // Node 22.21, 24 and later read proxy variables only with it
 	}
 	for _, name := range []string{"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"} {
-		set[name], set[strings.ToLower(name)] = proxy.String(), proxy.String()
+		set[name], set[strings.ToLower(name)] = proxy, proxy
 	}
 	return set
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"wayleave/vault"
 )
@@ -26,8 +27,8 @@ type Documents interface {
 // Keyring holds the keys under which sessions and placeholders are made and recognised. Any replica with the same ring
 // verifies what another issued, without a look-up. It is safe for concurrent use.
 //
-// The ring has up to three keys by id: the previous one, still accepted; the current one, which issues; and the next
-// one, already known to every replica before the first session made with it can arrive. Rotate moves one step on.
+// The ring has keys by id: the current one, which issues; the next one, already known to every replica before the first session
+// made with it can arrive; and those that issued before, accepted for as long as a session of theirs may last.
 type Keyring struct {
 	docs Documents
 	keys atomic.Pointer[keys]
@@ -35,14 +36,21 @@ type Keyring struct {
 
 // keys is one immutable state of the ring. Ids are 1 to 255: one byte in a placeholder, a decimal string in the store.
 type keys struct {
-	current byte
-	byID    map[byte][]byte
+	current, next byte
+	byID          map[byte][]byte
+	retired       map[byte]time.Time // until when they are kept
+	rotated       string             // id of the request that was carried out last
+	rotatedAt     time.Time
 }
 
 // keyDocument is the stored form. Key material is base64, as encoding/json writes bytes.
 type keyDocument struct {
-	Current string            `json:"current"`
-	Keys    map[string][]byte `json:"keys"`
+	Current   string               `json:"current"`
+	Next      string               `json:"next"`
+	Keys      map[string][]byte    `json:"keys"`
+	Retired   map[string]time.Time `json:"retired,omitempty"`
+	Rotated   string               `json:"rotated,omitempty"`
+	RotatedAt time.Time            `json:"rotated_at,omitzero"`
 }
 
 // LoadKeyring reads the ring, and creates it when it is absent. Replicas that start at the same time agree on one ring:
@@ -51,7 +59,7 @@ func LoadKeyring(ctx context.Context, docs Documents) (*Keyring, error) {
 	k := &Keyring{docs: docs}
 	version, err := k.load(ctx)
 	if errors.Is(err, vault.ErrNotFound) {
-		created := &keys{current: 1, byID: map[byte][]byte{1: newKey(), 2: newKey()}}
+		created := &keys{current: 1, next: 2, byID: map[byte][]byte{1: newKey(), 2: newKey()}}
 		_, err = docs.Put(ctx, keyPath, created.document(), version)
 		if errors.Is(err, vault.ErrConflict) {
 			_, err = k.load(ctx)
@@ -73,25 +81,6 @@ func (k *Keyring) Reload(ctx context.Context) error {
 	return nil
 }
 
-// Rotate moves the ring one step: the next key becomes current, the current becomes previous, the previous is forgotten,
-// which ends the sessions made with it, and a new next key is made. Rotating twice ends every session of today.
-// When another replica rotates at the same moment, one step is made and both replicas have it.
-func (k *Keyring) Rotate(ctx context.Context) error {
-	version, err := k.load(ctx)
-	if err != nil {
-		return fmt.Errorf("session keys: %w", err)
-	}
-	next := k.keys.Load().rotated()
-	switch _, err = k.docs.Put(ctx, keyPath, next.document(), version); {
-	case errors.Is(err, vault.ErrConflict):
-		return k.Reload(ctx)
-	case err != nil:
-		return fmt.Errorf("session keys: %w", err)
-	}
-	k.keys.Store(next)
-	return nil
-}
-
 // load reads the document into the ring. The version is meaningful with vault.ErrNotFound too.
 func (k *Keyring) load(ctx context.Context) (version int, err error) {
 	var doc keyDocument
@@ -107,47 +96,53 @@ func (k *Keyring) load(ctx context.Context) (version int, err error) {
 }
 
 func (d keyDocument) parse() (*keys, error) {
-	current, err := strconv.ParseUint(d.Current, 10, 8)
-	if err != nil {
-		return nil, fmt.Errorf("%s names no current key by a number from 1 to 255", keyPath)
-	}
-	out := &keys{current: byte(current), byID: map[byte][]byte{}}
+	out := &keys{byID: map[byte][]byte{}, retired: map[byte]time.Time{}, rotated: d.Rotated, rotatedAt: d.RotatedAt}
 	for id, key := range d.Keys {
-		n, err := strconv.ParseUint(id, 10, 8)
-		if err != nil || n == 0 || len(key) != keyLength {
+		n, err := keyID(id)
+		if err != nil || len(key) != keyLength {
 			return nil, fmt.Errorf("key %q in %s is not %d bytes under a number from 1 to 255", id, keyPath, keyLength)
 		}
-		out.byID[byte(n)] = key
+		out.byID[n] = key
 	}
-	if out.byID[out.current] == nil {
-		return nil, fmt.Errorf("%s lacks its current key %d", keyPath, out.current)
+	var err error
+	if out.current, err = keyID(d.Current); err != nil || out.byID[out.current] == nil {
+		return nil, fmt.Errorf("%s lacks the current key that it names, %q", keyPath, d.Current)
+	}
+	if d.Next == "" { // as rings were written before they kept more than three keys
+		d.Next = strconv.Itoa(int(out.current)%255 + 1)
+	}
+	if out.next, err = keyID(d.Next); err != nil || out.byID[out.next] == nil || out.next == out.current {
+		return nil, fmt.Errorf("%s lacks the next key that it names, %q", keyPath, d.Next)
+	}
+	for id, until := range d.Retired {
+		if n, err := keyID(id); err == nil {
+			out.retired[n] = until
+		}
 	}
 	return out, nil
 }
 
+func keyID(s string) (byte, error) {
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err == nil && n == 0 {
+		err = strconv.ErrRange
+	}
+	return byte(n), err
+}
+
 func (s *keys) document() keyDocument {
-	doc := keyDocument{Current: strconv.Itoa(int(s.current)), Keys: map[string][]byte{}}
+	doc := keyDocument{
+		Current: strconv.Itoa(int(s.current)), Next: strconv.Itoa(int(s.next)), Keys: map[string][]byte{}, Retired: map[string]time.Time{},
+		Rotated: s.rotated, RotatedAt: s.rotatedAt,
+	}
 	for id, key := range s.byID {
 		doc.Keys[strconv.Itoa(int(id))] = key
 	}
+	for id, until := range s.retired {
+		doc.Retired[strconv.Itoa(int(id))] = until
+	}
 	return doc
 }
-
-func (s *keys) rotated() *keys {
-	next := after(s.current)
-	key := s.byID[next]
-	if key == nil { // a ring written by hand
-		key = newKey()
-	}
-	return &keys{current: next, byID: map[byte][]byte{
-		s.current:   s.byID[s.current],
-		next:        key,
-		after(next): newKey(),
-	}}
-}
-
-// after is the id that follows: 1 to 255, then 1 again.
-func after(id byte) byte { return id%255 + 1 }
 
 func newKey() []byte {
 	key := make([]byte, keyLength)

@@ -67,7 +67,7 @@ type Ledger struct {
 	shards  [shardCount]shard
 
 	next    int            // the shard to be read next; belongs to keepLive
-	trouble [2]atomic.Bool // whether reading the revocations, and keeping the live sessions, failed the last time
+	trouble [3]atomic.Bool // whether reading the revocations, keeping the live sessions, and reading the keys failed the last time
 }
 
 // shard is a part of the live sessions, as known here.
@@ -146,10 +146,10 @@ func (l *Ledger) say(ctx context.Context, which int, what string, err error) {
 		return
 	}
 	if err != nil {
-		l.log.Warn("a part of the ledger cannot be read or written; what is known of it stands", "part", what, "err", err)
+		l.log.Warn("what gates share of sessions cannot be read or written; what is known of it stands", "what", what, "err", err)
 		return
 	}
-	l.log.Info("a part of the ledger is read and written again", "part", what)
+	l.log.Info("what gates share of sessions is read and written again", "what", what)
 }
 
 // Check says whether a session may be served: the error is ErrExpired or ErrRevoked.

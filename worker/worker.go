@@ -86,6 +86,13 @@ func ValidName(s string) bool {
 	return true
 }
 
+// ValidSessionID reports whether s may be the id of a session that lives now: what it says of itself is possible.
+func ValidSessionID(s string, now time.Time) bool {
+	issued, ends := times(s)
+	since := now.Sub(time.Unix(issued, 0))
+	return issued > 0 && ends >= issued && since >= -skew && since <= LongestSession
+}
+
 func validSessionID(s string) bool {
 	if len(s) != sessionIDLength {
 		return false

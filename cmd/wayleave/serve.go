@@ -196,7 +196,6 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	kept := make(chan struct{})
 	group.Go(func() error { return authority.Run(work) })
 	group.Go(func() error { defer close(kept); return grants.Run(keep) })
-	group.Go(func() error { keepKeys(work, sessions.Keyring, g.log); return nil })
 	group.Go(func() error { sessions.Run(work); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
 	group.Go(doors.serveRPC)
@@ -240,23 +239,6 @@ func (g gate) joined(n xds.Node) {
 	g.log.Info("an Envoy has connected", "node", n.ID, "version", n.Version)
 	if against := envoy.Known(n.Version); against != "" {
 		g.log.Warn("this Envoy should be replaced", "node", n.ID, "reason", against)
-	}
-}
-
-// keepKeys reads the session keys again each minute, so that a rotation by another replica is seen before the sessions
-// made with the new key arrive.
-func keepKeys(ctx context.Context, keyring *worker.Keyring, log *slog.Logger) {
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if err := keyring.Reload(ctx); err != nil && ctx.Err() == nil {
-				log.Warn("session keys not read again; those known serve on", "err", err)
-			}
-		}
 	}
 }
 
