@@ -391,31 +391,3 @@ func TestRevokeTogether(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 }
-
-func BenchmarkSessions(b *testing.B) {
-	clock := now
-	r := replicas(b, vaulttest.NewMemory(), &clock, 1)[0]
-	type held struct {
-		s           Session
-		placeholder string
-	}
-	var all []held
-	for range 10_000 {
-		s := enrolled(b, r, "ci", now)
-		r.Renew(s, now.Add(2*time.Hour))
-		all = append(all, held{s, r.Placeholder(s, "claude", "sk-ant-oat01-")})
-	}
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		h := all[i%len(all)]
-		i++
-		s, err := ParseIdentity(h.s.Identity())
-		if err != nil || r.Check(s, now) != nil {
-			b.Fatal("not live")
-		}
-		if _, why := r.Recognize(h.placeholder, s, "claude", "sk-ant-oat01-"); why != "" {
-			b.Fatal(why)
-		}
-	}
-}
