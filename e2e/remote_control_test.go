@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -116,6 +117,21 @@ func (api *claudeAPI) accepted(path, bearer string) bool {
 		}
 	}
 	return false
+}
+
+// controlled reports what of remote control in one of the ways has not been seen yet: a session that is made with the real token, and its own
+// bearer in use.
+func (api *claudeAPI) controlled(way string) error {
+	paths := map[string]string{`^/v1/code/sessions$`: "demo-at-", `/bridge$`: "demo-at-", `/worker/events$`: "demo-wt-", `/worker/events/stream$`: "demo-wt-"}
+	if way == remoteControls[2] {
+		paths = map[string]string{`^/v1/environments/bridge$`: "demo-at-", `^/v1/environments/env_`: "demo-wt-"}
+	}
+	for path, bearer := range paths {
+		if !api.accepted(path, bearer) {
+			return fmt.Errorf("no request to %s with %s… was accepted", path, bearer)
+		}
+	}
+	return nil
 }
 
 // claude prepares a run of Claude Code as a worker, in a home of its own where its first questions are answered. It has
@@ -258,6 +274,9 @@ func TestRemoteControl(t *testing.T) {
 				if silent {
 					said[i][j] = "stays off without a word"
 				}
+				if err == nil && said[i][j] == "active" {
+					err = eventually(func() error { return api.controlled(way) })
+				}
 				if err != nil {
 					t.Errorf("%s, %s: %v", mode, way, err)
 				}
@@ -278,14 +297,6 @@ func TestRemoteControl(t *testing.T) {
 		record(mode, row)
 	}
 
-	for path, bearer := range map[string]string{
-		`^/v1/code/sessions$`: "demo-at-", `/bridge$`: "demo-at-", `/worker/events$`: "demo-wt-", `/worker/events/stream$`: "demo-wt-",
-		`^/v1/environments/bridge$`: "demo-at-", `^/v1/environments/env_`: "demo-wt-",
-	} {
-		if !api.accepted(path, bearer) {
-			t.Errorf("no request to %s with %s… was accepted", path, bearer)
-		}
-	}
 	if api.sawText(placeholderMarker) {
 		t.Error("a placeholder arrived")
 	}
