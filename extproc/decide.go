@@ -20,6 +20,7 @@ type decision struct {
 
 	// For every request that is forwarded.
 	remove       []string // headers that must not leave
+	upgrade      bool     // it opens a WebSocket
 	addSocketKey bool     // Sec-WebSocket-Key is missing
 	replayable   bool     // Envoy can keep all of it, to send it again
 
@@ -144,7 +145,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		return because(misplacedPlaceholder, where)
 	}
 
-	d.remove, d.addSocketKey, d.replayable = r.unforwarded(), r.lacksSocketKey(), r.atMost(p.replayable)
+	d.remove, d.upgrade, d.addSocketKey, d.replayable = r.unforwarded(), r.opensWebSocket(), r.lacksSocketKey(), r.atMost(p.replayable)
 	foreign := len(candidates) == 0 && (value != "" || len(others) > 0)
 	switch {
 	case foreign && route.Foreign == Replace && session.ID == "":

@@ -18,7 +18,6 @@ import (
 type phases struct {
 	request, response bodyMode
 	told              bool // Envoy has said which modes
-	upgrade           bool // to a WebSocket
 	quiet             bool // nothing is on its way
 	requestOver       bool
 	responseBegun     bool
@@ -35,9 +34,8 @@ func begin(in *extprocv3.ProcessingRequest) *phases {
 	p := &phases{request: config.GetRequestBodyMode(), response: config.GetResponseBodyMode(), told: config != nil}
 	if h := in.GetRequestHeaders(); h != nil {
 		r := newRequest(h, nil)
-		p.upgrade = r.opensWebSocket()
 		// Until we answer, the request goes no further, and so there is no answer to it either.
-		p.quiet = h.GetEndOfStream() || p.upgrade || p.told && p.request == procv3.ProcessingMode_NONE
+		p.quiet = h.GetEndOfStream() || r.opensWebSocket() || p.told && p.request == procv3.ProcessingMode_NONE
 	}
 	return p
 }
@@ -79,9 +77,6 @@ func (p *phases) answer(ctx context.Context, in *extprocv3.ProcessingRequest) (*
 		p.requestOver = true
 	case *extprocv3.ProcessingRequest_ResponseHeaders:
 		p.responseBegun, p.responseOver = true, phase.ResponseHeaders.GetEndOfStream()
-		if p.upgrade {
-			out.GetResponseHeaders().Response = p.upgraded(phase.ResponseHeaders)
-		}
 		if p.mask != nil {
 			p.mask.hurried = endsInTrailers(phase.ResponseHeaders)
 			p.mask.present(ctx)
@@ -108,36 +103,9 @@ func (p *phases) answer(ctx context.Context, in *extprocv3.ProcessingRequest) (*
 	return out, nil
 }
 
-// upgraded is about the answer to a request for a WebSocket. What is said over one is not searched, and Envoy does not send it
-// where we have configured it. An answer that opens none has a body like any other, which then does not pass: otherwise
-// whoever asks for a WebSocket would get it unsearched.
-func (p *phases) upgraded(h *extprocv3.HttpHeaders) *extprocv3.CommonResponse {
-	switch {
-	case statusOf(h) == "101":
-		p.mask = nil
-		p.responseOver = p.response == procv3.ProcessingMode_NONE || buffers(p.response)
-	case p.mask != nil && !p.canSearch():
-		p.responseOver = true
-		return &extprocv3.CommonResponse{
-			Status:       extprocv3.CommonResponse_CONTINUE_AND_REPLACE,
-			BodyMutation: &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_ClearBody{ClearBody: true}},
-		}
-	}
-	return nil
-}
-
 // piece is a part of a body where Envoy forwards only what we send.
 func piece(body []byte, last bool) *extprocv3.CommonResponse {
 	return &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_StreamedResponse{
 		StreamedResponse: &extprocv3.StreamedBodyResponse{Body: body, EndOfStream: last},
 	}}}
-}
-
-func statusOf(h *extprocv3.HttpHeaders) string {
-	for _, f := range h.GetHeaders().GetHeaders() {
-		if f.GetKey() == ":status" {
-			return string(f.GetRawValue()) + f.GetValue()
-		}
-	}
-	return ""
 }

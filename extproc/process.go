@@ -93,7 +93,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 		s.logRefusal(ctx, d, id)
 		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil
 	}
-	if d.swap != nil && d.route.MaskBody {
+	if d.swap != nil && d.route.MaskBody && !d.upgrade {
 		p.mask = s.masker(d, token)
 	}
 	return forward(d, token), s.examine(ctx, p, d.route)
@@ -102,10 +102,10 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 // examine says once what is wrong with what Envoy sends, and is an error where the answer would pass unsearched.
 func (s *Server) examine(ctx context.Context, p *phases, route *Route) error {
 	const remedy = "give ext_proc the processing mode that 'wayleave config render' shows"
-	if p.mask != nil && p.told && (p.upgrade && buffers(p.request) || !p.upgrade && !p.canSearch()) {
+	if p.mask != nil && p.told && !p.canSearch() {
 		s.log.LogAttrs(ctx, slog.LevelError, "request refused, since Envoy does not send its answer to be searched: "+remedy, slog.String("route", route.Name),
 			slog.String("request_body_mode", p.request.String()), slog.String("response_body_mode", p.response.String()))
-		return status.Error(codes.FailedPrecondition, "mask_body wants request_body_mode NONE and response_body_mode STREAMED")
+		return status.Error(codes.FailedPrecondition, "mask_body wants response_body_mode STREAMED")
 	}
 	if p.request != procv3.ProcessingMode_NONE || p.response != procv3.ProcessingMode_NONE && !route.MaskBody {
 		s.bodies.Do(func() {

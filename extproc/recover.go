@@ -36,6 +36,7 @@ type sent struct {
 	version              string // of the token
 	header               string // that holds the token
 	user, password       bool   // of Basic credentials, which part the token is; neither: it is all of them
+	unsearched           bool   // the answer's body, so that it must not pass unless it is a WebSocket
 }
 
 func sentBy(d decision, t grant.Token) sent {
@@ -43,6 +44,7 @@ func sentBy(d decision, t grant.Token) sent {
 	return sent{
 		route: d.route.Name, worker: d.session.Worker, grant: d.swap.grant, scopes: d.swap.scopes, version: t.Version,
 		header: out.header, user: out.basic && out.tokenIsUser, password: out.basic && out.tokenIsPassword,
+		unsearched: d.upgrade && d.route.MaskBody,
 	}
 }
 
@@ -58,6 +60,7 @@ func (s sent) metadata() map[string]*structpb.Value {
 		"header":        structpb.NewStringValue(s.header),
 		"user":          structpb.NewBoolValue(s.user),
 		"password":      structpb.NewBoolValue(s.password),
+		"unsearched":    structpb.NewBoolValue(s.unsearched),
 	}
 }
 
@@ -69,6 +72,7 @@ func sentBefore(m *corev3.Metadata) (s sent, answered string, ok bool) {
 	return sent{
 		route: text("route"), worker: text("worker"), grant: text("grant"), scopes: strings.Fields(text("scopes")), version: text("version"),
 		header: text("header"), user: f["user"].GetBoolValue(), password: f["password"].GetBoolValue(),
+		unsearched: f["unsearched"].GetBoolValue(),
 	}, text("answered"), text(metadataVerdict) == verdictSwap
 }
 

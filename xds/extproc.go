@@ -60,23 +60,14 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 
 // answersToo sends the gate the answer to a request as well, its body in the pieces in which it arrives.
 func answersToo() *extprocv3.ExtProcPerRoute {
-	o := answerHeadersToo()
-	o.GetOverrides().ProcessingMode.ResponseBodyMode = extprocv3.ProcessingMode_STREAMED
-	o.GetOverrides().ProcessingMode.ResponseTrailerMode = extprocv3.ProcessingMode_SEND
-	return o
-}
-
-// answerHeadersToo is for WebSockets, whose bytes are not for the gate. An answer that opens none has a body like any other: the
-// gate lets none pass.
-func answerHeadersToo() *extprocv3.ExtProcPerRoute {
 	return &extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
 			ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:     extprocv3.ProcessingMode_NONE,
-			ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
+			ResponseBodyMode:    extprocv3.ProcessingMode_STREAMED,
 			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
-			ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
+			ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
 		},
 	}}}
 }

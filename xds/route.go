@@ -106,8 +106,7 @@ func (r plannedRoute) virtualHost() *routev3.VirtualHost {
 		},
 	}
 	if r.bodies {
-		vh.Routes[0].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answerHeadersToo())}
-		vh.Routes[1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
+		vh.Routes[len(vh.Routes)-1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
 	}
 	if r.answered {
 		vh.Routes = []*routev3.Route{reply(503, requestID, reasonGateUnavailable, "wayleave answers for this host by itself, and cannot at the moment; nothing was sent. Try again")}

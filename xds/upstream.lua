@@ -2,6 +2,7 @@
 --
 -- It notes a 401 to a swapped request, which lets the gate try once more with another token, and takes the credential
 -- that was sent out of the headers and trailers that come back. A fault in it must not let a header through unseen.
+-- Bodies are searched by the gate. Where a WebSocket was asked for they are not, so that only a WebSocket may have one.
 
 -- The texts in which a credential may come back: as it was sent, what is inside Basic, and both as they stand in a URL.
 local function needles(handle, decision)
@@ -75,7 +76,7 @@ local function empty(map)
 end
 
 function envoy_on_response(handle)
-  local texts
+  local texts, bodiless
   local ok = pcall(function()
     local metadata = handle:streamInfo():dynamicMetadata()
     local decision = metadata:get("wayleave")
@@ -85,6 +86,7 @@ function envoy_on_response(handle)
     if handle:headers():get(":status") == "401" then
       metadata:set("wayleave", "answered", "401")
     end
+    bodiless = decision.unsearched and handle:headers():get(":status") ~= "101"
     texts = needles(handle, decision)
     scrub(handle:headers(), texts)
   end)
@@ -93,6 +95,12 @@ function envoy_on_response(handle)
     empty(handle:headers())
   elseif not texts then
     return
+  end
+  if bodiless then
+    handle:headers():remove("content-length")
+    for chunk in handle:bodyChunks() do
+      chunk:setBytes("")
+    end
   end
   local trailers = handle:trailers()
   if trailers and not (ok and pcall(scrub, trailers, texts)) then
