@@ -307,6 +307,23 @@ func TestNamesThatPointInside(t *testing.T) {
 				t.Errorf("%s: %v, %v; want %d", name, a, err, want)
 			}
 		}
+		// An address that is dead is not kept: the name has moved, and the answer was good for a second.
+		get := func() (answer, error) {
+			return do(client, me.request(http.MethodGet, "https://moved.dns.demo.test:"+up.port()+"/", nil))
+		}
+		dns.set("moved.dns.demo.test", "127.0.0.9")
+		if a, err := get(); err != nil || a.reason != "upstream_unreachable" {
+			t.Errorf("where nobody listens: %v, %v", a, err)
+		}
+		dns.set("moved.dns.demo.test", "127.0.0.1")
+		if err := eventually(func() error {
+			if a, err := get(); err != nil || a.status != http.StatusOK {
+				return fmt.Errorf("%v, %w", a, err)
+			}
+			return nil
+		}); err != nil {
+			t.Error("a name that has moved:", err)
+		}
 		up.saw.Range(func(value, _ any) bool {
 			if strings.Contains(value.(string), placeholderMarker) {
 				t.Error("a placeholder arrived")
