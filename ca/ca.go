@@ -4,11 +4,15 @@
 //
 //	root (Signer) ── signs, at start and at 2/3 of its life ──▶ intermediate (here, in memory) ── signs ──▶ leaf per host
 //
+// Which roots are trusted and which one signs is asked again every minute, so that a root is replaced without a restart:
+// the new one is handed out first, signs when everybody has it, and the old one goes.
+//
 // The intermediate is constrained to the configured domains (RFC 5280 §4.2.1.10) and cannot sign further CAs, so that
 // even its key, stolen, fakes nothing else and not for long.
 package ca
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -21,6 +25,7 @@ import (
 	"log/slog"
 	"math/big"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -32,8 +37,9 @@ var ErrNameNotAllowed = errors.New("no certificate for this name")
 type Signer interface {
 	// SignIntermediate returns DER certificates: the one issued for the CSR's key, then its issuers up to the root.
 	SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) ([][]byte, error)
-	// RootCA returns the certificate that workers trust, as PEM.
-	RootCA(ctx context.Context) ([]byte, error)
+	// Roots returns the certificates that workers trust, the one that signs first. There are two while one replaces the
+	// other.
+	Roots(ctx context.Context) ([]*x509.Certificate, error)
 }
 
 // Config says what an Authority certifies and for how long.
@@ -49,8 +55,11 @@ type Config struct {
 	// OnRotate is called after each replacement of the intermediate, from Run, so that leaves handed out earlier can be
 	// minted again while the old ones are still good. May be nil.
 	OnRotate func()
-	Log      *slog.Logger     // nil: nothing
-	Now      func() time.Time // nil: time.Now
+	// OnRoots is called when other roots than before are trusted, from Run, before anything is signed by a new one, with
+	// what RootPEM returns from then on. May be nil.
+	OnRoots func(rootPEM []byte)
+	Log     *slog.Logger     // nil: nothing
+	Now     func() time.Time // nil: time.Now
 }
 
 // Authority mints leaves. Its methods are safe for concurrent use.
@@ -58,8 +67,14 @@ type Authority struct {
 	signer  Signer
 	cfg     Config
 	allowed names
-	rootPEM []byte
+	roots   atomic.Pointer[roots]
 	current atomic.Pointer[intermediate]
+}
+
+// roots are the certificates that workers trust. They never change.
+type roots struct {
+	certs []*x509.Certificate // the one that signs first
+	pem   []byte
 }
 
 // intermediate is one CA certificate with its key. It never changes.
@@ -83,13 +98,16 @@ func New(ctx context.Context, signer Signer, cfg Config) (*Authority, error) {
 	if cfg.OnRotate == nil {
 		cfg.OnRotate = func() {}
 	}
+	if cfg.OnRoots == nil {
+		cfg.OnRoots = func([]byte) {}
+	}
 	allowed, err := parseDomains(cfg.Domains)
 	if err != nil {
 		return nil, err
 	}
 	a := &Authority{signer: signer, cfg: cfg, allowed: allowed}
-	if a.rootPEM, err = signer.RootCA(ctx); err != nil {
-		return nil, fmt.Errorf("fetching the root CA: %w", err)
+	if _, err := a.lookAtRoots(ctx); err != nil {
+		return nil, err
 	}
 	if err := a.rotate(ctx); err != nil {
 		return nil, err
@@ -97,41 +115,93 @@ func New(ctx context.Context, signer Signer, cfg Config) (*Authority, error) {
 	return a, nil
 }
 
-// RootPEM returns the certificate that workers trust.
-func (a *Authority) RootPEM() []byte { return a.rootPEM }
+// RootPEM returns the certificates that workers trust, the one that signs first.
+func (a *Authority) RootPEM() []byte { return a.roots.Load().pem }
 
-// Run replaces the intermediate in time until ctx ends, and returns nil then. When the Signer fails it tries again; the
-// intermediate there is serves until its end.
+// lookEvery is how often the Signer is asked for its roots, at least. LookTime is how long it may take until each
+// Authority that reaches its Signer has seen a change of them and replaced its intermediate.
+const (
+	lookEvery = time.Minute
+	LookTime  = 2 * lookEvery
+)
+
+// Run looks at the roots every minute and replaces the intermediate in time, and at once when another root signs, until ctx
+// ends, and returns nil then. When the Signer fails it tries again a minute later; the roots and the intermediate
+// there are serve on.
 func (a *Authority) Run(ctx context.Context) error {
-	for retry := time.Duration(0); ; {
-		wait := retry
-		if retry == 0 {
-			wait = a.current.Load().renewAt.Sub(a.cfg.Now())
-		}
-		timer := time.NewTimer(wait)
+	var complained, warned time.Time // when it was last said that the Signer fails, and that the root ends
+	for {
+		// Replicas started together spread out.
+		timer := time.NewTimer(lookEvery - mathrand.N(lookEvery/4))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
 		case <-timer.C:
 		}
-		if err := a.rotate(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			const first, most = time.Second, 5 * time.Minute
-			retry = min(max(2*retry, first), most)
-			a.cfg.Log.Warn("replacing the intermediate CA failed", "err", err, "again_in", retry, "ends", a.current.Load().cert.NotAfter)
-			continue
+		err := a.look(ctx)
+		now := a.cfg.Now()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			complained = time.Time{}
+		case complained.IsZero(), now.Sub(complained) >= time.Hour:
+			complained = now
+			a.cfg.Log.Warn("the root CA was not looked at; what is known serves on", "err", err, "again_in", lookEvery, "intermediate_ends", a.current.Load().cert.NotAfter)
 		}
-		retry = 0
-		a.cfg.Log.Info("replaced the intermediate CA", "ends", a.current.Load().cert.NotAfter)
-		a.cfg.OnRotate()
+		if next := Due(a.roots.Load().certs, now); next != "" && now.Sub(warned) >= 24*time.Hour {
+			warned = now
+			a.cfg.Log.Warn("the root CA must be replaced", "ends", a.roots.Load().certs[0].NotAfter, "next", next)
+		}
 	}
+}
+
+// look asks for the roots and replaces the intermediate when it is time, or when another root signs now.
+func (a *Authority) look(ctx context.Context) error {
+	changed, err := a.lookAtRoots(ctx)
+	if err != nil {
+		return err
+	}
+	roots := a.roots.Load()
+	if changed {
+		a.cfg.Log.Info("the root CAs have changed", "signs", commonName(roots.certs[0]), "others", commonNames(roots.certs[1:]))
+		a.cfg.OnRoots(roots.pem)
+	}
+	in := a.current.Load()
+	if signedBy(in.cert, roots.certs[0]) && a.cfg.Now().Before(in.renewAt) {
+		return nil
+	}
+	if err := a.rotate(ctx); err != nil {
+		return err
+	}
+	a.cfg.Log.Info("replaced the intermediate CA", "ends", a.current.Load().cert.NotAfter, "root", commonName(roots.certs[0]))
+	a.cfg.OnRotate()
+	return nil
+}
+
+// lookAtRoots asks the Signer for the roots. It reports whether they are not those that were known.
+func (a *Authority) lookAtRoots(ctx context.Context) (changed bool, err error) {
+	certs, err := a.signer.Roots(ctx)
+	if err == nil && len(certs) == 0 {
+		err = errors.New("there is none")
+	}
+	if err != nil {
+		return false, fmt.Errorf("fetching the root CA: %w", err)
+	}
+	next := &roots{certs, PEM(certs)}
+	before := a.roots.Swap(next)
+	return before == nil || !bytes.Equal(before.pem, next.pem), nil
 }
 
 // rotate makes a key, has it certified, and puts it in the place of the current one.
 func (a *Authority) rotate(ctx context.Context) error {
+	root := a.roots.Load().certs[0]
+	// An intermediate that outlives its root would be good for nothing at its end.
+	left := root.NotAfter.Sub(a.cfg.Now()).Truncate(time.Second)
+	if left <= 0 {
+		return fmt.Errorf("the root CA %s ended at %v: %s", commonName(root), root.NotAfter, Due(a.roots.Load().certs, a.cfg.Now()))
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("making the intermediate CA's key: %w", err)
@@ -140,7 +210,7 @@ func (a *Authority) rotate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making the intermediate CA's request: %w", err)
 	}
-	chain, err := a.signer.SignIntermediate(ctx, csr, a.allowed.constraints(), a.cfg.IntermediateTTL)
+	chain, err := a.signer.SignIntermediate(ctx, csr, a.allowed.constraints(), min(a.cfg.IntermediateTTL, left))
 	if err != nil {
 		return fmt.Errorf("having an intermediate CA signed: %w", err)
 	}
@@ -148,10 +218,12 @@ func (a *Authority) rotate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the intermediate CA that was signed is of no use: %w", err)
 	}
+	if !slices.ContainsFunc(a.roots.Load().certs, func(r *x509.Certificate) bool { return signedBy(next.cert, r) }) {
+		return errors.New("the intermediate CA that was signed is of a root that workers do not trust yet")
+	}
 	// Two thirds of what is left of its life, less up to a tenth so that replicas started together spread out.
 	now := a.cfg.Now()
-	left := next.cert.NotAfter.Sub(now)
-	if left <= 0 {
+	if left = next.cert.NotAfter.Sub(now); left <= 0 {
 		return fmt.Errorf("the intermediate CA that was signed ended at %v: is a clock wrong?", next.cert.NotAfter)
 	}
 	next.renewAt = now.Add(left*2/3 - mathrand.N(left/15+1))

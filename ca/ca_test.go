@@ -11,11 +11,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -331,10 +333,11 @@ func TestSignerAway(t *testing.T) {
 		m := vaulttest.NewMemory()
 		a := newAuthority(t, m, ca.Config{IntermediateTTL: 24 * time.Hour})
 		var attempts atomic.Int32
-		m.Inject(func(op, _ string) vaulttest.Fault {
+		m.Inject(func(string, string) vaulttest.Fault {
 			attempts.Add(1)
 			return vaulttest.Fault{Before: errors.New("away")}
 		})
+		root := a.RootPEM()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- a.Run(ctx) }()
@@ -346,20 +349,255 @@ func TestSignerAway(t *testing.T) {
 		if err := verify(t, a, leaf, "api.example.com", time.Now()); err != nil {
 			t.Error(err)
 		}
-		if n := attempts.Load(); n < 50 || n > 200 {
-			t.Errorf("%d attempts in eight to ten hours", n)
+		if n := attempts.Load(); n < 24*60-2 || n > 24*60*4/3 {
+			t.Errorf("%d attempts in a day, want one a minute", n)
+		}
+		if !bytes.Equal(a.RootPEM(), root) {
+			t.Error("other roots are trusted")
 		}
 		time.Sleep(time.Minute)
 		if _, err := a.Leaf("api.example.com"); err == nil || errors.Is(err, ca.ErrNameNotAllowed) {
 			t.Errorf("after its end: %v", err)
 		}
 		m.Inject(nil)
-		time.Sleep(5 * time.Minute)
+		time.Sleep(time.Minute)
 		if _, err := a.Leaf("api.example.com"); err != nil {
 			t.Errorf("the signer is back: %v", err)
 		}
 		cancel()
 		<-done
+	})
+}
+
+// journal keeps lines until they are taken.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (j *journal) Write(line []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, string(line))
+	return len(line), nil
+}
+
+func (j *journal) take() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	lines := j.lines
+	j.lines = nil
+	return lines
+}
+
+// start runs an authority until the test's bubble ends.
+func start(t *testing.T, s ca.Signer, cfg ca.Config) *ca.Authority {
+	t.Helper()
+	a := newAuthority(t, s, cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// A root is replaced while the authority runs: both are trusted before the new one signs anything, and until the old one is
+// gone. Each step is seen within a minute.
+func TestRootReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, m := t.Context(), vaulttest.NewMemory()
+		var events journal
+		var handedOut atomic.Pointer[[]byte]
+		a := start(t, m, ca.Config{
+			OnRoots:  func(pem []byte) { handedOut.Store(&pem); fmt.Fprint(&events, "roots") },
+			OnRotate: func() { fmt.Fprint(&events, "intermediate") },
+		})
+		roots, err := m.Roots(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := roots[0]
+		look := func(when string, want []string, signs *x509.Certificate, trusted ...*x509.Certificate) {
+			t.Helper()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if diff := cmp.Diff(want, events.take()); diff != "" {
+				t.Errorf("%s: what was called (-want +got):\n%s", when, diff)
+			}
+			last := handedOut.Load()
+			if want := ca.PEM(trusted); !bytes.Equal(a.RootPEM(), want) || last != nil && !bytes.Equal(*last, want) {
+				t.Errorf("%s: %d roots are trusted, want %d", when, len(certificates(t, a.RootPEM())), len(trusted))
+			}
+			leaf, err := a.Leaf("api.example.com")
+			if err != nil {
+				t.Fatal(err)
+			}
+			chain, pool := certificates(t, leaf.CertificatePEM), x509.NewCertPool()
+			pool.AddCert(signs)
+			between := x509.NewCertPool()
+			between.AddCert(chain[1])
+			if _, err := chain[0].Verify(x509.VerifyOptions{DNSName: "api.example.com", Roots: pool, Intermediates: between}); err != nil || len(chain) != 2 {
+				t.Errorf("%s: a chain of %d does not lead to %s: %v", when, len(chain), signs.Subject.CommonName, err)
+			}
+		}
+		look("at first", nil, first, first)
+		second, err := m.PrepareRoot(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		look("prepared", []string{"roots"}, first, first, second)
+
+		m.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: errors.New("away")} })
+		look("nobody answers", nil, first, first, second)
+		m.Inject(nil)
+
+		if err := m.ActivateRoot(ctx, second); err != nil {
+			t.Fatal(err)
+		}
+		m.Inject(func(op, _ string) vaulttest.Fault {
+			if op == "sign" {
+				return vaulttest.Fault{Before: errors.New("busy")}
+			}
+			return vaulttest.Fault{}
+		})
+		look("active and nothing signed", []string{"roots"}, first, second, first)
+		m.Inject(nil)
+		look("active", []string{"intermediate"}, second, second, first)
+		if err := m.ActivateRoot(ctx, first); err != nil {
+			t.Fatal(err)
+		}
+		look("taken back", []string{"roots", "intermediate"}, first, first, second)
+		if err := m.ActivateRoot(ctx, second); err != nil {
+			t.Fatal(err)
+		}
+		look("active again", []string{"roots", "intermediate"}, second, second, first)
+		if err := m.RetireRoot(ctx, first); err != nil {
+			t.Fatal(err)
+		}
+		look("retired", []string{"roots"}, second, second)
+		time.Sleep(24 * time.Hour)
+		look("a day later", []string{"intermediate"}, second, second)
+	})
+}
+
+// A root that begins to sign between the look at the roots and the signature is not used before workers trust it.
+func TestNewRootNotUsedUnseen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, m := t.Context(), vaulttest.NewMemory()
+		a := start(t, m, ca.Config{IntermediateTTL: 3 * time.Hour})
+		before := a.RootPEM()
+		surprise := sync.OnceFunc(func() {
+			second, err := m.PrepareRoot(ctx)
+			if err == nil {
+				err = m.ActivateRoot(ctx, second)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		m.Inject(func(op, _ string) vaulttest.Fault {
+			if op == "sign" {
+				surprise()
+			}
+			return vaulttest.Fault{}
+		})
+		for bytes.Equal(a.RootPEM(), before) {
+			leaf, err := a.Leaf("api.example.com")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := verify(t, a, leaf, "api.example.com", time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(15 * time.Second)
+		}
+		synctest.Wait()
+		if leaf, err := a.Leaf("api.example.com"); err != nil || verify(t, a, leaf, "api.example.com", time.Now()) != nil {
+			t.Errorf("after both were seen: %v", err)
+		}
+	})
+}
+
+// The end of the root is said once a day while there is time to replace it, with the command that is due.
+func TestRootEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, m := t.Context(), vaulttest.NewMemory()
+		roots, err := m.Roots(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root := roots[0]
+		time.Sleep(time.Until(root.NotAfter.AddDate(0, 0, -92)))
+		var log journal
+		a := start(t, m, ca.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		said := func(days time.Duration, text string) (n int) {
+			t.Helper()
+			log.take()
+			time.Sleep(days * 24 * time.Hour)
+			synctest.Wait()
+			for _, line := range log.take() {
+				if strings.Contains(line, "level=WARN") {
+					n++
+					if text == "" || !strings.Contains(line, text) {
+						t.Errorf("the log says %q; want %q", line, text)
+					}
+				}
+			}
+			return n
+		}
+		if n := said(1, ""); n != 0 {
+			t.Error("said before it is due")
+		}
+		if n := said(5, "wayleave ca prepare"); n < 3 || n > 5 {
+			t.Errorf("said %d times in four days", n)
+		}
+		second, err := m.PrepareRoot(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if said(2, "wayleave ca activate") == 0 {
+			t.Error("not said with a second root")
+		}
+		if err := m.ActivateRoot(ctx, second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if n := said(2, ""); n != 0 {
+			t.Error("said of a root that does not sign")
+		}
+		if len(certificates(t, a.RootPEM())) != 2 {
+			t.Error("a root went by itself")
+		}
+	})
+}
+
+// Nothing that is signed outlives the root, and with the root it is over.
+func TestEndOfRoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := vaulttest.NewMemory()
+		roots, err := m.Roots(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := roots[0].NotAfter
+		time.Sleep(time.Until(end.Add(-12 * time.Hour)))
+		a := newAuthority(t, m, ca.Config{IntermediateTTL: 24 * time.Hour})
+		leaf, err := a.Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if in := certificates(t, leaf.CertificatePEM)[1]; in.NotAfter.After(end) || end.Sub(in.NotAfter) > time.Minute || leaf.NotAfter.After(end) {
+			t.Errorf("the intermediate ends at %v, the leaf at %v, the root at %v", in.NotAfter, leaf.NotAfter, end)
+		}
+		time.Sleep(12 * time.Hour)
+		if _, err := ca.New(t.Context(), m, ca.Config{Domains: domains}); err == nil || !strings.Contains(err.Error(), "wayleave ca prepare") {
+			t.Errorf("with a root that has ended: %v", err)
+		}
 	})
 }
 

@@ -9,13 +9,21 @@ import (
 // Replace makes path hold content and nothing else, readable by its owner only: after a crash there is the old file or the
 // new one, on the disk and not just in memory. A failure leaves path as it was, except one that comes after the new file is
 // in its place and before the disk has noted that.
-func Replace(path string, content []byte) error {
+func Replace(path string, content []byte) error { return replace(path, content, 0o600) }
+
+// ReplacePublic is Replace for what everybody may read.
+func ReplacePublic(path string, content []byte) error { return replace(path, content, 0o644) }
+
+func replace(path string, content []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // fails once it is renamed
 	_, err = f.Write(content)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -79,4 +80,16 @@ func (c *Client) write(ctx context.Context, timeout time.Duration, path string, 
 		}
 		return json.Unmarshal(data, out)
 	})
+}
+
+// remove deletes what is at path. Where nothing is, it is no error.
+func (c *Client) remove(ctx context.Context, timeout time.Duration, path string) error {
+	err := c.call(ctx, timeout, "delete", path, func(ctx context.Context, a *api.Client) error {
+		_, err := a.Logical().DeleteWithContext(ctx, path)
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }

@@ -9,8 +9,6 @@ import (
 	"io/fs"
 	"slices"
 
-	"github.com/hashicorp/vault/api"
-
 	"wayleave/secret"
 )
 
@@ -148,12 +146,7 @@ func (c *Client) Delete(ctx context.Context, path string) error {
 	if err := CheckPath(path); err != nil {
 		return err
 	}
-	full := c.cfg.Mount + "/metadata/" + path
-	err := c.call(ctx, callTimeout, "delete", full, func(ctx context.Context, a *api.Client) error {
-		_, err := a.Logical().DeleteWithContext(ctx, full)
-		return err
-	})
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err := c.remove(ctx, callTimeout, c.cfg.Mount+"/metadata/"+path); err != nil {
 		return fmt.Errorf("deleting %s: %w", path, err)
 	}
 	return nil

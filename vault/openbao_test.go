@@ -39,13 +39,24 @@ func TestPolicies(t *testing.T) {
 	other.Mount = "other"
 	elsewhere := vaulttest.Open(t, other)
 
+	if _, err := s.Root.PrepareRoot(ctx); err != nil {
+		t.Fatal(err)
+	}
+	roots, err := s.Root.Roots(ctx)
+	if err != nil || len(roots) != 2 {
+		t.Fatal(roots, err)
+	}
 	get := func(c *vault.Client, path string) error { _, err := c.Get(ctx, path, &struct{}{}); return err }
 	// Each write is a conflict at worst: what counts is whether the policy let it through.
 	put := func(c *vault.Client, path string) error { _, err := c.Put(ctx, path, struct{}{}, 99); return err }
 	version := func(c *vault.Client, path string) error { _, err := c.Version(ctx, path); return err }
 	list := func(c *vault.Client, path string) error { _, err := c.List(ctx, path); return err }
 	remove := func(c *vault.Client, path string) error { return c.Delete(ctx, path) }
-	root := func(c *vault.Client, _ string) error { _, err := c.RootCA(ctx); return err }
+	root := func(c *vault.Client, _ string) error { _, err := c.Roots(ctx); return err }
+	prepare := func(c *vault.Client, _ string) error { _, err := c.PrepareRoot(ctx); return err }
+	activate := func(c *vault.Client, _ string) error { return c.ActivateRoot(ctx, roots[0]) }
+	retire := func(c *vault.Client, _ string) error { return c.RetireRoot(ctx, roots[1]) }
+	intermediates := func(c *vault.Client, _ string) error { _, err := c.Intermediates(ctx); return err }
 	sign := func(c *vault.Client, _ string) error {
 		_, err := c.SignIntermediate(ctx, csr(t), []string{"example.com"}, time.Hour)
 		return err
@@ -92,7 +103,11 @@ func TestPolicies(t *testing.T) {
 		{"read", get, "other/x", false, false, false},
 		{"write", put, "other/x", false, false, false},
 		{"sign an intermediate", sign, "", true, false, false},
-		{"read the root certificate", root, "", true, true, true},
+		{"read the roots", root, "", true, true, true},
+		{"make a root", prepare, "", false, false, false},
+		{"let a root sign", activate, "", false, false, false},
+		{"remove a root", retire, "", false, false, false},
+		{"list intermediates", intermediates, "", false, false, false},
 		{"set up", setup, "", false, false, false},
 		{"make tokens", token, "", false, false, false},
 		{"make secret ids", secretID, "", false, false, false},
@@ -112,6 +127,13 @@ func TestPolicies(t *testing.T) {
 	}
 	if err := get(elsewhere, "grants/g"); !errors.Is(err, vault.ErrDenied) {
 		t.Errorf("gateway at another mount: %v", err)
+	}
+
+	// Roots of two: whoever may connect reads them without a policy too.
+	for _, path := range []string{"wayleave-pki/cert/ca", "wayleave-pki/issuers?list=true"} {
+		if code, _ := s.Send(t, secret.Text{}, http.MethodGet, path, ""); code != http.StatusOK {
+			t.Errorf("nobody: GET %s: %d, want 200", path, code)
+		}
 	}
 
 	// The other ways KV version 2 has to read or bring back what a grant holds, closed to the operator.
@@ -244,12 +266,15 @@ func TestPreflight(t *testing.T) {
 
 }
 
-// A second run changes nothing; other mounts get policies of their own.
+// A second run changes nothing, with two roots neither; other mounts get policies of their own.
 func TestSetup(t *testing.T) {
 	t.Parallel()
 	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
-	before, err := s.Root.RootCA(ctx)
+	if _, err := s.Root.PrepareRoot(ctx); err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.Root.Roots(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,9 +283,29 @@ func TestSetup(t *testing.T) {
 	if err := vault.Setup(ctx, s.Root, vault.SetupOptions{Note: note}); err != nil || len(notes) > 0 {
 		t.Errorf("second run: %v, did %q", err, notes)
 	}
-	if after, err := s.Root.RootCA(ctx); err != nil || !bytes.Equal(before, after) {
-		t.Errorf("the root CA was replaced (%v)", err)
+	after, err := s.Root.Roots(ctx)
+	if diff := cmp.Diff(names(before), names(after)); err != nil || diff != "" || !after[0].Equal(before[0]) {
+		t.Errorf("the root CAs were changed: %v %s", err, diff)
 	}
+
+	// Nobody can use a root that has ended.
+	var made struct {
+		Data struct {
+			ID string `json:"issuer_id"`
+		}
+	}
+	ended := fmt.Sprintf(`{"common_name":"ended","key_type":"ec","not_after":%q,"not_before_duration":"1h"}`, time.Now().Add(-time.Minute).UTC().Format(time.RFC3339))
+	if err := json.Unmarshal(s.Raw(t, http.MethodPut, "wayleave-pki/root/generate/internal", ended), &made); err != nil {
+		t.Fatal(err)
+	}
+	s.Raw(t, http.MethodPut, "wayleave-pki/config/issuers", fmt.Sprintf(`{"default":%q}`, made.Data.ID))
+	if err := vault.Setup(ctx, s.Root, vault.SetupOptions{Note: note}); err != nil || len(notes) != 1 {
+		t.Errorf("with a root that has ended: %v, did %q", err, notes)
+	}
+	if roots, err := s.Root.Roots(ctx); err != nil || roots[0].Subject.CommonName != vault.RootName+" 3" {
+		t.Errorf("in place of a root that has ended: %q, %v", names(roots), err)
+	}
+	notes = nil
 
 	cfg := s.RootConfig
 	cfg.Mount, cfg.PKIMount = "team/grants", "team/pki"
@@ -345,19 +390,15 @@ func TestSignIntermediate(t *testing.T) {
 	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	for name, signer := range map[string]interface {
 		SignIntermediate(context.Context, []byte, []string, time.Duration) ([][]byte, error)
-		RootCA(context.Context) ([]byte, error)
+		Roots(context.Context) ([]*x509.Certificate, error)
 	}{"openbao": s.Gateway, "memory": vaulttest.NewMemory()} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
-			rootPEM, err := signer.RootCA(ctx)
-			if err != nil {
-				t.Fatal(err)
+			roots, err := signer.Roots(ctx)
+			if err != nil || len(roots) != 1 {
+				t.Fatal(roots, err)
 			}
-			block, _ := pem.Decode(rootPEM)
-			root, err := x509.ParseCertificate(block.Bytes)
-			if err != nil {
-				t.Fatal(err)
-			}
+			root := roots[0]
 			if root.Subject.CommonName != vault.RootName || root.MaxPathLen != 1 || root.NotAfter.Before(time.Now().AddDate(9, 11, 0)) {
 				t.Errorf("root: %q, path length %d, until %v", root.Subject.CommonName, root.MaxPathLen, root.NotAfter)
 			}
@@ -365,7 +406,7 @@ func TestSignIntermediate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(chain) != 2 || !bytes.Equal(chain[1], block.Bytes) {
+			if len(chain) != 2 || !bytes.Equal(chain[1], root.Raw) {
 				t.Fatalf("chain of %d certificates, want the intermediate and the root", len(chain))
 			}
 			issued, err := x509.ParseCertificate(chain[0])

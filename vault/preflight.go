@@ -13,8 +13,8 @@ type need struct {
 	capabilities []string
 }
 
-// needs lists what a role works with; the policies in deploy/vault grant exactly this. "any" stands for the name of any
-// document.
+// needs lists what a role works with; the policies in deploy/vault grant exactly this, and reading the roots, which servers
+// let everybody do. "any" stands for the name of any document.
 func (c *Client) needs(role Role) []need {
 	data, metadata := c.cfg.Mount+"/data/", c.cfg.Mount+"/metadata/"
 	switch role {

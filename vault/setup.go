@@ -14,7 +14,7 @@ import (
 	"wayleave/secret"
 )
 
-// rootLife is how long the root CA lasts: workers install it, so it changes only when its key is suspected.
+// rootLife is how long a root CA lasts: workers install it, so it changes rarely.
 const rootLife = 10 * 365 * 24 * time.Hour
 
 // SetupOptions adjust Setup; the zero value is the product's default.
@@ -33,7 +33,7 @@ type setup struct {
 
 // Setup prepares a server for the product with an administrator's client: the two mounts its configuration names, the
 // root CA, the three policies, and, unless told otherwise, the AppRole role of the gateway. It is idempotent: what is there and right stays,
-// and a root CA is never replaced. It refuses a KV version 1 mount.
+// and a root CA is not replaced before it has ended. It refuses a KV version 1 mount.
 func Setup(ctx context.Context, admin *Client, o SetupOptions) error {
 	s := setup{Client: admin, approle: cmp.Or(o.AppRoleMount, defaultAppRole), note: func(string, ...any) {}}
 	if o.Note != nil {
@@ -181,19 +181,30 @@ func (s setup) pki(ctx context.Context) error {
 func (s setup) root(ctx context.Context) error {
 	var issuers struct{}
 	err := s.list(ctx, s.cfg.PKIMount+"/issuers", &issuers)
-	if !errors.Is(err, ErrNotFound) {
-		return err // nil: there is one
+	switch {
+	case err == nil:
+		return s.replaceEnded(ctx)
+	case !errors.Is(err, ErrNotFound):
+		return err
 	}
-	err = s.post(ctx, s.cfg.PKIMount+"/root/generate/internal", map[string]any{
-		"common_name": RootName,
-		"key_type":    "ec", "key_bits": 256,
-		"ttl":                 rootLife.String(),
-		"not_before_duration": backdate,
-		// Below the root there are our intermediates and below them only leaves.
-		"max_path_length": 1,
-	})
-	if err == nil {
+	if _, err = s.generateRoot(ctx, RootName); err == nil {
 		s.note("generated the root CA %q", RootName)
+	}
+	return err
+}
+
+// replaceEnded lets another root sign when the one that signs has ended: no gate could start with it.
+func (s setup) replaceEnded(ctx context.Context) error {
+	roots, err := s.Roots(ctx)
+	if err != nil || time.Now().Before(roots[0].NotAfter) {
+		return err
+	}
+	made, err := s.PrepareRoot(ctx)
+	if err == nil {
+		err = s.ActivateRoot(ctx, made)
+	}
+	if err == nil {
+		s.note("generated the root CA %q in place of %q, which has ended", made.Subject.CommonName, roots[0].Subject.CommonName)
 	}
 	return err
 }

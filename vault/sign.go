@@ -9,14 +9,17 @@ import (
 	"time"
 )
 
-// IntermediateName is the common name of every intermediate; RootName that of the root Setup generates. Workers see the
-// second in their trust stores.
+// IntermediateName is the common name of every intermediate; RootName that of the root Setup generates, and with a number
+// that of each one after it. Workers see the second in their trust stores.
 const (
 	IntermediateName = "Wayleave gateway"
 	RootName         = "Wayleave egress CA"
 )
 
-// backdate is how far before the signature an intermediate is valid already: workers' clocks run late.
+// Backdate is how far before its signature each certificate is valid already: workers' clocks run late.
+const Backdate = 5 * time.Minute
+
+// backdate is Backdate as the gateway's policy wants it written.
 const backdate = "5m"
 
 // SignIntermediate has the CSR signed as a CA that may sign leaves only (path length 0), for domains and their
@@ -62,22 +65,4 @@ func (c *Client) SignIntermediate(ctx context.Context, csrDER []byte, domains []
 		return nil, errors.New("signing an intermediate CA: the answer holds no chain of certificates")
 	}
 	return chain, nil
-}
-
-// RootCA returns the certificate that workers trust, as PEM.
-func (c *Client) RootCA(ctx context.Context) ([]byte, error) {
-	var ca struct {
-		Data struct {
-			Certificate string `json:"certificate"`
-		} `json:"data"`
-	}
-	path := c.cfg.PKIMount + "/cert/ca"
-	if err := c.read(ctx, path, &ca); err != nil {
-		return nil, fmt.Errorf("reading the root CA: %w", err)
-	}
-	block, _ := pem.Decode([]byte(ca.Data.Certificate))
-	if block == nil {
-		return nil, fmt.Errorf("reading the root CA: %s holds no certificate (run `wayleave vault setup`)", path)
-	}
-	return pem.EncodeToMemory(block), nil
 }

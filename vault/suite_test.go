@@ -1,12 +1,18 @@
 package vault_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -185,10 +191,92 @@ func testDocuments(t *testing.T, s store, remove map[string]func(path string)) {
 	})
 }
 
+// authority is the PKI mount, which both Vaults must have alike.
+type authority interface {
+	Roots(ctx context.Context) ([]*x509.Certificate, error)
+	SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) ([][]byte, error)
+	PrepareRoot(ctx context.Context) (*x509.Certificate, error)
+	ActivateRoot(ctx context.Context, root *x509.Certificate) error
+	RetireRoot(ctx context.Context, root *x509.Certificate) error
+	Intermediates(ctx context.Context) ([]*x509.Certificate, error)
+}
+
+func names(certs []*x509.Certificate) (all []string) {
+	for _, c := range certs {
+		all = append(all, c.Subject.CommonName)
+	}
+	return all
+}
+
+// A root is replaced, the change is taken back, and made again.
+func testRoots(t *testing.T, a authority) {
+	ctx := t.Context()
+	want := func(when string, roots ...*x509.Certificate) {
+		t.Helper()
+		got, err := a.Roots(ctx)
+		if !slices.EqualFunc(got, roots, (*x509.Certificate).Equal) || err != nil {
+			t.Fatalf("%s: roots %q, %v; want %q", when, names(got), err, names(roots))
+		}
+		chain, err := a.SignIntermediate(ctx, csr(t), []string{"a.example"}, time.Hour)
+		if err != nil || len(chain) != 2 || !bytes.Equal(chain[1], roots[0].Raw) {
+			t.Fatalf("%s: signed by another than the first root, or not at all: %v", when, err)
+		}
+		in, err := x509.ParseCertificate(chain[0])
+		if err == nil {
+			err = in.CheckSignatureFrom(roots[0])
+		}
+		signed, listErr := a.Intermediates(ctx)
+		if err := errors.Join(err, listErr); err != nil || !slices.ContainsFunc(signed, in.Equal) {
+			t.Errorf("%s: %v; what was signed is not among %d intermediates", when, err, len(signed))
+		}
+	}
+	step := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := a.Roots(ctx)
+	step(err)
+	first := before[0]
+	want("at first", first)
+	if err := a.RetireRoot(ctx, first); err == nil {
+		t.Fatal("the root that signs was removed")
+	}
+	second, err := a.PrepareRoot(ctx)
+	step(err)
+	if second.Subject.CommonName != vault.RootName+" 2" || second.MaxPathLen != 1 || second.NotAfter.Before(time.Now().AddDate(9, 11, 0)) ||
+		time.Since(second.NotBefore.Add(vault.Backdate)).Abs() > time.Minute {
+		t.Errorf("the second root is %q, path length %d, from %v to %v", second.Subject.CommonName, second.MaxPathLen, second.NotBefore, second.NotAfter)
+	}
+	want("prepared", first, second)
+	step(a.ActivateRoot(ctx, second))
+	step(a.ActivateRoot(ctx, second))
+	want("active", second, first)
+	step(a.ActivateRoot(ctx, first))
+	want("taken back", first, second)
+	step(a.ActivateRoot(ctx, second))
+	step(a.RetireRoot(ctx, first))
+	want("retired", second)
+	for what, err := range map[string]error{"retire": a.RetireRoot(ctx, first), "activate": a.ActivateRoot(ctx, first)} {
+		if !errors.Is(err, vault.ErrNotFound) {
+			t.Errorf("%s a root that is gone: %v", what, err)
+		}
+	}
+	third, err := a.PrepareRoot(ctx)
+	step(err)
+	if got := third.Subject.CommonName; got != vault.RootName+" 3" {
+		t.Errorf("the third root is %q", got)
+	}
+	step(a.RetireRoot(ctx, third))
+	want("a change given up", second)
+}
+
 func TestMemory(t *testing.T) {
 	t.Parallel()
 	m := vaulttest.NewMemory()
 	testDocuments(t, m, map[string]func(string){"deleted": m.SoftDelete, "destroyed": m.SoftDelete})
+	t.Run("roots", func(t *testing.T) { testRoots(t, m) })
 }
 
 func TestOpenBao(t *testing.T) {
@@ -217,4 +305,61 @@ func testServer(t *testing.T, s *vaulttest.Server) {
 			s.Raw(t, http.MethodPut, "wayleave/destroy/"+path, fmt.Sprintf(`{"versions":[%d]}`, v))
 		},
 	})
+	t.Run("roots", func(t *testing.T) {
+		testRoots(t, s.Root)
+		// The keys of roots that are gone are gone too.
+		var keys struct {
+			Data struct{ Keys []string }
+		}
+		if err := json.Unmarshal(s.Raw(t, "LIST", "wayleave-pki/keys", ""), &keys); err != nil || len(keys.Data.Keys) != 1 {
+			t.Errorf("%d keys are left of one root: %v", len(keys.Data.Keys), err)
+		}
+	})
+	t.Run("roots made elsewhere", func(t *testing.T) { testForeignRoots(t, s) })
+}
+
+// A mount that somebody else has used: it lets the newest root sign, and has issuers that are no roots.
+func testForeignRoots(t *testing.T, s *vaulttest.Server) {
+	ctx := t.Context()
+	signs, err := s.Root.Roots(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var issuer struct {
+		Data struct {
+			ID  string `json:"issuer_id"`
+			Key string `json:"key_id"`
+		}
+	}
+	if err := json.Unmarshal(s.Raw(t, http.MethodGet, "wayleave-pki/issuer/default", ""), &issuer); err != nil {
+		t.Fatal(err)
+	}
+	s.Raw(t, http.MethodPut, "wayleave-pki/config/issuers", fmt.Sprintf(`{"default":%q,"default_follows_latest_issuer":true}`, issuer.Data.ID))
+	made, err := s.Root.PrepareRoot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := s.Root.SignIntermediate(ctx, csr(t), []string{"a.example"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := json.Marshal(map[string]string{"pem_bundle": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[0]}))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Raw(t, http.MethodPut, "wayleave-pki/issuers/import/cert", string(foreign))
+	// One with the key of another, as a root that is renewed.
+	s.Raw(t, http.MethodPut, "wayleave-pki/root/generate/existing", fmt.Sprintf(`{"key_ref":%q,"common_name":"renewed","ttl":"1000h"}`, issuer.Data.Key))
+	roots, err := s.Root.Roots(ctx)
+	if err != nil || len(roots) != 3 || !roots[0].Equal(signs[0]) || !slices.ContainsFunc(roots, made.Equal) {
+		t.Fatalf("roots %q, %v; want the one that signs, the one made and the renewed one", names(roots), err)
+	}
+	for _, r := range roots[1:] {
+		if err := s.Root.RetireRoot(ctx, r); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Root.SignIntermediate(ctx, csr(t), []string{"a.example"}, time.Hour); err != nil {
+		t.Errorf("the key of the root that signs went with the other root of that key: %v", err)
+	}
 }

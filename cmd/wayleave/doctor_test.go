@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"wayleave/demo"
+	"wayleave/ca"
 	"wayleave/vault/vaulttest"
 )
 
@@ -132,24 +132,41 @@ func TestExamineCA(t *testing.T) {
 	if got := examineCA(path, time.Now()); got != nil {
 		t.Errorf("before the first start: %v", got)
 	}
-	ca, err := demo.NewCA("a root")
+	m := vaulttest.NewMemory()
+	if _, err := m.PrepareRoot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	roots, err := m.Roots(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	one, both := ca.PEM(roots[:1]), ca.PEM(roots)
+	late := roots[0].NotAfter.AddDate(0, 0, -89)
 	for _, c := range []struct {
 		content []byte
 		now     time.Time
-		want    string
+		want    string // of each root
 	}{
-		{ca.PEM(), time.Now(), "ok"},
-		{ca.PEM(), time.Now().AddDate(50, 0, 0), "fail"},
+		{one, time.Now(), "ok"},
+		{both, time.Now(), "ok ok"},
+		{one, late, "warn"},
+		{both, late, "warn ok"},
+		{one, time.Now().AddDate(50, 0, 0), "fail"},
 		{[]byte("nothing"), time.Now(), "warn"},
 		{[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), time.Now(), "warn"},
 	} {
 		if err := os.WriteFile(path, c.content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := examineCA(path, c.now); len(got) != 1 || got[0].Status != c.want || c.want != "ok" && got[0].Fix == "" {
+		got := examineCA(path, c.now)
+		var statuses []string
+		for _, f := range got {
+			statuses = append(statuses, f.Status)
+			if f.Status != "ok" && f.Fix == "" {
+				t.Errorf("%+v has no fix", f)
+			}
+		}
+		if strings.Join(statuses, " ") != c.want {
 			t.Errorf("got %+v; want %s", got, c.want)
 		}
 	}

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -17,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/ca"
 	"wayleave/config"
 	"wayleave/envoy"
 	"wayleave/program"
@@ -148,9 +147,10 @@ func examineGate(ctx context.Context, cfg *config.Config, st state) finding {
 	return good(what, "runs; workers connect to "+g.Proxy)
 }
 
-// examineCA looks at the root that workers trust; there is none before the first start.
+// examineCA looks at the roots that workers trust, as the gate wrote them down; there are none before the first start.
 func examineCA(path string, now time.Time) []finding {
 	const what = "ca"
+	const fix = "remove it; the next start of 'wayleave up' writes it"
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -158,20 +158,38 @@ func examineCA(path string, now time.Time) []finding {
 	if err != nil {
 		return []finding{warn(what, err.Error(), "run doctor as the user who runs 'wayleave up'")}
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return []finding{warn(what, path+" holds no certificate", "remove it; the next start of 'wayleave up' writes it")}
+	var roots []*x509.Certificate
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return []finding{warn(what, fmt.Sprintf("%s: %v", path, err), fix)}
+		}
+		roots = append(roots, cert)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return []finding{warn(what, fmt.Sprintf("%s: %v", path, err), "remove it; the next start of 'wayleave up' writes it")}
+	if len(roots) == 0 {
+		return []finding{warn(what, path+" holds no certificate", fix)}
 	}
-	sum := sha256.Sum256(cert.Raw)
-	detail := fmt.Sprintf("%s until %s, SHA-256 %s…, in %s", cert.Subject.CommonName, cert.NotAfter.Format(time.DateOnly), hex.EncodeToString(sum[:8]), path)
-	if now.After(cert.NotAfter) {
-		return []finding{fail(what, detail, "remove the PKI mount and let 'wayleave vault setup' or the next 'wayleave up' make a new root; workers get it when they start again")}
+	return examineRoots(roots, "in "+path, now)
+}
+
+// examineRoots says how long each root lasts. The first one signs.
+func examineRoots(roots []*x509.Certificate, where string, now time.Time) (out []finding) {
+	const what = "ca"
+	for i, root := range roots {
+		detail := fmt.Sprintf("%s until %s, SHA-256 %.16s…, %s", root.Subject.CommonName, root.NotAfter.Format(time.DateOnly), ca.Fingerprint(root), where)
+		due := ca.Due(roots, now)
+		switch {
+		case i > 0:
+			out = append(out, good(what, detail+"; trusted beside it, see 'wayleave ca show'"))
+		case now.After(root.NotAfter):
+			out = append(out, fail(what, detail+"; it has ended", "run 'wayleave vault setup', or start 'wayleave up' again; workers get the new root when they start again"))
+		case due != "":
+			out = append(out, warn(what, detail, due))
+		default:
+			out = append(out, good(what, detail))
+		}
 	}
-	return []finding{good(what, detail)}
+	return out
 }
 
 // examineWorkers says where each worker's token is, or whose.

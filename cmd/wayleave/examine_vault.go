@@ -30,6 +30,13 @@ func examineVault(ctx context.Context, cfg *config.Config, identity vault.Config
 		return append(out, fail("vault rights", err.Error(), "an administrator runs 'wayleave vault setup', or gives this log-in the policy "+role.Policy()))
 	}
 	out = append(out, good("vault rights", "what the "+string(role)+" needs"))
+	if vaultConfig(cfg).Address != "" { // else the roots are in the state directory, and were looked at
+		if roots, err := store.Roots(ctx); err != nil {
+			out = append(out, fail("ca", err.Error(), "an administrator runs 'wayleave vault setup'"))
+		} else {
+			out = append(out, examineRoots(roots, "in Vault", time.Now())...)
+		}
+	}
 	return append(out, examineGrants(ctx, cfg, store)...)
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"wayleave/ca"
 	"wayleave/config"
+	"wayleave/durable"
 	"wayleave/envoy"
 	"wayleave/extproc"
 	"wayleave/grant"
@@ -96,7 +97,7 @@ type gate struct {
 	sockets string // private directory of the unix sockets
 	replica string // which of the configuration's replicas; empty where there are none
 	spool   string // private directory of the tokens that Vault does not have yet
-	caFile  string // where the root that workers trust is written down
+	caFile  string // where the roots that workers trust are written down
 
 	accessLog string // where Envoy writes one line per request
 	log       *slog.Logger
@@ -112,7 +113,7 @@ type serving struct {
 //
 // Read it as the architecture: what is stored, who may come, what Envoy is told, what they get, where it listens.
 func (g gate) serve(ctx context.Context, ready func(serving)) error {
-	// What is stored: grants, session keys and the root CA live in Vault.
+	// What is stored: grants, session keys and the root CAs live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)
 	if err != nil {
 		return err
@@ -124,12 +125,17 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	var fleet *xds.Server // made below, before the authority runs
 	authority, err := ca.New(ctx, store, ca.Config{
 		Domains: g.cfg.CertifiedHosts(), Log: g.log, OnRotate: func() { fleet.RotateLeaves() },
+		OnRoots: func(rootPEM []byte) {
+			if err := durable.ReplacePublic(g.caFile, rootPEM); err != nil {
+				g.log.Warn("the roots that workers trust were not written down; the next start does it", "err", err)
+			}
+		},
 	})
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(g.caFile, authority.RootPEM(), 0o644); err != nil { //nolint:gosec // it is public
-		return fmt.Errorf("writing down the root that workers trust: %w", err)
+	if err := durable.ReplacePublic(g.caFile, authority.RootPEM()); err != nil {
+		return fmt.Errorf("writing down the roots that workers trust: %w", err)
 	}
 	key, err := spool.LoadKey(ctx, store)
 	if err != nil {

@@ -58,6 +58,14 @@ path "wayleave-pki/root/sign-intermediate" {
     "exclude_cn_from_sans"  = ["true"]
   }
 }
+
+# The roots that workers trust: the one that signs, and those beside it while one replaces another.
 path "wayleave-pki/cert/ca" {
+  capabilities = ["read"]
+}
+path "wayleave-pki/issuers" {
+  capabilities = ["list"]
+}
+path "wayleave-pki/issuer/+/json" {
   capabilities = ["read"]
 }

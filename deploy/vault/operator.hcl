@@ -34,7 +34,13 @@ path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
 }
 
-# The certificate that workers trust.
+# The roots that workers trust: the one that signs, and those beside it while one replaces another.
 path "wayleave-pki/cert/ca" {
+  capabilities = ["read"]
+}
+path "wayleave-pki/issuers" {
+  capabilities = ["list"]
+}
+path "wayleave-pki/issuer/+/json" {
   capabilities = ["read"]
 }

@@ -102,7 +102,7 @@ func TestSurvives(t *testing.T) {
 	if _, err := gateway.Put(ctx, "grants/g", thing{"kept"}, 0); err != nil {
 		t.Fatal(err)
 	}
-	rootCA, err := gateway.RootCA(ctx)
+	roots, err := gateway.Roots(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestSurvives(t *testing.T) {
 	if _, err := gateway.Get(ctx, "grants/g", &got); err != nil || got.K != "kept" {
 		t.Errorf("after a restart: %+v, %v", got, err)
 	}
-	if again, err := gateway.RootCA(ctx); err != nil || !bytes.Equal(again, rootCA) {
+	if again, err := gateway.Roots(ctx); err != nil || len(again) != 1 || !again[0].Equal(roots[0]) {
 		t.Errorf("another root CA after a restart (%v)", err)
 	}
 	again, err := embedded.Operator(dir)

@@ -20,13 +20,13 @@ type Fault struct {
 	Stale  bool  // reads see the version before the latest, as a lagging standby serves it
 }
 
-// Memory is a document store and a root CA in memory that behave as Vault's do: the same suite passes on both.
+// Memory is a document store and root CAs in memory that behave as Vault's do: the same suite passes on both.
 type Memory struct {
 	mu     sync.Mutex
 	docs   map[string]document         // guarded by mu
 	inject func(op, path string) Fault // guarded by mu
 
-	root root
+	pki pki
 }
 
 type document struct {
@@ -38,8 +38,8 @@ type document struct {
 // NewMemory returns an empty store.
 func NewMemory() *Memory { return &Memory{docs: map[string]document{}} }
 
-// Inject has f decide about each following call; op is "get", "put", "version", "list", "delete", "sign" or "root". f runs
-// without any lock held, so it may block, count, or call the store. A nil f ends it.
+// Inject has f decide about each following call; op is "get", "put", "version", "list", "delete", "sign", "roots", "prepare",
+// "activate", "retire" or "intermediates". f runs without any lock held, so it may block, count, or call the store. A nil f ends it.
 func (m *Memory) Inject(f func(op, path string) Fault) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
