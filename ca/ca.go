@@ -169,7 +169,7 @@ func (a *Authority) look(ctx context.Context) error {
 		a.cfg.OnRoots(roots.pem)
 	}
 	in := a.current.Load()
-	if signedBy(in.cert, roots.certs[0]) && a.cfg.Now().Before(in.renewAt) {
+	if SignedBy(in.cert, roots.certs[0]) && a.cfg.Now().Before(in.renewAt) {
 		return nil
 	}
 	if err := a.rotate(ctx); err != nil {
@@ -218,7 +218,7 @@ func (a *Authority) rotate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the intermediate CA that was signed is of no use: %w", err)
 	}
-	if !slices.ContainsFunc(a.roots.Load().certs, func(r *x509.Certificate) bool { return signedBy(next.cert, r) }) {
+	if !slices.ContainsFunc(a.roots.Load().certs, func(r *x509.Certificate) bool { return SignedBy(next.cert, r) }) {
 		return errors.New("the intermediate CA that was signed is of a root that workers do not trust yet")
 	}
 	// Two thirds of what is left of its life, less up to a tenth so that replicas started together spread out.

@@ -55,7 +55,7 @@ func commonNames(certs []*x509.Certificate) (all []string) {
 	return all
 }
 
-// signedBy says whether root is what vouches for a certificate.
-func signedBy(c, root *x509.Certificate) bool {
+// SignedBy says whether root is what vouches for a certificate.
+func SignedBy(c, root *x509.Certificate) bool {
 	return bytes.Equal(c.RawIssuer, root.RawSubject) && c.CheckSignatureFrom(root) == nil
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net/url"
 	"os"
@@ -18,11 +20,12 @@ import (
 type enrolFlags struct {
 	state                   *state
 	gateURL, gateCA, worker string
+	say                     func(format string, args ...any)
 	roots                   authority // after enrol
 }
 
 func addEnrolFlags(c *cobra.Command) *enrolFlags {
-	f := &enrolFlags{state: addStateFlag(c)}
+	f := &enrolFlags{state: addStateFlag(c), say: func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }}
 	c.Flags().StringVar(&f.gateURL, "gate", os.Getenv("WAYLEAVE_GATE"), "URL of the gate's proxy, such as http://gate.internal:3128 (default $WAYLEAVE_GATE)")
 	sayDefaultInWords(c, "gate")
 	c.Flags().StringVar(&f.gateCA, "gate-ca", os.Getenv("WAYLEAVE_GATE_CA"), "PEM file of the authority of an https gate's certificate (default $WAYLEAVE_GATE_CA, else the system's)")
@@ -49,6 +52,9 @@ func (f *enrolFlags) enrol(ctx context.Context) (worker.Enrolment, error) {
 	}
 	enrolment, err := worker.Enrol(ctx, gate, f.roots.pool, token)
 	if err == nil && len(f.roots.file) > 0 {
+		if f.roots.lacks(enrolment.CA) {
+			f.say("%s lacks a root of the gate: one is being replaced, and no worker can begin here when that is done; write the file anew (wayleave ca print)", f.gateCA)
+		}
 		enrolment.CA = worker.Bundle(enrolment.CA, f.roots.file)
 	}
 	return enrolment, err
@@ -76,6 +82,21 @@ func gateRoots(caFile string) (authority, error) {
 		return authority{}, fmt.Errorf("%s holds no PEM certificate: name the file of the gate's authority", caFile)
 	}
 	return authority{pool, file}, nil
+}
+
+// lacks reports whether the file has some of the gate's roots and not all of them. With none it is of another authority.
+func (a authority) lacks(gate []byte) bool {
+	has, all := 0, 0
+	for block, rest := pem.Decode(gate); block != nil; block, rest = pem.Decode(rest) {
+		all++
+		for own, rest := pem.Decode(a.file); own != nil; own, rest = pem.Decode(rest) {
+			if bytes.Equal(own.Bytes, block.Bytes) {
+				has++
+				break
+			}
+		}
+	}
+	return 0 < has && has < all
 }
 
 // gateAddress is the URL of the proxy listener: as given, or as `up` on this machine wrote it down.

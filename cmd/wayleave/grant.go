@@ -85,11 +85,17 @@ func grantCommand(role vault.Role, f func(context.Context, desk, []string) error
 
 // operatorVault is the Vault that the configuration or the environment names, or the one of a `wayleave up`.
 func operatorVault(cfg *config.Config, st state) (vault.Config, error) {
+	return vaultOrEmbedded(cfg, st, embedded.Operator)
+}
+
+// vaultOrEmbedded is the Vault that the configuration or the environment names, or the one of a `wayleave up`, with whose
+// log-in there.
+func vaultOrEmbedded(cfg *config.Config, st state, whose func(stateDir string) (vault.Config, error)) (vault.Config, error) {
 	identity := vaultConfig(cfg)
 	if identity.Address != "" {
 		return identity, nil
 	}
-	identity, err := embedded.Operator(st.dir)
+	identity, err := whose(st.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return identity, fmt.Errorf("no gate was started in %s, and no Vault is named; start one with 'wayleave up', or set VAULT_ADDR and VAULT_TOKEN", st.dir)
@@ -101,10 +107,7 @@ func operatorVault(cfg *config.Config, st state) (vault.Config, error) {
 
 // openAs connects to Vault and checks that the role's capabilities are there.
 func openAs(ctx context.Context, cfg *config.Config, identity vault.Config, role vault.Role, log *slog.Logger) (*vault.Client, error) {
-	store, err := vault.Open(ctx, identity, log)
-	if errors.Is(err, vault.ErrUnavailable) && vaultConfig(cfg).Address == "" {
-		return nil, errors.New("the gate in --state does not run, and its OpenBao runs with it; start it with 'wayleave up'")
-	}
+	store, err := openVault(ctx, cfg, identity, log)
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +116,15 @@ func openAs(ctx context.Context, cfg *config.Config, identity vault.Config, role
 		return nil, err
 	}
 	return store, nil
+}
+
+// openVault connects to Vault.
+func openVault(ctx context.Context, cfg *config.Config, identity vault.Config, log *slog.Logger) (*vault.Client, error) {
+	store, err := vault.Open(ctx, identity, log)
+	if errors.Is(err, vault.ErrUnavailable) && vaultConfig(cfg).Address == "" {
+		return nil, errors.New("the gate in --state does not run, and its OpenBao runs with it; start it with 'wayleave up'")
+	}
+	return store, err
 }
 
 // spec is a grant of the configuration.

@@ -24,6 +24,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1
 	exitUsage   = 2
+	exitRefused = 3
 )
 
 // exitCode ends the process with a code and prints nothing more.
@@ -35,6 +36,11 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// refusal says that nothing is wrong and nothing was done: it is too early, or something else comes first.
+type refusal struct{ error }
+
+func (e refusal) Unwrap() error { return e.error }
 
 func main() { os.Exit(realMain()) }
 
@@ -54,6 +60,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	err := root.ExecuteContext(ctx)
 	var code exitCode
 	var usage usageError
+	var refused refusal
 	switch {
 	case err == nil:
 		return exitOK
@@ -62,6 +69,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "wayleave: %v\n", err)
 		return exitUsage
+	case errors.As(err, &refused):
+		fmt.Fprintf(stderr, "wayleave: %v\n", err)
+		return exitRefused
 	default:
 		fmt.Fprintf(stderr, "wayleave: %v\n", err)
 		return exitFailure
@@ -83,7 +93,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	return group(root, newUp(), newServe(), newEnvoy(), newRun(), newIsolated(), newEnv(), newGrant(), newSession(), newProvider(), newConfig(), newWorker(), newVault(), newDoctor())
+	return group(root, newUp(), newServe(), newEnvoy(), newRun(), newIsolated(), newEnv(), newGrant(), newSession(), newProvider(), newConfig(), newWorker(), newVault(), newCA(), newDoctor())
 }
 
 // group makes c a command that only holds others: alone it shows its help, with a name it does not know it says so.

@@ -151,6 +151,14 @@ func (d dir) readKeys() (keys, error) {
 	return keys{secret.New(k.UnsealKey), secret.New(k.RootToken)}, nil
 }
 
+func (d dir) root(address string) (vault.Config, error) {
+	keys, err := d.readKeys()
+	if err != nil {
+		return vault.Config{}, err
+	}
+	return vault.Config{Address: address, Auth: vault.Auth{Method: "token", Token: keys.root}}, nil
+}
+
 func (d dir) operator() (vault.Config, error) {
 	address, err := d.read("address")
 	if err != nil {

@@ -130,18 +130,22 @@ func (s *Server) Gateway() vault.Config { return vault.Config{Address: s.address
 func (s *Server) Operator() (vault.Config, error) { return s.dir.operator() }
 
 // Root returns how an administrator connects.
-func (s *Server) Root() (vault.Config, error) {
-	keys, err := s.dir.readKeys()
-	if err != nil {
-		return vault.Config{}, err
-	}
-	return vault.Config{Address: s.address, Auth: vault.Auth{Method: "token", Token: keys.root}}, nil
-}
+func (s *Server) Root() (vault.Config, error) { return s.dir.root(s.address) }
 
 // Operator returns how the operator's commands connect to the embedded Vault that another process keeps running with
 // this state directory. The error is [os.ErrNotExist] when none ever ran.
 func Operator(stateDir string) (vault.Config, error) {
 	return dir{filepath.Join(stateDir, "vault")}.operator()
+}
+
+// Administrator is Operator for who may change the Vault itself: whoever may read the state directory.
+func Administrator(stateDir string) (vault.Config, error) {
+	d := dir{filepath.Join(stateDir, "vault")}
+	address, err := d.read("address")
+	if err != nil {
+		return vault.Config{}, err
+	}
+	return d.root(address)
 }
 
 // event passes on what the start waits for, and logs. Before the first success the start's error says it all, and with

@@ -148,6 +148,14 @@ func TestSurvives(t *testing.T) {
 		t.Error(err)
 	}
 
+	administrator, err := embedded.Administrator(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vaulttest.Open(t, administrator).PrepareRoot(ctx); err != nil {
+		t.Errorf("the administrator: %v", err)
+	}
+
 	// A token that no longer works is replaced by the next start.
 	s.Stop()
 	if err := os.WriteFile(filepath.Join(dir, "vault", "operator.token"), []byte("s.dead\n"), 0o600); err != nil {

@@ -1,0 +1,413 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wayleave/ca"
+	"wayleave/config"
+	"wayleave/vault"
+	"wayleave/vault/embedded"
+)
+
+func newCA() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "ca",
+		Short: "Show, print and replace the root CA that workers trust",
+		Long: `A root is replaced in three steps: prepare makes another one, which workers get beside the one there is; activate makes it
+sign; retire removes the first. No gate and no worker is restarted for it.
+
+Show and print need the rights of a viewer. The steps need those of an administrator, as 'vault setup' does: VAULT_TOKEN, or
+what 'bao login' left. For the OpenBao of a 'wayleave up' they work as the user who runs it.`,
+	}, newCAShow(), newCAPrepare(), newCAActivate(), newCARetire(), newCAPrint())
+}
+
+// rootStore is where the roots are: vault.Client.
+type rootStore interface {
+	Roots(ctx context.Context) ([]*x509.Certificate, error)
+	PrepareRoot(ctx context.Context) (*x509.Certificate, error)
+	ActivateRoot(ctx context.Context, root *x509.Certificate) error
+	RetireRoot(ctx context.Context, root *x509.Certificate) error
+	Intermediates(ctx context.Context) ([]*x509.Certificate, error)
+}
+
+// caDesk is where a ca command works.
+type caDesk struct {
+	store    rootStore
+	sessions time.Duration // how long the longest session of a worker lasts
+	now      func() time.Time
+	out      io.Writer
+	json     bool
+}
+
+// caCommand makes a command that works with the rights of a viewer, or of an administrator.
+func caCommand(administrator bool, f func(context.Context, caDesk, []string) error) *cobra.Command {
+	c := &cobra.Command{ValidArgsFunction: cobra.NoFileCompletions}
+	st := addStateFlag(c)
+	configPath := addConfigOrGateFlag(c, st)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cfg, err := checkConfig(c, configPath())
+		if err != nil {
+			return err
+		}
+		cfg.Vault.Auth = operatorAuth()
+		log := newLog(c.ErrOrStderr(), slog.LevelWarn)
+		store, err := openForCA(c.Context(), cfg, *st, administrator, log)
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		asJSON, _ := c.Flags().GetBool("json") // print has no such flag
+		err = f(c.Context(), caDesk{store: store, sessions: longestSession(cfg), now: time.Now, out: c.OutOrStdout(), json: asJSON}, args)
+		if errors.Is(err, vault.ErrDenied) && administrator {
+			return fmt.Errorf("%w; only an administrator of the Vault may do this, with a token in VAULT_TOKEN", err)
+		}
+		return err
+	}
+	return c
+}
+
+func openForCA(ctx context.Context, cfg *config.Config, st state, administrator bool, log *slog.Logger) (*vault.Client, error) {
+	if !administrator {
+		identity, err := operatorVault(cfg, st)
+		if err != nil {
+			return nil, err
+		}
+		return openAs(ctx, cfg, identity, vault.Viewer, log)
+	}
+	identity, err := vaultOrEmbedded(cfg, st, embedded.Administrator)
+	if err != nil {
+		return nil, err
+	}
+	return openVault(ctx, cfg, identity, log)
+}
+
+// longestSession is how long a worker may go on with what it was given when it began.
+func longestSession(cfg *config.Config) (longest time.Duration) {
+	for _, w := range cfg.Workers {
+		longest = max(longest, cfg.Profiles[w.Profile].SessionTTL)
+	}
+	return longest
+}
+
+func addJSONFlag(c *cobra.Command) { c.Flags().Bool("json", false, "print JSON") }
+
+func newCAShow() *cobra.Command {
+	c := caCommand(false, func(ctx context.Context, d caDesk, _ []string) error { return d.show(ctx) })
+	c.Use = "show"
+	c.Short = "Show the roots that workers trust, which one signs, and what to do next"
+	c.Example = `  wayleave ca show -c wayleave.yaml
+  wayleave ca show -c wayleave.yaml --json`
+	c.Args = exactArgs()
+	addJSONFlag(c)
+	return c
+}
+
+func newCAPrint() *cobra.Command {
+	c := caCommand(false, func(ctx context.Context, d caDesk, _ []string) error {
+		roots, err := d.store.Roots(ctx)
+		if err == nil {
+			_, err = d.out.Write(ca.PEM(roots))
+		}
+		return err
+	})
+	c.Use = "print"
+	c.Short = "Print the roots that workers trust, as PEM"
+	c.Long = `Print writes every root that workers trust to standard output, for machines that are told by hand: those that reach the gate
+over TLS with WAYLEAVE_GATE_CA.`
+	c.Example = `  wayleave ca print -c wayleave.yaml > ca.pem`
+	c.Args = exactArgs()
+	return c
+}
+
+func newCAPrepare() *cobra.Command {
+	c := caCommand(true, func(ctx context.Context, d caDesk, _ []string) error { return d.prepare(ctx) })
+	c.Use = "prepare"
+	c.Short = "Make a second root, which workers trust and which signs nothing yet"
+	c.Long = `Prepare makes another root beside the one that signs. Each gate sees it within two minutes and gives both to the workers
+that begin from then on. It is refused when there are two already.`
+	c.Example = `  wayleave ca prepare -c wayleave.yaml`
+	c.Args = exactArgs()
+	addJSONFlag(c)
+	return c
+}
+
+func newCAActivate() *cobra.Command {
+	var now bool
+	c := caCommand(true, func(ctx context.Context, d caDesk, args []string) error {
+		return d.activate(ctx, strings.Join(args, ""), now)
+	})
+	c.Use = "activate [FINGERPRINT]"
+	c.Short = "Make the other root sign"
+	c.Long = `Activate makes the root that does not sign the one that does; where there are several, the one whose SHA-256 fingerprint
+begins so. Each gate replaces its intermediate and the certificates of all hosts within two minutes; open connections go on.
+To go back, activate the first root again.
+
+It is refused as long as sessions may last that began before workers got that root: those workers would trust no host any
+more. That is the longest session_ttl of the configuration, counted from when the root was made. With --now it is done
+nevertheless, and workers without the root must begin anew.`
+	c.Example = `  wayleave ca activate -c wayleave.yaml
+  wayleave ca activate 3f2a9c -c wayleave.yaml --now`
+	c.Args = atMostOne("FINGERPRINT")
+	c.Flags().BoolVar(&now, "now", false, "do it even though workers that do not have the root yet will fail")
+	addJSONFlag(c)
+	return c
+}
+
+func newCARetire() *cobra.Command {
+	var now bool
+	c := caCommand(true, func(ctx context.Context, d caDesk, args []string) error {
+		return d.retire(ctx, strings.Join(args, ""), now)
+	})
+	c.Use = "retire [FINGERPRINT]"
+	c.Short = "Remove the root that does not sign, and its key"
+	c.Long = `Retire removes the root that does not sign, with its key, for good; where there are several, the one whose SHA-256
+fingerprint begins so. Workers that begin from then on trust the other one alone.
+
+It is refused as long as gates may serve certificates of that root. What intermediates Vault has signed tells: two minutes
+after the first one of the root that signs, every gate that reaches Vault has one. With --now it is done nevertheless, and
+workers that begin at a gate that still has an old one fail until it has another.`
+	c.Example = `  wayleave ca retire -c wayleave.yaml
+  wayleave ca retire 3f2a9c -c wayleave.yaml --now`
+	c.Args = atMostOne("FINGERPRINT")
+	c.Flags().BoolVar(&now, "now", false, "do it even though a gate may serve certificates of that root")
+	addJSONFlag(c)
+	return c
+}
+
+// atMostOne is for a command with an argument that may be left out.
+func atMostOne(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usageError{fmt.Errorf("%s wants at most %s; see '%s --help'", c.CommandPath(), name, c.CommandPath())}
+		}
+		return nil
+	}
+}
+
+func (d caDesk) show(ctx context.Context) error {
+	roots, err := d.store.Roots(ctx)
+	if err != nil {
+		return err
+	}
+	if d.json {
+		return d.printJSON(roots)
+	}
+	rows := [][]string{{"ROOT", "FROM", "UNTIL", "USE"}}
+	for i, r := range roots {
+		use := "trusted only"
+		if i == 0 {
+			use = "signs"
+		}
+		rows = append(rows, []string{r.Subject.CommonName, when(r.NotBefore), when(r.NotAfter), use})
+	}
+	notes := func(i int) []note {
+		if i == 0 {
+			return nil
+		}
+		return []note{{"SHA-256", ca.Fingerprint(roots[i-1])}}
+	}
+	if err := printTable(d.out, rows, notes, widthOf(d.out)); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(d.out, "\nNext: %s.\n", d.next(roots))
+	return err
+}
+
+// printJSON prints the roots for programs, as each command leaves them.
+func (d caDesk) printJSON(roots []*x509.Certificate) error {
+	type root struct {
+		Name   string    `json:"name"`
+		SHA256 string    `json:"sha256"`
+		From   time.Time `json:"from"`
+		Until  time.Time `json:"until"`
+		Signs  bool      `json:"signs"`
+		Ready  time.Time `json:"may_sign_from"`
+	}
+	var all []root
+	for i, r := range roots {
+		all = append(all, root{r.Subject.CommonName, ca.Fingerprint(r), r.NotBefore, r.NotAfter, i == 0, d.ready(r)})
+	}
+	return printJSON(d.out, struct {
+		Roots []root `json:"roots"`
+		Next  string `json:"next"`
+	}{all, d.next(roots)})
+}
+
+// ready is when no session lasts any longer that began before workers got a root.
+func (d caDesk) ready(root *x509.Certificate) time.Time {
+	return root.NotBefore.Add(vault.Backdate + ca.LookTime + d.sessions)
+}
+
+// next is what to do now.
+func (d caDesk) next(roots []*x509.Certificate) string {
+	signs, now := roots[0], d.now()
+	if len(roots) > 2 {
+		return "remove all roots but one that does not sign: wayleave ca retire FINGERPRINT"
+	}
+	if len(roots) == 1 {
+		if due := ca.Due(roots, now); due != "" {
+			return due
+		}
+		return fmt.Sprintf("nothing before %s; then replace it, beginning with: wayleave ca prepare", signs.NotAfter.Add(-ca.Notice).Format(time.DateOnly))
+	}
+	other := roots[1]
+	switch {
+	case !other.NotBefore.After(signs.NotBefore):
+		return fmt.Sprintf("when each gate has replaced its intermediate, remove %q: wayleave ca retire; to go back: wayleave ca activate", other.Subject.CommonName)
+	case now.Before(d.ready(other)):
+		return fmt.Sprintf("wait until %s, when sessions begun before workers got %q have ended, then: wayleave ca activate", when(d.ready(other)), other.Subject.CommonName)
+	default:
+		return fmt.Sprintf("make %q sign: wayleave ca activate", other.Subject.CommonName)
+	}
+}
+
+func (d caDesk) prepare(ctx context.Context) error {
+	roots, err := d.store.Roots(ctx)
+	if err != nil {
+		return err
+	}
+	if len(roots) > 1 {
+		return refusal{fmt.Errorf("there are %d roots already; %s", len(roots), d.next(roots))}
+	}
+	made, err := d.store.PrepareRoot(ctx)
+	if err != nil {
+		return err
+	}
+	return d.done(ctx,
+		fmt.Sprintf("made the root %q, SHA-256 %s; it signs nothing yet", made.Subject.CommonName, ca.Fingerprint(made)),
+		"each gate gives it to new workers, beside the root that signs, within two minutes",
+		"machines that were given the CA by hand (WAYLEAVE_GATE_CA) need both before the new one signs: wayleave ca print > ca.pem",
+	)
+}
+
+func (d caDesk) activate(ctx context.Context, fingerprint string, atOnce bool) error {
+	roots, err := d.store.Roots(ctx)
+	if err != nil {
+		return err
+	}
+	if len(roots) == 1 && fingerprint == "" {
+		return refusal{errors.New("there is one root, and it signs; make another first: wayleave ca prepare")}
+	}
+	root, err := choose(roots, fingerprint)
+	if err != nil {
+		return err
+	}
+	if root == roots[0] {
+		return d.done(ctx, fmt.Sprintf("%q signs already", root.Subject.CommonName))
+	}
+	if ready := d.ready(root); d.now().Before(ready) && !atOnce {
+		return refusal{fmt.Errorf("workers that began before they could get %q may be at work until %s, and would trust no host any more; wait until then, or give --now", root.Subject.CommonName, when(ready))}
+	}
+	if err := d.store.ActivateRoot(ctx, root); err != nil {
+		return err
+	}
+	return d.done(ctx,
+		fmt.Sprintf("%q signs from now on", root.Subject.CommonName),
+		"each gate replaces its intermediate within two minutes; open connections go on",
+	)
+}
+
+func (d caDesk) retire(ctx context.Context, fingerprint string, atOnce bool) error {
+	roots, err := d.store.Roots(ctx)
+	if err != nil {
+		return err
+	}
+	if len(roots) == 1 && fingerprint == "" {
+		return d.done(ctx, fmt.Sprintf("nothing to remove: %q is the only root", roots[0].Subject.CommonName))
+	}
+	root, err := choose(roots, fingerprint)
+	if err != nil {
+		return err
+	}
+	if root == roots[0] {
+		return refusal{fmt.Errorf("%q signs; let another root sign first: wayleave ca activate", root.Subject.CommonName)}
+	}
+	if !atOnce {
+		if err := d.stillServed(ctx, root, roots[0]); err != nil {
+			return err
+		}
+	}
+	if err := d.store.RetireRoot(ctx, root); err != nil {
+		return err
+	}
+	return d.done(ctx,
+		fmt.Sprintf("removed the root %q and its key", root.Subject.CommonName),
+		"workers that begin from now on do not trust it; those at work do until they end",
+		"machines that were given the CA by hand (WAYLEAVE_GATE_CA) can forget it: wayleave ca print > ca.pem",
+	)
+}
+
+// stillServed refuses to remove a root of which a gate may have an intermediate still. A gate that reaches Vault sees a
+// change within LookTime, and when the change was, what Vault has signed tells.
+func (d caDesk) stillServed(ctx context.Context, old, signs *x509.Certificate) error {
+	all, err := d.store.Intermediates(ctx)
+	if err != nil {
+		return err
+	}
+	var last *x509.Certificate // of the root that goes
+	for _, c := range all {
+		if ca.SignedBy(c, old) && (last == nil || c.NotBefore.After(last.NotBefore)) {
+			last = c
+		}
+	}
+	if last == nil {
+		return nil
+	}
+	var first *x509.Certificate // of the root that stays, after it
+	for _, c := range all {
+		if ca.SignedBy(c, signs) && !c.NotBefore.Before(last.NotBefore) && (first == nil || c.NotBefore.Before(first.NotBefore)) {
+			first = c
+		}
+	}
+	if first == nil {
+		return refusal{fmt.Errorf("no gate has an intermediate of %q yet, so the certificates they serve are of %q; see that they run and reach Vault, or give --now",
+			signs.Subject.CommonName, old.Subject.CommonName)}
+	}
+	if seen := first.NotBefore.Add(vault.Backdate + ca.LookTime); d.now().Before(seen) {
+		return refusal{fmt.Errorf("gates may serve certificates of %q until %s; wait until then, or give --now", old.Subject.CommonName, when(seen))}
+	}
+	return nil
+}
+
+// choose returns the root whose fingerprint begins so; without one, the only root that does not sign.
+func choose(roots []*x509.Certificate, fingerprint string) (*x509.Certificate, error) {
+	var found, all []*x509.Certificate
+	if fingerprint == "" {
+		found, all = roots[1:], roots[1:]
+	} else {
+		prefix := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
+		all = roots
+		found = slices.DeleteFunc(slices.Clone(roots), func(r *x509.Certificate) bool { return !strings.HasPrefix(ca.Fingerprint(r), prefix) })
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	var names []string
+	for _, r := range all {
+		names = append(names, fmt.Sprintf("%.12s (%s)", ca.Fingerprint(r), r.Subject.CommonName))
+	}
+	return nil, usageError{fmt.Errorf("name one root by how its SHA-256 fingerprint begins: %s", strings.Join(names, ", "))}
+}
+
+// done says what was done and what comes next.
+func (d caDesk) done(ctx context.Context, lines ...string) error {
+	roots, err := d.store.Roots(ctx)
+	if err != nil {
+		return fmt.Errorf("%s; and then: %w", lines[0], err)
+	}
+	if d.json {
+		return d.printJSON(roots)
+	}
+	_, err = fmt.Fprintln(d.out, strings.Join(append(lines, "next: "+d.next(roots)), "\n"))
+	return err
+}
