@@ -92,12 +92,17 @@ const steadyRate = 200 // requests per second
 
 func startSteady(t *testing.T, w worker) *steady {
 	t.Helper()
-	s := &steady{end: make(chan struct{})}
+	var clients []*http.Client
 	for i := range 20 {
-		s.clients = append(s.clients, w.client(t, i%2 == 0))
+		clients = append(clients, w.client(t, i%2 == 0))
 	}
+	return startSteadyOver(w, clients, steadyRate)
+}
+
+func startSteadyOver(w worker, clients []*http.Client, rate time.Duration) *steady {
+	s := &steady{end: make(chan struct{}), clients: clients}
 	s.wg.Go(func() {
-		tick := time.NewTicker(time.Second / steadyRate)
+		tick := time.NewTicker(time.Second / rate)
 		defer tick.Stop()
 		for i := 0; ; i++ {
 			select {
