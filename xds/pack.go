@@ -40,6 +40,10 @@ func ads() *corev3.ConfigSource {
 // previousHosts makes a retry go to another host.
 const previousHosts = "envoy.retry_host_predicates.previous_hosts"
 
+// tryTimeout is how long a gate may take for an answer before another one is asked. Envoy takes it from the longest pause
+// between two tries, which is much shorter: a busy machine must not look like a gate that hangs.
+const tryTimeout = 2 * time.Second
+
 // gateService asks any of the gates. What one of several gets no answer to from a gate that ends, it asks another: the
 // answers are the same.
 func gateService(gates int, timeout time.Duration) *corev3.GrpcService {
@@ -51,7 +55,7 @@ func gateService(gates int, timeout time.Duration) *corev3.GrpcService {
 		s.RetryPolicy = &corev3.RetryPolicy{
 			RetryOn:      "connect-failure,refused-stream,reset,unavailable",
 			NumRetries:   number(uint32(gates)),
-			RetryBackOff: &corev3.BackoffStrategy{BaseInterval: seconds(5 * time.Millisecond), MaxInterval: seconds(50 * time.Millisecond)},
+			RetryBackOff: &corev3.BackoffStrategy{BaseInterval: seconds(5 * time.Millisecond), MaxInterval: seconds(tryTimeout)},
 			RetryHostPredicate: []*corev3.RetryPolicy_RetryHostPredicate{{
 				Name: previousHosts, ConfigType: &corev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: pack(&previoushostsv3.PreviousHostsPredicate{})},
 			}},
