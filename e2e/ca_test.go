@@ -29,12 +29,24 @@ func TestRootIsReplaced(t *testing.T) {
 	s.forgetGates()
 	s.must(t, "wayleave", "ca", "prepare")
 	s.eachGate(t, "the root CAs have changed")
-	oldLoad.more(t, handshakeRate)
-	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	prepared := s.roots(t)
 	if len(prepared) != 2 || !bytes.Equal(prepared[0].Raw, before[0].Raw) {
 		t.Fatalf("%d roots are handed out after prepare", len(prepared))
 	}
+
+	// The new root may not sign as long as there is a worker that does not trust it.
+	s.refuses(t, "gates may not give it to workers before", "activate")
+	if err := inMinutes(func() error {
+		out, err := s.command("wayleave", "ca", "show").CombinedOutput()
+		if err == nil && !strings.Contains(string(out), "began before gates gave it to workers: 1 (w)") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	s.refuses(t, "began before gates gave it to workers: 1 (w)", "activate")
+	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	for _, r := range prepared {
 		if !holds(w, r) {
 			t.Errorf("a worker that began after prepare does not trust %s", r.Subject)
@@ -42,17 +54,23 @@ func TestRootIsReplaced(t *testing.T) {
 	}
 	load, held, socket := s.handshakes(t, w), startSteadyOver(w, []*http.Client{w.client(t, false), w.client(t, true)}, handshakeRate), s.openSocket(t, w)
 	load.more(t, handshakeRate)
-	s.chainsTo(t, w, prepared[0])
-
-	// It refuses to be early.
-	s.refuses(t, "give --now", "activate")
 	oldLoad.more(t, handshakeRate)
-	oldLoad.stop() // this worker ends, and so the new root may sign
+	s.chainsTo(t, w, prepared[0])
+	oldLoad.stop()
 	oldLoad.report(t, "prepared, a worker with the old root alone", 0)
 	load.report(t, "prepared, a worker with both roots", 0)
+	s.endSession(t, old)
 
 	s.forgetGates()
-	s.must(t, "wayleave", "ca", "activate", "--now")
+	if err := eventually(func() error {
+		out, err := s.command("wayleave", "ca", "activate").CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	s.refuses(t, "no gate has an intermediate", "retire")
 	s.eachGate(t, "replaced the intermediate CA")
 	if err := eventually(func() error { return s.chain(t, w, prepared[1]) }); err != nil {
@@ -95,6 +113,20 @@ func (s *house) handshakes(t *testing.T, w worker) *steady {
 		clients = append(clients, c)
 	}
 	return startSteadyOver(w, clients, handshakeRate)
+}
+
+// endSession ends a worker's session, as `wayleave run` does when its command has ended.
+func (s *house) endSession(t *testing.T, w worker) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+s.proxy+"/.wayleave/v1/sessions", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := w.proxy.User.Password()
+	req.SetBasicAuth(w.proxy.User.Username(), password)
+	if a, err := do(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}, req); err != nil || a.status >= 300 {
+		t.Fatal(a, err)
+	}
 }
 
 // roots are those that the gates hand out: in the run directory, to whoever asks, and by what Vault has.
@@ -172,11 +204,18 @@ func (s *house) forgetGates() {
 func (s *house) eachGate(t *testing.T, text string) {
 	t.Helper()
 	for name, g := range s.gates {
-		if err := g.waitOutput(text); err == nil {
-			continue
-		}
-		if err := g.waitOutput(text); err != nil {
+		if err := inMinutes(func() error { return g.waitOutput(text) }); err != nil {
 			t.Fatalf("gate %s: %v", name, err)
 		}
 	}
+}
+
+// inMinutes is eventually for what takes gates two minutes.
+func inMinutes(ok func() error) (err error) {
+	for range 3 {
+		if err = eventually(ok); err == nil {
+			return nil
+		}
+	}
+	return err
 }

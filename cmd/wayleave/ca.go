@@ -17,6 +17,7 @@ import (
 	"wayleave/config"
 	"wayleave/vault"
 	"wayleave/vault/embedded"
+	"wayleave/worker"
 )
 
 func newCA() *cobra.Command {
@@ -31,8 +32,9 @@ what 'bao login' left. For the OpenBao of a 'wayleave up' they work as the user 
 	}, newCAShow(), newCAPrepare(), newCAActivate(), newCARetire(), newCAPrint())
 }
 
-// rootStore is where the roots are: vault.Client.
+// rootStore is where the roots are, and what gates write down: vault.Client.
 type rootStore interface {
+	worker.Documents
 	Roots(ctx context.Context) ([]*x509.Certificate, error)
 	PrepareRoot(ctx context.Context) (*x509.Certificate, error)
 	ActivateRoot(ctx context.Context, root *x509.Certificate) error
@@ -42,11 +44,11 @@ type rootStore interface {
 
 // caDesk is where a ca command works.
 type caDesk struct {
-	store    rootStore
-	sessions time.Duration // how long the longest session of a worker lasts
-	now      func() time.Time
-	out      io.Writer
-	json     bool
+	cfg   *config.Config
+	store rootStore
+	now   func() time.Time
+	out   io.Writer
+	json  bool
 }
 
 // caCommand makes a command that works with the rights of a viewer, or of an administrator.
@@ -67,7 +69,7 @@ func caCommand(administrator bool, f func(context.Context, caDesk, []string) err
 		}
 		defer store.Close()
 		asJSON, _ := c.Flags().GetBool("json") // print has no such flag
-		err = f(c.Context(), caDesk{store: store, sessions: longestSession(cfg), now: time.Now, out: c.OutOrStdout(), json: asJSON}, args)
+		err = f(c.Context(), caDesk{cfg: cfg, store: store, now: time.Now, out: c.OutOrStdout(), json: asJSON}, args)
 		if errors.Is(err, vault.ErrDenied) && administrator {
 			return fmt.Errorf("%w; only an administrator of the Vault may do this, with a token in VAULT_TOKEN", err)
 		}
@@ -89,14 +91,6 @@ func openForCA(ctx context.Context, cfg *config.Config, st state, administrator 
 		return nil, err
 	}
 	return openVault(ctx, cfg, identity, log)
-}
-
-// longestSession is how long a worker may go on with what it was given when it began.
-func longestSession(cfg *config.Config) (longest time.Duration) {
-	for _, w := range cfg.Workers {
-		longest = max(longest, cfg.Profiles[w.Profile].SessionTTL)
-	}
-	return longest
 }
 
 func addJSONFlag(c *cobra.Command) { c.Flags().Bool("json", false, "print JSON") }
@@ -152,9 +146,9 @@ func newCAActivate() *cobra.Command {
 begins so. Each gate replaces its intermediate and the certificates of all hosts within two minutes; open connections go on.
 To go back, activate the first root again.
 
-It is refused as long as sessions may last that began before workers got that root: those workers would trust no host any
-more. That is the longest session_ttl of the configuration, counted from when the root was made. With --now it is done
-nevertheless, and workers without the root must begin anew.`
+It is refused as long as a session lives that began before gates gave workers that root: those workers would trust no host
+any more. What sessions live, the gates write down in Vault. With --now it is done nevertheless, and those workers must be
+started again.`
 	c.Example = `  wayleave ca activate -c wayleave.yaml
   wayleave ca activate 3f2a9c -c wayleave.yaml --now`
 	c.Args = atMostOne("FINGERPRINT")
@@ -199,8 +193,12 @@ func (d caDesk) show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	next, err := d.next(ctx, roots)
+	if err != nil {
+		return err
+	}
 	if d.json {
-		return d.printJSON(roots)
+		return d.printJSON(roots, next)
 	}
 	rows := [][]string{{"ROOT", "FROM", "UNTIL", "USE"}}
 	for i, r := range roots {
@@ -219,56 +217,90 @@ func (d caDesk) show(ctx context.Context) error {
 	if err := printTable(d.out, rows, notes, widthOf(d.out)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(d.out, "\nNext: %s.\n", d.next(roots))
+	_, err = fmt.Fprintf(d.out, "\nNext: %s.\n", next)
 	return err
 }
 
 // printJSON prints the roots for programs, as each command leaves them.
-func (d caDesk) printJSON(roots []*x509.Certificate) error {
+func (d caDesk) printJSON(roots []*x509.Certificate, next string) error {
 	type root struct {
 		Name   string    `json:"name"`
 		SHA256 string    `json:"sha256"`
 		From   time.Time `json:"from"`
 		Until  time.Time `json:"until"`
 		Signs  bool      `json:"signs"`
-		Ready  time.Time `json:"may_sign_from"`
 	}
 	var all []root
 	for i, r := range roots {
-		all = append(all, root{r.Subject.CommonName, ca.Fingerprint(r), r.NotBefore, r.NotAfter, i == 0, d.ready(r)})
+		all = append(all, root{r.Subject.CommonName, ca.Fingerprint(r), r.NotBefore, r.NotAfter, i == 0})
 	}
 	return printJSON(d.out, struct {
 		Roots []root `json:"roots"`
 		Next  string `json:"next"`
-	}{all, d.next(roots)})
+	}{all, next})
 }
 
-// ready is when no session lasts any longer that began before workers got a root.
-func (d caDesk) ready(root *x509.Certificate) time.Time {
-	return root.NotBefore.Add(vault.Backdate + ca.LookTime + d.sessions)
+// untrusting says why a root may not sign yet: which workers may be without it. It is empty when there are none.
+func (d caDesk) untrusting(ctx context.Context, root *x509.Certificate) (string, error) {
+	given := root.NotBefore.Add(vault.Backdate + ca.LookTime) // by every gate that reaches Vault
+	if d.now().Before(given) {
+		return fmt.Sprintf("gates may not give it to workers before %s", when(given)), nil
+	}
+	live, err := worker.ListSessions(ctx, d.store, d.now())
+	if err != nil {
+		return "", err
+	}
+	live = slices.DeleteFunc(live, func(s worker.Live) bool { return !s.Issued.Before(given) })
+	if len(live) == 0 {
+		return "", nil
+	}
+	var names []string
+	latest := time.Time{} // with all renewals
+	for _, s := range live {
+		if !slices.Contains(names, s.Worker) {
+			names = append(names, s.Worker)
+		}
+		if most := s.Issued.Add(d.cfg.Profiles[s.Profile].MaxSession); most.After(latest) {
+			latest = most
+		}
+	}
+	slices.Sort(names)
+	const shown = 5
+	if more := len(names) - shown; more > 0 {
+		names = append(names[:shown], fmt.Sprintf("%d more", more))
+	}
+	ends := live[len(live)-1].Ends // they come in this order
+	until := when(ends)
+	if latest.After(ends) {
+		until += ", or if it is renewed " + when(latest) + " at most"
+	}
+	return fmt.Sprintf("sessions live that began before gates gave it to workers: %d (%s), of which the last one ends %s", len(live), strings.Join(names, ", "), until), nil
 }
 
 // next is what to do now.
-func (d caDesk) next(roots []*x509.Certificate) string {
+func (d caDesk) next(ctx context.Context, roots []*x509.Certificate) (string, error) {
 	signs, now := roots[0], d.now()
 	if len(roots) > 2 {
-		return "remove all roots but one that does not sign: wayleave ca retire FINGERPRINT"
+		return "remove all roots but one that does not sign: wayleave ca retire FINGERPRINT", nil
 	}
 	if len(roots) == 1 {
 		if due := ca.Due(roots, now); due != "" {
-			return due
+			return due, nil
 		}
-		return fmt.Sprintf("nothing before %s; then replace it, beginning with: wayleave ca prepare", signs.NotAfter.Add(-ca.Notice).Format(time.DateOnly))
+		return fmt.Sprintf("nothing before %s; then replace it, beginning with: wayleave ca prepare", signs.NotAfter.Add(-ca.Notice).Format(time.DateOnly)), nil
 	}
 	other := roots[1]
-	switch {
-	case !other.NotBefore.After(signs.NotBefore):
-		return fmt.Sprintf("when each gate has replaced its intermediate, remove %q: wayleave ca retire; to go back: wayleave ca activate", other.Subject.CommonName)
-	case now.Before(d.ready(other)):
-		return fmt.Sprintf("wait until %s, when sessions begun before workers got %q have ended, then: wayleave ca activate", when(d.ready(other)), other.Subject.CommonName)
-	default:
-		return fmt.Sprintf("make %q sign: wayleave ca activate", other.Subject.CommonName)
+	if !other.NotBefore.After(signs.NotBefore) {
+		return fmt.Sprintf("when each gate has replaced its intermediate, remove %q: wayleave ca retire; to go back: wayleave ca activate", other.Subject.CommonName), nil
 	}
+	why, err := d.untrusting(ctx, other)
+	if err != nil {
+		return "", err
+	}
+	if why != "" {
+		return fmt.Sprintf("wait before %q may sign, since %s; then: wayleave ca activate", other.Subject.CommonName, why), nil
+	}
+	return fmt.Sprintf("make %q sign: wayleave ca activate", other.Subject.CommonName), nil
 }
 
 func (d caDesk) prepare(ctx context.Context) error {
@@ -277,7 +309,11 @@ func (d caDesk) prepare(ctx context.Context) error {
 		return err
 	}
 	if len(roots) > 1 {
-		return refusal{fmt.Errorf("there are %d roots already; %s", len(roots), d.next(roots))}
+		next, err := d.next(ctx, roots)
+		if err != nil {
+			return err
+		}
+		return refusal{fmt.Errorf("there are %d roots already; %s", len(roots), next)}
 	}
 	made, err := d.store.PrepareRoot(ctx)
 	if err != nil {
@@ -305,8 +341,14 @@ func (d caDesk) activate(ctx context.Context, fingerprint string, atOnce bool) e
 	if root == roots[0] {
 		return d.done(ctx, fmt.Sprintf("%q signs already", root.Subject.CommonName))
 	}
-	if ready := d.ready(root); d.now().Before(ready) && !atOnce {
-		return refusal{fmt.Errorf("workers that began before they could get %q may be at work until %s, and would trust no host any more; wait until then, or give --now", root.Subject.CommonName, when(ready))}
+	if !atOnce {
+		why, err := d.untrusting(ctx, root)
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			return refusal{fmt.Errorf("%q may not sign yet: %s; workers without it would trust no host any more: wait, start them again, or give --now", root.Subject.CommonName, why)}
+		}
 	}
 	if err := d.store.ActivateRoot(ctx, root); err != nil {
 		return err
@@ -405,9 +447,13 @@ func (d caDesk) done(ctx context.Context, lines ...string) error {
 	if err != nil {
 		return fmt.Errorf("%s; and then: %w", lines[0], err)
 	}
-	if d.json {
-		return d.printJSON(roots)
+	next, err := d.next(ctx, roots)
+	if err != nil {
+		return fmt.Errorf("%s; and then: %w", lines[0], err)
 	}
-	_, err = fmt.Fprintln(d.out, strings.Join(append(lines, "next: "+d.next(roots)), "\n"))
+	if d.json {
+		return d.printJSON(roots, next)
+	}
+	_, err = fmt.Fprintln(d.out, strings.Join(append(lines, "next: "+next), "\n"))
 	return err
 }

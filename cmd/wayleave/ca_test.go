@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"wayleave/ca"
+	"wayleave/config"
 	"wayleave/vault"
 	"wayleave/vault/vaulttest"
+	"wayleave/worker"
 )
 
 // changer is an administrator who replaces a root, in virtual time.
@@ -23,7 +25,8 @@ type changer struct {
 }
 
 func (c changer) desk(out *bytes.Buffer) caDesk {
-	return caDesk{store: c.Memory, sessions: 8 * time.Hour, now: time.Now, out: out}
+	cfg := &config.Config{Profiles: map[string]config.Profile{"default": {MaxSession: 48 * time.Hour}}}
+	return caDesk{cfg: cfg, store: c.Memory, now: time.Now, out: out}
 }
 
 // does runs a step that must succeed and say text.
@@ -60,6 +63,30 @@ func (c changer) roots() []*x509.Certificate {
 		c.t.Fatal(err)
 	}
 	return roots
+}
+
+// works begins a worker's session of eight hours, which gates write down.
+func (c changer) works(name string) (s worker.Session) {
+	c.t.Helper()
+	keys, err := worker.LoadKeyring(c.t.Context(), c.Memory)
+	if err == nil {
+		s, _, err = keys.Issue(name, "default", 8*time.Hour, time.Now())
+	}
+	c.written(err, func(l *worker.Ledger) { l.Issued(s, "", "") })
+	return s
+}
+
+// written has a gate write something down.
+func (c changer) written(err error, do func(*worker.Ledger)) {
+	c.t.Helper()
+	ledger, openErr := worker.OpenLedger(c.t.Context(), c.Memory, worker.LedgerOptions{})
+	if err := errors.Join(err, openErr); err != nil {
+		c.t.Fatal(err)
+	}
+	do(ledger)
+	ended, cancel := context.WithCancel(c.t.Context())
+	cancel()
+	ledger.Run(ended) // which writes what there is to write
 }
 
 // gate starts one that makes certificates.
@@ -100,11 +127,23 @@ func TestReplaceRoot(t *testing.T) {
 		c.does(prepare, two, "signs nothing yet", "wayleave ca print", "wayleave ca activate")
 		made := time.Now()
 		second := c.roots()[1]
-		c.refuses(prepare, "2 roots already; wait until")
-		c.does(show, "trusted only", when(made.Add(8*time.Hour+ca.LookTime)))
-		time.Sleep(8 * time.Hour)
-		c.refuses(activate(false), when(made.Add(8*time.Hour+ca.LookTime)))
-		time.Sleep(ca.LookTime + time.Second)
+		c.refuses(prepare, "2 roots already; wait before")
+		c.does(show, "trusted only", "gates may not give it to workers before "+when(made.Add(ca.LookTime)))
+		c.refuses(activate(false), when(made.Add(ca.LookTime)))
+
+		// Two workers began before, one of them a moment after the root was made, and one began later.
+		early := c.works("early")
+		time.Sleep(time.Minute)
+		c.works("also")
+		time.Sleep(ca.LookTime)
+		c.works("late")
+		c.does(show, "wait before", "workers: 2 (also, early)", when(made.Add(time.Minute+8*time.Hour)), "wayleave ca activate")
+		c.refuses(activate(false), when(made.Add(time.Minute+48*time.Hour))+" at most")
+		time.Sleep(7 * time.Hour)
+		c.written(nil, func(l *worker.Ledger) { l.Renew(early, time.Now().Add(8*time.Hour)) })
+		time.Sleep(time.Hour)
+		c.refuses(activate(false), "began before gates gave it to workers: 1 (early)")
+		c.written(nil, func(l *worker.Ledger) { l.End(early) })
 		c.does(show, "make \""+two+"\" sign: wayleave ca activate")
 		c.does(activate(false), "signs from now on", "wayleave ca retire")
 
@@ -152,14 +191,13 @@ func TestReplaceRoot(t *testing.T) {
 		}
 		var said struct {
 			Roots []struct {
-				SHA256 string    `json:"sha256"`
-				Signs  bool      `json:"signs"`
-				Ready  time.Time `json:"may_sign_from"`
+				SHA256 string `json:"sha256"`
+				Signs  bool   `json:"signs"`
 			} `json:"roots"`
 			Next string `json:"next"`
 		}
 		if err := json.Unmarshal(out.Bytes(), &said); err != nil || len(said.Roots) != 2 || !said.Roots[0].Signs || said.Roots[1].Signs ||
-			said.Roots[1].SHA256 != ca.Fingerprint(c.roots()[1]) || time.Until(said.Roots[1].Ready) < 8*time.Hour || said.Next == "" {
+			said.Roots[1].SHA256 != ca.Fingerprint(c.roots()[1]) || said.Next == "" {
 			t.Errorf("%+v, %v", said, err)
 		}
 	})
