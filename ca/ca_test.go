@@ -535,10 +535,10 @@ func TestRootEnds(t *testing.T) {
 		time.Sleep(time.Until(root.NotAfter.AddDate(0, 0, -92)))
 		var log journal
 		a := start(t, m, ca.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
-		said := func(days time.Duration, text string) (n int) {
+		said := func(days int, text string) (n int) {
 			t.Helper()
 			log.take()
-			time.Sleep(days * 24 * time.Hour)
+			time.Sleep(time.Until(time.Now().AddDate(0, 0, days)))
 			synctest.Wait()
 			for _, line := range log.take() {
 				if strings.Contains(line, "level=WARN") {
