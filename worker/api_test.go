@@ -133,7 +133,7 @@ func (g *gate) post(t testing.TB, body string, headers ...string) *http.Response
 
 func TestEnrol(t *testing.T) {
 	g := newGate(t)
-	e, err := Enrol(t.Context(), g.url(t), nil, secret.New(ciToken))
+	e, err := Enrol(t.Context(), g.url(t), nil, Presented{Token: secret.New(ciToken)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestEnrolErrors(t *testing.T) {
 	}
 	closed.Close()
 	gate := newGate(t)
-	e, err := Enrol(t.Context(), gate.url(t), nil, secret.New(ciToken))
+	e, err := Enrol(t.Context(), gate.url(t), nil, Presented{Token: secret.New(ciToken)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +397,7 @@ func TestEnrolErrors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = Enrol(t.Context(), u, nil, secret.New(c.token))
+			_, err = Enrol(t.Context(), u, nil, Presented{Token: secret.New(c.token)})
 			if err == nil {
 				t.Fatal("no error")
 			}

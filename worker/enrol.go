@@ -10,39 +10,37 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
-
-	"wayleave/secret"
 )
 
 const (
 	enrolTimeout  = 20 * time.Second
+	enrolAttempts = 3
 	maxEnrolment  = 1 << 20
 	maxErrorWords = 300
 )
 
-// Enrol exchanges a worker token for a session at the gate. The gate's URL is that of the proxy: http or https, host,
+// Enrol exchanges what a worker presents for a session at the gate. The gate's URL is that of the proxy: http or https, host,
 // port, and nothing else; roots are whom to believe who it is over https, nil those of the system. Each error is one line
 // that says what to do; none holds the token.
 //
 // Proxy variables are ignored (the gate is the proxy) and redirects are not followed (the token is for the gate alone).
-func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, workerToken secret.Text) (Enrolment, error) {
+func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presented) (Enrolment, error) {
 	if (gate.Scheme != "http" && gate.Scheme != "https") || gate.Host == "" || gate.User != nil || strings.Trim(gate.Path, "/") != "" || gate.RawQuery != "" {
 		return Enrolment{}, fmt.Errorf("%q is not the address of a gate: write it as http://host:port", gate.Redacted())
 	}
 	gate = &url.URL{Scheme: gate.Scheme, Host: gate.Host}
-	if workerToken.IsZero() {
+	switch {
+	case me.IsZero():
 		return Enrolment{}, errors.New("no worker token: set WAYLEAVE_TOKEN to the token the gate's operator gave to this worker")
+	case me.Certificate != nil && gate.Scheme != "https":
+		return Enrolment{}, fmt.Errorf("a worker's certificate can be shown over TLS only, and the gate %s is not: give the address of its proxy over TLS", gate)
 	}
-	req, err := http.NewRequest(http.MethodPost, gate.JoinPath(sessionsPath).String(), nil)
+	resp, body, err := present(ctx, gate, roots, me)
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("asking the gate %s for a session: %w", gate, err)
-	}
-	req.Header.Set("authorization", "Bearer "+workerToken.Reveal())
-	resp, body, err := call(ctx, roots, req)
-	if err != nil {
-		return Enrolment{}, unreachable(gate, err)
+		return Enrolment{}, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		return Enrolment{}, refused(gate, resp, body)
@@ -54,16 +52,49 @@ func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, workerToken
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("the gate %s cannot be used: %w: are this program and the gate of the same version?", gate, err)
 	}
-	e.Gate = gate
+	e.Gate, e.Proofs = gate, me.Variables
 	return e, nil
+}
+
+// present asks for a session, and again when the gate says that it cannot now and when it can.
+func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presented) (resp *http.Response, body []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		req, err := http.NewRequest(http.MethodPost, gate.JoinPath(sessionsPath).String(), nil)
+		if err != nil {
+			return nil, nil, fmt.Errorf("asking the gate %s for a session: %w", gate, err)
+		}
+		config := &tls.Config{RootCAs: roots}
+		if !me.Token.IsZero() {
+			req.Header.Set("authorization", "Bearer "+me.Token.Reveal())
+		} else {
+			config.Certificates = []tls.Certificate{*me.Certificate}
+		}
+		resp, body, err := exchange(ctx, config, req)
+		if err != nil {
+			return nil, nil, unreachable(gate, err)
+		}
+		seconds, err := strconv.Atoi(resp.Header.Get("retry-after"))
+		wait := time.Duration(seconds) * time.Second
+		end, _ := ctx.Deadline()
+		if resp.StatusCode != http.StatusServiceUnavailable || err != nil || attempt == enrolAttempts || time.Now().Add(wait).After(end) {
+			return resp, body, nil
+		}
+		pause(ctx, nil, wait)
+	}
 }
 
 // call asks the gate something and reads its answer, whose Body is closed.
 func call(ctx context.Context, roots *x509.CertPool, req *http.Request) (resp *http.Response, body []byte, err error) {
+	return exchange(ctx, &tls.Config{RootCAs: roots}, req)
+}
+
+func exchange(ctx context.Context, config *tls.Config, req *http.Request) (resp *http.Response, body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
 	defer cancel()
 	client := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}},
+		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: config},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	if resp, err = client.Do(req.WithContext(ctx)); err != nil {

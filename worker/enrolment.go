@@ -24,6 +24,8 @@ type Enrolment struct {
 	Gate *url.URL
 	// Transparent says that the network leads the worker to the gate, which is no proxy to it then. Not part of the answer.
 	Transparent bool
+	// Proofs are the variables that prove who the worker is, which its programs do not get. Not part of the answer.
+	Proofs []string
 	// Session says who the worker is now, and until when.
 	Session Session
 	// Lasts is how long the session lasts from when the answer came, unless it is renewed.

@@ -59,6 +59,8 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		switch {
 		case ownVariable(name):
 			// The gate's own: the worker token is not for the programs it starts.
+		case slices.Contains(e.Proofs, name):
+			change("removed %s: programs could prove with it that they are this worker", name)
 		case ours && name == "JAVA_TOOL_OPTIONS":
 			// Added to, not replaced.
 		case ours && (old == value || old == ""):

@@ -24,7 +24,7 @@ func (g *gate) at(t time.Time) {
 
 func TestRenew(t *testing.T) {
 	g := newGate(t)
-	e, err := Enrol(t.Context(), g.url(t), nil, secret.New(ciToken))
+	e, err := Enrol(t.Context(), g.url(t), nil, Presented{Token: secret.New(ciToken)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestRenew(t *testing.T) {
 
 func TestEndASession(t *testing.T) {
 	g := newGate(t)
-	e, err := Enrol(t.Context(), g.url(t), nil, secret.New(ciToken))
+	e, err := Enrol(t.Context(), g.url(t), nil, Presented{Token: secret.New(ciToken)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,11 +86,11 @@ func TestEndASession(t *testing.T) {
 func TestRenewRefusals(t *testing.T) {
 	docs := vaulttest.NewMemory()
 	g := newGateOn(t, docs)
-	e, err := Enrol(t.Context(), g.url(t), nil, secret.New(ciToken))
+	e, err := Enrol(t.Context(), g.url(t), nil, Presented{Token: secret.New(ciToken)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := Enrol(t.Context(), g.url(t), nil, secret.New(ciToken))
+	other, err := Enrol(t.Context(), g.url(t), nil, Presented{Token: secret.New(ciToken)})
 	if err != nil {
 		t.Fatal(err)
 	}

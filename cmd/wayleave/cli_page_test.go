@@ -26,7 +26,7 @@ Completion of commands, flags and grant names: put this in your shell's start-up
 
 ` + "```sh\nsource <(wayleave completion bash)\n```" + `
 
-Variables: ` + "`WAYLEAVE_CONFIG`, `WAYLEAVE_STATE`, `WAYLEAVE_GATE` and `WAYLEAVE_TOKEN`" + ` stand for the flags and files of the same name, ` +
+Variables: ` + "`WAYLEAVE_CONFIG`, `WAYLEAVE_STATE`, `WAYLEAVE_GATE`, `WAYLEAVE_GATE_CA`, `WAYLEAVE_TOKEN`, `WAYLEAVE_TOKEN_FILE`, `WAYLEAVE_CERT`, `WAYLEAVE_KEY` and `WAYLEAVE_AUDIENCE`" + ` stand for the flags and files of the same name, ` +
 		"`WAYLEAVE_ENVOY` and `WAYLEAVE_BAO`" + ` name executables, ` + "`VAULT_ADDR` and `VAULT_TOKEN`" + ` a Vault and the operator's log-in, ` + "`BROWSER`" + ` what opens a consent page.
 `)
 	var walk func(c *cobra.Command)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"wayleave/secret"
 	"wayleave/worker"
 )
 
@@ -21,6 +20,7 @@ type enrolFlags struct {
 	state                   *state
 	gateURL, gateCA, worker string
 	say                     func(format string, args ...any)
+	sources                 worker.Sources
 	roots                   authority // after enrol
 }
 
@@ -31,6 +31,14 @@ func addEnrolFlags(c *cobra.Command) *enrolFlags {
 	c.Flags().StringVar(&f.gateCA, "gate-ca", os.Getenv("WAYLEAVE_GATE_CA"), "PEM file of the authority of an https gate's certificate (default $WAYLEAVE_GATE_CA, else the system's)")
 	sayDefaultInWords(c, "gate-ca")
 	c.Flags().StringVar(&f.worker, "worker", "", "which of this machine's workers to be, when 'wayleave up' knows several")
+	f.sources.Getenv = os.Getenv
+	c.Flags().StringVar(&f.sources.TokenFile, "token-file", "", "file of the worker's token, such as a projected one of Kubernetes (default $WAYLEAVE_TOKEN_FILE)")
+	c.Flags().StringVar(&f.sources.CertFile, "cert", "", "PEM file of a certificate that says who the worker is, with its chain (default $WAYLEAVE_CERT)")
+	c.Flags().StringVar(&f.sources.KeyFile, "key", "", "PEM file of the key of --cert (default $WAYLEAVE_KEY)")
+	c.MarkFlagsRequiredTogether("cert", "key")
+	c.MarkFlagsMutuallyExclusive("token-file", "cert")
+	c.Flags().StringVar(&f.sources.Audience, "audience", os.Getenv("WAYLEAVE_AUDIENCE"), "audience to ask GitHub Actions for (default $WAYLEAVE_AUDIENCE, else the gate's URL)")
+	sayDefaultInWords(c, "audience")
 	return f
 }
 
@@ -41,16 +49,14 @@ func (f *enrolFlags) enrol(ctx context.Context) (worker.Enrolment, error) {
 	if err != nil {
 		return worker.Enrolment{}, err
 	}
-	token := secret.New(strings.TrimSpace(os.Getenv("WAYLEAVE_TOKEN")))
-	if token.IsZero() {
-		if token, err = f.state.workerToken(f.worker); err != nil {
-			return worker.Enrolment{}, err
-		}
+	me, err := f.present(ctx, gate)
+	if err != nil {
+		return worker.Enrolment{}, err
 	}
 	if f.roots, err = gateRoots(f.gateCA); err != nil {
 		return worker.Enrolment{}, err
 	}
-	enrolment, err := worker.Enrol(ctx, gate, f.roots.pool, token)
+	enrolment, err := worker.Enrol(ctx, gate, f.roots.pool, me)
 	if err == nil && len(f.roots.file) > 0 {
 		if f.roots.lacks(enrolment.CA) {
 			f.say("%s lacks a root of the gate: one is being replaced, and no worker can begin here when that is done; write the file anew (wayleave ca print)", f.gateCA)
@@ -58,6 +64,32 @@ func (f *enrolFlags) enrol(ctx context.Context) (worker.Enrolment, error) {
 		enrolment.CA = worker.Bundle(enrolment.CA, f.roots.file)
 	}
 	return enrolment, err
+}
+
+// present finds what the worker proves itself with. A gate of this machine, which nobody named, has tokens for it in its state
+// directory: what the machine's platform says, which is meant for others then, is not asked.
+func (f *enrolFlags) present(ctx context.Context, gate *url.URL) (worker.Presented, error) {
+	sources := f.sources
+	if f.gateURL == "" {
+		sources.Getenv = func(name string) string {
+			if strings.HasPrefix(name, "WAYLEAVE_") {
+				return f.sources.Getenv(name)
+			}
+			return ""
+		}
+	}
+	me, err := sources.Find(ctx, gate)
+	if err != nil || !me.IsZero() {
+		return me, err
+	}
+	token, err := f.state.workerToken(f.worker)
+	if err != nil {
+		if hint := sources.Hint(gate); hint != "" {
+			err = fmt.Errorf("%w; %s", err, hint)
+		}
+		return worker.Presented{}, err
+	}
+	return worker.Presented{Token: token}, nil
 }
 
 // authority is whom to believe that a gate over TLS is the one: the system's roots, and those of a file.

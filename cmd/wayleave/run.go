@@ -19,12 +19,14 @@ func newRun() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
 		Short: "Run a worker with placeholders in its environment and the gate as its way out",
-		Long: `Run enrols at the gate with a worker token, gives the command an environment in which its credentials are
+		Long: `Run enrols at the gate, gives the command an environment in which its credentials are
 placeholders, its proxy is the gate and its trust store knows the gate's CA, and passes signals and the exit code through.
 It renews the session while the command runs, and ends it afterwards.
 
-The gate is --gate or WAYLEAVE_GATE, the token WAYLEAVE_TOKEN; without them, those of a 'wayleave up' on this machine.
-WAYLEAVE_TOKEN is not passed on. A gate that is reached over TLS and has its certificate from its own authority, or from
+The gate is --gate or WAYLEAVE_GATE. Who the worker is, the first of these says: --token-file, or --cert and --key; the
+variables WAYLEAVE_TOKEN_FILE, WAYLEAVE_TOKEN, WAYLEAVE_ID_TOKEN (of GitLab), WAYLEAVE_CERT and WAYLEAVE_KEY; a token that
+GitHub Actions makes for the gate. Without them gate and token are those of a 'wayleave up' on this machine. None of these
+variables is passed on. A gate that is reached over TLS and has its certificate from its own authority, or from
 another that this machine does not know, needs the file of that authority once: --gate-ca or WAYLEAVE_GATE_CA.
 
 With --isolate (Linux) the command runs in a network of its own, whose only way out is the gate: programs that ignore proxy
