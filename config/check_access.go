@@ -109,6 +109,7 @@ func (k *checker) profiles() {
 			}
 		}
 		k.answers(name, path, p)
+		k.rules(path, p)
 	}
 }
 

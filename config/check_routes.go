@@ -222,12 +222,7 @@ func (k *checker) rule(path, grant string, r Rule) {
 	if r.Deny != "" && len(r.RequiredScopes) > 0 {
 		k.fault(path+".required_scopes", "of a rule that denies", "remove deny or required_scopes")
 	}
-	if r.Deny == "" && k.doc.given(path+".deny") {
-		k.fault(path+".deny", "has no text", "write the reason workers are shown, or remove the key")
-	}
-	if strings.ContainsFunc(r.Deny, func(c rune) bool { return c < ' ' || c == 0x7f }) || len(r.Deny) > 500 {
-		k.fault(path+".deny", "is not one line of at most 500 bytes", "shorten it")
-	}
+	k.words(path+".deny", r.Deny)
 }
 
 var pathPattern = regexp.MustCompile(`^/[A-Za-z0-9._~!$&'()*+,;=:@/-]*$`)

@@ -264,6 +264,12 @@ func (x Exchange) Wanted() bool { return x.Audience != "" || x.Resource != "" ||
 // StandIn is a value of Profile.TokenEndpoint; the other is Refuse.
 const StandIn = "placeholder"
 
+// Values of Profile.Default.
+const (
+	Allow = "allow"
+	Deny  = "deny"
+)
+
 // Values of Exchange.Actor.
 const (
 	ActorNone   = "none"
@@ -409,6 +415,33 @@ type Profile struct {
 	// oauth_env: in CLAUDE_CODE_OAUTH_TOKEN, with the scopes the grant really holds; remote control works.
 	// login_file: in a credentials file of its own, never over a real log-in; remote control works.
 	ClaudeCode string `yaml:"claude_code" jsonschema:"enum=auth_token,enum=oauth_env,enum=login_file,default=auth_token"`
+
+	// Rules about requests, beyond what routes and their paths say. The first whose condition holds decides. docs/policy.md has
+	// examples.
+	Rules []PolicyRule `yaml:"rules" jsonschema:"uniqueItems=true"`
+
+	// What happens to requests for which no rule's condition holds.
+	Default string `yaml:"default" jsonschema:"enum=allow,enum=deny,default=allow"`
+
+	// Refuses nothing because of rules and default, and logs what they would have refused.
+	DryRun bool `yaml:"dry_run" jsonschema:"default=false"`
+}
+
+// A PolicyRule is a condition, and what happens to requests for which it holds: allow or deny.
+type PolicyRule struct {
+	// Name in logs, messages and approvals; unique in its profile.
+	Name string `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9._-]{0\\,62}$"`
+
+	// Condition in CEL over worker, profile, session, credential, route, host, port, source, now, method, path, query and headers,
+	// such as method == "DELETE" && path.startsWith("/repos/"). When it cannot be evaluated for a request, the request is refused.
+	// Default: it always holds.
+	When string `yaml:"when"`
+
+	// Lets the request go on.
+	Allow bool `yaml:"allow"`
+
+	// Refuses the request; the text is shown to the worker as the reason.
+	Deny string `yaml:"deny"`
 }
 
 // A Worker is a client of the gate. It has token_sha256, token_file or from, or none of them: then `wayleave up` makes a token

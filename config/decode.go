@@ -32,7 +32,7 @@ type seeder interface {
 
 // read decodes the only document of data into the struct out points to.
 func read(file string, data []byte, out any) *document {
-	d := &document{file: file, at: map[string]place{"": {1, 1}}, broken: map[string]bool{}}
+	d := &document{file: file, lines: strings.Split(string(data), "\n"), at: map[string]place{"": {1, 1}}, broken: map[string]bool{}}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var root, second yaml.Node
 	if err := dec.Decode(&root); errors.Is(err, io.EOF) {

@@ -56,6 +56,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 		}
 		fill(&p.ClaudeCode, "auth_token")
 		fill(&p.TokenEndpoint, Refuse)
+		fill(&p.Default, Allow)
 		c.Profiles[name] = p
 	}
 	for name, i := range c.Issuers {

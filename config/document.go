@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -15,6 +16,7 @@ type place struct{ line, column int }
 // document is one file being read: where each key is, and what is wrong so far.
 type document struct {
 	file   string
+	lines  []string         // of the file
 	at     map[string]place // by key path
 	broken map[string]bool  // key paths whose value could not be read
 	faults Faults
@@ -44,6 +46,23 @@ func (d *document) find(path string) place {
 		}
 		path = parent(path)
 	}
+}
+
+// inside returns where a line and column, from 1, of the text at path are in the file; where the text starts, when YAML has
+// changed it too much to say.
+func (d *document) inside(path, text string, line, column int) place {
+	start := d.find(path)
+	var wanted string
+	if lines := strings.Split(text, "\n"); line <= len(lines) {
+		wanted = lines[line-1]
+	}
+	// A text begins where its key has it, or on the next line when it is a block.
+	for n := start.line + line - 1; wanted != "" && n <= min(start.line+line, len(d.lines)); n++ {
+		if at := strings.Index(d.lines[n-1], wanted); at >= 0 {
+			return place{n, utf8.RuneCountInString(d.lines[n-1][:at]) + column}
+		}
+	}
+	return start
 }
 
 // isBroken reports whether path, or a section around it, could not be read.

@@ -28,7 +28,12 @@ const metadataIdentity = "identity"
 // where a refusal is shown, refuses as little as possible here: only what could not be decided there.
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	r := newProxyRequest(in.GetAttributes().GetRequest().GetHttp())
+	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
 	d := arrive(s.policy.Load(), s.sessions, &r, s.now())
+	id := requestID(nil)
+	if d.wouldRefuse != nil {
+		s.logDryRun(ctx, d, id)
+	}
 	if d.refusal == nil {
 		return &authv3.CheckResponse{
 			Status:       &rpcstatus.Status{Code: int32(codes.OK)},
@@ -38,18 +43,11 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 			}},
 		}, nil
 	}
-	id := requestID(nil)
 	level := slog.LevelWarn
 	if !r.has("proxy-authorization") {
 		level = slog.LevelDebug // the first half of a challenge and its response
 	}
-	s.log.LogAttrs(ctx, level, "connection refused",
-		slog.String("reason", d.refusal.reason),
-		slog.String("worker", d.session.Worker),
-		slog.String("session", d.session.ID),
-		slog.String("host", d.host),
-		slog.String("source", in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()),
-		slog.String("request_id", id))
+	s.log.LogAttrs(ctx, level, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
 	return denied(d.refusal.answer(nil, id)), nil
 }
 
@@ -84,6 +82,14 @@ func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	}
 	if d.refusal != nil {
 		d.refusal.host = d.host
+		return d
+	}
+	d.to, _ = parseAuthority(r.authority, httpPort) // as they did
+	switch {
+	case r.method != http.MethodConnect:
+		p.judge(&d, r, now)
+	case p.find(d.to).tunnel: // of other hosts each request is judged
+		p.judgeTunnel(&d, r, now)
 	}
 	return d
 }

@@ -28,6 +28,10 @@ type decision struct {
 	route   *Route         // nil: none found
 	session worker.Session // zero: none known
 	host    string
+	to      endpoint // zero: not known
+
+	rule        string   // that decided; "" when none did
+	wouldRefuse *refusal // why it would have been refused, were its profile not tried out only
 }
 
 // swap is a placeholder to be replaced.
@@ -43,8 +47,16 @@ type swap struct {
 }
 
 // decide is the whole of the policy, in the order in which it protects: who is calling, whether what they ask is
-// coherent, which route that is, and only then the credential. No step looks at what a later one decides.
+// coherent, which route that is, then the credential, and last the operators' own rules. No step looks at what a later one
+// decides.
 func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
+	d := p.assess(sessions, r, now)
+	p.judge(&d, r, now)
+	return d
+}
+
+// assess is all of decide but the rules.
+func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	d := decision{host: shown(r.authority)}
 	refuse := func(f refusal) decision {
 		d.refusal, d.swap = &f, nil
@@ -64,7 +76,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	if err != nil || !ok || name != connect.host || !r.isFor(connect, httpsPort) {
 		return refuse(refusal{reason: misdirected, host: d.host})
 	}
-	d.host = connect.String()
+	d.to, d.host = connect, connect.String()
 	target := p.find(connect)
 	if target.quarantined { // since this connection was opened, or nobody asked before
 		return refuse(refusal{reason: hostQuarantined, host: d.host})

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc"
 
 	"wayleave/grant"
+	rules "wayleave/policy"
 	"wayleave/secret"
 	"wayleave/worker"
 )
@@ -65,6 +66,12 @@ type Profile struct {
 	Grants []string
 	// Answers are requests of theirs that the gate answers by itself; of several for one request the first counts.
 	Answers []Answer
+	// Rules decide about the requests that everything else lets out; the first whose condition holds.
+	Rules []rules.Rule
+	// Default is for requests for which none does: rules.Deny, or rules.Allow (also when empty).
+	Default rules.Action
+	// DryRun only logs which requests Rules and Default would have refused.
+	DryRun bool
 }
 
 // Route is a set of hosts whose requests get one credential.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	rules "wayleave/policy"
 	"wayleave/worker"
 )
 
@@ -19,11 +20,13 @@ type policy struct {
 	wildcard map[endpoint]target // host is the suffix, with its leading dot
 	routes   map[string]*Route   // by name
 
-	answers map[string]map[string][]Answer // profile → host
-	refused map[string][]string            // host → path prefixes; "" is the whole host
-	grants  map[string]map[string]bool
-	workers map[string]string       // nil: sessions are believed
-	sources map[netip.Prefix]string // → worker
+	answers  map[string]map[string][]Answer // profile → host
+	profiles map[string]Profile
+	rules    map[string]*rules.Set // by profile; none: everything is allowed
+	refused  map[string][]string   // host → path prefixes; "" is the whole host
+	grants   map[string]map[string]bool
+	workers  map[string]string       // nil: sessions are believed
+	sources  map[netip.Prefix]string // → worker
 
 	// credentialHeaders are all the headers a credential may be in, as canonical has them.
 	credentialHeaders map[string]bool
@@ -46,6 +49,8 @@ func newPolicy(cfg Config) *policy {
 		wildcard:          map[endpoint]target{},
 		routes:            map[string]*Route{},
 		answers:           map[string]map[string][]Answer{},
+		profiles:          cfg.Profiles,
+		rules:             map[string]*rules.Set{},
 		refused:           map[string][]string{},
 		grants:            map[string]map[string]bool{},
 		workers:           cfg.Workers,
@@ -90,6 +95,13 @@ func newPolicy(cfg Config) *policy {
 		p.answers[name] = map[string][]Answer{}
 		for _, a := range profile.Answers {
 			p.answers[name][a.Host] = append(p.answers[name][a.Host], a)
+		}
+		if len(profile.Rules) > 0 || profile.Default == rules.Deny {
+			set, err := rules.Compile(profile.Rules, cmp.Or(profile.Default, rules.Allow))
+			if err != nil { // a configuration that has this is refused earlier
+				set, _ = rules.Compile(nil, rules.Deny)
+			}
+			p.rules[name] = set
 		}
 		p.grants[name] = map[string]bool{}
 		for _, g := range profile.Grants {

@@ -88,6 +88,9 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if d.answer != nil {
 		return s.ownAnswer(ctx, d), nil
 	}
+	if d.wouldRefuse != nil {
+		s.logDryRun(ctx, d, requestID(r.values("x-request-id")))
+	}
 	if d.refusal != nil {
 		id := requestID(r.values("x-request-id"))
 		s.logRefusal(ctx, d, id)
@@ -143,23 +146,31 @@ func (s *Server) take(ctx context.Context, name string, route *Route, ask func(c
 
 // logRefusal writes the one line of a refusal. It never holds a header's value, save the request id.
 func (s *Server) logRefusal(ctx context.Context, d decision, requestID string) {
+	s.log.LogAttrs(ctx, slog.LevelWarn, "request refused", d.attributes(d.refusal, requestID)...)
+}
+
+// attributes are what the log has of a decision because of which, f, a request is refused or would be.
+func (d *decision) attributes(f *refusal, requestID string) []slog.Attr {
 	attrs := []slog.Attr{
-		slog.String("reason", d.refusal.reason),
+		slog.String("reason", f.reason),
 		slog.String("worker", d.session.Worker),
 		slog.String("session", d.session.ID),
 		slog.String("host", d.host),
 		slog.String("request_id", requestID),
 	}
-	if d.refusal.mismatch != "" {
-		attrs = append(attrs, slog.String("cause", string(d.refusal.mismatch)))
+	if d.rule != "" {
+		attrs = append(attrs, slog.String("rule", d.rule))
 	}
-	if d.refusal.owner != "" {
-		attrs = append(attrs, slog.String("placeholder_of", d.refusal.owner))
+	if f.mismatch != "" {
+		attrs = append(attrs, slog.String("cause", string(f.mismatch)))
 	}
-	if d.refusal.cause != nil {
-		attrs = append(attrs, slog.Any("err", d.refusal.cause))
+	if f.owner != "" {
+		attrs = append(attrs, slog.String("placeholder_of", f.owner))
 	}
-	s.log.LogAttrs(ctx, slog.LevelWarn, "request refused", attrs...)
+	if f.cause != nil {
+		attrs = append(attrs, slog.Any("err", f.cause))
+	}
+	return attrs
 }
 
 // requestID is the one the request came with, if it can be shown, else a new one.

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -13,6 +14,7 @@ const (
 	attributeNamespace = "envoy.filters.http.ext_proc"
 	attributeSNI       = "connection.requested_server_name"
 	attributeIdentity  = "filter_state['wayleave.identity']"
+	attributeSource    = "source.address"
 	attributeAuthority = "filter_state['wayleave.connect_authority']"
 )
 
@@ -26,6 +28,7 @@ type request struct {
 	identity         string // of the session that opened it; "" when unknown
 	connectAuthority string // what CONNECT asked for
 	serverName       string // what TLS asked for
+	source           string // the worker's address
 }
 
 // header has its name in lower case.
@@ -60,6 +63,9 @@ func newRequest(headers *extprocv3.HttpHeaders, attributes map[string]*structpb.
 	r.identity = fields[attributeIdentity].GetStringValue()
 	r.connectAuthority = fields[attributeAuthority].GetStringValue()
 	r.serverName = fields[attributeSNI].GetStringValue()
+	if source, err := netip.ParseAddrPort(fields[attributeSource].GetStringValue()); err == nil {
+		r.source = source.Addr().Unmap().String()
+	}
 	return r
 }
 

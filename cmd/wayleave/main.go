@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // conditions may name time zones, and containers may lack them
 
 	"github.com/spf13/cobra"
 )

@@ -24,6 +24,7 @@ import (
 	"wayleave/grant"
 	"wayleave/identity"
 	"wayleave/oauth"
+	"wayleave/policy"
 	"wayleave/provider"
 	"wayleave/secret"
 	"wayleave/worker"
@@ -151,7 +152,7 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 		out.Workers[name] = w.Profile
 	}
 	for name, p := range cfg.Profiles {
-		profile := extproc.Profile{Grants: p.Grants}
+		profile := extproc.Profile{Grants: p.Grants, Rules: policyRules(p), Default: policy.Action(p.Default), DryRun: p.DryRun}
 		for _, a := range cfg.Answers(name) {
 			of, _ := cfg.ProviderOf(a.Grant)
 			profile.Answers = append(profile.Answers, extproc.Answer{
@@ -219,6 +220,19 @@ func latentFaults(cfg *config.Config) error {
 		return faults
 	}
 	return nil
+}
+
+// policyRules are the rules of a profile.
+func policyRules(p config.Profile) []policy.Rule {
+	var rules []policy.Rule
+	for _, r := range p.Rules {
+		rule := policy.Rule{Name: r.Name, When: r.When, Action: policy.Allow}
+		if r.Deny != "" {
+			rule.Action, rule.Words = policy.Deny, r.Deny
+		}
+		rules = append(rules, rule)
+	}
+	return rules
 }
 
 // envoyConfig says how Envoy listens, intercepts and reaches the providers.

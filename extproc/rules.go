@@ -1,0 +1,135 @@
+package extproc
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	rules "wayleave/policy"
+)
+
+// The rules that operators write look at facts. This file makes them of what is left of a request once everything else is
+// decided: what is a fact is what will be sent.
+
+// judge lets the rules of the session's profile decide about a request that would be forwarded.
+func (p *policy) judge(d *decision, r *request, now time.Time) {
+	set := p.rules[d.session.Profile]
+	if set == nil || d.refusal != nil || d.answer != nil {
+		return
+	}
+	f := d.facts(r, now)
+	f.Host, f.Port, f.Method = d.to.host, int(d.to.port), r.method
+	target := r.path
+	if d.route != nil {
+		f.Route = d.route.Name
+		target = takeParameter(r.path, d.route.ParameterIn).rest // which holds a credential
+	}
+	if d.swap != nil {
+		f.Credential = d.swap.grant
+	}
+	path, query, _ := strings.Cut(target, "?")
+	paths, queries := []string{path}, []map[string][]string{nil}
+	if set.LooksAt("path") {
+		var few bool
+		if paths, few = readings(path); !few || len(paths) > maxJudged {
+			p.apply(d, rules.Verdict{Action: rules.Deny, Words: "the path can be read in too many ways; send it in its plain form"})
+			return
+		}
+	}
+	if set.LooksAt("query") {
+		queries = queryReadings(query)
+	}
+	if set.LooksAt("headers") {
+		f.Headers = p.uncredentialed(r.headers)
+	}
+	for _, path := range paths {
+		for _, query := range queries {
+			f.Others = append(f.Others, rules.Reading{Path: path, Query: query})
+		}
+	}
+	f.Reading, f.Others = f.Others[0], f.Others[1:]
+	p.apply(d, set.Decide(f))
+}
+
+// maxJudged is how many readings of a path rules are asked about.
+const maxJudged = 64
+
+// judgeTunnel lets the rules decide about a tunnel, of which they know where it leads and nothing of what is sent in it.
+func (p *policy) judgeTunnel(d *decision, r *request, now time.Time) {
+	set := p.rules[d.session.Profile]
+	if set == nil || d.refusal != nil {
+		return
+	}
+	f := d.facts(r, now)
+	f.Host, f.Port, f.Method, f.Opaque = d.to.host, int(d.to.port), http.MethodConnect, true
+	p.apply(d, set.Decide(f))
+}
+
+// facts are those that every request has.
+func (d *decision) facts(r *request, now time.Time) *rules.Facts {
+	return &rules.Facts{Worker: d.session.Worker, Profile: d.session.Profile, Session: d.session.ID, Source: r.source, Now: now}
+}
+
+// apply makes a verdict part of the decision; a profile that is tried out only takes note of it.
+func (p *policy) apply(d *decision, v rules.Verdict) {
+	d.rule = v.Rule
+	if v.Action == rules.Allow {
+		return
+	}
+	f := &refusal{reason: policyDenied, host: d.host, detail: v.Words, cause: v.Err}
+	if d.route != nil {
+		f.grant, f.header = d.route.Credential, d.route.HeaderIn
+	}
+	if p.profiles[d.session.Profile].DryRun {
+		d.wouldRefuse = f
+		return
+	}
+	d.refusal, d.swap = f, nil
+}
+
+// logDryRun writes the line of a request that the rules of its profile would have refused.
+func (s *Server) logDryRun(ctx context.Context, d decision, requestID string) {
+	s.log.LogAttrs(ctx, slog.LevelWarn, "dry run: request would be refused", d.attributes(d.wouldRefuse, requestID)...)
+}
+
+// queryReadings returns the ways in which servers may read a query: parameters are separated by &, and to some by ; too.
+func queryReadings(query string) []map[string][]string {
+	all := []map[string][]string{parameterMap(query, "&")}
+	if strings.Contains(query, ";") {
+		all = append(all, parameterMap(query, "&;"))
+	}
+	return all
+}
+
+// parameterMap reads a query as forms are sent (WHATWG URL, application/x-www-form-urlencoded), but leaves bytes that are no
+// UTF-8 as they are.
+func parameterMap(query, separators string) map[string][]string {
+	out := map[string][]string{}
+	for pair := range strings.FieldsFuncSeq(query, func(c rune) bool { return strings.ContainsRune(separators, c) }) {
+		name, value, _ := strings.Cut(pair, "=")
+		name = percentDecode(strings.ReplaceAll(name, "+", " "))
+		out[name] = append(out[name], percentDecode(strings.ReplaceAll(value, "+", " ")))
+	}
+	return out
+}
+
+// secretHeaders hold credentials whether a route says so or not.
+var secretHeaders = map[string]bool{"api-key": true, "cookie": true, "private-token": true, "proxy-authorization": true, "x-goog-api-key": true}
+
+// uncredentialed are the headers without those that hold credentials; lines of one name are joined (RFC 9110 section 5.3).
+func (p *policy) uncredentialed(headers []header) map[string]string {
+	out := make(map[string]string, len(headers))
+	for _, h := range headers {
+		if p.isCredential(h.name) || secretHeaders[canonical(h.name)] {
+			continue
+		}
+		if before, ok := out[h.name]; ok {
+			out[h.name] = before + ", " + h.value
+		} else {
+			out[h.name] = h.value
+		}
+	}
+	return out
+}

@@ -1,0 +1,160 @@
+// Package policy owns the rules that operators write about requests: conditions in CEL over the facts of one request, of
+// which the first that holds decides. It knows nothing of HTTP, of credentials or of who asks: facts go in, a verdict
+// comes out, and the same facts always give the same verdict.
+//
+//	rules ──Compile──▶ Set ──Decide(Facts)──▶ allow | deny, in words | hold, for as long
+//
+// Whatever cannot be decided is denied: a condition that fails on a request, or one that depends on what cannot be seen.
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+)
+
+// Action is what a rule does with a request.
+type Action string
+
+// The actions.
+const (
+	Allow Action = "allow" // it goes on
+	Deny  Action = "deny"  // it is refused
+	Hold  Action = "hold"  // it waits until an operator allows or denies it
+)
+
+// Rule is one condition, and what happens to the requests for which it holds.
+type Rule struct {
+	// Name is for logs, approvals and messages; unique in its Set.
+	Name string
+	// When is a CEL expression that is true or false, see Facts. Empty: always true.
+	When   string
+	Action Action
+	// Words say why, to the worker that is denied or to the operator who is asked.
+	Words string
+	// For is how long a request is held at most.
+	For time.Duration
+}
+
+// Verdict is what the rules say about one request.
+type Verdict struct {
+	Action Action        `json:"action"`
+	Rule   string        `json:"rule,omitempty"` // the name of the rule that decided; empty: none did
+	Words  string        `json:"words,omitempty"`
+	For    time.Duration `json:"-"`
+	// Err is why a condition could not be decided, without what CEL quotes, which may be of the request. The Action is then Deny.
+	Err error `json:"-"`
+}
+
+// Set is rules in their order, ready to decide. It is never changed, and safe for concurrent use.
+type Set struct {
+	rules    []compiled
+	fallback Action
+	looksAt  map[string]bool
+}
+
+type compiled struct {
+	Rule
+	whole   cel.Program // nil: always true
+	partial cel.Program // for facts of which some are unknown
+}
+
+// Compile makes rules ready to decide; fallback is Allow or Deny, for requests for which no rule holds. The error names the
+// rule; Check finds all that is wrong with a condition.
+func Compile(rules []Rule, fallback Action) (*Set, error) {
+	s := &Set{fallback: fallback, looksAt: map[string]bool{}}
+	for _, r := range rules {
+		c := compiled{Rule: r}
+		if r.When != "" {
+			p, faults := compile(r.When)
+			if len(faults) > 0 {
+				return nil, fmt.Errorf("rule %s: %w", r.Name, faults[0])
+			}
+			c.whole, c.partial = p.whole, p.partial
+			for _, name := range p.looksAt {
+				s.looksAt[name] = true
+			}
+		}
+		s.rules = append(s.rules, c)
+	}
+	return s, nil
+}
+
+// LooksAt reports whether some condition depends on the fact, by its name in CEL. A nil Set looks at nothing.
+func (s *Set) LooksAt(fact string) bool { return s != nil && s.looksAt[fact] }
+
+// Decide says what becomes of a request. It is denied when the rules would differ for two readings of its path and query:
+// nobody then knows which of them the server will follow. A nil Set allows everything.
+func (s *Set) Decide(f *Facts) Verdict {
+	if s == nil {
+		return Verdict{Action: Allow}
+	}
+	first, at := s.decide(f, f.Reading)
+	for _, other := range f.Others {
+		if _, i := s.decide(f, other); i != at {
+			return Verdict{Action: Deny, Words: "its path or query can be read in more than one way, and the rules differ for them; send it in its plain form"}
+		}
+	}
+	return first
+}
+
+// decide returns the verdict for one reading, and the index of the rule that gave it; the number of rules when none did.
+func (s *Set) decide(f *Facts, r Reading) (Verdict, int) {
+	a := &activation{facts: f, reading: r}
+	for i, rule := range s.rules {
+		holds, err := rule.holds(a)
+		switch {
+		case err != nil:
+			return Verdict{Action: Deny, Rule: rule.Name, Err: err,
+				Words: fmt.Sprintf("rule %s cannot be decided for it; an operator finds the reason in the gate's log", rule.Name)}, i
+		case holds == unknown && rule.Action != Allow:
+			return Verdict{Action: Deny, Rule: rule.Name,
+				Words: fmt.Sprintf("rule %s depends on what is sent inside the tunnel, which the gate does not see", rule.Name)}, i
+		case holds == yes:
+			return Verdict{Action: rule.Action, Rule: rule.Name, Words: rule.Words, For: rule.For}, i
+		}
+	}
+	v := Verdict{Action: s.fallback}
+	if v.Action == Deny {
+		v.Words = fmt.Sprintf("no rule of profile %s allows it; an operator writes one", f.Profile)
+	}
+	return v, len(s.rules)
+}
+
+var quoted = regexp.MustCompile("\"[^\"]*\"|'[^']*'|`[^`]*`")
+
+type answer int
+
+const (
+	no answer = iota
+	yes
+	unknown // it depends on a fact that is not known
+)
+
+func (c *compiled) holds(a *activation) (answer, error) {
+	if c.whole == nil {
+		return yes, nil
+	}
+	program, input := c.whole, any(a)
+	if a.facts.Opaque {
+		partial, err := cel.PartialVars(a, hidden...)
+		if err != nil {
+			return no, err
+		}
+		program, input = c.partial, partial
+	}
+	out, _, err := program.Eval(input)
+	switch {
+	case err != nil:
+		return no, errors.New(quoted.ReplaceAllString(err.Error(), "…"))
+	case types.IsUnknown(out):
+		return unknown, nil
+	case out == types.True:
+		return yes, nil
+	}
+	return no, nil
+}
