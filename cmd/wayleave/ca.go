@@ -29,7 +29,7 @@ sign; retire removes the first. No gate and no worker is restarted for it.
 
 Show and print need the rights of a viewer. The steps need those of an administrator, as 'vault setup' does: VAULT_TOKEN, or
 what 'bao login' left. For the OpenBao of a 'wayleave up' they work as the user who runs it.`,
-	}, newCAShow(), newCAPrepare(), newCAActivate(), newCARetire(), newCAPrint())
+	}, newCAShow(), newCAPrepare(), newCAActivate(), newCARetire(), newCAPrint(), newCAInstall())
 }
 
 // rootStore is where the roots are, and what gates write down: vault.Client.
