@@ -157,24 +157,46 @@ func Finish(ctx context.Context, adminSocket string) error {
 
 // underWay returns how many requests are under way, and how many bytes have passed through tunnels so far.
 func underWay(ctx context.Context, adminSocket string) (requests, bytes float64, err error) {
-	filter := "^(" + regexp.QuoteMeta(activeRequests) + "|" + regexp.QuoteMeta(tunnelBytes) + "[rt]x_bytes_total)$"
-	text, err := admin(ctx, adminSocket, http.MethodGet, "/stats?filter="+url.QueryEscape(filter))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		n, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			return 0, 0, fmt.Errorf("reading envoy's statistics: %q", line)
-		}
+	stats, err := Stats(ctx, adminSocket, "^("+regexp.QuoteMeta(activeRequests)+"|"+regexp.QuoteMeta(tunnelBytes)+"[rt]x_bytes_total)$")
+	for name, n := range stats {
 		if name == activeRequests {
 			requests += n
 		} else {
 			bytes += n
 		}
 	}
-	return requests, bytes, nil
+	return requests, bytes, err
+}
+
+// Stats returns Envoy's counters and gauges whose names the regular expression finds.
+func Stats(ctx context.Context, adminSocket, filter string) (map[string]float64, error) {
+	text, err := admin(ctx, adminSocket, http.MethodGet, "/stats?filter="+url.QueryEscape(filter))
+	if err != nil {
+		return nil, err
+	}
+	stats := map[string]float64{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if stats[name], err = strconv.ParseFloat(value, 64); err != nil {
+			return nil, fmt.Errorf("reading envoy's statistics: %q", line)
+		}
+	}
+	return stats, nil
+}
+
+// Allocated returns how many bytes of memory Envoy uses; it may keep more, for later.
+func Allocated(ctx context.Context, adminSocket string) (int64, error) {
+	text, err := admin(ctx, adminSocket, http.MethodGet, "/memory")
+	if err != nil {
+		return 0, err
+	}
+	var m struct {
+		Allocated int64 `json:"allocated,string"`
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		return 0, fmt.Errorf("reading envoy's use of memory: %w", err)
+	}
+	return m.Allocated, nil
 }
 
 func admin(ctx context.Context, socket, method, path string) ([]byte, error) {

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"wayleave/ca"
+	"wayleave/extproc"
+	"wayleave/grant"
+	"wayleave/secret"
+	"wayleave/vault/vaulttest"
+	"wayleave/worker"
+	"wayleave/xds"
+)
+
+// The gate is a process of its own, so that its memory and its CPU time are its own: xDS, the check and the swap as in the
+// product, over a store in memory and a token that is always there.
+
+const (
+	gateCommand = "gate" // what bench starts itself with
+	grantName   = "api"
+	profileName = "default"
+	workerName  = "bench"
+	realToken   = "sk-ant-oat01-the-real-token-of-a-provider-which-is-about-as-long-as-this-one-is-0123456789"
+	placeholder = "sk-ant-oat01-" // what placeholders start with
+)
+
+// gateSpec is what a gate is told, as its first line of input.
+type gateSpec struct {
+	Socket  string
+	Envoy   xds.Config
+	Swap    extproc.Config
+	Leaves  int    // xds.Options.MaxLeaves
+	Variant string // of what Envoy and the gate do; see variants
+}
+
+// gateHello is what it answers: with what a worker comes.
+type gateHello struct {
+	Root        []byte // PEM
+	Session     string
+	Token       string
+	Placeholder string
+}
+
+// gateState is what it answers to every further line.
+type gateState struct {
+	Minted int64 // leaf certificates so far
+}
+
+// gate is such a process, as bench sees it.
+type gate struct {
+	gateHello
+	pid  int
+	ask  *json.Encoder
+	tell *json.Decoder
+	stop func()
+}
+
+// startGate starts one and returns when Envoy can connect. It ends with stop, or with us.
+func startGate(ctx context.Context, spec gateSpec) (*gate, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, gateCommand)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	g := &gate{pid: cmd.Process.Pid, ask: json.NewEncoder(in), tell: json.NewDecoder(out)}
+	g.stop = func() {
+		in.Close()     // which is how it learns that we have ended, too
+		_ = cmd.Wait() // it has told us all we asked
+	}
+	if err := g.question(spec, &g.gateHello); err != nil {
+		g.stop()
+		return nil, fmt.Errorf("starting the gate: %w", err)
+	}
+	return g, nil
+}
+
+func (g *gate) question(q, answer any) error {
+	if err := g.ask.Encode(q); err != nil {
+		return err
+	}
+	return g.tell.Decode(answer)
+}
+
+// settle has the gate collect its garbage and give memory back, and returns its state.
+func (g *gate) settle() (s gateState, err error) { return s, g.question("settle", &s) }
+
+// serveGate is that process. It serves until its input ends.
+func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	questions, answers := json.NewDecoder(in), json.NewEncoder(out)
+	var spec gateSpec
+	if err := questions.Decode(&spec); err != nil {
+		return fmt.Errorf("%s is what a benchmark starts by itself: %w", gateCommand, err)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	store := vaulttest.NewMemory()
+	var domains []string
+	for _, r := range spec.Envoy.Routes {
+		domains = append(domains, r.Hosts...)
+	}
+	authority, err := ca.New(ctx, store, ca.Config{Domains: domains, Log: log})
+	if err != nil {
+		return err
+	}
+	keyring, err := worker.LoadKeyring(ctx, store)
+	if err != nil {
+		return err
+	}
+	session, token, err := keyring.Issue(workerName, profileName, 24*time.Hour, time.Now())
+	if err != nil {
+		return err
+	}
+	resources, err := xds.Build(spec.Envoy)
+	if err != nil {
+		return err
+	}
+	options := []grpc.ServerOption{ // as the product's
+		grpc.MaxConcurrentStreams(1 << 20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	}
+	if v, ok := variants[spec.Variant]; ok {
+		options = append(options, v.gate...)
+		if v.envoy != nil {
+			if err := v.envoy(resources); err != nil {
+				return err
+			}
+		}
+	}
+	var minted atomic.Int64
+	fleet := xds.NewServer(func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		minted.Add(1)
+		leaf, err := authority.Leaf(host)
+		return leaf.CertificatePEM, leaf.KeyPEM, leaf.NotAfter, err
+	}, xds.Options{MaxLeaves: spec.Leaves, Log: log})
+	if err := fleet.Publish(resources); err != nil {
+		return err
+	}
+	server := grpc.NewServer(options...)
+	fleet.Register(server)
+	extproc.New(spec.Swap, keyring, readyTokens{}, extproc.Options{Log: log}).Register(server)
+	var listening net.ListenConfig
+	l, err := listening.Listen(ctx, "unix", spec.Socket)
+	if err != nil {
+		return err
+	}
+	go fleet.Run(ctx)
+	go func() { _ = server.Serve(l) }() // until Stop
+	defer server.Stop()
+
+	if err := answers.Encode(gateHello{
+		Root: authority.RootPEM(), Session: session.ID, Token: token.Reveal(),
+		Placeholder: keyring.Placeholder(session, grantName, placeholder),
+	}); err != nil {
+		return err
+	}
+	for {
+		var question string
+		if err := questions.Decode(&question); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		debug.FreeOSMemory()
+		if err := answers.Encode(gateState{Minted: minted.Load()}); err != nil {
+			return err
+		}
+	}
+}
+
+// readyTokens has the token of every grant.
+type readyTokens struct{}
+
+func (readyTokens) Token(context.Context, string, string, []string) (grant.Token, error) {
+	return grant.Token{Access: secret.New(realToken), Version: "1", Replaceable: true}, nil
+}
+
+func (t readyTokens) Replace(ctx context.Context, name, worker, _ string, required []string) (grant.Token, error) {
+	return t.Token(ctx, name, worker, required)
+}
+
+func (readyTokens) Reject(string, string, string) {}

@@ -1,0 +1,76 @@
+// Command bench measures what the gate costs: the real Envoy with our configuration, asked by real connections, and our
+// services in a process of their own. It owns how to measure; what is measured is a scenario, each in a file of its own.
+//
+//	bench ── CONNECT, TLS, requests ──▶ Envoy ──▶ upstream (in bench)
+//	  └── starts, asks ──▶ bench gate ◀── xDS, ext_authz, ext_proc
+//
+// Machines differ and this one may be busy. So every figure has a named alternative, measured in turn with it in each round,
+// and what counts is the ratio within a round. No test depends on a time.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// scenario is one benchmark. flags declares its parameters and returns what measures.
+type scenario struct {
+	name, about string
+	flags       func(*flag.FlagSet) func(context.Context, *report) error
+}
+
+var scenarios = []scenario{
+	{"names", "memory and handshakes for many names below wildcards", namesFlags},
+	{"swap", "what each part of the way of a request costs", swapFlags},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the command. Results go to out, and how far it is to progress.
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
+	if len(args) > 0 && args[0] == gateCommand {
+		return serveGate(ctx, os.Stdin, out)
+	}
+	for _, s := range scenarios {
+		if len(args) == 0 || s.name != args[0] {
+			continue
+		}
+		f := flag.NewFlagSet(s.name, flag.ContinueOnError)
+		f.SetOutput(progress)
+		raw := f.Bool("json", false, "print what each round measured, as JSON, in place of tables")
+		measure := s.flags(f)
+		if err := f.Parse(args[1:]); err != nil {
+			return err
+		}
+		if f.NArg() > 0 {
+			return fmt.Errorf("%q is no parameter of %s: see bench %s -h", f.Arg(0), s.name, s.name)
+		}
+		r := &report{Scenario: s.name, Machine: thisMachine(ctx), Parameters: map[string]string{}, progress: progress}
+		f.VisitAll(func(p *flag.Flag) { r.Parameters[p.Name] = p.Value.String() })
+		if err := measure(ctx, r); err != nil {
+			return err
+		}
+		if *raw {
+			return json.NewEncoder(out).Encode(r)
+		}
+		return r.print(out)
+	}
+	for _, s := range scenarios {
+		fmt.Fprintf(progress, "  bench %-6s %s\n", s.name, s.about)
+	}
+	return errors.New("name one of the scenarios")
+}

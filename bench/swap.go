@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"wayleave/xds"
+)
+
+// swap: what a request costs on its way, as the product has it and with parts left out. Each variant has an Envoy and a gate
+// of its own, which have nothing to do while the others are measured.
+
+const (
+	whole      = "all of it"
+	noSearch   = "no search of the answer (upstream.lua)"
+	noNotes    = "nor notes of the swap (metadata)"
+	onlyTLS    = "interception alone"
+	swapRounds = 7
+)
+
+// variant is what is left out, of what Envoy is told or of what the gate does.
+type variant struct {
+	envoy  func(*xds.Resources) error
+	gate   []grpc.ServerOption
+	status int // what the upstream answers
+}
+
+var variants = map[string]variant{
+	whole:    {status: http.StatusOK},
+	noSearch: {status: http.StatusOK, envoy: withoutLua},
+	noNotes:  {status: http.StatusOK, envoy: withoutLua, gate: []grpc.ServerOption{grpc.StreamInterceptor(onlyVerdict)}},
+	onlyTLS:  {status: statusUnswapped, envoy: floor},
+}
+
+type swapRun struct {
+	*report
+	rounds, requests int
+}
+
+func swapFlags(f *flag.FlagSet) func(context.Context, *report) error {
+	r := &swapRun{}
+	f.IntVar(&r.rounds, "rounds", swapRounds, "how often each variant is measured")
+	f.IntVar(&r.requests, "requests", 5000, "for each number of connections, in each round")
+	return func(ctx context.Context, rep *report) error {
+		r.report = rep
+		if r.requests < 64 || r.rounds < 1 {
+			return errors.New("requests are at least 64, one for each connection, and rounds at least 1")
+		}
+		return r.run(ctx)
+	}
+}
+
+const (
+	perSecond = "requests/s"
+	p50us     = "p50 µs"
+	p99us     = "p99 µs"
+	envoyCPU  = "Envoy's CPU µs"
+	gateCPU   = "gate's CPU µs"
+)
+
+// lane is a variant with its connections open.
+type lane struct {
+	*world
+	variant string
+	askers  []*asker
+}
+
+func (r *swapRun) run(ctx context.Context) error {
+	t := r.table("A small GET over HTTP/1.1; CPU time is for one request", whole,
+		metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: envoyCPU}, metric{Name: gateCPU})
+	up, err := startUpstream()
+	if err != nil {
+		return err
+	}
+	defer up.Close()
+	var lanes []*lane
+	connections := []int{1, 16, 64}
+	for _, name := range []string{whole, noSearch, noNotes, onlyTLS} {
+		w, err := newWorld(ctx, up, setup{hosts: []string{apiHost}, variant: name})
+		if err != nil {
+			return err
+		}
+		defer w.stop()
+		l := &lane{world: w, variant: name}
+		for range slices.Max(connections) {
+			a, err := w.asker(ctx, variants[name].status)
+			if err != nil {
+				return err
+			}
+			defer a.conn.Close()
+			l.askers = append(l.askers, a)
+		}
+		if _, err := l.measure(1000, len(l.askers)); err != nil { // so that everything is warm
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		lanes = append(lanes, l)
+	}
+	for round := range r.rounds {
+		r.say("round %d of %d", round+1, r.rounds)
+		for _, c := range connections {
+			for i := range lanes { // in turn, and not always the same first
+				l := lanes[(i+round)%len(lanes)]
+				values, err := l.measure(r.requests, c)
+				if err != nil {
+					return fmt.Errorf("%s: %w", l.variant, err)
+				}
+				t.add(fmt.Sprintf("%d at a time", c), l.variant, round, values)
+			}
+		}
+	}
+	return nil
+}
+
+// measure sends so many requests over so many of the connections.
+func (l *lane) measure(requests, connections int) (map[string]float64, error) {
+	envoyBefore, err := cpuTime(l.envoy)
+	if err != nil {
+		return nil, err
+	}
+	gateBefore, err := cpuTime(l.gate.pid)
+	if err != nil {
+		return nil, err
+	}
+	each := requests / connections
+	took := make([]time.Duration, each*connections)
+	begun := time.Now()
+	var group errgroup.Group
+	for i, a := range l.askers[:connections] {
+		mine := took[i*each:][:each]
+		group.Go(func() error {
+			for n := range mine {
+				begun := time.Now()
+				if err := a.ask(); err != nil {
+					return err
+				}
+				mine[n] = time.Since(begun)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	all := time.Since(begun)
+	envoyAfter, err := cpuTime(l.envoy)
+	if err != nil {
+		return nil, err
+	}
+	gateAfter, err := cpuTime(l.gate.pid)
+	if err != nil {
+		return nil, err
+	}
+	n := float64(len(took))
+	return map[string]float64{
+		perSecond: n / all.Seconds(), p50us: micros(quantile(took, 0.5)), p99us: micros(quantile(took, 0.99)),
+		envoyCPU: micros(envoyAfter-envoyBefore) / n, gateCPU: micros(gateAfter-gateBefore) / n,
+	}, nil
+}
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
+// withoutLua takes the Lua filter from between the router and the upstream.
+func withoutLua(r *xds.Resources) error {
+	return upstreamFilters(r, func(f *hcmv3.HttpFilter) bool { return f.GetName() == "envoy.filters.http.lua" })
+}
+
+// floor leaves of the filters those without which no request gets anywhere.
+func floor(r *xds.Resources) error {
+	if err := upstreamFilters(r, func(f *hcmv3.HttpFilter) bool { return f.GetName() != "envoy.filters.http.upstream_codec" }); err != nil {
+		return err
+	}
+	r.Extensions = nil
+	for _, l := range r.Listeners {
+		for _, c := range l.GetFilterChains() {
+			if !strings.HasPrefix(c.GetName(), "intercept") {
+				continue
+			}
+			for _, f := range c.GetFilters() {
+				if err := edit(f.GetTypedConfig(), func(m *hcmv3.HttpConnectionManager) {
+					m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcmv3.HttpFilter) bool { return f.GetName() != "envoy.filters.http.router" })
+					m.AccessLog = slices.DeleteFunc(m.AccessLog, func(l *accesslogv3.AccessLog) bool { return l.GetName() != "envoy.access_loggers.file" })
+				}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// upstreamFilters takes filters from between the router and each upstream.
+func upstreamFilters(r *xds.Resources, unwanted func(*hcmv3.HttpFilter) bool) error {
+	for i, c := range r.Clusters {
+		r.Clusters[i] = proto.CloneOf[*clusterv3.Cluster](c)
+		for _, options := range r.Clusters[i].GetTypedExtensionProtocolOptions() {
+			if err := edit(options, func(m *upstreamhttpv3.HttpProtocolOptions) {
+				m.HttpFilters = slices.DeleteFunc(m.HttpFilters, unwanted)
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// edit changes a packed message in place.
+func edit[M any, P interface {
+	*M
+	proto.Message
+}](packed *anypb.Any, change func(P)) error {
+	m := P(new(M))
+	if err := packed.UnmarshalTo(m); err != nil {
+		return err
+	}
+	change(m)
+	return packed.MarshalFrom(m)
+}
+
+// onlyVerdict leaves of the gate's notes on a request the one that lets it out.
+func onlyVerdict(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return handler(server, briefStream{stream})
+}
+
+type briefStream struct{ grpc.ServerStream }
+
+func (s briefStream) SendMsg(m any) error {
+	if r, ok := m.(*extprocv3.ProcessingResponse); ok {
+		for _, notes := range r.GetDynamicMetadata().GetFields() {
+			f := notes.GetStructValue()
+			f.Fields = map[string]*structpb.Value{"verdict": f.GetFields()["verdict"]}
+		}
+	}
+	return s.ServerStream.SendMsg(m)
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"wayleave/envoy"
+	"wayleave/extproc"
+	"wayleave/supervise"
+	"wayleave/worker"
+	"wayleave/xds"
+)
+
+// world is one gate and one Envoy in front of an upstream.
+type world struct {
+	gate     *gate
+	envoy    int // its process
+	admin    string
+	proxy    string
+	upstream *upstream
+	roots    *x509.CertPool // whom a worker trusts
+	stop     func()
+}
+
+// setup is what is different between worlds.
+type setup struct {
+	hosts   []string // that are intercepted, a route for each
+	leaves  int      // how many leaf certificates are kept; 0: as many as in the product
+	variant string
+}
+
+// newWorld starts one and returns when Envoy has its configuration. It lasts until stop.
+func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) {
+	dir, err := os.MkdirTemp("", "wl")
+	if err != nil {
+		return nil, err
+	}
+	w := &world{upstream: up, admin: filepath.Join(dir, "admin.sock"), stop: func() { os.RemoveAll(dir) }}
+	defer func() {
+		if err != nil {
+			w.stop()
+		}
+	}()
+	if w.proxy, err = freeAddress(ctx); err != nil {
+		return nil, err
+	}
+	spec := gateSpec{
+		Socket: filepath.Join(dir, "gate.sock"), Leaves: s.leaves, Variant: s.variant,
+		Envoy: xds.Config{
+			ProxyAddress: w.proxy, UpstreamCA: up.ca, APISockets: []string{filepath.Join(dir, "api.sock")},
+			Tunnel: []string{up.tunnelled()}, AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+			Marker: worker.Marker, MessageTimeout: 25 * time.Second, AccessLogPath: "/dev/null",
+			CredentialHeaders: []string{"x-goog-api-key", "api-key", "private-token", "cookie"}, EnsureHeaders: []string{"anthropic-beta"},
+		},
+		Swap: extproc.Config{
+			Tunnel: []string{up.tunnelled()}, Replayable: xds.Replayable,
+			Profiles: map[string]extproc.Profile{profileName: {Grants: []string{grantName}}}, Workers: map[string]string{workerName: profileName},
+		},
+	}
+	for i, h := range s.hosts {
+		name := fmt.Sprintf("route%d", i)
+		spec.Envoy.Routes = append(spec.Envoy.Routes, xds.Route{Name: name, Hosts: []string{h}, ConnectTo: up.address})
+		spec.Swap.Routes = append(spec.Swap.Routes, extproc.Route{
+			Name: name, Hosts: []string{h}, Credential: grantName, PlaceholderPrefix: placeholder, EnsureHeaders: map[string]string{"anthropic-beta": "oauth-2025-04-20"},
+		})
+	}
+	if w.gate, err = startGate(ctx, spec); err != nil {
+		return nil, err
+	}
+	w.stop = after(w.gate.stop, w.stop)
+	w.roots = x509.NewCertPool()
+	w.roots.AppendCertsFromPEM(w.gate.Root)
+	stopEnvoy, err := w.startEnvoy(ctx, dir, spec.Socket)
+	if err != nil {
+		return nil, err
+	}
+	w.stop = after(stopEnvoy, w.stop)
+	return w, nil
+}
+
+func after(first, then func()) func() { return func() { first(); then() } }
+
+// startEnvoy returns when Envoy listens for workers. It is run as the product runs it.
+func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop func(), err error) {
+	binary, err := findEnvoy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	boot := envoy.Bootstrap{NodeID: "bench", GateSockets: []string{gateSocket}, AdminSocket: w.admin}
+	text, err := boot.YAML()
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "envoy.yaml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	ready, done := make(chan int, 1), make(chan error, 1)
+	go func() {
+		done <- supervise.Run(ctx, supervise.Process{
+			Name:    "envoy",
+			Command: func() *exec.Cmd { return exec.Command(binary.Path, boot.Args(file)...) }, //nolint:noctx // supervise ends it
+			Ready: func(ctx context.Context) error {
+				if err := envoy.Ready(ctx, w.admin); err != nil {
+					return err
+				}
+				c, err := new(net.Dialer).DialContext(ctx, "tcp", w.proxy)
+				if err == nil {
+					c.Close()
+				}
+				return err
+			},
+			OnEvent: func(e supervise.Event) {
+				switch e.Kind {
+				case supervise.Ready:
+					ready <- e.PID
+				case supervise.Exited:
+					cancel(fmt.Errorf("Envoy ended: %s", strings.Join(e.Tail, "\n"))) //nolint:staticcheck,revive // a name
+				}
+			},
+		})
+	}()
+	select {
+	case w.envoy = <-ready:
+		return func() { cancel(nil); <-done }, nil
+	case err := <-done:
+		return nil, errors.Join(err, context.Cause(ctx))
+	}
+}
+
+// freeAddress is one of this machine that nobody listens at.
+func freeAddress(ctx context.Context) (string, error) {
+	var c net.ListenConfig
+	l, err := c.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
