@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -75,11 +76,10 @@ const (
 	gateCPU   = "gate's CPU µs"
 )
 
-// lane is a variant with its connections open.
+// lane is a variant that runs.
 type lane struct {
 	*world
 	variant string
-	askers  []*asker
 }
 
 func (r *swapRun) run(ctx context.Context) error {
@@ -98,16 +98,8 @@ func (r *swapRun) run(ctx context.Context) error {
 			return err
 		}
 		defer w.stop()
-		l := &lane{world: w, variant: name}
-		for range slices.Max(connections) {
-			a, err := w.asker(ctx, variants[name].status)
-			if err != nil {
-				return err
-			}
-			defer a.conn.Close()
-			l.askers = append(l.askers, a)
-		}
-		if _, err := l.measure(1000, len(l.askers)); err != nil { // so that everything is warm
+		l := &lane{w, name}
+		if _, err := l.measure(ctx, 1000, slices.Max(connections)); err != nil { // so that everything is warm
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		lanes = append(lanes, l)
@@ -115,9 +107,9 @@ func (r *swapRun) run(ctx context.Context) error {
 	for round := range r.rounds {
 		r.say("round %d of %d", round+1, r.rounds)
 		for _, c := range connections {
-			for i := range lanes { // in turn, and not always the same first
-				l := lanes[(i+round)%len(lanes)]
-				values, err := l.measure(r.requests, c)
+			for _, i := range rand.Perm(len(lanes)) {
+				l := lanes[i]
+				values, err := l.measure(ctx, r.requests, c)
 				if err != nil {
 					return fmt.Errorf("%s: %w", l.variant, err)
 				}
@@ -128,8 +120,21 @@ func (r *swapRun) run(ctx context.Context) error {
 	return nil
 }
 
-// measure sends so many requests over so many of the connections.
-func (l *lane) measure(requests, connections int) (map[string]float64, error) {
+// measure sends so many requests over so many connections. They are new ones: which of its threads Envoy gives each to is
+// chance, and makes a difference.
+func (l *lane) measure(ctx context.Context, requests, connections int) (map[string]float64, error) {
+	var askers []*asker
+	for range connections {
+		a, err := l.asker(ctx, variants[l.variant].status)
+		if err != nil {
+			return nil, err
+		}
+		defer a.conn.Close()
+		if err := a.ask(); err != nil {
+			return nil, err
+		}
+		askers = append(askers, a)
+	}
 	envoyBefore, err := cpuTime(l.envoy)
 	if err != nil {
 		return nil, err
@@ -142,7 +147,7 @@ func (l *lane) measure(requests, connections int) (map[string]float64, error) {
 	took := make([]time.Duration, each*connections)
 	begun := time.Now()
 	var group errgroup.Group
-	for i, a := range l.askers[:connections] {
+	for i, a := range askers {
 		mine := took[i*each:][:each]
 		group.Go(func() error {
 			for n := range mine {
