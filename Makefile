@@ -12,7 +12,7 @@ GOVULNDB ?= file://$(CURDIR)/.tools/vulndb
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
@@ -61,6 +61,17 @@ reliability: tools ## the proof of docs/reliability.md in full size, which takes
 .PHONY: isolation
 isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none with another worker's credential
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
+
+# What the benchmarks take: NAMES, REQUESTS, ROUNDS, and ARGS such as --json. See docs/performance.md.
+.PHONY: bench-names
+bench-names: ## memory and handshakes for many names on a real Envoy (NAMES=10000 ROUNDS=3)
+	@deploy/tools/fetch.sh binaries
+	@go run ./bench names $(if $(NAMES),--names $(NAMES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+.PHONY: bench-swap
+bench-swap: ## what each part of the way of a request costs (REQUESTS=5000 ROUNDS=7)
+	@deploy/tools/fetch.sh binaries
+	@go run ./bench swap $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 20s)

@@ -62,20 +62,20 @@ func (w *world) connect(ctx context.Context, authority string, roots *x509.CertP
 
 // intercepted makes one handshake with the gate in the place of host, and ends the connection.
 func (w *world) intercepted(ctx context.Context, host string) (took time.Duration, err error) {
-	c, took, err := w.connect(ctx, host+":443", w.roots)
-	if err == nil {
-		c.Close()
-	}
-	return took, err
+	return w.handshake(ctx, host+":443", w.roots)
 }
 
 // untouched makes one with the upstream itself, through a tunnel.
 func (w *world) untouched(ctx context.Context) (took time.Duration, err error) {
-	c, took, err := w.connect(ctx, w.upstream.tunnelled(), w.upstream.roots)
-	if err == nil {
-		c.Close()
+	return w.handshake(ctx, w.upstream.tunnelled(), w.upstream.roots)
+}
+
+func (w *world) handshake(ctx context.Context, authority string, roots *x509.CertPool) (time.Duration, error) {
+	c, took, err := w.connect(ctx, authority, roots)
+	if err != nil {
+		return 0, err
 	}
-	return took, err
+	return took, c.Close()
 }
 
 // asker sends the same request again and again over one connection. It does as little as it can, since it runs beside what is

@@ -161,29 +161,11 @@ func (f *field) fill(ctx context.Context, names int) error {
 	return group.Wait()
 }
 
-const (
-	statConnections  = "http.proxy.downstream_cx_active"
-	statCertificates = "on_demand_secret.cert_active"
-)
-
 // weigh takes the memory of both processes, once all connections have ended.
 func (r *namesRun) weigh(ctx context.Context, f *field, round, names int) error {
-	var stats map[string]float64
-	again := time.NewTicker(50 * time.Millisecond)
-	defer again.Stop()
-	for {
-		var err error
-		if stats, err = envoy.Stats(ctx, f.admin, `(http\.proxy\.downstream_cx_active|on_demand_secret\.cert_active)$`); err != nil {
-			return err
-		}
-		if stats[statConnections] == 0 {
-			break
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	certificates, err := settled(ctx, f.admin)
+	if err != nil {
+		return err
 	}
 	if _, err := f.gate.settle(); err != nil {
 		return err
@@ -202,7 +184,7 @@ func (r *namesRun) weigh(ctx context.Context, f *field, round, names int) error 
 	}
 	const mb = 1e6
 	r.memory.add(grouped(names), f.variant, round, map[string]float64{
-		envoyMB: ofEnvoy / mb, heapMB: float64(inUse) / mb, gateMB: ofGate / mb, held: certificates(stats),
+		envoyMB: ofEnvoy / mb, heapMB: float64(inUse) / mb, gateMB: ofGate / mb, held: certificates,
 	})
 	return nil
 }
@@ -244,12 +226,30 @@ func (r *namesRun) time(ctx context.Context, f *field, round, names int) error {
 	return nil
 }
 
-// certificates is how many Envoy holds.
-func certificates(stats map[string]float64) (n float64) {
-	for name, v := range stats {
-		if strings.HasSuffix(name, statCertificates) {
-			n += v
+// settled waits until no worker is connected and Envoy has taken the certificates that were withdrawn out of use. It returns
+// how many are left.
+func settled(ctx context.Context, admin string) (certificates float64, err error) {
+	const connections, active = "http.proxy.downstream_cx_active", "on_demand_secret.cert_active"
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for before := -1.0; ; before = certificates {
+		stats, err := envoy.Stats(ctx, admin, "^http.proxy.downstream_cx_active$|on_demand_secret.cert_active$")
+		if err != nil {
+			return 0, err
+		}
+		certificates = 0
+		for name, n := range stats {
+			if strings.HasSuffix(name, active) {
+				certificates += n
+			}
+		}
+		if stats[connections] == 0 && certificates == before {
+			return certificates, nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		}
 	}
-	return n
 }

@@ -99,7 +99,7 @@ func (r *swapRun) run(ctx context.Context) error {
 		}
 		defer w.stop()
 		l := &lane{w, name}
-		if _, err := l.measure(ctx, 1000, slices.Max(connections)); err != nil { // so that everything is warm
+		if _, err := l.measure(ctx, min(r.requests, 1000), slices.Max(connections)); err != nil { // so that everything is warm
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		lanes = append(lanes, l)

@@ -107,6 +107,7 @@ func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop fu
 	ctx, cancel := context.WithCancelCause(ctx)
 	ready, done := make(chan int, 1), make(chan error, 1)
 	go func() {
+		defer close(done)
 		done <- supervise.Run(ctx, supervise.Process{
 			Name:    "envoy",
 			Command: func() *exec.Cmd { return exec.Command(binary.Path, boot.Args(file)...) }, //nolint:noctx // supervise ends it
@@ -121,10 +122,10 @@ func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop fu
 				return err
 			},
 			OnEvent: func(e supervise.Event) {
-				switch e.Kind {
-				case supervise.Ready:
+				if e.Kind == supervise.Ready {
 					ready <- e.PID
-				case supervise.Exited:
+				}
+				if e.Kind == supervise.Exited {
 					cancel(fmt.Errorf("Envoy ended: %s", strings.Join(e.Tail, "\n"))) //nolint:staticcheck,revive // a name
 				}
 			},
@@ -132,7 +133,11 @@ func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop fu
 	}()
 	select {
 	case w.envoy = <-ready:
-		return func() { cancel(nil); <-done }, nil
+		return func() {
+			cancel(nil)
+			for range done { // it ends as it was told
+			}
+		}, nil
 	case err := <-done:
 		return nil, errors.Join(err, context.Cause(ctx))
 	}

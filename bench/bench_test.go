@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"wayleave/envoy/envoytest"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == gateCommand { // what the scenarios start
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// Every benchmark that docs/performance.md shows runs as it is shown there, but smaller. No time is looked at: that there is one
+// is enough.
+func TestCommandsInTheDocumentation(t *testing.T) {
+	t.Setenv("WAYLEAVE_ENVOY", envoytest.Binary(t))
+	page, err := os.ReadFile("../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := map[string]bool{}
+	for line := range strings.Lines(string(page)) {
+		if !strings.HasPrefix(line, "make bench-") {
+			continue
+		}
+		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "ROUNDS=1")...)
+		if ran[args[0]] { // with other numbers
+			continue
+		}
+		ran[args[0]] = true
+		t.Run(args[0], func(t *testing.T) {
+			checks[args[0]](t, args)
+		})
+	}
+	for _, s := range scenarios {
+		if !ran[s.name] {
+			t.Errorf("docs/performance.md does not show how to run %s", s.name)
+		}
+	}
+}
+
+// checks run a scenario and see whether it has measured what it says.
+var checks = map[string]func(*testing.T, []string){
+	// Beyond the limits on certificates, Envoy holds no more of them.
+	"names": func(t *testing.T, args []string) {
+		r := bench(t, append(args, "--leaves", "10", "--handshakes", "3")...)
+		got := map[string]float64{}
+		for _, s := range r.Tables[0].Samples {
+			got[s.Case+" "+s.Variant] = s.Values[held]
+		}
+		for of, want := range map[string]float64{"0 " + spread: 0, "60 " + spread: 10, "60 " + below: 2, "60 " + passing: 0} {
+			if n, ok := got[of]; !ok || n != want {
+				t.Errorf("%s: %v certificates, want %v of %v", of, n, want, got)
+			}
+		}
+	},
+	// Each variant has answered as it should.
+	"swap": func(t *testing.T, args []string) {
+		r := bench(t, args...)
+		if n := len(r.Tables[0].Samples); n != 3*len(variants) {
+			t.Errorf("%d samples of %d variants with three numbers of connections", n, len(variants))
+		}
+		var out bytes.Buffer
+		if err := r.print(&out); err != nil || !strings.Contains(out.String(), "×") {
+			t.Errorf("printed without a ratio: %v\n%s", err, out.String())
+		}
+	},
+}
+
+// recipe is what make would run, without the program.
+func recipe(t *testing.T, words ...string) []string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "make", append([]string{"--no-print-directory", "-n", "-C", ".."}, words...)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("make %s: %v\n%s", strings.Join(words, " "), err, out)
+	}
+	_, line, found := strings.Cut(string(out), "go run ./bench ")
+	if !found {
+		t.Fatalf("make %s runs no benchmark:\n%s", strings.Join(words, " "), out)
+	}
+	line, _, _ = strings.Cut(line, "\n")
+	return strings.Fields(line)
+}
+
+// bench runs the command and returns its raw data.
+func bench(t *testing.T, args ...string) *report {
+	t.Helper()
+	var out, progress bytes.Buffer
+	if err := run(t.Context(), append(args, "--json"), &out, &progress); err != nil {
+		t.Fatalf("bench %s: %v\n%s", strings.Join(args, " "), err, progress.String())
+	}
+	r := &report{}
+	if err := json.Unmarshal(out.Bytes(), r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// What counts is the ratio within a round, since a machine may be busy in one and not in the next.
+func TestRatiosAreWithinARound(t *testing.T) {
+	tbl := &table{Base: "slow", Metrics: []metric{{Name: "ms"}, {Name: "n", NoRatio: true}}}
+	for round, ms := range []float64{10, 1000, 30} { // the machine was busy in the second
+		tbl.add("c", "slow", round, map[string]float64{"ms": ms, "n": 1})
+		tbl.add("c", "fast", round, map[string]float64{"ms": ms / 2, "n": 2})
+	}
+	want := "| | | ms | n | |---|---|---|---| | c | slow | 30 [10–1,000] | 1 | | | fast | 15 [5–500] ×0.50 | 2 |"
+	if got := strings.Join(strings.Fields(markdown(tbl.rows())), " "); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"", "name one of the scenarios"},
+		{"nothing", "name one of the scenarios"},
+		{"names 10", `"10" is no parameter`},
+		{"names --names 0", "at least 1"},
+		{"swap --requests 1", "at least 64"},
+	} {
+		if err := run(t.Context(), strings.Fields(c.args), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("bench %s: %v, want %q", c.args, err, c.want)
+		}
+	}
+}
