@@ -69,7 +69,7 @@ type gate struct {
 	stop func()
 }
 
-// startGate starts one and returns when Envoy can connect. It ends with stop, or with us.
+// startGate starts one and returns when Envoy can connect. It ends with stop; or with us, as its input does.
 func startGate(ctx context.Context, spec gateSpec) (*gate, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -90,8 +90,8 @@ func startGate(ctx context.Context, spec gateSpec) (*gate, error) {
 	}
 	g := &gate{pid: cmd.Process.Pid, ask: json.NewEncoder(in), tell: json.NewDecoder(out)}
 	g.stop = func() {
-		in.Close()     // which is how it learns that we have ended, too
-		_ = cmd.Wait() // it has told us all we asked
+		_ = cmd.Process.Kill() // it has told us all we asked
+		_ = cmd.Wait()
 	}
 	if err := g.question(spec, &g.gateHello); err != nil {
 		g.stop()
