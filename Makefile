@@ -69,7 +69,7 @@ bench-names: ## memory and handshakes for many names on a real Envoy (NAMES=1000
 	@go run ./bench names $(if $(NAMES),--names $(NAMES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: bench-swap
-bench-swap: ## what each part of the way of a request costs (REQUESTS=5000 ROUNDS=7)
+bench-swap: ## what each part of the way of a request costs (REQUESTS=2000 ROUNDS=21)
 	@deploy/tools/fetch.sh binaries
 	@go run ./bench swap $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
