@@ -6,10 +6,15 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"wayleave/envoy/envoytest"
+	"wayleave/worker"
+	"wayleave/xds"
 )
 
 func TestMain(m *testing.M) {
@@ -105,6 +110,38 @@ func bench(t *testing.T, args ...string) *report {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// Should a filter get another name, its variant would leave out nothing, and its ratio say that it costs nothing.
+func TestVariantsLeaveOutWhatTheySay(t *testing.T) {
+	const lua, search, swap, barrier = "envoy.filters.http.lua", "envoy_on_response", "wayleave.ext_proc", "envoy.filters.http.rbac"
+	for name, gone := range map[string][]string{whole: nil, noSearch: {lua, search}, noNotes: {lua, search}, onlyTLS: {lua, search, swap, barrier}} {
+		r, err := xds.Build(xds.Config{
+			ProxyAddress: "127.0.0.1:3128", UpstreamCA: []byte("-----BEGIN CERTIFICATE-----"), APISockets: []string{"/api.sock"}, Marker: worker.Marker,
+			Routes: []xds.Route{{Name: "api", Hosts: []string{apiHost}, ConnectTo: "127.0.0.1:1"}}, AccessLogPath: "/dev/null",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if edit := variants[name].envoy; edit != nil {
+			if err := edit(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var text []byte
+		for _, m := range r.All() {
+			wire, err := proto.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = append(text, wire...)
+		}
+		for _, part := range []string{lua, search, swap, barrier} {
+			if bytes.Contains(text, []byte(part)) == slices.Contains(gone, part) {
+				t.Errorf("%s: %s is there: %t", name, part, bytes.Contains(text, []byte(part)))
+			}
+		}
+	}
 }
 
 // What counts is the ratio within a round, since a machine may be busy in one and not in the next.

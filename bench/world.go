@@ -125,6 +125,9 @@ func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop fu
 				if e.Kind == supervise.Ready {
 					ready <- e.PID
 				}
+				if e.Kind == supervise.Exited && e.Err != nil { // why connections were lost
+					fmt.Fprintf(os.Stderr, "Envoy ended: %v\n%s\n", e.Err, strings.Join(e.Tail, "\n"))
+				}
 				if e.Kind == supervise.Exited {
 					cancel(fmt.Errorf("Envoy ended: %s", strings.Join(e.Tail, "\n"))) //nolint:staticcheck,revive // a name
 				}

@@ -24,7 +24,7 @@ type Minter func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err e
 
 // Options are the limits of a Server.
 type Options struct {
-	// MaxLeaves is how many leaf certificates are live at once; each costs Envoy about 32 kB. Beyond it, those
+	// MaxLeaves is how many leaf certificates are live at once; docs/performance.md has what each costs. Beyond it, those
 	// asked for longest ago are withdrawn, and first those that are not themselves in the configuration. The names below
 	// one wildcard, and all those spelled with capitals, have a fifth of it each. Zero: 5,000.
 	MaxLeaves int

@@ -115,6 +115,7 @@ function envoy_on_response(handle)
   if not ok then
     handle:logErr("wayleave: the headers of an answer could not be searched, and were dropped")
     empty(handle:headers())
+    bodiless = handle:headers():get(":status") ~= "101" -- whether the gate would have searched it is not known here
   elseif not texts then
     return
   end
