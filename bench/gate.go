@@ -129,11 +129,11 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	keyring, err := worker.LoadKeyring(ctx, store)
+	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: log})
 	if err != nil {
 		return err
 	}
-	session, token, err := keyring.Issue(workerName, profileName, 24*time.Hour, time.Now())
+	session, token, err := sessions.Issue(workerName, profileName, 24*time.Hour, time.Now())
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	server := grpc.NewServer(options...)
 	fleet.Register(server)
-	extproc.New(spec.Swap, keyring, readyTokens{}, extproc.Options{Log: log}).Register(server)
+	extproc.New(spec.Swap, sessions, readyTokens{}, extproc.Options{Log: log}).Register(server)
 	var listening net.ListenConfig
 	l, err := listening.Listen(ctx, "unix", spec.Socket)
 	if err != nil {
@@ -176,7 +176,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 
 	if err := answers.Encode(gateHello{
 		Root: authority.RootPEM(), Session: session.ID, Token: token.Reveal(),
-		Placeholder: keyring.Placeholder(session, grantName, placeholder),
+		Placeholder: sessions.Placeholder(session, grantName, placeholder),
 	}); err != nil {
 		return err
 	}
