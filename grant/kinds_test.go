@@ -62,7 +62,7 @@ func TestMachineRefused(t *testing.T) {
 		if _, err := k.Token(t.Context(), "claude", nil); err == nil || !strings.Contains(err.Error(), "invalid_grant") {
 			t.Errorf("Token: %v", err)
 		}
-		if n := w.as.count(); n > 3*60 {
+		if n := w.as.count(); n > 3*60+10 { // one a minute, after a few quick ones
 			t.Errorf("%d calls in three hours", n)
 		}
 		w.as.set(func(a *authority) { a.fail = nil })

@@ -94,7 +94,13 @@ local function empty(map)
   end
 end
 
--- The texts that were searched for, or nothing where nothing is to be, and whether the answer may have no body.
+-- Whether nobody searches the body, so that there may be none.
+local function unsearched(handle)
+  local decision = handle:streamInfo():dynamicMetadata():get("wayleave")
+  return decision and decision.unsearched and handle:headers():get(":status") ~= "101"
+end
+
+-- The texts that were searched for, or nothing where nothing is to be.
 local function search(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   local decision = metadata:get("wayleave")
@@ -107,19 +113,18 @@ local function search(handle)
   end
   local texts = needles(handle, decision)
   scrub(headers, texts)
-  return texts, decision.unsearched and headers:get(":status") ~= "101"
+  return texts
 end
 
 function envoy_on_response(handle)
-  local ok, texts, bodiless = pcall(search, handle)
+  local ok, texts = pcall(search, handle)
   if not ok then
     handle:logErr("wayleave: the headers of an answer could not be searched, and were dropped")
     empty(handle:headers())
-    bodiless = handle:headers():get(":status") ~= "101" -- whether the gate would have searched it is not known here
   elseif not texts then
     return
   end
-  if bodiless then
+  if unsearched(handle) then
     handle:headers():remove("content-length")
     for chunk in handle:bodyChunks() do
       chunk:setBytes("")
