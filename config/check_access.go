@@ -216,6 +216,9 @@ func (k *checker) unused() {
 			k.warn(join("issuers", name), "vouches for no worker", "name it in workers.<name>.from, or remove it")
 		}
 	}
+	if k.Listen.ClientCAFile != "" && !slices.ContainsFunc(slices.Collect(maps.Values(k.Workers)), func(w Worker) bool { return w.SPIFFEID != "" }) {
+		k.warn("listen.client_ca_file", "no worker has a certificate", "write workers.<name>.spiffe_id, or remove it")
+	}
 	if len(k.Routes) == 0 {
 		k.warn("routes", "there are none, so that no request gets a credential", "add a route")
 	}

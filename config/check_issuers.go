@@ -55,6 +55,9 @@ func (k *checker) issuers() {
 func (k *checker) proofs() {
 	for _, name := range keys(k.Workers) {
 		w, path := k.Workers[name], join("workers", name)
+		if w.SPIFFEID != "" {
+			k.spiffe(path+".spiffe_id", w)
+		}
 		if !w.From.Given() {
 			if k.doc.given(path+".from") && !k.doc.isBrokenWithin(path+".from") {
 				k.fault(path+".from", "says nothing", "write issuer, and subject or claims")
@@ -68,6 +71,31 @@ func (k *checker) proofs() {
 	}
 	if len(k.doc.faults) == 0 {
 		k.distinct()
+	}
+}
+
+// spiffe checks a worker with a certificate. One bundle vouches for one trust domain: with those of two in one file, either
+// authority could sign for workers of the other.
+func (k *checker) spiffe(path string, w Worker) {
+	if w.TokenSHA256 != "" || w.TokenFile != "" || w.From.Given() {
+		k.fault(path, "written beside another way to prove who it is", "keep one of them")
+	}
+	if what, fix := identity.SPIFFEPatternFault(w.SPIFFEID); what != "" {
+		k.fault(path, what, fix)
+		return
+	}
+	if k.Listen.ClientCAFile == "" {
+		k.fault(path, "has no effect without listen.client_ca_file", "name the trust bundle of "+identity.TrustDomain(w.SPIFFEID)+" there")
+	}
+	for _, other := range keys(k.Workers) {
+		o := k.Workers[other].SPIFFEID
+		if what, _ := identity.SPIFFEPatternFault(o); what != "" {
+			continue
+		}
+		if first := identity.TrustDomain(o); first != identity.TrustDomain(w.SPIFFEID) {
+			k.fault(path, "is of another trust domain than worker "+quote(other)+" ("+first+")", "use one trust domain with one gate, whose bundle vouches for it alone")
+		}
+		return // the first is what the others are held to
 	}
 }
 
@@ -107,7 +135,11 @@ func (k *checker) distinct() {
 	for n, name := range names {
 		for _, other := range names[:n] {
 			if k.Workers[name].Match().Ambiguous(k.Workers[other].Match()) {
-				k.fault(join("workers", name), "is worker "+quote(other)+" too: one token may fit both, and neither is narrower", "write a claim in both with different values, or repeat the conditions of one in the other")
+				fix := "write a claim in both with different values, or repeat the conditions of one in the other"
+				if k.Workers[name].SPIFFEID != "" {
+					fix = "give each a spiffe_id of its own"
+				}
+				k.fault(join("workers", name), "is worker "+quote(other)+" too: one caller may fit both, and neither is narrower", fix)
 			}
 		}
 	}

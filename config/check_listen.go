@@ -47,7 +47,7 @@ func (k *checker) proxyTLS() {
 	files := l.TLSCertFile != "" || l.TLSKeyFile != ""
 	switch {
 	case l.ProxyTLS == "":
-		for key, given := range map[string]bool{"tls_names": len(l.TLSNames) > 0, "tls_cert_file": l.TLSCertFile != "", "tls_key_file": l.TLSKeyFile != ""} {
+		for key, given := range map[string]bool{"tls_names": len(l.TLSNames) > 0, "tls_cert_file": l.TLSCertFile != "", "tls_key_file": l.TLSKeyFile != "", "client_ca_file": l.ClientCAFile != ""} {
 			if given {
 				k.fault("listen."+key, "has no effect without proxy_tls", "write listen.proxy_tls: 0.0.0.0:3129, or remove it")
 			}

@@ -176,6 +176,11 @@ type Listen struct {
 	// PEM file of its key.
 	TLSKeyFile string `yaml:"tls_key_file"`
 
+	// PEM file of the authorities that sign workers' certificates: the trust bundle of one SPIFFE trust domain. Workers that have
+	// spiffe_id then prove with such a certificate, on proxy_tls, who they are; others need none there. Envoy reads the file by
+	// itself, and again when it is replaced by renaming.
+	ClientCAFile string `yaml:"client_ca_file"`
+
 	// Names of the gates that one Envoy asks, when there are several: each is a `wayleave serve --replica NAME` with the same
 	// --run-dir, and while one is restarted, or after it has died, the others answer. `wayleave up` is one gate all the same.
 	// Default: one gate without a name.
@@ -444,8 +449,8 @@ type PolicyRule struct {
 	Deny string `yaml:"deny"`
 }
 
-// A Worker is a client of the gate. It has token_sha256, token_file or from, or none of them: then `wayleave up` makes a token
-// and keeps it in its state directory, and `wayleave serve` refuses to start.
+// A Worker is a client of the gate. It has token_sha256, token_file, from or spiffe_id, or none of them: then `wayleave up` makes
+// a token and keeps it in its state directory, and `wayleave serve` refuses to start.
 type Worker struct {
 	// Entry of profiles.
 	Profile string `yaml:"profile" jsonschema:"required"`
@@ -458,6 +463,10 @@ type Worker struct {
 
 	// What a token of the worker's platform says about it, in place of a token of the gate's.
 	From From `yaml:"from"`
+
+	// SPIFFE ID in the certificate with which the worker proves who it is, in place of a token; with /* at the end, every ID that goes
+	// on there. It needs listen.client_ca_file.
+	SPIFFEID string `yaml:"spiffe_id"`
 
 	// IP addresses and networks (CIDR) of the worker, and nobody else's, by which listen.transparent knows it: whoever sends from
 	// them is this worker, so the network must keep others from doing so. No two workers' addresses overlap. They do not restrict

@@ -69,6 +69,9 @@ func (f From) Given() bool { return f.Issuer != "" || f.Subject != "" || len(f.C
 
 // Match says which proofs are the worker's; it is zero for one with a token of the gate's.
 func (w Worker) Match() identity.Match {
+	if w.SPIFFEID != "" {
+		return identity.Match{Claims: map[string]string{identity.Subject: w.SPIFFEID}}
+	}
 	if !w.From.Given() {
 		return identity.Match{}
 	}

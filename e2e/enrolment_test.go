@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -136,6 +137,69 @@ workers:
 		_, said, ok = g.enrolWith(t, gate, "WAYLEAVE_TOKEN="+cluster.ServiceAccount(t, "agent", audience, time.Hour))
 		if ok || !strings.Contains(said, "cannot be asked at the moment") {
 			t.Errorf("let in: %v; said: %s", ok, said)
+		}
+	})
+}
+
+// A worker enrols with its X.509-SVID through Envoy, which verifies it, and goes on with its session alone.
+func TestEnrolmentByCertificate(t *testing.T) {
+	made := makeWorld(t)
+	authority, stranger := vaulttest.NewAuthority(t, "workers"), vaulttest.NewAuthority(t, "strangers")
+	const id = "spiffe://demo.test/ns/builds/sa/agent"
+	files := map[string]string{
+		"bundle.pem": authority.PEM(), "agent.pem": authority.SVID(t, time.Hour, id), "other.pem": authority.SVID(t, time.Hour, "spiffe://demo.test/ns/other/sa/agent"),
+		"expired.pem": authority.SVID(t, -time.Hour, id), "stranger.pem": stranger.SVID(t, time.Hour, id), "plain.pem": authority.Client(t, "agent", time.Hour),
+	}
+	for name, content := range files {
+		if err := os.WriteFile(made.saved(name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := startIn(t, made, `
+listen: {proxy: $PROXY, proxy_tls: $PROXY_TLS, tls_names: [localhost], client_ca_file: bundle.pem}
+upstream: {ca_files: [api-ca.pem]}
+providers:
+  anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true, refused_hosts: []}
+grants: {claude: {provider: anthropic}}
+routes: [{hosts: [api.demo.test], grant: claude, connect_to: "$API"}]
+profiles: {default: {grants: [claude]}}
+workers:
+  agent: {profile: default, spiffe_id: "`+id+`"}
+`, "claude")
+	overTLS := []string{"WAYLEAVE_GATE=https://localhost:" + made.getenv("PROXY_TLS_PORT"), "WAYLEAVE_GATE_CA=" + made.getenv("WAYLEAVE_STATE") + "/ca.pem"}
+	with := func(file string) []string {
+		return append([]string{"WAYLEAVE_CERT=" + made.saved(file), "WAYLEAVE_KEY=" + made.saved(file)}, overTLS...)
+	}
+	w, said, ok := g.enrolWith(t, with("agent.pem")...)
+	if !ok {
+		t.Fatal(said)
+	}
+	w.works(t)
+	for file, says := range map[string]string{
+		"other.pem": "add one to workers", "expired.pem": "does not take this worker's certificate", "stranger.pem": "does not take this worker's certificate", "plain.pem": "has 0 URIs",
+	} {
+		t.Run(file, func(t *testing.T) {
+			if _, said, ok := g.enrolWith(t, with(file)...); ok || !strings.Contains(said, says) {
+				t.Errorf("let in: %v; said: %s", ok, said)
+			}
+		})
+	}
+	t.Run("in the clear", func(t *testing.T) {
+		variables := append(with("agent.pem"), "WAYLEAVE_GATE=http://"+made.proxy)
+		if _, said, ok := g.enrolWith(t, variables...); ok || !strings.Contains(said, "over TLS only") {
+			t.Errorf("let in: %v; said: %s", ok, said)
+		}
+	})
+	t.Run("a forged header", func(t *testing.T) {
+		_, cert, _ := strings.Cut(files["agent.pem"], "-----END PRIVATE KEY-----\n")
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+made.proxy+"/.wayleave/v1/sessions", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Forwarded-Client-Cert", `Hash=aa;Cert="`+url.PathEscape(cert)+`"`)
+		a, err := do(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}, req)
+		if err != nil || a.status != http.StatusUnauthorized || !strings.Contains(a.body, "unknown_worker") {
+			t.Errorf("%v %v", a, err)
 		}
 	})
 }

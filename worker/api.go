@@ -60,8 +60,8 @@ type api struct {
 //	GET  /.wayleave/v1/ca.pem    the CA certificate, for whoever installs it by hand
 //	GET  /.wayleave/livez        200 while the process answers
 //
-// It listens where only Envoy can reach it, and takes the last X-Forwarded-For entry, which Envoy writes, as the
-// worker's address.
+// It listens where only Envoy can reach it. It takes the last X-Forwarded-For entry, which Envoy writes, as the worker's address,
+// and X-Forwarded-Client-Cert, which nobody else can, as the certificate that a worker has.
 func NewAPI(c APIConfig) http.Handler {
 	if c.Now == nil {
 		c.Now = time.Now

@@ -29,9 +29,17 @@ type stranger struct {
 	guess   bool          // what was presented may have been made up
 }
 
-// identify says who a request is from: by a token of ours, or by what the worker's platform says about it.
+// identify says who a request is from: by a token of ours, by what the worker's platform says about it, or, without a token, by
+// the certificate that Envoy has verified.
 func (a *api) identify(ctx context.Context, r *http.Request) (caller, *stranger) {
 	token, given := bearer(r)
+	if header := r.Header.Values(identity.ForwardedCertificate); !given && len(header) > 0 {
+		proof, refusal := identity.Certificate(strings.Join(header, ","), a.Now())
+		if refusal != nil {
+			return caller{}, &stranger{reason: string(refusal.Reason), message: refusal.Words}
+		}
+		return a.admit(proof)
+	}
 	if !given {
 		return caller{}, &stranger{reason: "unknown_worker", guess: true,
 			message: "a worker token is missing: send \"Authorization: Bearer <worker token>\", which may be one of the worker's platform"}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -137,5 +138,56 @@ func TestRegistryRefusesProofs(t *testing.T) {
 		if _, err := NewRegistry(bad); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// A certificate that Envoy has verified is enough, and a token beside it is what counts.
+func TestEnrolByCertificate(t *testing.T) {
+	g := newGate(t)
+	static, _ := g.registry.Lookup(secret.New(ciToken))
+	if err := g.registry.Update([]Worker{static, {
+		Name: "agent", Profile: "default", SessionTTL: time.Hour, MaxSession: time.Hour,
+		Match: identity.Match{Claims: map[string]string{"sub": "spiffe://example.org/ns/builds/*"}},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	authority := vaulttest.NewAuthority(t, "workers")
+	certified := func(ids ...string) string {
+		_, cert, _ := strings.Cut(authority.SVID(t, time.Hour, ids...), "-----END PRIVATE KEY-----\n")
+		return `Hash=aa;Cert="` + url.PathEscape(cert) + `"`
+	}
+	g.now = time.Now()
+	const own = "spiffe://example.org/ns/builds/sa/agent"
+	for _, c := range []struct {
+		name    string
+		headers []string
+		worker  string
+		status  int
+		reason  string
+	}{
+		{"its own", []string{identity.ForwardedCertificate, certified(own)}, "agent", 200, ""},
+		{"a token beside it", []string{identity.ForwardedCertificate, certified(own), "authorization", "Bearer " + ciToken}, "ci", 200, ""},
+		{"a wrong token beside it", []string{identity.ForwardedCertificate, certified(own), "authorization", "Bearer wrong"}, "", 401, "unknown_worker"},
+		{"of no worker", []string{identity.ForwardedCertificate, certified("spiffe://example.org/ns/other/sa/agent")}, "", 403, "identity_not_admitted"},
+		{"two IDs", []string{identity.ForwardedCertificate, certified(own, own+"/b")}, "", 401, "identity_invalid"},
+		{"two headers", []string{identity.ForwardedCertificate, certified(own), identity.ForwardedCertificate, certified(own)}, "", 401, "identity_invalid"},
+		{"no certificate in it", []string{identity.ForwardedCertificate, "URI=" + own}, "", 401, "identity_invalid"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			resp := g.post(t, "", c.headers...)
+			var said struct {
+				Error   string
+				Session struct{ Worker string }
+			}
+			if err := json.NewDecoder(resp.Body).Decode(&said); err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != c.status || said.Session.Worker != c.worker || said.Error != c.reason {
+				t.Errorf("%d %+v", resp.StatusCode, said)
+			}
+		})
+	}
+	if log := g.log.String(); !strings.Contains(log, "subject="+own) {
+		t.Errorf("the log does not say whose session it is: %s", log)
 	}
 }

@@ -65,15 +65,25 @@ func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presen
 		if err != nil {
 			return nil, nil, fmt.Errorf("asking the gate %s for a session: %w", gate, err)
 		}
-		config := &tls.Config{RootCAs: roots}
+		config, asked := &tls.Config{RootCAs: roots}, false
 		if !me.Token.IsZero() {
 			req.Header.Set("authorization", "Bearer "+me.Token.Reveal())
 		} else {
-			config.Certificates = []tls.Certificate{*me.Certificate}
+			// Shown whatever authorities the gate names, so that one that does not take it says so.
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				asked = true
+				return me.Certificate, nil
+			}
 		}
 		resp, body, err := exchange(ctx, config, req)
+		if err != nil && me.Certificate != nil && strings.Contains(err.Error(), "remote error: tls: ") {
+			return nil, nil, fmt.Errorf("the gate %s does not take this worker's certificate (%s): is it still valid, and of the authority that the gate's listen.client_ca_file names?", gate, oneLine(afterLast(err.Error(), "tls: ")))
+		}
 		if err != nil {
 			return nil, nil, unreachable(gate, err)
+		}
+		if resp.Header.Get(reasonHeader) != "" && me.Token.IsZero() && !asked {
+			return nil, nil, fmt.Errorf("the gate %s asks for no certificates: its operator sets listen.client_ca_file, or this worker presents a token", gate)
 		}
 		seconds, err := strconv.Atoi(resp.Header.Get("retry-after"))
 		wait := time.Duration(seconds) * time.Second
@@ -84,6 +94,9 @@ func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presen
 		pause(ctx, nil, wait)
 	}
 }
+
+// afterLast is what follows the last sep in s.
+func afterLast(s, sep string) string { return s[strings.LastIndex(s, sep)+len(sep):] }
 
 // call asks the gate something and reads its answer, whose Body is closed.
 func call(ctx context.Context, roots *x509.CertPool, req *http.Request) (resp *http.Response, body []byte, err error) {

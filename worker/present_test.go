@@ -2,7 +2,10 @@ package worker
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -280,5 +283,35 @@ func TestCertificateNeedsTLS(t *testing.T) {
 	}
 	if _, err := Enrol(t.Context(), newGate(t).url(t), nil, me); err == nil || !strings.Contains(err.Error(), "over TLS only") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A gate that never asks for a certificate is told apart from one that does not take it.
+func TestCertificateThatNobodyAsksFor(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pair.pem")
+	if err := os.WriteFile(file, []byte(vaulttest.NewAuthority(t, "ca").Client(t, "worker", time.Hour)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := sources(nil)
+	s.CertFile, s.KeyFile = file, file
+	me, err := s.Find(t.Context(), gateURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for says, auth := range map[string]tls.ClientAuthType{"asks for no certificates": tls.NoClientCert, "does not take this worker's certificate": tls.RequireAndVerifyClientCert} {
+		gate := httptest.NewUnstartedServer(newGate(t).Config.Handler)
+		gate.TLS = &tls.Config{ClientAuth: auth, ClientCAs: x509.NewCertPool()}
+		gate.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+		gate.StartTLS()
+		t.Cleanup(gate.Close)
+		u, err := url.Parse(gate.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(gate.Certificate())
+		if _, err := Enrol(t.Context(), u, roots, me); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v does not say %q", err, says)
+		}
 	}
 }

@@ -43,15 +43,20 @@ func proxyListener(p plan) *listenerv3.Listener {
 		Address:                       listenAddress(p.proxy),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		TcpKeepalive:                  tcpKeepalive(),
-		FilterChains:                  []*listenerv3.FilterChain{proxyChain(p)},
+		FilterChains:                  []*listenerv3.FilterChain{proxyChain(p, false)},
 	}
 }
 
-// proxyChain is the proxy, whatever listener its connections come from.
-func proxyChain(p plan) *listenerv3.FilterChain {
+// proxyChain is the proxy, whatever listener its connections come from; certified says that clients may show certificates there.
+func proxyChain(p plan, certified bool) *listenerv3.FilterChain {
+	manager := proxyManager(p)
+	if certified {
+		manager.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+		manager.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Cert: true}
+	}
 	return &listenerv3.FilterChain{
 		Name:    proxyChainName,
-		Filters: []*listenerv3.Filter{networkFilter(httpManager, proxyManager(p))},
+		Filters: []*listenerv3.Filter{networkFilter(httpManager, manager)},
 	}
 }
 
@@ -90,10 +95,12 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		// The worker API may read the worker's address as the last element of x-forwarded-for.
 		UseRemoteAddress:      yes(),
 		InternalAddressConfig: nobodyInternal(),
-		GenerateRequestId:     yes(), // and so %STREAM_ID%; from a worker none is taken
-		StreamIdleTimeout:     durationpb.New(0),
-		RequestHeadersTimeout: seconds(headersTimeout),
-		MaxRequestHeadersKb:   number(maxHeadersKiB),
+		// What a worker writes about its certificate is nobody's word.
+		ForwardClientCertDetails: hcmv3.HttpConnectionManager_SANITIZE,
+		GenerateRequestId:        yes(), // and so %STREAM_ID%; from a worker none is taken
+		StreamIdleTimeout:        durationpb.New(0),
+		RequestHeadersTimeout:    seconds(headersTimeout),
+		MaxRequestHeadersKb:      number(maxHeadersKiB),
 		// Clients end a tunnel by a reset, and 1,000 resets of HTTP/2 streams, or some 33 a second after that, end a connection
 		// with all its tunnels. So before that clients are sent to another one, and what is open goes on.
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxRequestsPerConnection: number(requestsPerProxy)},

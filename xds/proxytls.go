@@ -29,17 +29,22 @@ type ProxyTLS struct {
 	// CertFile and KeyFile are absolute names of PEM files, which Envoy reads by itself. Their certificate is shown
 	// whatever name a client sends.
 	CertFile, KeyFile string
+	// ClientCAFile is the absolute name of a PEM file, which Envoy reads by itself: the authorities of certificates that workers may
+	// show. Empty: none is asked for. A connection without one is taken all the same, and one with another is not. The worker API
+	// is told of it in x-forwarded-client-cert, which is Envoy's own on every listener.
+	ClientCAFile string
 }
 
 type plannedTLS struct {
 	address           netip.AddrPort
 	names             []string // nil: the files
 	certFile, keyFile string
+	clientCAFile      string // empty: clients are not asked for certificates
 }
 
 func (t ProxyTLS) plan() (*plannedTLS, error) {
 	address, err := parseListen(t.Address)
-	p := &plannedTLS{address: address, certFile: t.CertFile, keyFile: t.KeyFile}
+	p := &plannedTLS{address: address, certFile: t.CertFile, keyFile: t.KeyFile, clientCAFile: t.ClientCAFile}
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("address %w", err)
@@ -51,7 +56,7 @@ func (t ProxyTLS) plan() (*plannedTLS, error) {
 			return nil, fmt.Errorf("%q is not a lower-case DNS name", n)
 		}
 	}
-	for _, f := range []string{t.CertFile, t.KeyFile} {
+	for _, f := range []string{t.CertFile, t.KeyFile, t.ClientCAFile} {
 		if f != "" && (!strings.HasPrefix(f, "/") || !utf8.ValidString(f)) {
 			return nil, fmt.Errorf("%q is not an absolute file name", f)
 		}
@@ -61,7 +66,7 @@ func (t ProxyTLS) plan() (*plannedTLS, error) {
 }
 
 func proxyTLSListener(p plan) *listenerv3.Listener {
-	proxy := proxyChain(p)
+	proxy := proxyChain(p, p.proxyTLS.clientCAFile != "")
 	proxy.TransportSocketConnectTimeout = seconds(handshakeTimeout)
 	proxy.TransportSocket = transportSocket(transportTLS, p.proxyTLS.context())
 	tls := chainOf(proxyChainName)
@@ -114,12 +119,21 @@ var proxyALPN = []string{"http/1.1", "h2"}
 
 // context is the proxy's side of TLS.
 func (t *plannedTLS) context() *tlsv3.DownstreamTlsContext {
-	if t.names != nil {
-		return leafTLS(proxyALPN, t.names[0])
-	}
-	return &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+	c := &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
 		AlpnProtocols:                  proxyALPN,
 		TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretSource(secretProxyCert)},
 	}}
+	if t.names != nil {
+		c = leafTLS(proxyALPN, t.names[0])
+	}
+	if t.clientCAFile != "" {
+		c.CommonTlsContext.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: secretSource(secretClientCA),
+		}
+		// A session that is resumed is not verified again.
+		c.SessionTicketKeysType = &tlsv3.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true}
+		c.DisableStatefulSessionResumption = true
+	}
+	return c
 }

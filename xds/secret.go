@@ -36,3 +36,10 @@ func fileSecret(name, certFile, keyFile string) *tlsv3.Secret {
 		TlsCertificate: &tlsv3.TlsCertificate{CertificateChain: file(certFile), PrivateKey: file(keyFile)},
 	}}
 }
+
+// fileCASecret holds certificates to verify a peer against, in a PEM file that Envoy reads itself, and again when it is replaced.
+func fileCASecret(name, caFile string) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
+		ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: file(caFile)},
+	}}
+}

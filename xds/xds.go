@@ -129,6 +129,7 @@ const (
 	filterExtProc       = "wayleave.ext_proc"
 	secretUpstreamCA    = staticPrefix + "upstream_ca"
 	secretProxyCert     = staticPrefix + "proxy_certificate"
+	secretClientCA      = staticPrefix + "client_ca"
 
 	// The filter state that crosses from a CONNECT to the connection inside it.
 	stateIdentity  = "wayleave.identity"
@@ -166,6 +167,9 @@ func Build(c Config) (*Resources, error) {
 		if p.proxyTLS.names == nil {
 			r.Secrets = append(r.Secrets, fileSecret(secretProxyCert, p.proxyTLS.certFile, p.proxyTLS.keyFile))
 		}
+	}
+	if p.proxyTLS != nil && p.proxyTLS.clientCAFile != "" {
+		r.Secrets = append(r.Secrets, fileCASecret(secretClientCA, p.proxyTLS.clientCAFile))
 	}
 	if p.transparent != nil {
 		r.Listeners = append(r.Listeners, transparentListener(p))

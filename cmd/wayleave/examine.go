@@ -198,6 +198,8 @@ func examineWorkers(cfg *config.Config, st state, ofUp bool) []finding {
 	made := st.workersWithToken()
 	for _, name := range slices.Sorted(maps.Keys(cfg.Workers)) {
 		switch {
+		case cfg.Workers[name].SPIFFEID != "":
+			known = append(known, name+" (certificate for "+cfg.Workers[name].SPIFFEID+")")
 		case cfg.Workers[name].From.Given():
 			known = append(known, name+" (token of issuer "+cfg.Workers[name].From.Issuer+")")
 		case cfg.Workers[name].TokenDigest != "":

@@ -244,6 +244,9 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 	}
 	if l := cfg.Listen; l.ProxyTLS != "" {
 		out.ProxyTLS = &xds.ProxyTLS{Address: l.ProxyTLS, Names: l.TLSNames}
+		if l.ClientCAFile != "" {
+			out.ProxyTLS.ClientCAFile = absolute(cfg.Path(l.ClientCAFile))
+		}
 		if l.TLSCertFile != "" {
 			out.ProxyTLS.CertFile, out.ProxyTLS.KeyFile = absolute(cfg.Path(l.TLSCertFile)), absolute(cfg.Path(l.TLSKeyFile))
 		}

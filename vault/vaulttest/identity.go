@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -175,9 +176,28 @@ func (a Authority) PEM() string {
 // Client is a certificate with that common name and its key, in one text.
 func (a Authority) Client(t testing.TB, name string, life time.Duration) string {
 	t.Helper()
+	return a.client(t, &x509.Certificate{Subject: pkix.Name{CommonName: name}}, life)
+}
+
+// SVID is a certificate with these URIs, of which a workload of SPIFFE has one, and its key, in one text.
+func (a Authority) SVID(t testing.TB, life time.Duration, ids ...string) string {
+	t.Helper()
+	template := &x509.Certificate{Subject: pkix.Name{Organization: []string{"SPIRE"}}}
+	for _, id := range ids {
+		u, err := url.Parse(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template.URIs = append(template.URIs, u)
+	}
+	return a.client(t, template, life)
+}
+
+func (a Authority) client(t testing.TB, template *x509.Certificate, life time.Duration) string {
+	t.Helper()
 	key := newKey(t)
 	cert, err := sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(min(0, life) - time.Hour), NotAfter: time.Now().Add(life),
+		Subject: template.Subject, URIs: template.URIs, NotBefore: time.Now().Add(min(0, life) - time.Hour), NotAfter: time.Now().Add(life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, a.cert, key.Public(), a.key)
 	if err != nil {
