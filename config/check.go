@@ -22,6 +22,7 @@ func check(c *Config, doc *document) Faults {
 	k := &checker{Config: c, doc: doc}
 	k.vault()
 	k.listen()
+	k.console()
 	k.process()
 	k.providers()
 	k.grants()

@@ -39,6 +39,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 	c.Vault.Auth.applyDefaults()
 	fill(&c.Listen.Proxy, "127.0.0.1:3128")
 	fill(&c.Envoy.LogLevel, "warning")
+	c.Console.applyDefaults(given)
 
 	c.applyProviderDefaults()
 	for i := range c.Routes {
@@ -93,6 +94,19 @@ func (c *Config) applyProviderDefaults() {
 	for name, p := range c.Providers {
 		p.Name = name
 		c.Providers[name] = p
+	}
+}
+
+func (c *Console) applyDefaults(given func(string) bool) {
+	if !given("console.session_idle") {
+		c.SessionIdle = 30 * time.Minute
+	}
+	if !given("console.session_life") {
+		c.SessionLife = 12 * time.Hour
+	}
+	fill(&c.OIDC.RolesClaim, "groups")
+	if len(c.OIDC.Scopes) == 0 && c.OIDC.Issuer != "" {
+		c.OIDC.Scopes = []string{"openid", "email", "profile"}
 	}
 }
 

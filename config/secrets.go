@@ -28,6 +28,15 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 
 	errs = append(errs, c.Vault.Auth.loadSecrets(file, getenv, c.Path))
 
+	switch o := &c.Console.OIDC; {
+	case o.ClientSecretFile != "":
+		o.ClientSecret = file("console.oidc.client_secret_file", o.ClientSecretFile)
+	case o.ClientSecretEnv != "":
+		if o.ClientSecret = secret.New(getenv(o.ClientSecretEnv)); o.ClientSecret.IsZero() {
+			errs = append(errs, fmt.Errorf("console.oidc.client_secret_env: $%s is not set; export it, or use client_secret_file", o.ClientSecretEnv))
+		}
+	}
+
 	inUse := map[string]bool{}
 	for _, g := range c.Grants {
 		inUse[g.Provider] = true

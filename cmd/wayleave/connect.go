@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"wayleave/oauth"
+	"wayleave/operate"
 	"wayleave/secret"
 )
 
@@ -32,18 +33,22 @@ type authorization struct {
 func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	state, pkce := oauth.NewState(), oauth.NewPKCE()
-	parse := func(answer string) (secret.Text, error) { return a.client.ParseCallback(answer, state) }
 	answers := make(chan answer, 2) // one from the page, one from the terminal
 
 	redirect := a.redirect
+	var callback net.Listener
 	if redirect == "" {
 		var err error
-		if redirect, err = listenForCallback(ctx, parse, answers); err != nil {
-			return oauth.Token{}, err
+		if callback, err = (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
+			return oauth.Token{}, fmt.Errorf("listening for the provider's answer: %w", err)
 		}
+		redirect = "http://" + callback.Addr().String() + "/callback"
 	}
-	url := a.client.AuthorizationURL(state, pkce, redirect, a.scopes)
+	consent := operate.NewConsent(a.client, redirect, a.scopes)
+	if callback != nil {
+		serveCallback(ctx, callback, consent.Parse, answers)
+	}
+	url := consent.URL()
 	fmt.Fprintf(a.out, "Open this page, sign in and agree:\n\n  %s\n\n", url)
 	if a.open != nil {
 		if err := a.open(url); err != nil {
@@ -58,7 +63,7 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 
 	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.
 	pasted := make(chan error, 1)
-	go func() { pasted <- readPasted(a.in, a.out, parse, answers) }()
+	go func() { pasted <- readPasted(a.in, a.out, consent.Parse, answers) }()
 
 	for {
 		select {
@@ -67,7 +72,7 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 				return oauth.Token{}, got.err
 			}
 			fmt.Fprint(a.out, "Exchanging the code…\n")
-			return a.client.Exchange(ctx, got.code, state, pkce, redirect)
+			return consent.Exchange(ctx, got.code)
 		case err := <-pasted:
 			// Nil: the answer is in answers, and which of the two is seen first is chance. With a callback to wait for, the
 			// end of standard input means only that nobody types here.
@@ -109,12 +114,8 @@ func readPasted(in io.Reader, out io.Writer, parse parser, answers chan<- answer
 	return errors.New("the input ended before a code was pasted; run the command again on a terminal, or pipe the code in")
 }
 
-// listenForCallback serves the redirect on loopback until ctx ends and returns its URL.
-func listenForCallback(ctx context.Context, parse parser, answers chan<- answer) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("listening for the provider's answer: %w", err)
-	}
+// serveCallback serves the redirect on l until ctx ends.
+func serveCallback(ctx context.Context, l net.Listener, parse parser, answers chan<- answer) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /callback", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -141,7 +142,6 @@ func listenForCallback(ctx context.Context, parse parser, answers chan<- answer)
 		defer cancel()
 		_ = srv.Shutdown(shut) // lets the page of the answer that ended us arrive
 	})
-	return "http://" + l.Addr().String() + "/callback", nil
 }
 
 // browser returns what opens a URL here: $BROWSER, the system's opener, or nil when there is no display.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wayleave/oauth"
+	"wayleave/operate"
 	"wayleave/secret"
 )
 
@@ -48,12 +49,12 @@ func TestDeviceLogin(t *testing.T) {
 		{"with the code in the address", complete, nil, agreed, complete.VerificationURLComplete, nil, []string{"\n    https://login.example/device?user_code=WDJB-MJHT\n"}},
 		{"not begun", plain, expired, agreed, "", expired, nil},
 		{"not agreed", plain, nil, func(context.Context) error { return expired }, plain.VerificationURL, expired, nil},
-		{"no time left", plain, nil, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, plain.VerificationURL, errNotInTime, []string{"WDJB-MJHT"}},
+		{"no time left", plain, nil, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, plain.VerificationURL, operate.ErrNotInTime, []string{"WDJB-MJHT"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
-			if tt.fails == errNotInTime { //nolint:errorlint // the table's own
-				cancel(errNotInTime)
+			if tt.fails == operate.ErrNotInTime { //nolint:errorlint // the table's own
+				cancel(operate.ErrNotInTime)
 			}
 			defer cancel(nil)
 			var out strings.Builder

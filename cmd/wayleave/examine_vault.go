@@ -10,6 +10,7 @@ import (
 
 	"wayleave/config"
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/vault"
 )
 
@@ -136,7 +137,7 @@ func examineSecretID(ctx context.Context, store *vault.Client, now time.Time) fi
 
 // examineGrants says how each grant is.
 func examineGrants(ctx context.Context, cfg *config.Config, store *vault.Client) []finding {
-	summaries, err := grant.List(ctx, store, grantSpecs(cfg))
+	summaries, err := grant.List(ctx, store, operate.Specs(cfg))
 	if err != nil {
 		return []finding{fail("grants", err.Error(), "")}
 	}

@@ -9,13 +9,13 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"wayleave/config"
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/vault"
 	"wayleave/vault/embedded"
 )
@@ -30,18 +30,13 @@ never read a token.`,
 	}, newGrantConnect(), newGrantImport(), newGrantList(), newGrantShow(), newGrantHistory(), newGrantRefresh(), newGrantDisconnect())
 }
 
-// desk is where a grant command works: the store with the operator's rights, the configuration, and the terminal.
+// desk is where a grant command works: an operator's desk, and the terminal.
 type desk struct {
-	cfg   *config.Config
-	specs []grant.Spec
-	docs  grant.Documents
-	now   func() time.Time
-	every time.Duration // between two looks at what gates wrote
+	operate.Desk
 
-	in  io.Reader
-	out io.Writer // results
-	err io.Writer // all else
-
+	in   io.Reader
+	out  io.Writer // results
+	err  io.Writer // all else
 	json bool
 }
 
@@ -76,8 +71,8 @@ func grantCommand(role vault.Role, f func(context.Context, desk, []string) error
 		}
 		defer store.Close()
 		return f(c.Context(), desk{
-			cfg: cfg, specs: grantSpecs(cfg), docs: store, now: time.Now, every: 500 * time.Millisecond,
-			in: c.InOrStdin(), out: c.OutOrStdout(), err: c.ErrOrStderr(), json: asJSON,
+			Desk: operate.Desk{Config: cfg, Specs: operate.Specs(cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond},
+			in:   c.InOrStdin(), out: c.OutOrStdout(), err: c.ErrOrStderr(), json: asJSON,
 		}, args)
 	}
 	return c
@@ -127,81 +122,10 @@ func openVault(ctx context.Context, cfg *config.Config, identity vault.Config, l
 	return store, err
 }
 
-// spec is a grant of the configuration.
-func (d desk) spec(name string) (grant.Spec, error) {
-	if i := d.index(name); i >= 0 {
-		return d.specs[i], nil
-	}
-	var names []string
-	for _, s := range d.specs {
-		names = append(names, s.Name)
-	}
-	return grant.Spec{}, noSuchGrant(name, names)
-}
-
-// index is where in the configuration a grant is, or -1.
-func (d desk) index(name string) int {
-	return slices.IndexFunc(d.specs, func(s grant.Spec) bool { return s.Name == name })
-}
-
-// find is a grant that is configured, or was and is still stored.
-func (d desk) find(ctx context.Context, name string) (grant.Summary, error) {
-	var specs []grant.Spec
-	if i := d.index(name); i >= 0 {
-		specs = d.specs[i : i+1]
-	}
-	found, err := grant.List(ctx, alone{d.docs, name}, specs)
-	if err == nil && len(found) == 1 {
-		return found[0], nil
-	}
-	all, err := grant.List(ctx, d.docs, d.specs)
-	if err != nil {
-		return grant.Summary{}, err
-	}
-	var names []string
-	for _, s := range all {
-		names = append(names, s.Name)
-	}
-	return grant.Summary{}, noSuchGrant(name, names)
-}
-
-// alone is a store that lists one name, so that looking at one grant does not read the others.
-type alone struct {
-	grant.Documents
-	name string
-}
-
-func (a alone) List(context.Context, string) ([]string, error) { return []string{a.name}, nil }
-
-// watch looks at a grant until done says that it is as awaited. When ctx ends before, the error is its cause; the summary is
-// the last one seen in any case. A Vault that does not answer for a while is waited out.
-func (d desk) watch(ctx context.Context, name string, done func(grant.Summary) bool) (grant.Summary, error) {
-	tick := time.NewTicker(d.every)
-	defer tick.Stop()
-	var last grant.Summary
-	for {
-		s, err := d.find(ctx, name)
-		switch {
-		case err == nil && done(s):
-			return s, nil
-		case err == nil:
-			last = s
-		case ctx.Err() == nil && !errors.Is(err, vault.ErrUnavailable):
-			return last, err
-		}
-		select {
-		case <-ctx.Done():
-			return last, context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
-}
-
-func noSuchGrant(name string, names []string) error {
-	if len(names) == 0 {
-		return usageError{fmt.Errorf("no grant %q: the configuration has none; add it to grants", name)}
-	}
-	return usageError{fmt.Errorf("no grant %q; there are: %s", name, strings.Join(names, ", "))}
+// configured reports whether the configuration has a grant.
+func (d desk) configured(name string) bool {
+	_, ok := d.Config.Grants[name]
+	return ok
 }
 
 // say prints a line for the operator, which is no result.
@@ -212,5 +136,5 @@ func (d desk) show(s grant.Summary) error {
 	if d.json {
 		return printJSON(d.out, s)
 	}
-	return printGrant(d.out, s, d.now())
+	return printGrant(d.out, s, d.Now())
 }

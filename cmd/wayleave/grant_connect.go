@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"wayleave/grant"
 	"wayleave/oauth"
+	"wayleave/operate"
 	"wayleave/vault"
 )
 
@@ -42,51 +44,51 @@ type connectOptions struct {
 }
 
 func (d desk) connect(ctx context.Context, name string, o connectOptions) error {
-	spec, err := d.spec(name)
+	spec, err := d.Spec(name)
 	if err != nil {
 		return err
 	}
-	provider, _ := d.cfg.ProviderOf(name)
-	switch {
-	case spec.Kind == grant.Static:
-		return usageError{fmt.Errorf("%s is of the static provider %s, which has no consent page; run `wayleave grant import %s`", name, spec.Provider, name)}
-	case spec.Kind == grant.Machine:
+	if spec.Kind == grant.Machine {
 		return d.connectMachine(ctx, name, o)
+	}
+	ways, err := d.Ways(name)
+	switch {
+	case err != nil:
+		return err
 	case o.timeout <= 0:
 		return usageError{fmt.Errorf("--timeout %v leaves no time for the consent; leave it out for ten minutes", o.timeout)}
-	case o.device && provider.DeviceURL == "":
+	case o.device && !slices.Contains(ways, operate.ByDevice):
 		return usageError{fmt.Errorf("provider %s has no device flow: set its device_url, or leave --device out", spec.Provider)}
 	}
 	// Of all secrets only the client's own is needed here.
-	if err := d.cfg.LoadClient(d.cfg.Grants[name].Provider, os.Getenv); err != nil {
+	if err := d.Config.LoadClient(d.Config.Grants[name].Provider, os.Getenv); err != nil {
 		return err
 	}
-	provider, _ = d.cfg.ProviderOf(name)
-	client := oauth.NewClient(provider.Config, nil, nil)
+	client := d.Client(name)
 	open := browser()
 	if o.noBrowser {
 		open = nil
 	}
-	if account := d.cfg.Grants[name].Account; account != "" {
+	if account := d.Config.Grants[name].Account; account != "" {
 		d.say("Connect the account %s.", account)
 	}
 	consent, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("no consent within %v", o.timeout))
 	defer cancel()
 	var token oauth.Token
-	if o.device || provider.GrantType == oauth.GrantDevice {
-		token, err = deviceLogin{client: client, scopes: spec.Scopes, now: d.now, out: d.err, open: open}.run(consent)
+	if o.device || ways[0] == operate.ByDevice {
+		token, err = deviceLogin{client: client, scopes: spec.Scopes, now: d.Now, out: d.err, open: open}.run(consent)
 	} else {
-		token, err = authorization{client: client, redirect: provider.RedirectURL, scopes: spec.Scopes, in: d.in, out: d.err, open: open}.run(consent)
+		token, err = authorization{client: client, redirect: d.FixedRedirect(name), scopes: spec.Scopes, in: d.in, out: d.err, open: open}.run(consent)
 	}
 	if err != nil {
 		return fmt.Errorf("connecting %s: %w", name, err)
 	}
-	return d.store(ctx, spec, token, o.wait)
+	return d.store(ctx, name, token, o.wait)
 }
 
 // store stores a token as a new consent and prints the grant.
-func (d desk) store(ctx context.Context, spec grant.Spec, token oauth.Token, wait bool) error {
-	s, err := grant.Connect(ctx, d.docs, spec, token, d.now())
+func (d desk) store(ctx context.Context, name string, token oauth.Token, wait bool) error {
+	s, err := d.Connect(ctx, name, token)
 	if err != nil {
 		return err
 	}
@@ -104,13 +106,13 @@ func (d desk) takenOver(ctx context.Context, s grant.Summary, token oauth.Token)
 		d.say("There is no refresh token, so there is nothing to wait for; running gates see the grant within seconds.")
 		return s, nil
 	}
-	id, err := grant.Ask(ctx, d.docs, s.Name, grant.AskRefresh, d.now())
+	id, err := d.AskRefresh(ctx, s.Name)
 	if err != nil {
 		return s, err
 	}
-	now, err := d.answer(ctx, s.Name, id, answerTime)
-	if errors.Is(err, errNotInTime) {
-		return s, fmt.Errorf("%s is stored, but no gate has taken it over within %v; see `wayleave doctor`", s.Name, answerTime)
+	now, err := d.answer(ctx, s.Name, id, operate.AnswerTime)
+	if errors.Is(err, operate.ErrNotInTime) {
+		return s, fmt.Errorf("%s is stored, but no gate has taken it over within %v; see `wayleave doctor`", s.Name, operate.AnswerTime)
 	}
 	return now, err
 }
@@ -119,7 +121,7 @@ func (d desk) takenOver(ctx context.Context, s grant.Summary, token oauth.Token)
 func (d desk) connectMachine(ctx context.Context, name string, o connectOptions) error {
 	d.say("%s needs no connect: the gate gets its tokens by itself.", name)
 	if o.wait {
-		return d.showGrant(ctx, name, grant.Healthy, answerTime)
+		return d.showGrant(ctx, name, grant.Healthy, operate.AnswerTime)
 	}
 	return d.showGrant(ctx, name, "", 0)
 }

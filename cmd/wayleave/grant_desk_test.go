@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/oauth"
+	"wayleave/operate"
 	"wayleave/secret"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
@@ -85,8 +85,8 @@ func newOffice(t *testing.T) *office {
 // desk is an operator's, with nobody at the keyboard who types more than in.
 func (o *office) desk(in string) desk {
 	return desk{
-		cfg: o.cfg, specs: grantSpecs(o.cfg), docs: o.docs, now: time.Now, every: 5 * time.Millisecond,
-		in: strings.NewReader(in), out: &o.out, err: &o.err,
+		Desk: operate.Desk{Config: o.cfg, Specs: operate.Specs(o.cfg), Docs: o.docs, Now: time.Now, Every: 5 * time.Millisecond},
+		in:   strings.NewReader(in), out: &o.out, err: &o.err,
 	}
 }
 
@@ -112,7 +112,7 @@ func (o *office) Revoke(_ context.Context, token secret.Text) error {
 
 // gate runs a gate until the test ends.
 func (o *office) gate() {
-	specs := grantSpecs(o.cfg)
+	specs := operate.Specs(o.cfg)
 	for i := range specs {
 		if specs[i].Kind != grant.Static {
 			specs[i].OAuth = o
@@ -133,7 +133,7 @@ func (o *office) gate() {
 // connect stores a consent of these scopes.
 func (o *office) connect(name string, scopes ...string) {
 	o.t.Helper()
-	spec, err := o.desk("").spec(name)
+	spec, err := o.desk("").Spec(name)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func (o *office) connect(name string, scopes ...string) {
 // state is what status/<name> says.
 func (o *office) state(name string) grant.State {
 	o.t.Helper()
-	s, err := o.desk("").find(o.t.Context(), name)
+	s, err := o.desk("").Find(o.t.Context(), name)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -156,18 +156,7 @@ func (o *office) state(name string) grant.State {
 // wants checks an error against an exit code and what was printed.
 func (o *office) wants(err error, code int, says ...string) {
 	o.t.Helper()
-	got := exitOK
-	var exit exitCode
-	var usage usageError
-	switch {
-	case err == nil:
-	case errors.As(err, &exit):
-		got = int(exit)
-	case errors.As(err, &usage):
-		got = exitUsage
-	default:
-		got = exitFailure
-	}
+	got := codeOf(err)
 	text := o.out.String() + o.err.String() + fmt.Sprint(err)
 	if got != code {
 		o.t.Errorf("exit code %d, want %d; %s", got, code, text)
@@ -205,7 +194,7 @@ func TestShowAndList(t *testing.T) {
 
 	// A grant that the configuration has no more is shown as long as it is stored.
 	o.wants(d.history(ctx, "acme"), 0, "connected", "an operator")
-	d.specs = d.specs[1:]
+	d.Specs = d.Specs[1:]
 	o.wants(d.showGrant(ctx, "acme", "", 0), 0, "not in the configuration")
 	o.wants(d.list(ctx, false), 0, "not in the configuration")
 
@@ -218,7 +207,7 @@ func TestShowAndList(t *testing.T) {
 	if err := json.Unmarshal(o.out.Bytes(), &all); err != nil || len(all) != 6 || all[0].State != grant.Healthy || len(all[0].History) != 2 {
 		t.Errorf("%v, %+v", err, all)
 	}
-	d.specs, d.docs = nil, vaulttest.NewMemory()
+	d.Specs, d.Docs = nil, vaulttest.NewMemory()
 	o.wants(d.list(ctx, true), 0, "[]")
 	d.json = false
 	o.wants(d.list(ctx, true), 0, "There are no grants")
@@ -254,7 +243,7 @@ func TestRefresh(t *testing.T) {
 	o.mu.Unlock()
 	o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "was not refreshed", "invalid_client")
 	o.wants(d.history(ctx, "acme"), 0, "connected", "refreshed", "gate-1", "no longer granted: write", "failed", "invalid_client: ")
-	d.specs = nil
+	d.Specs = nil
 	o.wants(d.refresh(ctx, "acme", true, time.Minute), 1, "not in the configuration any more")
 }
 
@@ -342,11 +331,10 @@ func TestStoreWaits(t *testing.T) {
 	o := newOffice(t)
 	o.gate()
 	d := o.desk("")
-	spec, _ := d.spec("acme")
 	token := oauth.Token{Access: secret.New("at-hush-0"), Refresh: secret.New("rt-hush-0"), Expiry: time.Now().Add(time.Hour)}
-	o.wants(d.store(t.Context(), spec, token, true), 0, "healthy", "refreshes")
+	o.wants(d.store(t.Context(), "acme", token, true), 0, "healthy", "refreshes")
 	token.Refresh = secret.Text{}
-	o.wants(d.store(t.Context(), spec, token, true), 0, "no refresh token")
+	o.wants(d.store(t.Context(), "acme", token, true), 0, "no refresh token")
 }
 
 func TestImport(t *testing.T) {
@@ -363,7 +351,7 @@ func TestImport(t *testing.T) {
 		{"an example", "key", "your-api-key", 1, []string{"an example", "nothing was changed"}},
 		{"two lines", "key", "sk-hush-1\nsk-hush-2\n", 1, []string{"several lines"}},
 		{"a placeholder", "key", "sk-" + worker.Marker + "-hush", 1, []string{"placeholder of ours"}},
-		{"too much", "key", strings.Repeat("a", maxImport+1), 1, []string{"larger than any credential"}},
+		{"too much", "key", strings.Repeat("a", operate.MaxImport+1), 1, []string{"larger than any credential"}},
 		{"a token response", "acme", `{"access_token":"at-hush-1","refresh_token":"rt-hush-1","expires_in":3600,"scope":"read write"}`, 0, []string{"only the gate may use this refresh token"}},
 		{"a token alone", "acme", `{"access_token":"at-hush-1","expires_in":3600}`, 0, []string{"ends when its token does"}},
 		{"a bare token", "acme", "at-hush-1", 1, []string{"not a JSON object"}},

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/vault"
 )
 
@@ -30,33 +31,27 @@ or because no gate runs. Workers lose the grant within seconds.`
 	c.Args = exactArgs("NAME")
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask whether it is meant")
 	c.Flags().BoolVar(&noRevoke, "no-revoke", false, "only forget the tokens, and leave them valid at the provider")
-	c.Flags().DurationVar(&timeout, "timeout", answerTime, "how long to wait for a gate to revoke them")
+	c.Flags().DurationVar(&timeout, "timeout", operate.AnswerTime, "how long to wait for a gate to revoke them")
 	return c
 }
 
 func (d desk) disconnect(ctx context.Context, name string, yes, revoke bool, timeout time.Duration) error {
-	s, err := d.find(ctx, name)
+	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err
 	}
 	if !yes && terminalOf(d.in) != nil && !d.confirm(fmt.Sprintf("Workers lose %s within seconds. Disconnect it? [y/N] ", name)) {
 		return errors.New("nothing was changed")
 	}
-	end := revocation{Revoked: false, Because: "it was not asked for (--no-revoke)"}
-	if revoke {
-		if end, err = d.revoke(ctx, s, timeout); err != nil {
-			return err
-		}
-	}
-	// Even one whose status says it was never connected: the status document may be what is missing.
-	if err := grant.Disconnect(ctx, d.docs, name); err != nil {
+	end, err := d.Disconnect(ctx, s, revoke, timeout, d.sayWaiting)
+	if err != nil {
 		return err
 	}
 	if d.json {
 		return printJSON(d.out, struct {
 			Name  string      `json:"name"`
 			State grant.State `json:"state"`
-			revocation
+			operate.Revocation
 		}{name, grant.NeverConnected, end})
 	}
 	fmt.Fprintf(d.out, "%s is disconnected: its tokens are gone from Vault.\n", name)
@@ -66,48 +61,6 @@ func (d desk) disconnect(ctx context.Context, name string, yes, revoke bool, tim
 		_, err = fmt.Fprintf(d.out, "They were not revoked at the provider: %s.\n", end.Because)
 	}
 	return err
-}
-
-// revocation is what came of the tokens at the provider.
-type revocation struct {
-	Revoked bool   `json:"revoked"`
-	Because string `json:"not_revoked_because,omitempty"`
-}
-
-// revoke has a gate end a grant's tokens at the provider. What keeps it from doing so is no error: they are forgotten anyway.
-func (d desk) revoke(ctx context.Context, s grant.Summary, timeout time.Duration) (revocation, error) {
-	because := func(format string, args ...any) (revocation, error) {
-		return revocation{Because: fmt.Sprintf(format, args...)}, nil
-	}
-	const page = "end the access on the provider's own page"
-	provider, configured := d.cfg.ProviderOf(s.Name)
-	switch {
-	case s.State == grant.NeverConnected:
-		return because("there were none")
-	case s.Kind == grant.Static:
-		return because("only who issued the key can end it")
-	case s.Kind == grant.Machine:
-		return because("a running gate gets others by itself as long as the configuration has the grant; remove it there")
-	case !configured:
-		return because("the configuration does not have the grant any more; %s", page)
-	case provider.RevokeURL == "":
-		return because("its configuration has no revocation endpoint (revoke_url); %s", page)
-	}
-	id, err := grant.Ask(ctx, d.docs, s.Name, grant.AskRevoke, d.now())
-	if err != nil {
-		return revocation{}, err
-	}
-	s, err = d.answer(ctx, s.Name, id, timeout)
-	if errors.Is(err, errNotInTime) {
-		return because("no gate answered within %v; %s", timeout, page)
-	}
-	if err != nil {
-		return revocation{}, err
-	}
-	if e := lastEvent(s, grant.Revoked, grant.RevokeFails); e.What != grant.Revoked {
-		return because("%s; %s", strings.TrimPrefix(e.Error, "not revoked at the provider: "), page)
-	}
-	return revocation{Revoked: true}, nil
 }
 
 // confirm asks the operator a question; no answer is no.

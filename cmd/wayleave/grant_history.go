@@ -24,7 +24,7 @@ its history; disconnecting ends it.`
 }
 
 func (d desk) history(ctx context.Context, name string) error {
-	s, err := d.find(ctx, name)
+	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err
 	}

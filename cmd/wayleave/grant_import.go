@@ -6,18 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"wayleave/grant"
-	"wayleave/oauth"
-	"wayleave/secret"
+	"wayleave/operate"
 	"wayleave/vault"
 )
-
-// maxImport is more than any key or token file holds.
-const maxImport = 1 << 20
 
 func newGrantImport() *cobra.Command {
 	var file string
@@ -43,27 +38,22 @@ gate then refreshes it, so whoever else goes on refreshing with the same refresh
 }
 
 func (d desk) importGrant(ctx context.Context, name, file string, wait bool) error {
-	spec, err := d.spec(name)
+	spec, err := d.CanImport(name)
 	if err != nil {
 		return err
-	}
-	if spec.Kind == grant.Machine {
-		return usageError{fmt.Errorf("%s takes no import: the gate gets its tokens by itself", name)}
 	}
 	data, err := d.readImport(ctx, name, file, spec.Kind)
 	if err != nil {
 		return err
 	}
-	var token oauth.Token
-	if spec.Kind == grant.Static {
-		token, err = d.importValue(name, data)
-	} else {
-		token, err = d.importTokens(name, data)
-	}
+	token, warning, err := d.Read(name, data)
 	if err != nil {
-		return fmt.Errorf("importing %s: %w; nothing was changed", name, err)
+		return err
 	}
-	return d.store(ctx, spec, token, wait)
+	if warning != "" {
+		d.say("warning: %s", warning)
+	}
+	return d.store(ctx, name, token, wait)
 }
 
 // readImport reads what is to be imported.
@@ -84,46 +74,9 @@ func (d desk) readImport(ctx context.Context, name, file string, kind grant.Kind
 	case tty != nil:
 		return nil, usageError{errors.New("tokens are JSON, which a terminal would show: name the file with --from-file, or redirect it")}
 	}
-	data, err := io.ReadAll(io.LimitReader(in, maxImport+1))
-	if err == nil && len(data) > maxImport {
-		err = errors.New("it is larger than any credential; name the right file")
+	data, err := io.ReadAll(io.LimitReader(in, operate.MaxImport+1))
+	if err == nil && len(data) > operate.MaxImport {
+		err = operate.ErrTooLarge
 	}
 	return data, err
-}
-
-// importValue is a static value.
-func (d desk) importValue(name string, data []byte) (oauth.Token, error) {
-	// Editors and echo end a line; that one is not meant.
-	value := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
-	if problem := valueProblem(value, exists); problem != "" {
-		return oauth.Token{}, errors.New(problem)
-	}
-	if p, _ := d.cfg.ProviderOf(name); !strings.HasPrefix(value, p.PlaceholderPrefix) {
-		d.say("warning: values of %s usually begin with %s, and this one does not; it is stored as it is", p.Name, p.PlaceholderPrefix)
-	}
-	return oauth.Token{Access: secret.New(value)}, nil
-}
-
-// importTokens are tokens of an OAuth provider.
-func (d desk) importTokens(name string, data []byte) (oauth.Token, error) {
-	tokens, err := readTokens(data, d.now())
-	if err != nil {
-		return oauth.Token{}, err
-	}
-	if preset := d.cfg.Providers[d.cfg.Grants[name].Provider].Preset; tokens.preset != "" && tokens.preset != preset {
-		return oauth.Token{}, fmt.Errorf("this is %s, whose tokens are of preset %s, and the grant's provider is of preset %s", tokens.what, tokens.preset, preset)
-	}
-	if !tokens.Refresh.IsZero() {
-		d.say("warning: from now on only the gate may use this refresh token: any other client that still refreshes with it breaks this grant and is broken by it")
-	} else {
-		d.say("warning: there is no refresh token in it, so the grant ends when its token does")
-	}
-	p, _ := d.cfg.ProviderOf(name)
-	tokens.Facts = p.FactsIn(map[string]string{"access_token": tokens.Access.Reveal(), "id_token": tokens.idToken})
-	return tokens.Token, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

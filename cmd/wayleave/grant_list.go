@@ -28,7 +28,7 @@ code (see 'wayleave grant show --help').`
 }
 
 func (d desk) list(ctx context.Context, check bool) error {
-	all, err := grant.List(ctx, d.docs, d.specs)
+	all, err := d.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (d desk) list(ctx context.Context, check bool) error {
 	case len(all) == 0:
 		_, err = fmt.Fprintln(d.out, "There are no grants. Add one to grants in the configuration; docs/grants.md shows how.")
 	default:
-		err = printGrants(d.out, all, d.now(), widthOf(d.out))
+		err = printGrants(d.out, all, d.Now(), widthOf(d.out))
 	}
 	if err != nil || !check {
 		return err

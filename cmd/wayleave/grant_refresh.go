@@ -9,15 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/vault"
 )
-
-// errNotInTime is the cause of a wait's end when nothing else ended it.
-var errNotInTime = errors.New("not in time")
-
-// answerTime is how long a gate is given to do what it is asked for: it looks for requests every few seconds, and few providers
-// take longer than that to answer.
-const answerTime = 45 * time.Second
 
 func newGrantRefresh() *cobra.Command {
 	var wait bool
@@ -37,27 +31,23 @@ A failure that leaves the grant healthy, and no answer in time, are 1.`
   wayleave grant refresh claude -c wayleave.yaml --wait=false`
 	c.Args = exactArgs("NAME")
 	c.Flags().BoolVar(&wait, "wait", true, "wait for the outcome")
-	c.Flags().DurationVar(&timeout, "timeout", answerTime, "how long to wait")
+	c.Flags().DurationVar(&timeout, "timeout", operate.AnswerTime, "how long to wait")
 	return c
 }
 
 func (d desk) refresh(ctx context.Context, name string, wait bool, timeout time.Duration) error {
-	s, err := d.find(ctx, name)
+	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err
 	}
-	switch {
-	case d.index(name) < 0:
-		return fmt.Errorf("%s is not in the configuration any more, so no gate keeps it; add it, or run `wayleave grant disconnect %s`", name, name)
-	case s.Kind == grant.Static:
-		return fmt.Errorf("%s is an imported value, which nothing refreshes; replace it with `wayleave grant import %s`", name, name)
-	case s.State == grant.NeverConnected && s.Kind == grant.Machine:
-		return fmt.Errorf("no gate has asked for a token of %s yet: it gets one by itself within seconds of its start; look at `wayleave doctor`", name)
-	case s.State == grant.NeverConnected || s.State == grant.NeedsReconnect:
-		d.say("wayleave: %s cannot be refreshed, it is %s: %s", name, s.State, s.Next)
-		return exitOf(s.State)
+	if err := d.CanRefresh(s); err != nil {
+		if s.Kind != grant.Machine && s.Kind != grant.Static && operate.NeedsOperator(s) && d.configured(name) {
+			d.say("wayleave: %v", err)
+			return exitOf(s.State)
+		}
+		return err
 	}
-	id, err := grant.Ask(ctx, d.docs, name, grant.AskRefresh, d.now())
+	id, err := d.AskRefresh(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -69,7 +59,7 @@ func (d desk) refresh(ctx context.Context, name string, wait bool, timeout time.
 		return err
 	}
 	s, err = d.answer(ctx, name, id, timeout)
-	if errors.Is(err, errNotInTime) {
+	if errors.Is(err, operate.ErrNotInTime) {
 		return fmt.Errorf("no gate has refreshed %s within %v: either none runs (see `wayleave doctor`), or the provider gave no refresh token; the request stands for ten minutes", name, timeout)
 	}
 	if err != nil {
@@ -78,31 +68,21 @@ func (d desk) refresh(ctx context.Context, name string, wait bool, timeout time.
 	if err := d.show(s); err != nil {
 		return err
 	}
-	if e := lastEvent(s, grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp); e.What != grant.Refreshed {
+	if e := operate.Last(s, grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp); e.What != grant.Refreshed {
 		d.say("wayleave: %s was not refreshed: %s", name, e.Error)
 		return max(exitOf(s.State), exitFailure)
 	}
 	return exitOf(s.State).asError()
 }
 
-// answer waits until a gate has carried out the request with the id; errNotInTime is that none did.
+// answer is Answer, said.
 func (d desk) answer(ctx context.Context, name, id string, timeout time.Duration) (grant.Summary, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNotInTime)
-	defer cancel()
+	d.sayWaiting()
+	return d.Answer(ctx, name, id, timeout)
+}
+
+func (d desk) sayWaiting() {
 	if !d.json {
 		d.say("Waiting for a gate…")
 	}
-	return d.watch(ctx, name, func(s grant.Summary) bool { return s.Request == id })
-}
-
-// lastEvent is the newest of a grant's events that is one of these.
-func lastEvent(s grant.Summary, among ...grant.What) grant.Event {
-	for i := len(s.History) - 1; i >= 0; i-- {
-		for _, what := range among {
-			if s.History[i].What == what {
-				return s.History[i]
-			}
-		}
-	}
-	return grant.Event{}
 }

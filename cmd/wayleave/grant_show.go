@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/vault"
 )
 
@@ -52,7 +53,7 @@ func stateNames() []string {
 }
 
 func (d desk) showGrant(ctx context.Context, name string, wait grant.State, timeout time.Duration) error {
-	s, err := d.find(ctx, name)
+	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -71,14 +72,14 @@ func (d desk) showGrant(ctx context.Context, name string, wait grant.State, time
 	if !slices.Contains(stateNames(), string(wait)) {
 		return usageError{fmt.Errorf("there is no state %q; there are: %s", wait, strings.Join(stateNames(), ", "))}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNotInTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, operate.ErrNotInTime)
 	defer cancel()
-	last, late := d.watch(ctx, name, func(s grant.Summary) bool {
+	last, late := d.Watch(ctx, name, func(s grant.Summary) bool {
 		// Who waits for a healthy grant need not mind that it is being refreshed.
 		return s.State == wait || wait == grant.Healthy && s.State == grant.Refreshing
 	})
 	switch {
-	case late != nil && !errors.Is(late, errNotInTime):
+	case late != nil && !errors.Is(late, operate.ErrNotInTime):
 		return late
 	case last.Name != "": // else nothing was seen since
 		s = last

@@ -8,6 +8,7 @@ import (
 
 	"wayleave/config"
 	"wayleave/grant"
+	"wayleave/operate"
 )
 
 // What the configuration says of a provider decides how its grants are kept.
@@ -21,7 +22,7 @@ func TestKindsOfGrants(t *testing.T) {
 		"weather": grant.Static, "billing": grant.Static,
 	}
 	got := map[string]grant.Kind{}
-	for _, s := range grantSpecs(cfg) {
+	for _, s := range operate.Specs(cfg) {
 		got[s.Name] = s.Kind
 		if (s.OAuth == nil) != (s.Kind == grant.Static) {
 			t.Errorf("%s has the wrong issuer: %v", s.Name, s.OAuth)

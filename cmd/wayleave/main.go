@@ -18,6 +18,8 @@ import (
 	_ "time/tzdata" // conditions may name time zones, and containers may lack them
 
 	"github.com/spf13/cobra"
+
+	"wayleave/operate"
 )
 
 // Exit codes. `wayleave run` ends with its child's code instead.
@@ -59,24 +61,31 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if exit := exitCode(0); err != nil && !errors.As(err, &exit) {
+		fmt.Fprintf(stderr, "wayleave: %v\n", err)
+	}
+	return codeOf(err)
+}
+
+// codeOf is the exit code of a command that ended with err.
+func codeOf(err error) int {
 	var code exitCode
 	var usage usageError
 	var refused refusal
+	var misuse *operate.Refusal
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &code):
 		return int(code)
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "wayleave: %v\n", err)
+		return exitUsage
+	case errors.As(err, &misuse) && misuse.Kind != operate.NotNow:
 		return exitUsage
 	case errors.As(err, &refused):
-		fmt.Fprintf(stderr, "wayleave: %v\n", err)
 		return exitRefused
-	default:
-		fmt.Fprintf(stderr, "wayleave: %v\n", err)
-		return exitFailure
 	}
+	return exitFailure
 }
 
 func newRoot() *cobra.Command {

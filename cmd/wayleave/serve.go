@@ -18,6 +18,7 @@ import (
 	"wayleave/envoy"
 	"wayleave/extproc"
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/spool"
 	"wayleave/vault"
 	"wayleave/worker"
@@ -150,7 +151,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	defer spooled.Close()
-	grants := grant.NewKeeper(store, grantSpecs(g.cfg), grant.Options{Holder: holder(spooled.ID()), Spool: spooled, Log: g.log})
+	grants := grant.NewKeeper(store, operate.Specs(g.cfg), grant.Options{Holder: holder(spooled.ID()), Spool: spooled, Log: g.log})
 
 	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
 	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: g.log})

@@ -40,26 +40,6 @@ const (
 	messageTimeout = 25 * time.Second
 )
 
-// grantSpecs says what is to be kept usable.
-func grantSpecs(cfg *config.Config) []grant.Spec {
-	var specs []grant.Spec
-	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
-		p, _ := cfg.ProviderOf(name)
-		spec := grant.Spec{Name: name, Provider: p.Name, Scopes: cfg.RequestedScopes(name)}
-		switch {
-		case p.Kind == provider.Static:
-			spec.Kind = grant.Static
-		case !p.NeedsOperator():
-			spec.Kind = grant.Machine
-			fallthrough
-		default:
-			spec.OAuth = oauth.NewClient(p.Config, nil, nil)
-		}
-		specs = append(specs, spec)
-	}
-	return specs
-}
-
 // exchanges says for which grants each worker gets a token of its own.
 func exchanges(cfg *config.Config) map[string]grant.Exchange {
 	rules := map[string]grant.Exchange{}

@@ -14,6 +14,7 @@ import (
 
 	"wayleave/config"
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
 	"wayleave/xds"
@@ -111,7 +112,7 @@ func TestCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	render := credentials(cfg, sessions, grant.NewKeeper(docs, grantSpecs(cfg), grant.Options{}))
+	render := credentials(cfg, sessions, grant.NewKeeper(docs, operate.Specs(cfg), grant.Options{}))
 	for profile, want := range map[string]map[string]string{ // grant → the variable that has its placeholder
 		"default": {"claude": "CLAUDE_CODE_OAUTH_TOKEN", "acme": "ACME_TOKEN"},
 		"other":   {"claude-two": "ANTHROPIC_AUTH_TOKEN"},
