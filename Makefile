@@ -58,6 +58,11 @@ remote-control: tools ## Claude Code's remote control, of the pinned version or 
 reliability: tools ## the proof of docs/reliability.md in full size, which takes minutes
 	WAYLEAVE_RELIABILITY=full go test -count=1 -timeout 30m -v ./e2e/reliability
 
+.PHONY: screenshots
+screenshots: tools ## what every page of the console looks like, into screenshots/ (needs Chromium)
+	@mkdir -p screenshots
+	WAYLEAVE_SCREENSHOTS=$(CURDIR)/screenshots go test -count=1 -run '^TestConsole$$' ./e2e
+
 .PHONY: isolation
 isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none with another worker's credential
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds

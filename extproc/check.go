@@ -46,6 +46,8 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	level := slog.LevelWarn
 	if !r.has("proxy-authorization") {
 		level = slog.LevelDebug // the first half of a challenge and its response
+	} else {
+		s.tell(d, &r, id)
 	}
 	s.log.LogAttrs(ctx, level, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
 	return denied(d.refusal.answer(nil, id)), nil

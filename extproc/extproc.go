@@ -181,6 +181,8 @@ type Options struct {
 	Deadline time.Duration
 	// Now is the clock. Nil: time.Now.
 	Now func() time.Time
+	// Decided is told of every decision; it must not block. Nil: nobody is.
+	Decided func(Decided)
 	// Log gets one line per refusal, never a header's value. Nil: none.
 	Log *slog.Logger
 }
@@ -196,13 +198,14 @@ type Server struct {
 	tokens   Tokens
 	deadline time.Duration
 	now      func() time.Time
+	decided  func(Decided)
 	log      *slog.Logger
 	bodies   sync.Once // warns of them
 }
 
 // New returns a Server that decides by cfg.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, log: o.Log}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, decided: o.Decided, log: o.Log}
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second
 	}

@@ -88,11 +88,12 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if d.answer != nil {
 		return s.ownAnswer(ctx, d), nil
 	}
+	id := requestID(r.values("x-request-id"))
+	s.tell(d, &r, id)
 	if d.wouldRefuse != nil {
-		s.logDryRun(ctx, d, requestID(r.values("x-request-id")))
+		s.logDryRun(ctx, d, id)
 	}
 	if d.refusal != nil {
-		id := requestID(r.values("x-request-id"))
 		s.logRefusal(ctx, d, id)
 		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil
 	}

@@ -70,3 +70,6 @@ func (s State) known() bool {
 	_, ok := words[s]
 	return ok
 }
+
+// Means says what a state is, in words that follow the grant's name; "" for one that nobody knows.
+func (s State) Means() string { return words[s].means }

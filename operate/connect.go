@@ -65,13 +65,17 @@ func NewConsent(client *oauth.Client, redirect string, scopes []string) *Consent
 }
 
 // URL is the page to open.
-func (c *Consent) URL() string { return c.client.AuthorizationURL(c.state, c.pkce, c.redirect, c.scopes) }
+func (c *Consent) URL() string {
+	return c.client.AuthorizationURL(c.state, c.pkce, c.redirect, c.scopes)
+}
 
 // State is what the answer must carry.
 func (c *Consent) State() string { return c.state }
 
 // Parse finds the code in an answer: an address, a code, or code#state. The error is [oauth.ErrDenied] when there will be none.
-func (c *Consent) Parse(answer string) (secret.Text, error) { return c.client.ParseCallback(answer, c.state) }
+func (c *Consent) Parse(answer string) (secret.Text, error) {
+	return c.client.ParseCallback(answer, c.state)
+}
 
 // Exchange trades the code for tokens. A code may be presented once.
 func (c *Consent) Exchange(ctx context.Context, code secret.Text) (oauth.Token, error) {

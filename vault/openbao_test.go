@@ -29,7 +29,7 @@ func TestPolicies(t *testing.T) {
 	t.Parallel()
 	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
-	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "requests/grants": map[string]string{}, "sessions/revoked": map[string]string{}, "sessions/live/a": map[string]string{}, "other/x": map[string]string{}} {
+	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "requests/grants": map[string]string{}, "sessions/revoked": map[string]string{}, "sessions/live/a": map[string]string{}, "operators/tokens": map[string]string{}, "other/x": map[string]string{}} {
 		if _, err := s.Root.Put(ctx, path, doc, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -79,27 +79,30 @@ func TestPolicies(t *testing.T) {
 		{"create", put, "grants/new", true, true, false},
 		{"version of", version, "grants/g", true, true, false},
 		{"list", list, "grants", true, true, false},
-		{"delete", remove, "grants/none", false, true, false},
+		{"delete", remove, "grants/none", true, true, false},
 		{"read", get, "status/g", true, true, true},
 		{"write", put, "status/g", true, true, false},
 		{"version of", version, "status/g", true, true, true},
 		{"list", list, "status", true, true, true},
-		{"delete", remove, "status/none", false, true, false},
+		{"delete", remove, "status/none", true, true, false},
 		{"read", get, "keys/session", true, false, false},
 		{"write", put, "keys/session", true, false, false},
 		{"list", list, "keys", true, false, false},
 		{"delete", remove, "keys/none", false, false, false},
 		{"read", get, "requests/grants", true, true, false},
-		{"write", put, "requests/grants", false, true, false},
+		{"write", put, "requests/grants", true, true, false},
 		{"version of", version, "requests/grants", true, true, false},
 		{"list", list, "requests", true, true, false},
 		{"delete", remove, "requests/none", false, false, false},
 		{"read", get, "sessions/live/a", true, true, true},
 		{"write", put, "sessions/live/a", true, false, false},
 		{"read", get, "sessions/revoked", true, true, true},
-		{"write", put, "sessions/revoked", false, true, false},
+		{"write", put, "sessions/revoked", true, true, false},
 		{"list", list, "sessions/live", true, true, true},
 		{"delete", remove, "sessions/none", false, false, false},
+		{"read", get, "operators/tokens", true, false, false},
+		{"write", put, "operators/tokens", true, false, false},
+		{"delete", remove, "operators/none", false, false, false},
 		{"read", get, "other/x", false, false, false},
 		{"write", put, "other/x", false, false, false},
 		{"sign an intermediate", sign, "", true, false, false},

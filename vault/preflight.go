@@ -21,9 +21,10 @@ func (c *Client) needs(role Role) []need {
 	case Gateway:
 		write := []string{"create", "read", "update"}
 		look := []string{"list", "read"}
+		remove := []string{"delete", "list", "read"}
 		return []need{
-			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", []string{"read"}}, {data + "requests/any", []string{"read"}},
-			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look},
+			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", write}, {data + "requests/any", write}, {data + "operators/any", write},
+			{metadata + "grants/any", remove}, {metadata + "status/any", remove}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look}, {metadata + "operators/any", look},
 			{c.cfg.PKIMount + "/root/sign-intermediate", []string{"update"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}

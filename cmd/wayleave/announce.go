@@ -37,7 +37,7 @@ func summaries(grants *grant.Keeper, cfg *config.Config) []grant.Summary {
 }
 
 // announce says that workers may come, what state the grants are in, and what to do next.
-func (u upper) announce(grants []grant.Summary) {
+func (u upper) announce(grants []grant.Summary, console string) {
 	u.say("ready: workers connect to %s", u.proxy())
 	where := ""
 	if u.state.dir != absolute(defaultStateDir()) {
@@ -66,6 +66,9 @@ func (u upper) announce(grants []grant.Summary) {
 	}
 	_ = w.Flush()
 	u.otherWays()
+	if console != "" { // the link logs in once
+		fmt.Fprintf(u.out, "\n  the console   %s", console)
+	}
 	fmt.Fprintf(u.out, "\n  run a worker  wayleave run%s -- COMMAND\n  look closer   wayleave doctor%s\n  stop          Ctrl-C\n", where, where)
 	fmt.Fprintln(u.out)
 }

@@ -22,13 +22,14 @@ func TestAnnounce(t *testing.T) {
 	}
 	cfg := &config.Config{Listen: config.Listen{Proxy: "0.0.0.0:3128"}}
 	var out bytes.Buffer
-	upper{cfg: cfg, state: state{"/default"}, out: &out}.announce(grants)
+	upper{cfg: cfg, state: state{"/default"}, out: &out}.announce(grants, "http://127.0.0.1:3180/login?token=once")
 	want := `wayleave: ready: workers connect to http://127.0.0.1:3128
 
   grant claude      never_connected  wayleave grant connect claude
   grant acme-build  healthy
   grant key         never_connected  wayleave grant import key
 
+  the console   http://127.0.0.1:3180/login?token=once
   run a worker  wayleave run -- COMMAND
   look closer   wayleave doctor
   stop          Ctrl-C
@@ -41,14 +42,14 @@ func TestAnnounce(t *testing.T) {
 	// Other ways in are said where there are any.
 	out.Reset()
 	more := &config.Config{Listen: config.Listen{Proxy: "0.0.0.0:3128", ProxyTLS: "0.0.0.0:3129", TLSNames: []string{"gate.example.com"}, Transparent: "0.0.0.0:3443"}}
-	upper{cfg: more, state: state{"/default"}, out: &out}.announce(nil)
+	upper{cfg: more, state: state{"/default"}, out: &out}.announce(nil, "")
 	if want := "\n  over TLS      WAYLEAVE_GATE=https://gate.example.com:3129 WAYLEAVE_GATE_CA=/default/ca.pem\n  redirected    to 0.0.0.0:3443, without a proxy: wayleave run --transparent\n\n  run"; !strings.Contains(out.String(), want) {
 		t.Errorf("no %q in:\n%s", want, out.String())
 	}
 
 	// With another state directory the commands can still be copied.
 	out.Reset()
-	upper{cfg: cfg, state: state{"/other"}, out: &out}.announce(grants)
+	upper{cfg: cfg, state: state{"/other"}, out: &out}.announce(grants, "")
 	for _, want := range []string{"wayleave grant connect --state /other claude\n", "wayleave run --state /other -- COMMAND\n", "wayleave doctor --state /other\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in:\n%s", want, out.String())

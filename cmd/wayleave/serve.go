@@ -14,6 +14,7 @@ import (
 
 	"wayleave/ca"
 	"wayleave/config"
+	"wayleave/console"
 	"wayleave/durable"
 	"wayleave/envoy"
 	"wayleave/extproc"
@@ -63,7 +64,7 @@ the others take over; alone, a gate hands over to a second one that was started 
 				spoolDir = filepath.Join(runDir, ofReplica(replica, "spool"))
 			}
 			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
+			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink), config: absolute(configPath)}, accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
@@ -100,14 +101,16 @@ type gate struct {
 	spool   string // private directory of the tokens that Vault does not have yet
 	caFile  string // where the roots that workers trust are written down
 
+	console   consolePlace
 	accessLog string // where Envoy writes one line per request
 	log       *slog.Logger
 }
 
 // serving is a gate that Envoy can connect to, for whoever wants to look.
 type serving struct {
-	fleet  *xds.Server
-	grants *grant.Keeper
+	fleet   *xds.Server
+	grants  *grant.Keeper
+	console *consoleDoor // nil: there is none, or another gate has it
 }
 
 // serve runs the gate until ctx ends or a part of it fails. It calls ready once Envoy can connect.
@@ -185,7 +188,15 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 
 	// What they get: the decision on each tunnel and each request.
-	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Log: g.log})
+	decisions := console.NewDecisions(rememberedDecisions)
+	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Decided: watched(decisions), Log: g.log})
+
+	// Where operators look, which workers cannot reach.
+	pages, err := g.openConsole(ctx, store, grants, fleet, decisions)
+	if err != nil {
+		return err
+	}
+	defer pages.close()
 
 	// Where it listens: only on unix sockets, and only Envoy connects to them.
 	doors, err := g.openDoors(ctx)
@@ -205,6 +216,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { defer close(kept); return grants.Run(keep) })
 	group.Go(func() error { sessions.Run(work); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
+	group.Go(func() error { return pages.serve(work) })
 	group.Go(doors.serveRPC)
 	group.Go(func() error { return doors.serveAPI(enrolment) })
 
@@ -226,7 +238,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		}
 		return doors.finish()
 	})
-	ready(serving{fleet, grants})
+	ready(serving{fleet, grants, pages})
 	return ignoreCanceled(group.Wait())
 }
 

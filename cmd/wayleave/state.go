@@ -26,6 +26,7 @@ import (
 //	vault/             the embedded OpenBao: data, unseal material, the operator's token
 //	workers/NAME.token enrolment tokens that `up` made
 //	envoy/             bootstrap and logs
+//	console.login      a link that logs an operator of this machine in to the console, once
 //	run/               sockets
 //	spool/             new tokens that Vault does not have yet, encrypted
 type state struct{ dir string }

@@ -101,7 +101,7 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting the gate")
 	served := make(chan serving, 1) // buffered: the gate does not wait for us
-	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), accessLog: u.state.path("envoy", "access.log"), log: u.log}
+	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), accessLog: u.state.path("envoy", "access.log"), log: u.log}
 	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
 	var now serving
@@ -145,7 +145,7 @@ func (u upper) up(ctx context.Context) error {
 			if err := u.state.writeGate(gateFile{Proxy: u.proxy(), Config: u.configPath}); err != nil {
 				return fmt.Errorf("writing down where the gate is: %w", err)
 			}
-			u.announce(summaries(now.grants, u.cfg))
+			u.announce(summaries(now.grants, u.cfg), now.console.link())
 			announced = true
 		case <-look.C:
 			// Before the first success a refusal is a mistake of ours or the configuration's, and waiting mends neither.

@@ -1,5 +1,5 @@
 # The gateway: keeps grants usable and holds the key of a short-lived intermediate CA.
-# It cannot delete a grant, change a policy, or read anything outside these paths.
+# It cannot change a policy, or read anything outside these paths. What its console does for operators, it does itself.
 
 # Grants with their tokens, their public summaries, and the keys: of sessions, and of the spool on disk.
 path "wayleave/data/grants/*" {
@@ -15,18 +15,20 @@ path "wayleave/data/keys/*" {
 path "wayleave/data/sessions/*" {
   capabilities = ["create", "read", "update"]
 }
-path "wayleave/data/sessions/revoked" {
-  capabilities = ["read"]
-}
-# What operators ask of it.
+# What operators ask of it, with their own Vault tokens or in its console.
 path "wayleave/data/requests/*" {
-  capabilities = ["read"]
+  capabilities = ["create", "read", "update"]
 }
+# The digests of operators' API tokens.
+path "wayleave/data/operators/*" {
+  capabilities = ["create", "read", "update"]
+}
+# Its console disconnects grants.
 path "wayleave/metadata/grants/*" {
-  capabilities = ["list", "read"]
+  capabilities = ["delete", "list", "read"]
 }
 path "wayleave/metadata/status/*" {
-  capabilities = ["list", "read"]
+  capabilities = ["delete", "list", "read"]
 }
 path "wayleave/metadata/keys/*" {
   capabilities = ["list", "read"]
@@ -35,6 +37,9 @@ path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
 }
 path "wayleave/metadata/requests/*" {
+  capabilities = ["list", "read"]
+}
+path "wayleave/metadata/operators/*" {
   capabilities = ["list", "read"]
 }
 

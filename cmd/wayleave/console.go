@@ -1,0 +1,318 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wayleave/config"
+	"wayleave/console"
+	"wayleave/durable"
+	"wayleave/extproc"
+	"wayleave/grant"
+	"wayleave/operate"
+	"wayleave/worker"
+	"wayleave/xds"
+)
+
+func newConsole() *cobra.Command {
+	var noBrowser bool
+	var runDir string
+	c := &cobra.Command{
+		Use:   "console",
+		Short: "Open the operators' pages of the gate on this machine",
+		Long: `Console prints a link that logs you in to the console of the gate on this machine, and opens it in a browser. The link is
+good once; the next call has another. It is for consoles on loopback: whoever may read the gate's state directory may use it.
+Elsewhere operators log in with OIDC (console.oidc in the configuration).`,
+		Example: `  wayleave console
+  wayleave console --no-browser
+  wayleave console --run-dir /run/wayleave     # of a 'wayleave serve'`,
+		Args: exactArgs(),
+	}
+	st := addStateFlag(c)
+	c.Flags().BoolVar(&noBrowser, "no-browser", false, "only print the link")
+	c.Flags().StringVar(&runDir, "run-dir", "", "directory of the sockets of a 'wayleave serve', in place of --state")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		path := st.path(consoleLink)
+		if runDir != "" {
+			path = filepath.Join(runDir, consoleLink)
+		}
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("no gate has a console with links in %s: start one with 'wayleave up'; 'wayleave serve' has one where console.listen is on loopback, without public_url", filepath.Dir(path))
+		}
+		if err != nil {
+			return fmt.Errorf("reading the link: %w; run this as the user who runs the gate", err)
+		}
+		link := strings.TrimSpace(string(data))
+		fmt.Fprintln(c.OutOrStdout(), link)
+		if open := browser(); open != nil && !noBrowser {
+			if err := open(link); err != nil {
+				fmt.Fprintf(c.ErrOrStderr(), "(no browser could be opened here: %v)\n", err)
+			}
+		}
+		return nil
+	}
+	return c
+}
+
+const (
+	consoleLink         = "console.login"
+	consoleDefault      = "127.0.0.1:3180"
+	rememberedDecisions = 5000
+	consoleRetry        = time.Second
+)
+
+// consolePlace is where a gate has its console.
+type consolePlace struct {
+	listen   string // ip:port; empty or none: nowhere
+	anywhere bool   // on loopback, when that is taken
+	strict   bool   // fail when it is taken; else wait until it is not
+	link     string // path of the file with the one-time link
+	config   string // path of the configuration
+}
+
+// consolePlace is that of `wayleave up`, which has a console unless the configuration says none.
+func (u upper) consolePlace() consolePlace {
+	p := consolePlace{listen: u.cfg.Console.Listen, strict: true, link: u.state.path(consoleLink), config: u.configPath}
+	if p.listen == "" {
+		p.listen, p.anywhere = consoleDefault, true
+	}
+	return p
+}
+
+// watched lets the console see decisions.
+func watched(to *console.Decisions) func(extproc.Decided) {
+	return func(d extproc.Decided) {
+		x := console.Decision{At: d.At, Outcome: console.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Host: d.Host, Method: d.Method, Route: d.Route, Grant: d.Grant, Request: d.RequestID}
+		switch {
+		case d.Reason != "":
+			x.Outcome = console.Refused
+		case d.Swapped:
+			x.Outcome = console.Swapped
+		}
+		to.Add(x)
+	}
+}
+
+// consoleDoor is where operators come to the gate. Of several gates that are to have it at one address, the one that got it has
+// it, and the next takes over.
+type consoleDoor struct {
+	gate   gate
+	config console.Config
+	text   []byte // of the configuration
+	log    *slog.Logger
+
+	listener net.Listener    // nil: another gate has the address
+	server   *console.Server // with listener
+
+	mu     sync.Mutex
+	newest string // guarded by mu; the one-time link
+}
+
+// openConsole listens for operators. It returns nil when there is no console.
+func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *grant.Keeper, fleet *xds.Server, decisions *console.Decisions) (*consoleDoor, error) {
+	p := g.console
+	if p.listen == "" || p.listen == config.ListenNone {
+		return nil, nil
+	}
+	text, err := os.ReadFile(p.config)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration for the console: %w", err)
+	}
+	roots, err := consoleRoots(g.cfg)
+	if err != nil {
+		return nil, err
+	}
+	d := &consoleDoor{gate: g, text: text, log: g.log}
+	c := g.cfg.Console
+	d.config = console.Config{
+		Desk:   operate.Desk{Config: g.cfg, Specs: operate.Specs(g.cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond},
+		Grants: grants, Fleet: func() []console.Node { return fleetNodes(fleet) }, Decisions: decisions,
+		File: p.config, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Log: g.log,
+	}
+	l, err := d.listen(ctx)
+	if err != nil && (p.strict || !errors.Is(err, syscall.EADDRINUSE)) {
+		return nil, fmt.Errorf("the console cannot listen on %s: %w; stop what listens there, or write another console.listen", p.listen, err)
+	}
+	if err != nil {
+		g.log.Info("another gate has the console; this one takes over when that one ends", "address", p.listen)
+	}
+	if l != nil {
+		return d, d.prepare(l)
+	}
+	return d, nil
+}
+
+func (d *consoleDoor) listen(ctx context.Context) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", d.gate.console.listen)
+	if err != nil && d.gate.console.anywhere {
+		l, err = lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	}
+	return l, err
+}
+
+// consoleRoots are the authorities for the issuer of the console's OIDC log-in; nil: the system's alone.
+func consoleRoots(cfg *config.Config) (*x509.CertPool, error) {
+	if cfg.Console.OIDC.CAFile == "" {
+		return nil, nil
+	}
+	system, _, err := worker.SystemRoots(os.Getenv)
+	if err != nil {
+		return nil, fmt.Errorf("reading the system's root certificates: %w", err)
+	}
+	more, err := os.ReadFile(cfg.Path(cfg.Console.OIDC.CAFile))
+	if err != nil {
+		return nil, fmt.Errorf("console.oidc.ca_file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(worker.Bundle(system, more)) {
+		return nil, errors.New("console.oidc.ca_file: there is no certificate in it")
+	}
+	return pool, nil
+}
+
+// fleetNodes are the Envoys of a gate.
+func fleetNodes(fleet *xds.Server) []console.Node {
+	var out []console.Node
+	for _, n := range fleet.Nodes() {
+		x := console.Node{ID: n.ID, Version: n.Version, Since: n.Since, Current: n.Current()}
+		for _, t := range n.Types {
+			if t.Error != "" {
+				x.Refused = fmt.Sprintf("%s: %s", t.Type, strings.TrimSpace(t.Error))
+			}
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// link is the one-time link, "" where there is none.
+func (d *consoleDoor) link() string {
+	if d == nil {
+		return ""
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.newest
+}
+
+// close lets go of the address.
+func (d *consoleDoor) close() {
+	if d != nil && d.listener != nil {
+		_ = d.listener.Close()
+		_ = os.Remove(d.gate.console.link)
+	}
+}
+
+// prepare makes the console for an address that we have.
+func (d *consoleDoor) prepare(l net.Listener) error {
+	c := d.config
+	c.URL = &url.URL{Scheme: "http", Host: l.Addr().String()}
+	c.Alias = alsoKnownAs(l.Addr().String())
+	d.listener = l
+	if d.gate.cfg.Console.TLSCertFile != "" {
+		c.URL.Scheme = "https"
+		d.listener = tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: d.certificate})
+	}
+	if public := d.gate.cfg.Console.PublicURL; public != "" {
+		u, err := url.Parse(public)
+		if err != nil {
+			return fmt.Errorf("console.public_url: %w", err) // checked before
+		}
+		c.URL = &url.URL{Scheme: u.Scheme, Host: u.Host}
+	} else if a, err := netip.ParseAddrPort(l.Addr().String()); err == nil && a.Addr().IsLoopback() {
+		c.NewLink = d.keepLink
+	}
+	var err error
+	if d.server, err = console.New(c, d.text); err != nil {
+		return fmt.Errorf("the console: %w", err)
+	}
+	d.log.Info("operators may come", "console", c.URL.String())
+	return nil
+}
+
+// serve serves operators until ctx ends. It waits for the address if another gate has it.
+func (d *consoleDoor) serve(ctx context.Context) error {
+	if d == nil {
+		return nil
+	}
+	for again := time.NewTicker(consoleRetry); d.listener == nil; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
+			if l, err := d.listen(ctx); err == nil {
+				if err := d.prepare(l); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	srv := &http.Server{Handler: d.server, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.server.Run(ctx)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(last) != nil {
+			_ = srv.Close()
+		}
+	}()
+	err := srv.Serve(d.listener)
+	if !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return fmt.Errorf("the console: %w", err)
+	}
+	<-ended
+	return nil
+}
+
+// keepLink writes the one-time link down, for whoever may read this gate's files.
+func (d *consoleDoor) keepLink(link string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.newest = link
+	if err := durable.Replace(d.gate.console.link, []byte(link+"\n")); err != nil {
+		d.log.Warn("the link to the console could not be written down", "file", d.gate.console.link, "err", err)
+	}
+}
+
+// certificate reads the console's certificate, which somebody may have replaced.
+func (d *consoleDoor) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c := d.gate.cfg
+	pair, err := tls.LoadX509KeyPair(c.Path(c.Console.TLSCertFile), c.Path(c.Console.TLSKeyFile))
+	if err != nil {
+		d.log.Warn("the console's certificate cannot be read", "err", err)
+	}
+	return &pair, err
+}
+
+// alsoKnownAs knows the names of this machine for a loopback address, and the address itself behind a reverse proxy.
+func alsoKnownAs(address string) func(string) bool {
+	_, port, _ := net.SplitHostPort(address)
+	names := map[string]bool{address: true}
+	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr().IsLoopback() {
+		for _, name := range []string{"localhost", "127.0.0.1", "::1"} {
+			names[net.JoinHostPort(name, port)] = true
+		}
+	}
+	return func(host string) bool { return names[host] }
+}

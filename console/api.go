@@ -1,0 +1,488 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"wayleave/config"
+	"wayleave/grant"
+	"wayleave/operate"
+	"wayleave/vault"
+	"wayleave/worker"
+)
+
+// endpoints is the whole API.
+func (s *Server) endpoints() []endpoint {
+	return []endpoint{
+		{"GET", "/me", Viewer, "Who you are, and what you may do", "", nil, Me{}, nil, s.me},
+		{"GET", "/grants", Viewer, "Every grant, configured or stored", "", nil, Grants{}, nil, s.listGrants},
+		{"GET", "/grants/{grant}", Viewer, "One grant, its history and who uses it", "", nil, GrantDetail{}, nil, s.showGrant},
+		{"POST", "/grants/{grant}/connect", Operator, "Begin to connect a grant; look at the connect until it is connected or failed", "grant.connect.begin", ConnectRequest{}, Flow{}, nil, s.connect},
+		{"GET", "/connects/{id}", Operator, "How far a connect of yours is", "", nil, Flow{}, nil, s.showConnect},
+		{"POST", "/connects/{id}/answer", Operator, "Paste the answer of the consent page: its code, or the address the browser ended up at", "", AnswerRequest{}, Flow{}, nil, s.answerConnect},
+		{"POST", "/grants/{grant}/refresh", Operator, "Have a gate refresh a grant now, and wait for what comes of it", "grant.refresh", nil, GrantDetail{}, nil, s.refresh},
+		{"POST", "/grants/{grant}/disconnect", Operator, "Have a gate revoke a grant's tokens at the provider, and forget them in any case", "grant.disconnect", DisconnectRequest{}, Disconnected{}, nil, s.disconnect},
+		{"POST", "/grants/{grant}/import", Operator, "Store a key, a password or tokens that were given out elsewhere; they are never shown again", "grant.import", ImportRequest{}, Imported{}, nil, s.importGrant},
+		{"GET", "/routes", Viewer, "Which hosts get which grant's credential", "", nil, Routes{}, nil, s.listRoutes},
+		{"GET", "/workers", Viewer, "The workers of the configuration and their live sessions", "", nil, Workers{}, nil, s.listWorkers},
+		{"POST", "/workers/{worker}/revoke", Operator, "End all sessions that a worker has now", "session.revoke", nil, Revoked{}, nil, s.revokeWorker},
+		{"POST", "/sessions/{id}/revoke", Operator, "End one session", "session.revoke", nil, Revoked{}, nil, s.revokeSession},
+		{"GET", "/decisions", Viewer, "What became of the latest requests at this gate, the newest first", "", nil, DecisionList{}, []parameter{
+			{"worker", "only this worker's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"}, {"reason", "only refusals for this reason"},
+			{"outcome", "swapped, passed or refused"}, {"limit", "how many at most; 200 if not said"},
+		}, s.listDecisions},
+		{"GET", "/fleet", Viewer, "The Envoys of this gate", "", nil, Fleet{}, nil, s.fleet},
+		{"GET", "/configuration", Operator, "The configuration that runs, and how the file differs from it now", "", nil, Configuration{}, nil, s.configuration},
+		{"GET", "/tokens", Admin, "The API tokens, without themselves", "", nil, TokenList{}, nil, s.listTokens},
+		{"POST", "/tokens", Admin, "Make an API token, which is shown this once", "token.create", TokenRequest{}, NewToken{}, nil, s.createToken},
+		{"DELETE", "/tokens/{token}", Admin, "End an API token", "token.end", nil, TokenList{}, nil, s.endToken},
+	}
+}
+
+// Me is who asks.
+type Me struct {
+	Name string `json:"name"`
+	Role Role   `json:"role"`
+	Via  string `json:"via"`
+}
+
+func (s *Server) me(c *call) (any, error) { return Me{c.who.Name, c.who.Role, c.who.Via}, nil }
+
+// Grants is a list of them.
+type Grants struct {
+	Grants  []grant.Summary `json:"grants"`
+	Warning string          `json:"warning,omitempty"` // why the list is not all that could be said
+}
+
+// grants is every grant. When the store does not answer it is what this gate knows by itself, and the reason.
+func (s *Server) grants(ctx context.Context) (Grants, error) {
+	all, err := s.Desk.List(ctx)
+	if err == nil {
+		out := Grants{Grants: []grant.Summary{}}
+		for _, g := range all {
+			out.Grants = append(out.Grants, whole(g))
+		}
+		return out, nil
+	}
+	if !errors.Is(err, vault.ErrUnavailable) {
+		return Grants{}, err
+	}
+	out := Grants{Grants: []grant.Summary{}, Warning: fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)}
+	for _, spec := range s.Desk.Specs {
+		out.Grants = append(out.Grants, whole(s.Grants.Summary(spec.Name)))
+	}
+	return out, nil
+}
+
+// whole is a summary whose lists are lists where there is nothing in them.
+func whole(g grant.Summary) grant.Summary {
+	g.Requested, g.Granted = append([]string{}, g.Requested...), append([]string{}, g.Granted...)
+	return g
+}
+
+func (s *Server) listGrants(c *call) (any, error) { return s.grants(c.Context()) }
+
+// GrantDetail is one grant.
+type GrantDetail struct {
+	Grant   grant.Summary `json:"grant"`
+	Ways    []operate.Way `json:"ways,omitempty"` // how it can be connected; none: it cannot
+	Routes  []string      `json:"routes"`         // that send its credential
+	Workers []string      `json:"workers"`        // that may use it
+	Warning string        `json:"warning,omitempty"`
+}
+
+func (s *Server) detail(ctx context.Context, name string) (GrantDetail, error) {
+	g, err := s.Desk.Find(ctx, name)
+	d := GrantDetail{Routes: []string{}, Workers: []string{}}
+	if err != nil {
+		if _, serr := s.Desk.Spec(name); serr != nil || !errors.Is(err, vault.ErrUnavailable) {
+			return d, err
+		}
+		g, d.Warning = s.Grants.Summary(name), fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)
+	}
+	d.Grant = whole(g)
+	d.Ways, _ = s.Desk.Ways(name) // none for what nobody connects
+	cfg := s.Desk.Config
+	for _, r := range cfg.Routes {
+		if r.Grant == name {
+			d.Routes = append(d.Routes, r.Name)
+		}
+	}
+	for _, w := range slices.Sorted(maps.Keys(cfg.Workers)) {
+		if slices.Contains(cfg.Profiles[cfg.Workers[w].Profile].Grants, name) {
+			d.Workers = append(d.Workers, w)
+		}
+	}
+	return d, nil
+}
+
+func (s *Server) showGrant(c *call) (any, error) { return s.detail(c.Context(), c.PathValue("grant")) }
+
+// ConnectRequest says how to connect.
+type ConnectRequest struct {
+	Way operate.Way `json:"way,omitempty"` // code or device; the provider's usual one if not said
+}
+
+func (s *Server) connect(c *call) (any, error) {
+	in := c.in.(*ConnectRequest)
+	return s.beginConnect(c.Context(), c.who, c.from(), c.PathValue("grant"), in.Way, true)
+}
+
+func (s *Server) showConnect(c *call) (any, error) {
+	f, ok := s.flows.find(c.PathValue("id"), c.who.owner())
+	if !ok {
+		return nil, errFlowGone
+	}
+	return f, nil
+}
+
+// AnswerRequest is what the consent page answered.
+type AnswerRequest struct {
+	Answer string `json:"answer"`
+}
+
+func (s *Server) answerConnect(c *call) (any, error) {
+	return s.answer(c.Context(), c.who, c.PathValue("id"), c.in.(*AnswerRequest).Answer)
+}
+
+func (s *Server) answer(ctx context.Context, who actor, id, answer string) (Flow, error) {
+	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return x.ID == id })
+	if !ok {
+		return Flow{}, errFlowGone
+	}
+	return s.finishConnect(ctx, x, strings.TrimSpace(answer)), nil
+}
+
+func (s *Server) refresh(c *call) (any, error) {
+	return s.refreshNow(c.Context(), c.PathValue("grant"))
+}
+
+// refreshNow has a gate refresh a grant. That the provider refused is an error.
+func (s *Server) refreshNow(ctx context.Context, name string) (GrantDetail, error) {
+	g, err := s.Desk.Find(ctx, name)
+	if err == nil {
+		err = s.Desk.CanRefresh(g)
+	}
+	if err != nil {
+		return GrantDetail{}, err
+	}
+	id, err := s.Desk.AskRefresh(ctx, name)
+	if err != nil {
+		return GrantDetail{}, err
+	}
+	g, err = s.Desk.Answer(ctx, name, id, operate.AnswerTime)
+	if errors.Is(err, operate.ErrNotInTime) {
+		return GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("no gate has refreshed %s within %v; the request stands for ten minutes", name, operate.AnswerTime)}
+	}
+	if err != nil {
+		return GrantDetail{}, err
+	}
+	if e := operate.Last(g, grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp, grant.Declined); e.What != grant.Refreshed {
+		return GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("%s was not refreshed: %s", name, e.Error)}
+	}
+	return s.detail(ctx, name)
+}
+
+// DisconnectRequest says how to disconnect.
+type DisconnectRequest struct {
+	KeepValid bool `json:"keep_valid,omitempty"` // only forget the tokens, and leave them valid at the provider
+}
+
+// Disconnected is what came of it.
+type Disconnected struct {
+	Grant string `json:"grant"`
+	operate.Revocation
+}
+
+func (s *Server) disconnect(c *call) (any, error) {
+	return s.disconnectNow(c.Context(), c.PathValue("grant"), !c.in.(*DisconnectRequest).KeepValid)
+}
+
+func (s *Server) disconnectNow(ctx context.Context, name string, revoke bool) (Disconnected, error) {
+	g, err := s.Desk.Find(ctx, name)
+	if err != nil {
+		return Disconnected{}, err
+	}
+	end, err := s.Desk.Disconnect(ctx, g, revoke, operate.AnswerTime, nil)
+	return Disconnected{name, end}, err
+}
+
+// ImportRequest has the one real credential that the API ever sees.
+type ImportRequest struct {
+	Value string `json:"value"` // a bare value, or the tokens as JSON in a string
+}
+
+// Imported is what came of it.
+type Imported struct {
+	Grant   grant.Summary `json:"grant"`
+	Warning string        `json:"warning,omitempty"`
+}
+
+func (s *Server) importGrant(c *call) (any, error) {
+	return s.importNow(c.Context(), c.PathValue("grant"), c.in.(*ImportRequest).Value)
+}
+
+func (s *Server) importNow(ctx context.Context, name, value string) (Imported, error) {
+	if _, err := s.Desk.CanImport(name); err != nil {
+		return Imported{}, err
+	}
+	token, warning, err := s.Desk.Read(name, []byte(value))
+	if err != nil { // it says what is wrong, never what was read
+		return Imported{}, &operate.Refusal{Kind: operate.Misused, Words: err.Error()}
+	}
+	g, err := s.Desk.Connect(ctx, name, token)
+	return Imported{whole(g), warning}, err
+}
+
+// Route is one of the configuration.
+type Route struct {
+	Name    string   `json:"name"`
+	Hosts   []string `json:"hosts"`
+	Grant   string   `json:"grant"`
+	State   string   `json:"grant_state"`
+	Scopes  []string `json:"required_scopes"`
+	Rules   []Rule   `json:"rules"`
+	Workers []string `json:"workers"`
+}
+
+// Rule is what is different for some paths of a route.
+type Rule struct {
+	Paths   string   `json:"paths"`
+	Methods []string `json:"methods"`
+	Scopes  []string `json:"required_scopes"`
+	Deny    string   `json:"deny,omitempty"`
+}
+
+// Routes is where requests may go.
+type Routes struct {
+	Routes []Route  `json:"routes"`
+	Tunnel []string `json:"tunnel"` // let through untouched
+	Plain  []string `json:"plain"`  // forwarded without TLS
+	Deny   []string `json:"deny"`   // refused
+}
+
+func (s *Server) listRoutes(*call) (any, error) { return s.allRoutes(), nil }
+
+func (s *Server) allRoutes() Routes {
+	cfg := s.Desk.Config
+	list := func(l []string) []string { return append([]string{}, l...) }
+	out := Routes{Routes: []Route{}, Tunnel: list(cfg.Tunnel), Plain: list(cfg.Plain), Deny: list(cfg.Deny)}
+	for _, r := range cfg.Routes {
+		x := Route{
+			Name: r.Name, Hosts: r.Hosts, Grant: r.Grant, State: string(s.Grants.Summary(r.Grant).State), Scopes: list(r.RequiredScopes), Rules: []Rule{}, Workers: []string{},
+		}
+		for _, p := range r.Paths {
+			paths := p.Exact
+			if p.Prefix != "" {
+				paths = p.Prefix + "…"
+			}
+			x.Rules = append(x.Rules, Rule{Paths: paths, Methods: list(p.Methods), Scopes: list(p.RequiredScopes), Deny: p.Deny})
+		}
+		for _, w := range slices.Sorted(maps.Keys(cfg.Workers)) {
+			if slices.Contains(cfg.Profiles[cfg.Workers[w].Profile].Grants, r.Grant) {
+				x.Workers = append(x.Workers, w)
+			}
+		}
+		out.Routes = append(out.Routes, x)
+	}
+	return out
+}
+
+// Worker is one of the configuration, with its live sessions.
+type Worker struct {
+	Name     string        `json:"name"`
+	Profile  string        `json:"profile"`
+	Grants   []string      `json:"grants"`
+	Sessions []worker.Live `json:"sessions"`
+}
+
+// Workers is all of them.
+type Workers struct {
+	Workers []Worker `json:"workers"`
+	Warning string   `json:"warning,omitempty"`
+}
+
+func (s *Server) listWorkers(c *call) (any, error) { return s.workers(c.Context()) }
+
+func (s *Server) workers(ctx context.Context) (Workers, error) {
+	cfg := s.Desk.Config
+	live, err := worker.ListSessions(ctx, s.sessions, s.now())
+	out := Workers{Workers: []Worker{}}
+	if errors.Is(err, vault.ErrUnavailable) {
+		out.Warning, err = fmt.Sprintf("Vault does not answer, so sessions are not known: %v", err), nil
+	}
+	if err != nil {
+		return out, err
+	}
+	names := slices.Collect(maps.Keys(cfg.Workers))
+	for _, l := range live {
+		if !slices.Contains(names, l.Worker) {
+			names = append(names, l.Worker) // of a worker that is configured no more
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		w := Worker{Name: name, Profile: cfg.Workers[name].Profile, Grants: append([]string{}, cfg.Profiles[cfg.Workers[name].Profile].Grants...), Sessions: []worker.Live{}}
+		for _, l := range live {
+			if l.Worker == name {
+				w.Sessions = append(w.Sessions, l)
+			}
+		}
+		out.Workers = append(out.Workers, w)
+	}
+	return out, nil
+}
+
+// Revoked is what will be refused from now on.
+type Revoked struct {
+	Worker  string `json:"worker,omitempty"`
+	Session string `json:"session,omitempty"`
+}
+
+func (s *Server) revokeWorker(c *call) (any, error) {
+	return s.revoke(c.Context(), Revoked{Worker: c.PathValue("worker")})
+}
+
+func (s *Server) revokeSession(c *call) (any, error) {
+	return s.revoke(c.Context(), Revoked{Session: c.PathValue("id")})
+}
+
+// revoke ends sessions. A worker's are those that were issued until now, this second's too.
+func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
+	now := s.now()
+	q := worker.Revocation{NotBefore: now.Add(time.Second)}
+	if what.Worker != "" {
+		live, err := s.workers(ctx)
+		if err != nil {
+			return what, err
+		}
+		if !slices.ContainsFunc(live.Workers, func(w Worker) bool { return w.Name == what.Worker }) {
+			return what, &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no worker %q", what.Worker)}
+		}
+		q.Workers = []string{what.Worker}
+	} else {
+		live, err := worker.ListSessions(ctx, s.sessions, now)
+		if err != nil {
+			return what, err
+		}
+		if !slices.ContainsFunc(live, func(l worker.Live) bool { return l.ID == what.Session }) {
+			return what, &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no live session %q", what.Session)}
+		}
+		q.Sessions = []string{what.Session}
+	}
+	return what, worker.Revoke(ctx, s.sessions, q, now)
+}
+
+func (s *Server) listDecisions(c *call) (any, error) {
+	q := c.URL.Query()
+	limit := 200
+	if text := q.Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%w: limit is not a number above zero", errBadRequest)
+		}
+		limit = n
+	}
+	return DecisionList{s.Decisions.Last(filterOf(q.Get), limit)}, nil
+}
+
+// filterOf reads a filter from a query.
+func filterOf(get func(string) string) Filter {
+	return Filter{Worker: get("worker"), Grant: get("grant"), Host: get("host"), Reason: get("reason"), Outcome: get("outcome")}
+}
+
+// DecisionList is the latest decisions.
+type DecisionList struct {
+	Decisions []Decision `json:"decisions"`
+}
+
+// Fleet is the Envoys of this gate.
+type Fleet struct {
+	Envoys  []Node    `json:"envoys"`
+	Version string    `json:"version"` // of the gate
+	Since   time.Time `json:"since"`   // when its console started
+}
+
+func (s *Server) fleet(*call) (any, error) {
+	return Fleet{append([]Node{}, s.Fleet()...), s.Version, s.began}, nil
+}
+
+// Configuration is what runs, and what would run after a restart.
+type Configuration struct {
+	File     string `json:"file"`
+	Revision string `json:"revision"` // of what runs
+	Text     string `json:"text"`     // the file as it was when the gate started
+	OnDisk   string `json:"on_disk"`  // revision of the file as it is now; empty: it has a fault
+	Fault    string `json:"fault,omitempty"`
+	Diff     string `json:"diff,omitempty"` // from what runs to the file as it is now
+}
+
+func (s *Server) configuration(*call) (any, error) { return s.configurationNow(), nil }
+
+func (s *Server) configurationNow() Configuration {
+	c := Configuration{File: s.File, Revision: short(s.Desk.Config.Hash()), Text: string(s.source)}
+	now, err := os.ReadFile(s.File)
+	if err != nil {
+		c.Fault = err.Error()
+		return c
+	}
+	parsed, err := config.Parse(s.File, now)
+	if err != nil {
+		c.Fault = err.Error()
+	} else {
+		c.OnDisk = short(parsed.Hash())
+	}
+	c.Diff = diff(string(s.source), string(now))
+	return c
+}
+
+// short is how a revision is shown everywhere.
+func short(hash string) string { return hash[:min(12, len(hash))] }
+
+// TokenList is all API tokens.
+type TokenList struct {
+	Tokens []Token `json:"tokens"`
+}
+
+func (s *Server) listTokens(c *call) (any, error) {
+	all, err := s.tokens.list(c.Context())
+	return TokenList{all}, err
+}
+
+// TokenRequest asks for an API token.
+type TokenRequest struct {
+	Name string `json:"name"`
+	Role Role   `json:"role"`
+}
+
+// NewToken is an API token with itself.
+type NewToken struct {
+	Token
+	Secret string `json:"secret"` // sent as Authorization: Bearer; it is not kept
+}
+
+func (s *Server) createToken(c *call) (any, error) {
+	in := c.in.(*TokenRequest)
+	t, text, err := s.tokens.create(c.Context(), in.Name, in.Role, c.who.Name)
+	if err != nil {
+		return nil, err
+	}
+	return NewToken{t, text.Reveal()}, nil
+}
+
+func (s *Server) endToken(c *call) (any, error) {
+	if err := s.tokens.end(c.Context(), c.PathValue("token")); err != nil {
+		return nil, err
+	}
+	return s.listTokens(c)
+}
+
+var _ http.Handler = (*Server)(nil)

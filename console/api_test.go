@@ -1,0 +1,218 @@
+package console
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"wayleave/demo"
+	"wayleave/grant"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/openapi.json")
+
+// The document in the documentation is the one that is served, and every answer is as it says.
+func TestOpenAPI(t *testing.T) {
+	w := newWorld(t, nil)
+	document := []byte(w.browser().get(apiRoot + "/openapi.json").body)
+	const file = "../docs/openapi.json"
+	if *update {
+		if err := os.WriteFile(file, append(document, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if had, err := os.ReadFile(file); err != nil || !bytes.Equal(bytes.TrimSpace(had), bytes.TrimSpace(document)) {
+		t.Errorf("docs/openapi.json is not what the console serves (%v); run 'go test ./console -update'", err)
+	}
+	decoded, err := jsonschema.UnmarshalJSON(bytes.NewReader(document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiler := jsonschema.NewCompiler()
+	if err := compiler.AddResource("openapi.json", decoded); err != nil {
+		t.Fatal(err)
+	}
+	fits := func(what, pointer string, answered json.RawMessage) {
+		t.Helper()
+		schema, err := compiler.Compile("openapi.json#" + pointer)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(answered))
+		if err == nil {
+			err = schema.Validate(v)
+		}
+		if err != nil {
+			t.Errorf("%s is not as documented: %v\n%.500s", what, err, answered)
+		}
+	}
+	escape := strings.NewReplacer("~", "~0", "/", "~1")
+	at := func(method, path, status string) string {
+		return "/paths/" + escape.Replace(path) + "/" + strings.ToLower(method) + "/responses/" + status + "/content/application~1json/schema"
+	}
+
+	admin := w.as(Admin)
+	s, _, err := w.sessions.Issue("ci", "default", time.Hour, w.now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sessions.Issued(s, "", "10.0.0.7")
+	w.console.Decisions.Add(Decision{At: w.now(), Outcome: Swapped, Worker: "ci", Host: "api.acme.example"})
+	var listed Workers
+	eventually(t, "the session is listed", func() bool {
+		admin.call("GET", "/workers", "", &listed)
+		return len(listed.Workers) == 1 && len(listed.Workers[0].Sessions) == 1
+	})
+	var f Flow
+	admin.call("POST", "/grants/acme/connect", "{}", &f)
+	back, err := demo.Approve(t.Context(), f.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pasted, _ := json.Marshal(AnswerRequest{back})
+
+	done := map[string]bool{}
+	for _, c := range []struct{ method, path, template, body string }{
+		{"POST", "/connects/" + f.ID + "/answer", "/connects/{id}/answer", string(pasted)},
+		{"GET", "/connects/" + f.ID, "/connects/{id}", ""},
+		{"POST", "/grants/acme/connect", "/grants/{grant}/connect", `{"way":"device"}`},
+		{"POST", "/grants/acme/refresh", "/grants/{grant}/refresh", ""},
+		{"GET", "/me", "/me", ""},
+		{"GET", "/grants", "/grants", ""},
+		{"GET", "/grants/acme", "/grants/{grant}", ""},
+		{"POST", "/grants/key/import", "/grants/{grant}/import", `{"value":"k-` + hush + `"}`},
+		{"GET", "/routes", "/routes", ""},
+		{"GET", "/workers", "/workers", ""},
+		{"POST", "/sessions/" + s.ID + "/revoke", "/sessions/{id}/revoke", ""},
+		{"POST", "/workers/ci/revoke", "/workers/{worker}/revoke", ""},
+		{"GET", "/decisions?worker=ci&limit=1", "/decisions", ""},
+		{"GET", "/fleet", "/fleet", ""},
+		{"GET", "/configuration", "/configuration", ""},
+		{"POST", "/tokens", "/tokens", `{"name":"maria","role":"viewer"}`},
+		{"GET", "/tokens", "/tokens", ""},
+		{"DELETE", "/tokens/maria", "/tokens/{token}", ""},
+		{"POST", "/grants/acme/disconnect", "/grants/{grant}/disconnect", `{}`},
+	} {
+		var raw json.RawMessage
+		if status := admin.call(c.method, c.path, c.body, &raw); status != http.StatusOK {
+			t.Errorf("%s %s: %d %s", c.method, c.path, status, raw)
+			continue
+		}
+		fits(c.method+" "+c.path, at(c.method, c.template, "200"), raw)
+		done[c.method+" "+c.template] = true
+	}
+	for _, e := range w.console.endpoints() {
+		if !done[e.method+" "+e.path] {
+			t.Errorf("%s %s is not tried", e.method, e.path)
+		}
+	}
+	var raw json.RawMessage
+	admin.call("GET", "/grants/nobody", "", &raw)
+	fits("a problem", at("GET", "/grants/{grant}", "default"), raw)
+}
+
+func TestAPIFaults(t *testing.T) {
+	w := newWorld(t, nil)
+	admin := w.as(Admin)
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		says               string
+	}{
+		{"GET", "/nowhere", "", 404, "nothing at this address"},
+		{"GET", "/grants/nobody", "", 404, "there are: acme"},
+		{"POST", "/grants/key/connect", "{}", 422, "no consent page"},
+		{"POST", "/grants/acme/connect", `{"way":"carrier pigeon"}`, 422, "there are: [code device]"},
+		{"POST", "/grants/acme/connect", `{"wya":"code"}`, 400, "openapi.json"},
+		{"POST", "/grants/acme/refresh", "", 409, "cannot be refreshed, it is never_connected"},
+		{"POST", "/grants/key/import", `{"value":"your-api-key"}`, 422, "an example"},
+		{"POST", "/grants/acme/import", `{"value":"` + hush + `"}`, 422, "not a JSON object"},
+		{"POST", "/sessions/none/revoke", "", 404, "no live session"},
+		{"GET", "/decisions?limit=many", "", 400, "limit"},
+		{"POST", "/tokens", `{"name":"A B","role":"viewer"}`, 422, "is not a name"},
+		{"POST", "/tokens", `{"name":"a","role":"king"}`, 422, "there is no role"},
+		{"POST", "/tokens", `{"name":"admin-script","role":"viewer"}`, 409, "already"},
+		{"DELETE", "/tokens/none", "", 404, "there is no token"},
+	} {
+		var p Problem
+		if status := admin.call(c.method, c.path, c.body, &p); status != c.status || p.Status != status || !strings.Contains(p.Error, c.says) {
+			t.Errorf("%s %s: %d %+v, want %d %q", c.method, c.path, status, p, c.status, c.says)
+		}
+	}
+}
+
+// A token is shown once, kept as its digest, and good until it is ended.
+func TestTokens(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	b.get("/access")
+	b.post("/access/tokens", "name", "maria", "role", "operator")
+	page := b.get("/access")
+	b.wants("made", page, http.StatusOK, "is shown this once", "maria", "local operator")
+	text := page.body[strings.Index(page.body, tokenPrefix):][:len(tokenPrefix)+52]
+	if again := b.get("/access"); strings.Contains(again.body, tokenPrefix) {
+		t.Error("the token is shown again")
+	}
+	var stored json.RawMessage
+	if _, err := w.docs.Get(t.Context(), tokenPath, &stored); err != nil || strings.Contains(string(stored), text) {
+		t.Errorf("the store has the token: %v", err)
+	}
+	maria := &program{w.browser(), text}
+	var me Me
+	if status := maria.call("GET", "/me", "", &me); status != http.StatusOK || me != (Me{"maria", Operator, "token"}) {
+		t.Errorf("%d %+v", status, me)
+	}
+	b.post("/access/tokens/maria/end")
+	w.later(tokensFor)
+	if status := maria.call("GET", "/me", "", nil); status != http.StatusUnauthorized {
+		t.Errorf("ended: %d", status)
+	}
+}
+
+// Who is told of a change hears of it at once.
+func TestEvents(t *testing.T) {
+	w := newWorld(t, nil)
+	p := w.as(Viewer)
+	r := p.request(http.MethodGet, apiRoot+"/events", "")
+	r.Header.Set("Authorization", "Bearer "+p.token)
+	resp, err := p.http.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	heard := make(chan string, 100)
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := resp.Body.Read(buf)
+			if err != nil {
+				close(heard)
+				return
+			}
+			heard <- string(buf[:n])
+		}
+	}()
+	next := func(topic string) {
+		t.Helper()
+		for text := range heard {
+			if strings.Contains(text, "event: "+topic+"\n") {
+				return
+			}
+		}
+		t.Errorf("the stream ended before %q", topic)
+	}
+	next(topicGrants) // at the start
+	w.console.Decisions.Add(Decision{At: w.now(), Outcome: Passed, Host: "pypi.org"})
+	next(topicDecisions)
+	access, refresh := w.demo.Provider.Issue("read", "write")
+	w.store("acme", access, refresh, []string{"read", "write"})
+	eventually(t, "the gate has it", func() bool { return w.console.Grants.Summary("acme").State == grant.Healthy })
+	next(topicGrants)
+}

@@ -1,0 +1,305 @@
+package console
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"wayleave/demo"
+)
+
+// The link is good once, for this machine, and slows guessing down.
+func TestOneTimeLink(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.browser()
+	if a := b.get("/"); a.status != http.StatusSeeOther || a.to() != "/login?next=%2F" {
+		t.Errorf("nobody: %d %s", a.status, a.to())
+	}
+	link := w.once()
+	b.wants("looking at the link does not spend it", b.get("/login?token="+link), http.StatusOK, "Open the console")
+	if a := b.post("/login", "token", link, "next", "/workers"); a.status != http.StatusSeeOther || a.to() != "/workers" {
+		t.Fatalf("%d %s", a.status, a.to())
+	}
+	other := w.browser()
+	other.wants("a second time", other.post("/login", "token", link), http.StatusForbidden, "each is good once")
+	if w.once() == link {
+		t.Error("there is no new link")
+	}
+	for range triesAtOnce {
+		other.post("/login", "token", "guess")
+	}
+	if a := other.post("/login", "token", w.once()); a.status != http.StatusTooManyRequests || a.header.Get("Retry-After") == "" {
+		t.Errorf("guessing goes on: %d", a.status)
+	}
+	w.later(time.Minute)
+	if a := other.post("/login", "token", w.once()); a.status != http.StatusSeeOther {
+		t.Errorf("still shut: %d", a.status)
+	}
+}
+
+// Log-ins end unused, at last, and when somebody logs out; a page that only asks by itself does not prolong one.
+func TestLogInsEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	for range 3 {
+		w.later(20 * time.Minute)
+		b.wants("in use", b.get("/"), http.StatusOK, "Overview")
+	}
+	w.later(20 * time.Minute)
+	b.wants("open", b.get("/?live="), http.StatusOK, "Overview")
+	w.later(20 * time.Minute)
+	if a := b.get("/"); a.status != http.StatusSeeOther {
+		t.Errorf("unused for 40 minutes: %d", a.status)
+	}
+	r := b.request(http.MethodGet, "/?live=", "")
+	r.Header.Set("HX-Request", "true")
+	if a := b.do(r); a.header.Get("HX-Redirect") != "/login" {
+		t.Errorf("an open page is not sent to the log-in: %d %v", a.status, a.header)
+	}
+	b = w.loggedIn()
+	for range 25 {
+		w.later(29 * time.Minute)
+		b.get("/")
+	}
+	if a := b.get("/"); a.status != http.StatusSeeOther {
+		t.Errorf("after twelve hours: %d", a.status)
+	}
+	b = w.loggedIn()
+	b.post("/logout")
+	if a := b.get("/"); a.status != http.StatusSeeOther {
+		t.Errorf("logged out: %d", a.status)
+	}
+}
+
+// An id that somebody planted is not the one of the log-in, and one that was known before it is not good after it.
+func TestSessionFixation(t *testing.T) {
+	w := newWorld(t, nil)
+	at, _ := url.Parse(w.address)
+	b := w.browser()
+	b.http.Jar.SetCookies(at, []*http.Cookie{{Name: loginCookie, Value: "planted"}})
+	b.post("/login", "token", w.once())
+	first := b.http.Jar.Cookies(at)[0].Value
+	if first == "planted" {
+		t.Fatal("the planted id is logged in")
+	}
+	b.post("/login", "token", w.once())
+	thief := w.browser()
+	thief.http.Jar.SetCookies(at, []*http.Cookie{{Name: loginCookie, Value: first}})
+	if a := thief.get("/"); a.status != http.StatusSeeOther {
+		t.Errorf("the id from before is still good: %d", a.status)
+	}
+}
+
+// Nothing is changed by a page of another site, nor without the token of one of ours.
+func TestForgery(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	good := url.Values{"csrf": {b.csrf}}.Encode()
+	for name, change := range map[string]func(*http.Request){
+		"another site":              func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") },
+		"a sister site":             func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-site") },
+		"another origin, no fetch":  func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "https://evil.example") },
+		"an opaque origin":          func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "null") },
+		"a name made to point here": func(r *http.Request) { r.Host = "evil.example" },
+	} {
+		r := b.request(http.MethodPost, "/grants/acme/connect", good)
+		change(r)
+		if a := b.do(r); a.status != http.StatusForbidden && a.status != http.StatusMisdirectedRequest {
+			t.Errorf("%s: %d", name, a.status)
+		}
+	}
+	for name, body := range map[string]string{"no token": "", "another token": "csrf=AAAA"} {
+		if a := b.do(b.request(http.MethodPost, "/grants/acme/connect", body)); a.status != http.StatusForbidden {
+			t.Errorf("%s: %d", name, a.status)
+		}
+	}
+	r := b.request(http.MethodPost, apiRoot+"/grants/acme/connect", "{}")
+	r.Header.Set("Content-Type", "application/json")
+	if a := b.do(r); a.status != http.StatusForbidden {
+		t.Errorf("the API with a cookie and no token: %d", a.status)
+	}
+	r = b.request(http.MethodGet, "/", "")
+	r.Host = "evil.example"
+	b.wants("rebinding", b.do(r), http.StatusMisdirectedRequest, "this is the console at")
+	if n := len(w.console.flows.byID); n != 0 {
+		t.Errorf("%d connects were begun", n)
+	}
+}
+
+// Pages run nothing that is not ours, and are in nobody's frame.
+func TestHeaders(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	for _, path := range []string{"/", "/grants/acme", "/nowhere", "/login", "/api/v1/me", "/api/v1/openapi.json"} {
+		h := b.get(path).header
+		policy := h.Get("Content-Security-Policy")
+		for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'self' " + w.demo.ProviderURL} {
+			if !strings.Contains(policy, want) {
+				t.Errorf("%s: no %q in %q", path, want, policy)
+			}
+		}
+		if strings.Contains(policy, "unsafe") || h.Get("X-Frame-Options") != "DENY" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cache-Control") != "no-store" || h.Get("Referrer-Policy") != "same-origin" {
+			t.Errorf("%s: %v", path, h)
+		}
+	}
+	for _, path := range []string{"/", "/grants/acme", "/grants/key", "/requests", "/workers", "/routes", "/configuration", "/access"} {
+		page := b.get(path).body
+		for _, not := range []string{" style=", "<style", " onclick", "javascript:", "<script>", "http://fonts", "https://cdn"} {
+			if strings.Contains(page, not) {
+				t.Errorf("%s has %q", path, not)
+			}
+		}
+	}
+	if a := b.get("/static/style.css"); a.header.Get("Cache-Control") != "public, max-age=31536000, immutable" {
+		t.Error(a.header)
+	}
+}
+
+// What others write is shown and not run.
+func TestScripting(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	const evil = `"><script>alert(1)</script>`
+	w.console.Decisions.Add(Decision{At: w.now(), Outcome: Refused, Reason: evil, Worker: evil, Host: evil, Method: evil, Grant: evil, Request: evil})
+	for _, path := range []string{"/", "/requests", "/requests?worker=" + url.QueryEscape(evil), "/grants/" + url.PathEscape(evil), "/login?next=" + url.QueryEscape(evil) + "&token=" + url.QueryEscape(evil), "/nowhere/" + url.PathEscape(evil)} {
+		if page := b.get(path).body; strings.Contains(page, "<script>alert") {
+			t.Errorf("%s runs what others wrote", path)
+		}
+	}
+	r := b.request(http.MethodGet, apiRoot+"/decisions", "")
+	if a := b.do(r); strings.Contains(a.body, "<script>") || a.header.Get("Content-Type") != "application/json" {
+		t.Errorf("the API: %v %s", a.header, a.body)
+	}
+}
+
+// A log-in leads to our own pages only.
+func TestOpenRedirect(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, next := range []string{"https://evil.example", "//evil.example", `/\evil.example`, "/\t/evil.example", "evil", "javascript:alert(1)", ""} {
+		b := w.browser()
+		if a := b.post("/login", "token", w.once(), "next", next); a.to() != "/" {
+			t.Errorf("%q leads to %q", next, a.to())
+		}
+	}
+}
+
+// The answer of a provider is taken from the browser that asked, with the state it asked with, and once.
+func TestCallback(t *testing.T) {
+	w := newWorld(t, nil)
+	b, other := w.loggedIn(), w.loggedIn()
+	begin := func() string {
+		t.Helper()
+		back, err := demo.Approve(t.Context(), b.post("/grants/acme/connect").to())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return back
+	}
+	back := begin()
+	nobody := w.browser()
+	if a := nobody.get(back); a.status != http.StatusSeeOther || !strings.HasPrefix(a.to(), "/login") {
+		t.Errorf("nobody: %d %s", a.status, a.to())
+	}
+	other.wants("another log-in", other.get(back), http.StatusForbidden, "begun elsewhere")
+	b.wants("another state", b.get(strings.Replace(back, "state=", "state=x", 1)), http.StatusForbidden, "begun elsewhere")
+	b.wants("no state", b.get("/callback?code=c"), http.StatusForbidden, "begun elsewhere")
+	if a := b.get(back); a.to() != "/grants/acme" {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	b.wants("connected", b.get("/grants/acme"), http.StatusOK, "acme is connected.")
+	b.wants("replayed", b.get(back), http.StatusForbidden, "begun elsewhere")
+
+	// A code of somebody else's consent fails at the provider, which has our challenge (PKCE).
+	first, second := begin(), begin()
+	u, _ := url.Parse(second)
+	q, v := u.Query(), mustQuery(first)
+	q.Set("code", v.Get("code"))
+	u.RawQuery = q.Encode()
+	b.get(u.String())
+	b.wants("another consent's code", b.get("/grants/acme"), http.StatusOK, "That did not work", "invalid_grant")
+
+	// One that took too long is over.
+	late := begin()
+	w.later(flowLife + time.Minute)
+	b.wants("late", b.get(late), http.StatusForbidden, "is over")
+}
+
+func mustQuery(address string) url.Values {
+	u, err := url.Parse(address)
+	if err != nil {
+		panic(err)
+	}
+	return u.Query()
+}
+
+// Each operation is done by who has its role and by nobody else, and nobody sees another's connect.
+func TestRoles(t *testing.T) {
+	w := newWorld(t, nil)
+	programs := map[Role]*program{Viewer: w.as(Viewer), Operator: w.as(Operator), Admin: w.as(Admin)}
+	nobody := &program{w.browser(), "wlop_guess"}
+	for _, e := range w.console.endpoints() {
+		path := strings.NewReplacer("{grant}", "nobody", "{worker}", "nobody", "{id}", "none", "{token}", "none").Replace(e.path)
+		for role, p := range programs {
+			status := p.call(e.method, path, "{}", nil)
+			if refused := status == http.StatusForbidden; refused == role.may(e.role) {
+				t.Errorf("%s %s by %s: %d", e.method, e.path, role, status)
+			}
+		}
+		w.later(time.Minute) // which forgives
+		if status := nobody.call(e.method, path, "{}", nil); status != http.StatusUnauthorized {
+			t.Errorf("%s %s by nobody: %d", e.method, e.path, status)
+		}
+	}
+	var f Flow
+	if status := programs[Operator].call("POST", "/grants/acme/connect", "{}", &f); status != http.StatusOK || !f.Pasted {
+		t.Fatalf("%d %+v", status, f)
+	}
+	if status := programs[Admin].call("GET", "/connects/"+f.ID, "", nil); status != http.StatusNotFound {
+		t.Errorf("somebody else's connect: %d", status)
+	}
+	if status := programs[Admin].call("POST", "/connects/"+f.ID+"/answer", `{"answer":"x"}`, nil); status != http.StatusNotFound {
+		t.Errorf("answering somebody else's connect: %d", status)
+	}
+	if status := programs[Operator].call("GET", "/connects/"+f.ID, "", nil); status != http.StatusOK {
+		t.Errorf("one's own connect: %d", status)
+	}
+}
+
+// Pages are guarded as the API is.
+func TestRolesOfPages(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	at, _ := url.Parse(w.address)
+	become := func(role Role) {
+		id := w.console.logins.begin(actor{Name: "maria", Role: role, Via: "oidc"}, "")
+		b.http.Jar.SetCookies(at, []*http.Cookie{{Name: loginCookie, Value: id, Path: "/"}})
+		b.get("/")
+	}
+	forms := map[string]Role{
+		"/grants/acme/connect": Operator, "/grants/acme/refresh": Operator, "/grants/acme/disconnect": Operator, "/grants/key/import": Operator,
+		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
+	}
+	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/access": Admin, "/callback": Operator}
+	for _, role := range roles {
+		become(role)
+		for path, needs := range forms {
+			if a := b.post(path); (a.status == http.StatusForbidden) == role.may(needs) {
+				t.Errorf("POST %s by %s: %d", path, role, a.status)
+			}
+		}
+		for path, needs := range pages {
+			a := b.get(path)
+			if refused := strings.Contains(a.body, "this needs the role"); refused == role.may(needs) {
+				t.Errorf("GET %s by %s: %d", path, role, a.status)
+			}
+		}
+	}
+	become(Viewer)
+	for _, path := range []string{"/", "/grants/acme", "/workers"} {
+		if page := b.get(path).body; strings.Contains(page, "/connect\"") || strings.Contains(page, "/revoke\"") || strings.Contains(page, "/import\"") {
+			t.Errorf("%s offers a viewer what only operators may", path)
+		}
+	}
+}

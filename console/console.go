@@ -1,0 +1,153 @@
+// Package console owns the operators' web pages and their HTTP API: who may come in and what each may do, what is shown, and how
+// it stays up to date while it is looked at. What is done to a grant is package operate's; how a grant is kept, package grant's.
+//
+//	browser ── cookie ──┐            ┌─▶ pages (html/template, htmx)
+//	                    ├─▶ guard ───┤                              ──▶ operate.Desk, worker, …
+//	script ── Bearer ───┘   (roles)  └─▶ /api/v1 (endpoints.go; the OpenAPI document is made from the same table)
+//
+// It is served on a listener of its own, which workers cannot reach. No token of a grant is ever in an answer, and none in a
+// request but that of an import.
+package console
+
+import (
+	"context"
+	"crypto/x509"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	"wayleave/config"
+	"wayleave/grant"
+	"wayleave/operate"
+	"wayleave/worker"
+)
+
+// Config is what a console works with. It is not changed afterwards.
+type Config struct {
+	// Desk does what operators want done, with the rights of the gate.
+	Desk operate.Desk
+	// Now known here of a grant, without asking the store.
+	Grants interface {
+		Summary(name string) grant.Summary
+	}
+	// Fleet is the gate's Envoys. Nil: none.
+	Fleet func() []Node
+	// Decisions were made about requests by this gate. Nil: none.
+	Decisions *Decisions
+	// File is the path of the configuration.
+	File string
+	// URL is where operators reach the console: a scheme and a host.
+	URL *url.URL
+	// Alias reports whether a host that a request names is another name of ours, such as localhost. Nil: there is none.
+	Alias func(host string) bool
+	// Local lets somebody in with a link that is good for one log-in, which NewLink is told whenever there is a new one. Only for
+	// consoles on loopback. Nil: nobody.
+	NewLink func(link string)
+	// OIDC is the operators' identity provider, if its issuer is set.
+	OIDC config.OIDC
+	// OIDCRoots may sign for it. Nil: the system's.
+	OIDCRoots *x509.CertPool
+	// Idle and Life are how long a log-in lasts unused, and at most.
+	Idle, Life time.Duration
+	// Audit is told of everything that changes something. Nil: the log is.
+	Audit func(Event)
+	// Version is the product's.
+	Version string
+
+	Now func() time.Time // nil: time.Now
+	Log *slog.Logger     // nil: none
+}
+
+// Node is an Envoy that takes its configuration from this gate.
+type Node struct {
+	ID      string    `json:"id"`
+	Version string    `json:"version"`
+	Since   time.Time `json:"since"`
+	Current bool      `json:"current"`           // it has taken all that it was sent
+	Refused string    `json:"refused,omitempty"` // what it said when it refused something
+}
+
+// Event is one thing that an operator did or was refused.
+type Event struct {
+	At     time.Time
+	Actor  string // who, as they log in
+	Role   Role
+	Via    string // how they came in: oidc, link or token
+	From   string // the address of the connection
+	Action string // such as grant.connect
+	Target string // what it was done to
+	Err    error  // why it failed; nil: it did not
+}
+
+// Server is the console.
+type Server struct {
+	Config
+	logins    *logins
+	tokens    *tokens
+	flows     *flows
+	hub       *hub
+	oidc      *oidcLogin // nil: none
+	limiter   *limiter
+	sessions  worker.Documents
+	handler   http.Handler
+	templates map[string]*template.Template // by page
+	source    []byte                        // of the configuration that runs
+	began     time.Time
+}
+
+// New returns a Server. Its Run keeps pages that are being looked at up to date.
+func New(c Config, source []byte) (*Server, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Decisions == nil {
+		c.Decisions = NewDecisions(1)
+	}
+	if c.Fleet == nil {
+		c.Fleet = func() []Node { return nil }
+	}
+	s := &Server{
+		Config: c, logins: newLogins(c.Idle, c.Life, c.Now), flows: newFlows(c.Now), hub: newHub(), limiter: newLimiter(),
+		source: source, began: c.Now(),
+	}
+	s.tokens = &tokens{docs: c.Desk.Docs, now: c.Now}
+	s.sessions = c.Desk.Docs
+	if s.Audit == nil {
+		s.Audit = s.logEvent
+	}
+	if c.OIDC.Issuer != "" {
+		s.oidc = newOIDC(c)
+	}
+	var err error
+	if s.handler, err = s.routes(); err != nil {
+		return nil, err
+	}
+	if c.NewLink != nil {
+		s.newLink()
+	}
+	return s, nil
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// Run keeps pages that are open up to date until ctx ends, and then ends what they wait for.
+func (s *Server) Run(ctx context.Context) {
+	defer s.flows.stop()
+	s.watch(ctx)
+}
+
+// logEvent is the Audit of a console that has none.
+func (s *Server) logEvent(e Event) {
+	attrs := []any{"actor", e.Actor, "role", string(e.Role), "via", e.Via, "from", e.From, "action", e.Action, "target", e.Target}
+	if e.Err != nil {
+		s.Log.Warn("an operator could not do something", append(attrs, "err", e.Err)...)
+		return
+	}
+	s.Log.Info("an operator did something", attrs...)
+}

@@ -1,0 +1,138 @@
+package console
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// What pages hear of. Events have no content: who hears of one asks again.
+const (
+	topicGrants    = "grants"    // a grant, a connect or an Envoy is not as it was
+	topicDecisions = "decisions" // there were requests
+	topicTick      = "tick"      // time has passed, which pages show
+)
+
+const (
+	lookEvery = 500 * time.Millisecond
+	tickEvery = 30 * time.Second
+)
+
+// hub tells everybody who listens.
+type hub struct {
+	mu        sync.Mutex
+	listeners map[chan string]bool // guarded by mu
+}
+
+func newHub() *hub { return &hub{listeners: map[chan string]bool{}} }
+
+func (h *hub) listen() chan string {
+	c := make(chan string, 16)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.listeners[c] = true
+	return c
+}
+
+func (h *hub) leave(c chan string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.listeners, c)
+}
+
+// publish tells those who keep up; the others hear of the next event, which says as much.
+func (h *hub) publish(topic string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.listeners {
+		select {
+		case c <- topic:
+		default:
+		}
+	}
+}
+
+func (h *hub) anybody() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.listeners) > 0
+}
+
+// watch looks for changes until ctx ends, as long as somebody listens. It asks nothing but this gate's memory.
+func (s *Server) watch(ctx context.Context) {
+	look, tick := time.NewTicker(lookEvery), time.NewTicker(tickEvery)
+	defer look.Stop()
+	defer tick.Stop()
+	var seen [sha256.Size]byte
+	var decisions uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.hub.publish(topicTick)
+		case <-look.C:
+			if !s.hub.anybody() {
+				continue
+			}
+			if now := s.fingerprint(); now != seen {
+				seen = now
+				s.hub.publish(topicGrants)
+			}
+			if now := s.Decisions.count(); now != decisions {
+				decisions = now
+				s.hub.publish(topicDecisions)
+			}
+		}
+	}
+}
+
+// fingerprint changes with every grant and Envoy that does.
+func (s *Server) fingerprint() [sha256.Size]byte {
+	var all []any
+	for _, spec := range s.Desk.Specs {
+		all = append(all, s.Grants.Summary(spec.Name))
+	}
+	data, _ := json.Marshal(append(all, s.Fleet())) // strings, numbers and times
+	return sha256.Sum256(data)
+}
+
+// events is a stream of server-sent events. It ends with the log-in it was begun under.
+func (s *Server) events(w http.ResponseWriter, r *http.Request, who actor) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would keep them back
+	out := http.NewResponseController(w)
+	send := func(topic string) bool {
+		_ = out.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		if _, err := fmt.Fprintf(w, "event: %s\ndata: \n\n", topic); err != nil {
+			return false
+		}
+		return out.Flush() == nil
+	}
+	heard := s.hub.listen()
+	defer s.hub.leave(heard)
+	// What changed before we listened is heard of too: who reconnects has missed it.
+	if !send(topicGrants) {
+		return
+	}
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-s.flows.ctx.Done():
+			return
+		case topic := <-heard:
+			if who.login != nil && !s.logins.live(who.login) {
+				send("over")
+				return
+			}
+			if !send(topic) {
+				return
+			}
+		}
+	}
+}

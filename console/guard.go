@@ -1,0 +1,204 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"wayleave/operate"
+	"wayleave/vault"
+)
+
+// contentPolicy lets a page do nothing but what it is made of. Forms may also lead to the consent pages of providers, where a
+// connect sends the browser.
+func (s *Server) contentPolicy() string {
+	forms := map[string]bool{}
+	list := "'self'"
+	for name := range s.Desk.Config.Grants {
+		p, _ := s.Desk.Config.ProviderOf(name)
+		if u, err := url.Parse(p.AuthorizeURL); err == nil && u.Host != "" {
+			if origin := u.Scheme + "://" + u.Host; !forms[origin] && !strings.ContainsAny(origin, "; ,'") {
+				forms[origin] = true
+				list += " " + origin
+			}
+		}
+	}
+	return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action " + list +
+		"; frame-ancestors 'none'; base-uri 'none'"
+}
+
+// protected is next with what is true of every request: it is for us, comes from one of our own pages if it changes anything,
+// and its answer stays between us and the browser.
+func (s *Server) protected(next http.Handler) http.Handler {
+	policy := s.contentPolicy()
+	cross := http.NewCrossOriginProtection()
+	if err := cross.AddTrustedOrigin(s.URL.Scheme + "://" + s.URL.Host); err != nil {
+		s.Log.Error("the console's own address is none", "err", err) // checked with the configuration
+	}
+	cross.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, http.StatusForbidden, errors.New("this was sent by a page of another site"))
+	}))
+	inner := cross.Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", policy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Referrer-Policy", "same-origin")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
+		h.Set("Cache-Control", "no-store")
+		if s.secure() {
+			h.Set("Strict-Transport-Security", "max-age=31536000")
+		}
+		switch {
+		case r.Host == s.URL.Host:
+		case s.Alias != nil && s.Alias(r.Host):
+			// Cookies belong to a host: there must be one.
+			if !s.secure() && (r.Method == http.MethodGet || r.Method == http.MethodHead) && !strings.HasPrefix(r.URL.Path, "/api/") {
+				http.Redirect(w, r, s.URL.Scheme+"://"+s.URL.Host+r.URL.RequestURI(), http.StatusTemporaryRedirect)
+				return
+			}
+		default: // a name that somebody made point here
+			s.fail(w, r, http.StatusMisdirectedRequest, fmt.Errorf("this is the console at %s", s.URL))
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, operate.MaxImport+64<<10)
+		inner.ServeHTTP(w, r)
+	})
+}
+
+// from is the address of the connection.
+func from(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// isAPI reports whether a request is a program's.
+func isAPI(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/api/") }
+
+var errWhoAreYou = errors.New("log in first")
+
+// authenticate says whose request this is.
+func (s *Server) authenticate(r *http.Request) (actor, error) {
+	if header := r.Header.Get("Authorization"); header != "" && isAPI(r) {
+		scheme, sent, _ := strings.Cut(header, " ")
+		if !strings.EqualFold(scheme, "bearer") {
+			return actor{}, errWhoAreYou
+		}
+		if wait := s.limiter.wait(from(r), s.now()); wait > 0 {
+			return actor{}, tooMany(wait)
+		}
+		t, ok, err := s.tokens.find(r.Context(), strings.TrimSpace(sent))
+		if err != nil {
+			return actor{}, err
+		}
+		if !ok {
+			s.limiter.failed(from(r), s.now())
+			return actor{}, errors.New("there is no such token; an admin makes one")
+		}
+		return actor{Name: t.Name, Role: t.Role, Via: "token"}, nil
+	}
+	n, ok := s.logins.find(s.cookie(r, loginCookie), !isLive(r))
+	if !ok {
+		return actor{}, errWhoAreYou
+	}
+	return n.actor, nil
+}
+
+// isLive reports whether a page asks by itself, with nobody there.
+func isLive(r *http.Request) bool { return r.URL.Query().Has("live") }
+
+// tooMany is how long somebody has to wait.
+type tooMany time.Duration
+
+func (t tooMany) Error() string {
+	return fmt.Sprintf("too many wrong log-ins from this address; try again in %d seconds", t.seconds())
+}
+
+func (t tooMany) seconds() int { return max(1, int(time.Duration(t).Round(time.Second).Seconds())) }
+
+// guarded lets in who has the role, and with a change only who has seen one of our pages. This is the one place where roles are
+// looked at.
+func (s *Server) guarded(needs Role, next func(http.ResponseWriter, *http.Request, actor)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, err := s.authenticate(r)
+		if err != nil {
+			s.unknown(w, r, err)
+			return
+		}
+		if !who.Role.may(needs) {
+			err := fmt.Errorf("this needs the role %s, and %s is %s", needs, who.Name, who.Role)
+			s.did(who, from(r), r.Method+" "+r.URL.Path, "", err)
+			s.fail(w, r, http.StatusForbidden, err)
+			return
+		}
+		if who.login != nil && r.Method != http.MethodGet && r.Method != http.MethodHead {
+			sent := r.Header.Get("X-Csrf-Token")
+			if sent == "" && !isAPI(r) {
+				sent = r.PostFormValue("csrf")
+			}
+			if subtle.ConstantTimeCompare([]byte(sent), []byte(who.login.csrf)) != 1 {
+				s.fail(w, r, http.StatusForbidden, errors.New("this page is from an earlier log-in; open it again"))
+				return
+			}
+		}
+		next(w, r, who)
+	})
+}
+
+// unknown answers who is not logged in.
+func (s *Server) unknown(w http.ResponseWriter, r *http.Request, err error) {
+	var wait tooMany
+	switch {
+	case errors.As(err, &wait):
+		w.Header().Set("Retry-After", strconv.Itoa(wait.seconds()))
+		s.fail(w, r, http.StatusTooManyRequests, err)
+	case errors.Is(err, vault.ErrUnavailable):
+		s.fail(w, r, http.StatusServiceUnavailable, err)
+	case isAPI(r):
+		w.Header().Set("WWW-Authenticate", `Bearer realm="wayleave"`)
+		s.fail(w, r, http.StatusUnauthorized, err)
+	case r.Header.Get("HX-Request") != "":
+		w.Header().Set("HX-Redirect", "/login")
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		http.Redirect(w, r, "/login?"+url.Values{"next": {r.URL.RequestURI()}}.Encode(), http.StatusSeeOther)
+	}
+}
+
+// statusOf is the HTTP status of a failure.
+func statusOf(err error) int {
+	var refusal *operate.Refusal
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &refusal):
+		return map[operate.Kind]int{operate.NoSuch: http.StatusNotFound, operate.Misused: http.StatusUnprocessableEntity, operate.NotNow: http.StatusConflict}[refusal.Kind]
+	case errors.As(err, &tooLarge):
+		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, errBadRequest):
+		return http.StatusBadRequest
+	case errors.Is(err, vault.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusBadGateway
+}
+
+// did tells the audit.
+func (s *Server) did(who actor, from, action, target string, err error) {
+	s.Audit(Event{At: s.now(), Actor: cmp.Or(who.Name, "nobody"), Role: who.Role, Via: who.Via, From: from, Action: action, Target: target, Err: err})
+}
+
+func (s *Server) now() time.Time { return s.Now() }

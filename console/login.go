@@ -1,0 +1,198 @@
+package console
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// logins are the browsers that are logged in. They are in memory: whoever restarts the gate logs in again.
+type logins struct {
+	idle, life time.Duration
+	now        func() time.Time
+
+	mu   sync.Mutex
+	byID map[string]*login // guarded by mu; by the digest of the id, so that memory dumps let nobody in
+	link string            // guarded by mu; the digest of the one-time link's token, "" for none
+}
+
+// login is one browser's. Only used changes, under the mutex of logins.
+type login struct {
+	key     string // the digest of its id
+	actor   actor
+	csrf    string // must come with everything that changes something
+	created time.Time
+	used    time.Time
+	notice  notice // what came of the last form, until it has been shown
+}
+
+// notice is a sentence for whoever sent a form.
+type notice struct {
+	Text   string
+	Failed bool
+	Secret string // shown once, beside the text
+}
+
+const maxLogins = 10_000
+
+func newLogins(idle, life time.Duration, now func() time.Time) *logins {
+	return &logins{idle: idle, life: life, now: now, byID: map[string]*login{}}
+}
+
+func digest(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// begin logs somebody in under an id that nobody has seen, and forgets the log-in called old.
+func (l *logins) begin(a actor, old string) (id string) {
+	id = rand.Text() + rand.Text()
+	now := l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.byID, digest(old))
+	if len(l.byID) >= maxLogins {
+		for key, other := range l.byID {
+			if l.over(other, now) {
+				delete(l.byID, key)
+			}
+		}
+		if len(l.byID) >= maxLogins {
+			clear(l.byID)
+		}
+	}
+	n := &login{key: digest(id), csrf: rand.Text(), created: now, used: now}
+	a.login = n
+	n.actor = a
+	l.byID[n.key] = n
+	return id
+}
+
+func (l *logins) over(n *login, now time.Time) bool {
+	return now.Sub(n.used) >= l.idle || now.Sub(n.created) >= l.life
+}
+
+// find is the log-in called id. use says that somebody is there, and not only a page that is open.
+func (l *logins) find(id string, use bool) (*login, bool) {
+	now := l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, ok := l.byID[digest(id)]
+	if !ok {
+		return nil, false
+	}
+	if l.over(n, now) {
+		delete(l.byID, n.key)
+		return nil, false
+	}
+	if use {
+		n.used = now
+	}
+	return n, true
+}
+
+// end forgets a log-in.
+func (l *logins) end(n *login) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.byID, n.key)
+}
+
+// tell keeps a notice for the next page.
+func (l *logins) tell(n *login, what notice) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n.notice = what
+}
+
+// told is the notice that was kept, once.
+func (l *logins) told(n *login) notice {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	what := n.notice
+	n.notice = notice{}
+	return what
+}
+
+// live reports whether a log-in still stands.
+func (l *logins) live(n *login) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known, ok := l.byID[n.key]
+	return ok && !l.over(known, l.now())
+}
+
+// arm makes the token of a one-time link, in place of any earlier one.
+func (l *logins) arm() (token string) {
+	token = rand.Text()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.link = digest(token)
+	return token
+}
+
+// spend reports whether token is that of the link, which is good once.
+func (l *logins) spend(token string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.link == "" || subtle.ConstantTimeCompare([]byte(l.link), []byte(digest(token))) != 1 {
+		return false
+	}
+	l.link = ""
+	return true
+}
+
+// newLink makes a new one-time link and says so.
+func (s *Server) newLink() {
+	u := *s.URL
+	u.Path, u.RawQuery = "/login", "token="+s.logins.arm()
+	s.NewLink(u.String())
+}
+
+// secure reports whether browsers reach us over TLS.
+func (s *Server) secure() bool { return s.URL.Scheme == "https" }
+
+// cookieName has the prefix that makes browsers refuse the cookie from anybody but this host over TLS, where there is TLS.
+func (s *Server) cookieName(name string) string {
+	if s.secure() {
+		return "__Host-" + name
+	}
+	return name
+}
+
+const (
+	loginCookie = "wayleave"       // a log-in
+	askedCookie = "wayleave-asked" // a log-in at the identity provider that has begun
+)
+
+// setCookie sets a cookie for the browser's session. Lax: it must come along when the provider sends the browser back.
+func (s *Server) setCookie(w http.ResponseWriter, name, value string) {
+	c := &http.Cookie{
+		Name: s.cookieName(name), Value: value, Path: "/", HttpOnly: true, Secure: s.secure(), SameSite: http.SameSiteLaxMode,
+	}
+	if value == "" {
+		c.MaxAge = -1
+	}
+	http.SetCookie(w, c)
+}
+
+func (s *Server) cookie(r *http.Request, name string) string {
+	c, err := r.Cookie(s.cookieName(name))
+	if err != nil {
+		return ""
+	}
+	return c.Value
+}
+
+// local is an address of this console, or the first page for everything else: nobody is sent elsewhere after a log-in.
+func local(path string) string {
+	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsAny(path, "\\\r\n\t") {
+		return "/"
+	}
+	return path
+}

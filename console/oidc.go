@@ -1,0 +1,225 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/oauth2"
+
+	"wayleave/config"
+	"wayleave/oauth"
+)
+
+// askedFor is how long somebody may take to log in at the identity provider.
+const askedFor = 10 * time.Minute
+
+const maxAsked = 1000
+
+// oidcLogin logs operators in with OpenID Connect: code flow, PKCE, state and nonce.
+type oidcLogin struct {
+	cfg      config.OIDC
+	redirect string
+	http     *http.Client
+	now      func() time.Time
+
+	mu       sync.Mutex
+	provider *oidc.Provider   // guarded by mu; nil until its issuer has answered once
+	asked    map[string]asked // guarded by mu; by the digest of the browser's cookie
+}
+
+// asked is a log-in that has begun.
+type asked struct {
+	state, nonce, verifier string
+	next                   string
+	until                  time.Time
+}
+
+func newOIDC(c Config) *oidcLogin {
+	return &oidcLogin{
+		cfg: c.OIDC, redirect: c.URL.JoinPath("/login/callback").String(), http: oauth.NewHTTPClient(c.OIDCRoots), now: c.Now,
+		asked: map[string]asked{},
+	}
+}
+
+// discover is the provider, as its issuer describes it. One that does not answer is asked again at the next log-in.
+func (o *oidcLogin) discover(ctx context.Context) (*oidc.Provider, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.provider != nil {
+		return o.provider, nil
+	}
+	// The provider keeps this context for its keys.
+	p, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), o.http), o.cfg.Issuer)
+	if err != nil {
+		return nil, fmt.Errorf("the identity provider %s cannot be used: %w", o.cfg.Issuer, err)
+	}
+	o.provider = p
+	return p, nil
+}
+
+func (o *oidcLogin) config(p *oidc.Provider) oauth2.Config {
+	return oauth2.Config{
+		ClientID: o.cfg.ClientID, ClientSecret: o.cfg.ClientSecret.Reveal(), Endpoint: p.Endpoint(), RedirectURL: o.redirect, Scopes: o.cfg.Scopes,
+	}
+}
+
+// begin returns where to send the browser, and what its cookie is to hold.
+func (o *oidcLogin) begin(ctx context.Context, next string) (url, cookie string, err error) {
+	p, err := o.discover(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	a := asked{state: rand.Text(), nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: next, until: o.now().Add(askedFor)}
+	cookie = rand.Text()
+	o.mu.Lock()
+	if len(o.asked) >= maxAsked {
+		for key, other := range o.asked {
+			if o.now().After(other.until) {
+				delete(o.asked, key)
+			}
+		}
+		if len(o.asked) >= maxAsked {
+			clear(o.asked)
+		}
+	}
+	o.asked[digest(cookie)] = a
+	o.mu.Unlock()
+	c := o.config(p)
+	return c.AuthCodeURL(a.state, oidc.Nonce(a.nonce), oauth2.S256ChallengeOption(a.verifier)), cookie, nil
+}
+
+var errLoginOver = errors.New("this log-in was not begun in this browser, or is over; begin again")
+
+// finish is who came back, and where they wanted to go. A log-in is finished once, by the browser that began it.
+func (o *oidcLogin) finish(r *http.Request, cookie string) (who actor, next string, err error) {
+	o.mu.Lock()
+	a, ok := o.asked[digest(cookie)]
+	delete(o.asked, digest(cookie))
+	p := o.provider
+	o.mu.Unlock()
+	q := r.URL.Query()
+	switch {
+	case !ok || p == nil || o.now().After(a.until) || subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(a.state)) != 1:
+		return actor{}, "", errLoginOver
+	case q.Get("error") != "":
+		return actor{}, "", fmt.Errorf("the identity provider refused the log-in (%.100q)", q.Get("error"))
+	case q.Has("iss") && q.Get("iss") != o.cfg.Issuer: // RFC 9207
+		return actor{}, "", errLoginOver
+	}
+	ctx, cancel := context.WithTimeout(oidc.ClientContext(r.Context(), o.http), 30*time.Second)
+	defer cancel()
+	c := o.config(p)
+	tok, err := c.Exchange(ctx, q.Get("code"), oauth2.VerifierOption(a.verifier))
+	if err != nil {
+		return actor{}, "", fmt.Errorf("the identity provider did not take its own code: %w", plainly(err))
+	}
+	raw, _ := tok.Extra("id_token").(string)
+	id, err := p.Verifier(&oidc.Config{ClientID: o.cfg.ClientID, Now: o.now}).Verify(ctx, raw)
+	if err != nil {
+		return actor{}, "", fmt.Errorf("the identity token is not good: %w", err)
+	}
+	if id.Nonce != a.nonce {
+		return actor{}, "", errLoginOver
+	}
+	who, err = o.who(ctx, p, id, tok)
+	return who, a.next, err
+}
+
+// plainly is an error of the token endpoint without the answer's body, which may have anything in it.
+func plainly(err error) error {
+	if e, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
+		return fmt.Errorf("%s (%.100q)", e.Response.Status, e.ErrorCode)
+	}
+	return err
+}
+
+// who reads name and role from the identity token, and from the provider's userinfo what is not in it.
+func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken, tok *oauth2.Token) (actor, error) {
+	claims := map[string]any{}
+	if err := id.Claims(&claims); err != nil {
+		return actor{}, fmt.Errorf("reading the identity token: %w", err)
+	}
+	if len(values(claims, o.cfg.RolesClaim)) == 0 && p.UserInfoEndpoint() != "" {
+		info, err := p.UserInfo(ctx, oauth2.StaticTokenSource(tok))
+		if err == nil && info.Subject == id.Subject { // OpenID Connect Core section 5.3.2
+			more := map[string]any{}
+			if err := info.Claims(&more); err != nil {
+				return actor{}, fmt.Errorf("reading what the identity provider says of you: %w", err)
+			}
+			for k, v := range more {
+				if _, known := claims[k]; !known {
+					claims[k] = v
+				}
+			}
+		}
+	}
+	text := func(claim string) string { s, _ := claims[claim].(string); return s }
+	name := cmp.Or(text("email"), text("preferred_username"), id.Subject)
+	a := actor{Name: shortened(name), Via: "oidc", Role: o.role(values(claims, o.cfg.RolesClaim))}
+	if a.Role == "" {
+		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s)", a.Name, o.cfg.RolesClaim)
+	}
+	return a, nil
+}
+
+// role is the highest that these values give.
+func (o *oidcLogin) role(have []string) Role {
+	for _, r := range slices.Backward(roles) {
+		for _, v := range map[Role][]string{Viewer: o.cfg.Roles.Viewer, Operator: o.cfg.Roles.Operator, Admin: o.cfg.Roles.Admin}[r] {
+			if slices.Contains(have, v) {
+				return r
+			}
+		}
+	}
+	return ""
+}
+
+// values are those of a claim: a string, or a list of strings, at a path whose steps dots separate.
+func values(claims map[string]any, path string) []string {
+	v, ok := claims[path]
+	if !ok {
+		first, rest, dotted := strings.Cut(path, ".")
+		inner, isObject := claims[first].(map[string]any)
+		if !dotted || !isObject {
+			return nil
+		}
+		return values(inner, rest)
+	}
+	switch v := v.(type) {
+	case string:
+		return []string{v}
+	case []any:
+		var out []string
+		for _, e := range v {
+			if s, ok := e.(string); ok {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	return nil
+}
+
+// shortened is a name that fits a page and a log.
+func shortened(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, s)
+	if r := []rune(s); len(r) > 100 {
+		return string(r[:100]) + "…"
+	}
+	return s
+}

@@ -1,0 +1,344 @@
+package console
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"wayleave/config"
+	"wayleave/demo"
+	"wayleave/grant"
+	"wayleave/oauth"
+	"wayleave/operate"
+	"wayleave/secret"
+	"wayleave/vault"
+	"wayleave/vault/vaulttest"
+	"wayleave/worker"
+)
+
+// hush is in every secret that operators of these tests import.
+const hush = "hush-4f9aX"
+
+const worldConfig = `
+providers:
+  acme:
+    authorize_url: $PROVIDER/authorize
+    token_url: $PROVIDER/token
+    revoke_url: $PROVIDER/revoke
+    device_url: $PROVIDER/device
+    client_id: $CLIENT
+    allow_insecure: true
+    env: {ACME_TOKEN: "{placeholder}"}
+  pasted:
+    authorize_url: $PROVIDER/authorize
+    token_url: $PROVIDER/token
+    redirect_url: $PROVIDER/code
+    client_id: $CLIENT
+    allow_insecure: true
+  key:
+    kind: static
+    header: {in: x-key}
+grants:
+  acme: {provider: acme, scopes: [read, write], account: build@acme.example}
+  pasted: {provider: pasted, scopes: [read]}
+  key: {provider: key}
+routes:
+  - {hosts: [api.acme.example], grant: acme, required_scopes: [read]}
+  - {hosts: [api.key.example], grant: key}
+profiles:
+  default: {grants: [acme, key]}
+workers:
+  ci: {profile: default}
+tunnel: [pypi.org]
+`
+
+// world is a console with a gate, a provider and a store around it.
+type world struct {
+	t        *testing.T
+	demo     *demo.Demo
+	docs     *vaulttest.Memory
+	cfg      *config.Config
+	console  *Server
+	address  string // of the console
+	sessions *worker.Sessions
+
+	mu    sync.Mutex
+	link  string
+	audit []Event
+	skew  time.Duration // the console's clock is ahead by this
+}
+
+func newWorld(t *testing.T, change func(*Config)) *world {
+	t.Helper()
+	d, err := demo.Start(demo.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	w := &world{t: t, demo: d, docs: vaulttest.NewMemory()}
+	text := strings.NewReplacer("$PROVIDER", d.ProviderURL, "$CLIENT", d.Provider.ClientID()).Replace(worldConfig)
+	file := filepath.Join(t.TempDir(), "wayleave.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w.cfg, err = config.Parse(file, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	specs := operate.Specs(w.cfg)
+	keeper := grant.NewKeeper(w.docs, specs, grant.Options{Holder: "gate-1", Reread: 20 * time.Millisecond})
+	if w.sessions, err = worker.OpenSessions(t.Context(), w.docs, worker.LedgerOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = keeper.Run(ctx) })
+	running.Go(func() { w.sessions.Run(ctx) })
+
+	front := httptest.NewUnstartedServer(nil)
+	w.address = "http://" + front.Listener.Addr().String()
+	at, _ := url.Parse(w.address)
+	c := Config{
+		Desk:   operate.Desk{Config: w.cfg, Specs: specs, Docs: w.docs, Now: time.Now, Every: 5 * time.Millisecond},
+		Grants: keeper, Decisions: NewDecisions(100), File: file, URL: at,
+		Alias:   func(host string) bool { return host == "localhost:"+at.Port() },
+		Fleet:   func() []Node { return []Node{{ID: "envoy-1", Version: "1.40.0", Since: time.Now(), Current: true}} },
+		NewLink: func(l string) { w.mu.Lock(); defer w.mu.Unlock(); w.link = l },
+		Idle:    30 * time.Minute, Life: 12 * time.Hour, Version: "v0",
+		Audit: func(e Event) { w.mu.Lock(); defer w.mu.Unlock(); w.audit = append(w.audit, e) },
+		Now:   w.now,
+	}
+	if change != nil {
+		change(&c)
+	}
+	if w.console, err = New(c, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	running.Go(func() { w.console.Run(ctx) })
+	front.Config.Handler = w.console
+	front.Start()
+	t.Cleanup(func() { stop(); running.Wait(); front.Close() })
+	return w
+}
+
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Add(w.skew)
+}
+
+// later lets time pass, for the console.
+func (w *world) later(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.skew += d
+}
+
+// once is the token of the one-time link as it is now.
+func (w *world) once() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	u, err := url.Parse(w.link)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return u.Query().Get("token")
+}
+
+// events are what the audit was told, as action and outcome.
+func (w *world) events() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var b strings.Builder
+	for _, e := range w.audit {
+		fmt.Fprintf(&b, "%s %s by %s via %s from %s: %v\n", e.Action, e.Target, e.Actor, e.Via, e.From, e.Err)
+	}
+	return b.String()
+}
+
+// browser is an operator's. It does not follow redirects.
+type browser struct {
+	*world
+	http *http.Client
+	csrf string // of the last page
+}
+
+func (w *world) browser() *browser {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return &browser{world: w, http: &http.Client{
+		Jar: jar, Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// answer is one.
+type answer struct {
+	status int
+	body   string
+	header http.Header
+}
+
+func (a answer) to() string { return a.header.Get("Location") }
+
+var csrfField = regexp.MustCompile(`name="csrf" value="([A-Z0-9]+)"`)
+
+func (b *browser) do(r *http.Request) answer {
+	b.t.Helper()
+	resp, err := b.http.Do(r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if m := csrfField.FindStringSubmatch(string(body)); m != nil {
+		b.csrf = m[1]
+	}
+	if strings.Contains(string(body), demo.AccessPrefix) || strings.Contains(string(body), demo.RefreshPrefix) || strings.Contains(string(body), hush) {
+		b.t.Errorf("%s %s: the answer has a real token in it", r.Method, r.URL.Path)
+	}
+	return answer{resp.StatusCode, string(body), resp.Header}
+}
+
+func (b *browser) request(method, path, body string) *http.Request {
+	b.t.Helper()
+	if !strings.HasPrefix(path, "http") {
+		path = b.address + path
+	}
+	r, err := http.NewRequestWithContext(b.t.Context(), method, path, strings.NewReader(body))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if method != http.MethodGet {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("Sec-Fetch-Site", "same-origin")
+	}
+	return r
+}
+
+func (b *browser) get(path string) answer {
+	b.t.Helper()
+	return b.do(b.request(http.MethodGet, path, ""))
+}
+
+// post sends a form with the token of the last page.
+func (b *browser) post(path string, fields ...string) answer {
+	b.t.Helper()
+	form := url.Values{"csrf": {b.csrf}}
+	for i := 0; i < len(fields); i += 2 {
+		form.Set(fields[i], fields[i+1])
+	}
+	return b.do(b.request(http.MethodPost, path, form.Encode()))
+}
+
+// loggedIn is a browser that used the link.
+func (w *world) loggedIn() *browser {
+	w.t.Helper()
+	b := w.browser()
+	if a := b.post("/login", "token", w.once()); a.status != http.StatusSeeOther {
+		w.t.Fatalf("log-in: %d %s", a.status, a.body)
+	}
+	b.get("/")
+	return b
+}
+
+// as is a program with a token of the role.
+func (w *world) as(role Role) *program {
+	w.t.Helper()
+	name := string(role) + "-script"
+	_, text, err := w.console.tokens.create(w.t.Context(), name, role, "test")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return &program{w.browser(), text.Reveal()}
+}
+
+// program uses the API.
+type program struct {
+	*browser
+	token string
+}
+
+func (p *program) call(method, path, body string, into any) int {
+	p.t.Helper()
+	r := p.request(method, apiRoot+path, body)
+	r.Header.Del("Sec-Fetch-Site")
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+p.token)
+	a := p.do(r)
+	if into != nil {
+		if err := json.Unmarshal([]byte(a.body), into); err != nil {
+			p.t.Fatalf("%s %s: %v: %s", method, path, err, a.body)
+		}
+	}
+	return a.status
+}
+
+// eventually waits until ok holds.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(30 * time.Second); !ok(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// wants checks an answer's status and text.
+func (b *browser) wants(what string, a answer, status int, texts ...string) {
+	b.t.Helper()
+	if a.status != status {
+		b.t.Errorf("%s: %d, want %d: %.400s", what, a.status, status, a.body)
+	}
+	for _, text := range texts {
+		if !strings.Contains(a.body, text) {
+			b.t.Errorf("%s: no %q in:\n%.3000s", what, text, a.body)
+		}
+	}
+}
+
+// store connects a grant with tokens that the provider gave out.
+func (w *world) store(name, access, refresh string, scopes []string) {
+	w.t.Helper()
+	t := oauth.Token{Access: secret.New(access), Refresh: secret.New(refresh), Scopes: scopes, Expiry: time.Now().Add(time.Hour)}
+	if _, err := w.console.Desk.Connect(w.t.Context(), name, t); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// breakStore makes the store not answer any more.
+func (w *world) breakStore() {
+	w.docs.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
+}
+
+// rewrite changes the file of the configuration.
+func (w *world) rewrite(before, after string) {
+	w.t.Helper()
+	text, err := os.ReadFile(w.console.File)
+	if err == nil {
+		err = os.WriteFile(w.console.File, []byte(strings.Replace(string(text), before, after, 1)), 0o600)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}

@@ -1,0 +1,294 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+)
+
+const consoleConfig = `
+listen: {proxy: $PROXY}
+console: {listen: $CONSOLE}
+upstream: {ca_files: [api-ca.pem]}
+providers:
+  acme:
+    authorize_url: $PROVIDER/authorize
+    token_url: $PROVIDER/token
+    revoke_url: $PROVIDER/revoke
+    device_url: $PROVIDER/device
+    client_id: $CLIENT_ID
+    allow_insecure: true
+    placeholder_prefix: acme_
+    env: {ACME_TOKEN: "{placeholder}"}
+  pasted:
+    authorize_url: $PROVIDER/authorize
+    token_url: $PROVIDER/token
+    redirect_url: $PROVIDER/code
+    client_id: $CLIENT_ID
+    allow_insecure: true
+grants:
+  acme: {provider: acme, scopes: [user:inference], account: operator@demo.test}
+  billing: {provider: pasted, scopes: [user:inference]}
+  weather: {provider: key}
+routes:
+  - hosts: [api.demo.test]
+    grant: acme
+    connect_to: "$API"
+    paths: [{prefix: /v1/code/, required_scopes: [user:inference]}]
+  - {hosts: [other.demo.test], grant: weather, connect_to: "$API"}
+  - {hosts: [x.wild.demo.test], grant: billing, connect_to: "$API"}
+profiles:
+  default: {grants: [acme, weather]}
+  other: {grants: [billing]}
+workers:
+  ci: {profile: default}
+  nightly: {profile: other}
+tunnel: [pypi.org]
+deny: [metadata.internal]
+`
+
+// chromium finds a browser, or skips the test.
+func chromium(t *testing.T) string {
+	for _, name := range []string{os.Getenv("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
+		if path, err := exec.LookPath(name); name != "" && err == nil {
+			return path
+		}
+	}
+	t.Skip("no Chromium is here; install one, or name it in CHROMIUM")
+	return ""
+}
+
+// tab is an operator at a real browser.
+type tab struct {
+	context.Context
+	t *testing.T
+}
+
+func newTab(t *testing.T) tab {
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(chromium(t)), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1280, 900), chromedp.Flag("no-proxy-server", true))
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	ctx, end := chromedp.NewContext(allocator)
+	t.Cleanup(func() { end(); stop() })
+	if err := chromedp.Do(ctx); err != nil {
+		t.Fatalf("starting a browser: %v", err)
+	}
+	return tab{ctx, t}
+}
+
+func (b tab) do(what string, actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	ctx, late := context.WithTimeout(b, patience)
+	defer late()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		b.t.Fatalf("%s: %v; the page says:\n%.3000s", what, err, b.text())
+	}
+}
+
+// valueOf is what an expression or a query has for a value.
+func valueOf[T any](b tab, action chromedp.Action[T]) T {
+	b.t.Helper()
+	ctx, late := context.WithTimeout(b, patience)
+	defer late()
+	v, err := chromedp.Run(ctx, action)
+	if err != nil {
+		b.t.Fatalf("%v; the page says:\n%.3000s", err, b.text())
+	}
+	return v
+}
+
+// text is what the page says, in one line; "" while there is none.
+func (b tab) text() string {
+	text, err := chromedp.Run(b, chromedp.Evaluate[string](`document.body ? document.body.innerText : ""`))
+	if err != nil {
+		return ""
+	}
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// sees waits until the page says something, without being asked again by the operator.
+func (b tab) sees(text string) {
+	b.t.Helper()
+	if err := eventually(func() error {
+		if said := b.text(); !strings.Contains(said, text) {
+			return fmt.Errorf("no %q in %.3000s", text, said)
+		}
+		return nil
+	}); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func click(button chromedp.CSS) chromedp.Action[chromedp.Void] { return chromedp.Click(button) }
+
+func visible(what chromedp.CSS) chromedp.Action[chromedp.Void] { return chromedp.WaitVisible(what) }
+
+var consoleURL = regexp.MustCompile(`the console +(http://\S+)`)
+
+// logIn uses the link that up printed last.
+func (b tab) logIn(g *gate) {
+	b.t.Helper()
+	if err := g.waitOutput("Ctrl-C"); err != nil {
+		b.t.Fatal(err)
+	}
+	links := consoleURL.FindAllStringSubmatch(g.out.String(), -1)
+	if len(links) == 0 {
+		b.t.Fatalf("no link in:\n%s", g.out)
+	}
+	b.do("log in", chromedp.Navigate(links[len(links)-1][1]), click("button.primary"), visible("#live"))
+}
+
+// TestConsole is the operator's story in a real browser, on the real stack.
+func TestConsole(t *testing.T) {
+	b := newTab(t)
+	w := makeWorld(t)
+	address, err := freeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.env = append(w.env, "CONSOLE="+address)
+	const keyProvider = "  key:\n    kind: static\n    header: {in: x-key}\n    env: {KEY: \"{placeholder}\"}\ngrants:"
+	text := strings.Replace(consoleConfig, "grants:", keyProvider, 1)
+	g := startIn(t, w, text)
+	b.logIn(g)
+
+	// Connect by clicking, and it is healthy; a worker that was there uses it.
+	b.sees("Nobody has connected it yet.")
+	b.do("look at it", chromedp.Navigate("http://"+address+"/grants/acme"), visible("#connect"))
+	b.do("connect", click("#connect"))
+	b.sees("acme is connected.")
+	b.sees("● healthy")
+	call := func(path string) (string, error) {
+		out, err := w.command("wayleave", "run", "--worker", "ci", "--", "sh", "-c", `curl -sS -X POST -H "Authorization: Bearer $ACME_TOKEN" -d '{}' https://api.demo.test`+path).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := call("/echo"); err != nil || !strings.Contains(out, `"host":"api.demo.test"`) {
+		t.Fatalf("%v: %s", err, out)
+	}
+
+	// The page of requests has it, and shows the next one by itself.
+	b.do("requests", chromedp.Navigate("http://"+address+"/requests"))
+	b.sees("POST api.demo.test")
+	if out, err := w.command("wayleave", "run", "--worker", "ci", "--", "curl", "-sS", "https://nowhere.example").CombinedOutput(); err == nil {
+		t.Errorf("a host that is not allowed was reached: %s", out)
+	}
+	b.sees("■ host not allowed")
+
+	// A configuration that asks for more needs one reconnect.
+	if err := g.stop(); err != nil {
+		t.Fatal(err)
+	}
+	wider := strings.Replace(strings.Replace(text, "scopes: [user:inference], account", "scopes: [user:inference, user:sessions:claude_code], account", 1),
+		"required_scopes: [user:inference]", "required_scopes: [user:sessions:claude_code]", 1)
+	g = startIn(t, w, wider)
+	b.logIn(g)
+	b.sees("It needs one reconnect: the configuration asks for user:sessions:claude_code")
+	if out, _ := call("/v1/code/sessions"); !strings.Contains(out, "scope") {
+		t.Errorf("a scope that is missing: %s", out)
+	}
+	b.shots(address, "before")
+	b.do("reconnect", click("#connect-acme"))
+	b.sees("acme is connected.")
+	b.sees("● healthy")
+	if out, err := call("/v1/code/sessions"); err != nil || strings.Contains(out, "scope_missing") || strings.Contains(out, "lacks scopes") {
+		t.Errorf("after the reconnect: %v %s", err, out)
+	}
+
+	// A device's code is large, and the page goes on by itself.
+	b.do("a device", chromedp.Navigate("http://"+address+"/grants/acme"), click("input[value=device] + button"))
+	b.sees("Enter this code there:")
+	b.shot("device")
+	page := valueOf(b, chromedp.AttributeValue(chromedp.CSS("ol a"), "href")).Value
+	if out, err := w.command("demo", "approve", page).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v %s", page, err, out)
+	}
+	b.sees("workers can use it")
+
+	// Paste.
+	b.do("paste", chromedp.Navigate("http://"+address+"/grants/billing"), click("#connect"))
+	b.sees("Paste what it shows")
+	b.shot("paste")
+
+	// A key is imported, and not shown.
+	b.do("import", chromedp.Navigate("http://"+address+"/grants/weather"), chromedp.SendKeys(chromedp.CSS("#value"), "k-4f9aXq-real-key"), click("#import button"))
+	b.sees("weather is imported.")
+
+	// A session that is revoked is refused.
+	enter := w.command("wayleave", "run", "--worker", "ci", "--", "sh", "-c", `while :; do curl -sS -o /dev/null -w "%{http_code} %{http_connect}\n" -H "Authorization: Bearer $ACME_TOKEN" https://api.demo.test/echo; sleep 0.5; done`)
+	said := newOutput(w.saved("loop.log"))
+	enter.Stdout, enter.Stderr = said, said
+	if err := enter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = enter.Wait(); close(ended) }()
+	defer func() { _ = enter.Process.Signal(os.Interrupt); <-ended }()
+	if err := eventually(func() error { return says(said, "200 200") }); err != nil {
+		t.Fatal(err)
+	}
+	b.do("workers", chromedp.Navigate("http://"+address+"/workers"))
+	b.sees("End all sessions")
+	b.shots(address, "after")
+	b.do("revoke", chromedp.Evaluate[chromedp.Void](`window.confirm = () => true`), click("#revoke-ci"))
+	b.sees("All sessions of ci are ended")
+	if err := eventually(func() error { return says(said, "40") }); err != nil {
+		t.Error(err)
+	}
+}
+
+func says(o *output, text string) error {
+	if seen, _ := o.contains(text); !seen {
+		return fmt.Errorf("no %q in:\n%s", text, o)
+	}
+	return nil
+}
+
+// shots are screenshots of every page, light, dark and as on a phone, for whoever sets WAYLEAVE_SCREENSHOTS to a directory.
+func (b tab) shots(address, when string) {
+	if os.Getenv("WAYLEAVE_SCREENSHOTS") == "" {
+		return
+	}
+	was := valueOf(b, chromedp.Location())
+	for name, path := range map[string]string{"overview": "/", "grant": "/grants/acme", "key": "/grants/weather", "requests": "/requests", "workers": "/workers", "routes": "/routes", "configuration": "/configuration", "access": "/access", "missing": "/nowhere"} {
+		b.do(name, chromedp.Navigate("http://"+address+path), visible("main"))
+		b.shot(when + "-" + name)
+	}
+	b.do("back", chromedp.Navigate(was), visible("main"))
+}
+
+// shot is the page as it is, three times.
+func (b tab) shot(name string) {
+	dir := os.Getenv("WAYLEAVE_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	for _, look := range []struct {
+		name, scheme string
+		width        int64
+		mobile       bool
+	}{{"light", "light", 1280, false}, {"dark", "dark", 1280, false}, {"phone", "light", 390, true}} {
+		b.do("another look", func(ctx context.Context, at *chromedp.Target) (none chromedp.Void, err error) {
+			_, err = cdp.Call(ctx, at, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look.scheme}}})
+			return none, err
+		})
+		if look.mobile {
+			b.do("a phone", chromedp.EmulateViewport(look.width, 844, chromedp.EmulateMobile))
+		} else {
+			b.do("a screen", chromedp.EmulateViewport(look.width, 844))
+		}
+		png := valueOf(b, chromedp.FullScreenshot(100))
+		if err := os.WriteFile(filepath.Join(dir, name+"-"+look.name+".png"), png, 0o644); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	b.do("as before", chromedp.EmulateReset())
+}
