@@ -292,3 +292,43 @@ func (b tab) shot(name string) {
 	}
 	b.do("as before", chromedp.EmulateReset())
 }
+
+// Operators log in at a real identity provider, and may do what their role says.
+func TestConsoleLogIn(t *testing.T) {
+	s := oidcProvider(t)
+	for role, sees := range map[string]string{"operator": `href="/configuration"`, "admin": `href="/access"`, "viewer": `href="/routes"`} {
+		w := makeWorld(t)
+		address, err := freeAddress()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What the test types as the name of its account is the subject of the identity token.
+		g := startIn(t, w, fmt.Sprintf(`
+listen: {proxy: $PROXY}
+console:
+  listen: %s
+  oidc:
+    issuer: %s
+    client_id: console
+    client_secret_file: %s
+    scopes: [openid]
+    roles_claim: sub
+    roles: {%s: [operator]}
+grants: {claude: {provider: anthropic}}
+routes: [{hosts: [api.demo.test], grant: claude}]
+profiles: {default: {grants: [claude]}}
+workers: {w: {profile: default}}
+`, address, s.issuer, s.file("client-secret"), role))
+		b, err := newBrowser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, err := b.agreeUntil("http://"+address+"/login/start?next=/workers", address)
+		if err != nil || !strings.Contains(page, role+", logged in by oidc") || !strings.Contains(page, sees) || !strings.Contains(page, "<h1>Workers</h1>") {
+			t.Errorf("%s: %v\n%.3000s", role, err, page)
+		}
+		if err := g.stop(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -20,7 +20,10 @@ func newBrowser() (browser, error) {
 }
 
 // agree opens an address and fills in forms until a page has none, and returns that page.
-func (b browser) agree(address string) (string, error) {
+func (b browser) agree(address string) (string, error) { return b.agreeUntil(address, "") }
+
+// agreeUntil is agree that ends at the first page of a host, whatever it has.
+func (b browser) agreeUntil(address, host string) (string, error) {
 	resp, err := b.Get(address)
 	for range 10 {
 		if err != nil {
@@ -32,7 +35,7 @@ func (b browser) agree(address string) (string, error) {
 			return "", rerr
 		}
 		action, fields, found := formIn(page)
-		if !found {
+		if !found || resp.Request.URL.Host == host {
 			if resp.StatusCode != http.StatusOK {
 				return "", fmt.Errorf("%s: status %d: %.2000s", resp.Request.URL.Path, resp.StatusCode, page)
 			}

@@ -190,6 +190,9 @@ func oidcProvider(t *testing.T) *authServer {
 				client("signing", "private_key_jwt", withKey),
 				client("machine", "client_secret_basic", map[string]any{"grant_types": []string{clientGrant}, "client_secret": secret}),
 				client("device", "none", map[string]any{"grant_types": []string{deviceGrant, refreshGrant}}),
+				client("console", "client_secret_basic", map[string]any{
+					"grant_types": []string{codeGrant}, "response_types": []string{"code"}, "redirect_uris": []string{"http://127.0.0.1/login/callback"}, "client_secret": secret,
+				}),
 				client("resource", "client_secret_post", map[string]any{"client_secret": secret}),
 			},
 		},

@@ -1,0 +1,235 @@
+package console
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"wayleave/config"
+	"wayleave/secret"
+)
+
+// identity is an identity provider that can be made to lie. A real one is in e2e.
+type identity struct {
+	*httptest.Server
+	key *rsa.PrivateKey
+	now func() time.Time // the console's, which tests move
+
+	mu     sync.Mutex
+	asked  url.Values                          // by the last log-in
+	claims func(map[string]any) map[string]any // of the identity token; nil: as they should be
+	info   map[string]any                      // what userinfo says
+	posted url.Values                          // to the token endpoint
+}
+
+func newIdentity(t *testing.T) *identity {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &identity{key: key, now: time.Now}
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, map[string]any{
+			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys",
+			"userinfo_endpoint": p.URL + "/userinfo", "id_token_signing_alg_values_supported": []string{"RS256"},
+		})
+	})
+	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Algorithm: "RS256", Use: "sig"}}})
+	})
+	mux.HandleFunc("/userinfo", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.info) })
+	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		_ = r.ParseForm()
+		p.posted = r.PostForm
+		claims := map[string]any{
+			"iss": p.URL, "aud": "wayleave", "sub": "u1", "exp": p.now().Add(time.Hour).Unix(), "iat": p.now().Unix(),
+			"nonce": p.asked.Get("nonce"), "email": "maria@example.com", "groups": []string{"platform"},
+		}
+		if p.claims != nil {
+			claims = p.claims(claims)
+		}
+		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: key, KeyID: "k"}}, nil)
+		if err != nil {
+			panic(err)
+		}
+		body, _ := json.Marshal(claims)
+		signed, err := signer.Sign(body)
+		if err != nil {
+			panic(err)
+		}
+		text, _ := signed.CompactSerialize()
+		answer(w, map[string]any{"access_token": "a", "token_type": "Bearer", "expires_in": 60, "id_token": text})
+	})
+	p.Server = httptest.NewServer(mux)
+	t.Cleanup(p.Close)
+	return p
+}
+
+// begin sends a browser to the provider, and returns where the provider would send it back to.
+func (p *identity) begin(b *browser) string {
+	b.t.Helper()
+	a := b.get("/login/start?next=/workers")
+	u, err := url.Parse(a.to())
+	if err != nil || !strings.HasPrefix(a.to(), p.URL+"/authorize?") {
+		b.t.Fatalf("%d %s %s", a.status, a.to(), a.body)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = u.Query()
+	back := url.Values{"code": {"c"}, "state": {p.asked.Get("state")}}
+	return p.asked.Get("redirect_uri") + "?" + back.Encode()
+}
+
+func withIdentity(p *identity) func(*Config) {
+	return func(c *Config) {
+		c.OIDC = config.OIDC{
+			Issuer: p.URL, ClientID: "wayleave", ClientSecret: secret.New("s"), Scopes: []string{"openid", "email"}, RolesClaim: "groups",
+			Roles: config.Roles{Viewer: []string{"engineering"}, Operator: []string{"platform"}, Admin: []string{"leads"}},
+		}
+	}
+}
+
+func TestLogInByOIDC(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	b := w.browser()
+	b.wants("log-in", b.get("/login"), http.StatusOK, "Log in with your organisation")
+	back := p.begin(b)
+	if !strings.HasPrefix(back, w.address+"/login/callback?") || p.asked.Get("code_challenge_method") != "S256" || p.asked.Get("nonce") == "" || p.asked.Get("state") == "" {
+		t.Fatalf("%s, asked %v", back, p.asked)
+	}
+	if a := b.get(back); a.to() != "/workers" {
+		t.Fatalf("%d %s %s", a.status, a.to(), a.body)
+	}
+	if p.posted.Get("code_verifier") == "" {
+		t.Error("no code_verifier was sent")
+	}
+	b.wants("in", b.get("/"), http.StatusOK, "maria@example.com", "operator, logged in by oidc", `href="/configuration"`)
+	if page := b.get("/access"); page.status != http.StatusForbidden {
+		t.Errorf("an operator sees the tokens: %d", page.status)
+	}
+	b.wants("replayed", b.get(back), http.StatusForbidden, "is over; begin again")
+}
+
+func TestRolesByClaim(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	for _, tt := range []struct {
+		name   string
+		claims func(map[string]any) map[string]any
+		info   map[string]any
+		role   Role
+	}{
+		{"a list", with("groups", []string{"other", "engineering"}), nil, Viewer},
+		{"a string", with("groups", "leads"), nil, Admin},
+		{"the highest", with("groups", []string{"engineering", "leads", "platform"}), nil, Admin},
+		{"none that counts", with("groups", []string{"sales"}), nil, ""},
+		{"no claim", with("groups", nil), nil, ""},
+		{"something else", with("groups", map[string]any{"platform": true}), nil, ""},
+		{"in userinfo", with("groups", nil), map[string]any{"sub": "u1", "groups": []string{"platform"}}, Operator},
+		{"in somebody else's userinfo", with("groups", nil), map[string]any{"sub": "u2", "groups": []string{"leads"}}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w.later(10 * time.Minute)
+			p.claims, p.info = tt.claims, tt.info
+			b := w.browser()
+			a := b.get(p.begin(b))
+			if tt.role == "" {
+				if a.status != http.StatusForbidden || !strings.Contains(a.body, "none of the roles") {
+					t.Errorf("%d %s", a.status, a.body)
+				}
+				return
+			}
+			if page := b.get("/"); !strings.Contains(page.body, string(tt.role)+", logged in by oidc") {
+				t.Errorf("%s is not %s", tt.name, tt.role)
+			}
+		})
+	}
+	if got := values(map[string]any{"realm_access": map[string]any{"roles": []any{"a", 1, "b"}}}, "realm_access.roles"); strings.Join(got, " ") != "a b" {
+		t.Error(got)
+	}
+}
+
+func with(claim string, value any) func(map[string]any) map[string]any {
+	return func(c map[string]any) map[string]any {
+		c[claim] = value
+		if value == nil {
+			delete(c, claim)
+		}
+		return c
+	}
+}
+
+// An answer of the identity provider that is not the one to this log-in, or not whole, lets nobody in.
+func TestForgedLogIns(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	for name, claims := range map[string]func(map[string]any) map[string]any{
+		"for another client": with("aud", "other"),
+		"of another issuer":  with("iss", "https://evil.example"),
+		"another's nonce":    with("nonce", "n"),
+		"no nonce":           with("nonce", nil),
+		"expired":            with("exp", time.Now().Add(-time.Hour).Unix()),
+	} {
+		w.later(10 * time.Minute)
+		p.claims = claims
+		b := w.browser()
+		if a := b.get(p.begin(b)); a.status != http.StatusForbidden {
+			t.Errorf("%s: %d", name, a.status)
+		}
+		if a := b.get("/"); a.status != http.StatusSeeOther {
+			t.Errorf("%s: in all the same", name)
+		}
+	}
+	p.claims = nil
+	for name, change := range map[string]func(b, other *browser, back string) answer{
+		"another state":   func(b, _ *browser, back string) answer { return b.get(strings.Replace(back, "state=", "state=x", 1)) },
+		"no state":        func(b, _ *browser, back string) answer { return b.get(w.address + "/login/callback?code=c") },
+		"another browser": func(_, other *browser, back string) answer { return other.get(back) },
+		"another issuer":  func(b, _ *browser, back string) answer { return b.get(back + "&iss=https%3A%2F%2Fevil.example") },
+		"refused":         func(b, _ *browser, back string) answer { return b.get(back + "&error=access_denied") },
+	} {
+		w.later(10 * time.Minute)
+		b, other := w.browser(), w.browser()
+		if a := change(b, other, p.begin(b)); a.status != http.StatusForbidden {
+			t.Errorf("%s: %d", name, a.status)
+		}
+		if a := other.get("/"); a.status != http.StatusSeeOther {
+			t.Errorf("%s: in all the same", name)
+		}
+	}
+	b := w.browser()
+	back := p.begin(b)
+	w.later(askedFor + time.Minute)
+	b.wants("late", b.get(back), http.StatusForbidden, "begin again")
+}
+
+// An identity provider that does not answer is tried again, and says so.
+func TestIdentityProviderIsAway(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, func(c *Config) {
+		withIdentity(p)(c)
+		c.OIDC.Issuer = "http://127.0.0.1:1"
+	})
+	b := w.browser()
+	b.wants("away", b.get("/login/start"), http.StatusBadGateway, "the identity provider http://127.0.0.1:1 cannot be used")
+}
