@@ -122,7 +122,7 @@ func TestForgery(t *testing.T) {
 	}
 	r = b.request(http.MethodGet, "/", "")
 	r.Host = "evil.example"
-	b.wants("rebinding", b.do(r), http.StatusMisdirectedRequest, "this is the console at")
+	b.wants("rebinding", b.do(r), http.StatusMisdirectedRequest, "This is the console at")
 	if n := len(w.console.flows.byID); n != 0 {
 		t.Errorf("%d connects were begun", n)
 	}
@@ -291,7 +291,7 @@ func TestRolesOfPages(t *testing.T) {
 		}
 		for path, needs := range pages {
 			a := b.get(path)
-			if refused := strings.Contains(a.body, "this needs the role"); refused == role.may(needs) {
+			if refused := strings.Contains(a.body, "This needs the role"); refused == role.may(needs) {
 				t.Errorf("GET %s by %s: %d", path, role, a.status)
 			}
 		}

@@ -160,7 +160,7 @@ func TestWorkersAndRequests(t *testing.T) {
 func TestHonestPages(t *testing.T) {
 	w := newWorld(t, nil)
 	b := w.loggedIn()
-	b.wants("no grant", b.get("/grants/nobody"), http.StatusNotFound, "no grant &#34;nobody&#34;; there are:")
+	b.wants("no grant", b.get("/grants/nobody"), http.StatusNotFound, "No grant &#34;nobody&#34;; there are:")
 	b.wants("no page", b.get("/nowhere"), http.StatusNotFound, "nothing at this address")
 	w.breakStore()
 	b.wants("no vault", b.get("/"), http.StatusOK, "Vault does not answer; this is what this gate remembers")

@@ -231,5 +231,5 @@ func TestIdentityProviderIsAway(t *testing.T) {
 		c.OIDC.Issuer = "http://127.0.0.1:1"
 	})
 	b := w.browser()
-	b.wants("away", b.get("/login/start"), http.StatusBadGateway, "the identity provider http://127.0.0.1:1 cannot be used")
+	b.wants("away", b.get("/login/start"), http.StatusBadGateway, "The identity provider http://127.0.0.1:1 cannot be used")
 }

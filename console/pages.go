@@ -92,7 +92,7 @@ func (s *Server) failPage(w http.ResponseWriter, r *http.Request, status int, er
 	if n, ok := s.logins.find(s.cookie(r, loginCookie), false); ok {
 		who = &n.actor
 	}
-	s.show(w, r, status, "error", who, view{Title: http.StatusText(status), Data: err.Error()})
+	s.show(w, r, status, "error", who, view{Title: http.StatusText(status), Data: sentence(err.Error())})
 }
 
 // page is the handler of a page that is looked at.

@@ -203,6 +203,14 @@ func TestConsole(t *testing.T) {
 		t.Errorf("after the reconnect: %v %s", err, out)
 	}
 
+	// A refresh that is asked for is made, and drawn.
+	for range 3 {
+		b.do("refresh", visible("#refresh"), click("#refresh"))
+		b.sees("acme was refreshed.")
+		b.do("look again", chromedp.Navigate("http://"+address+"/grants/acme"))
+	}
+	b.do("the chart", visible("svg.refreshes rect"))
+
 	// A device's code is large, and the page goes on by itself.
 	b.do("a device", chromedp.Navigate("http://"+address+"/grants/acme"), click("input[value=device] + button"))
 	b.sees("Enter this code there:")
@@ -252,9 +260,11 @@ func says(o *output, text string) error {
 	return nil
 }
 
-// shots are screenshots of every page, light, dark and as on a phone, for whoever sets WAYLEAVE_SCREENSHOTS to a directory.
+// shots looks at every page: it takes screenshots, light, dark and as on a phone, for whoever sets WAYLEAVE_SCREENSHOTS to a
+// directory, and has axe-core look for barriers, where AXE names its file.
 func (b tab) shots(address, when string) {
-	if os.Getenv("WAYLEAVE_SCREENSHOTS") == "" {
+	b.t.Helper()
+	if os.Getenv("WAYLEAVE_SCREENSHOTS") == "" && os.Getenv("AXE") == "" {
 		return
 	}
 	was := valueOf(b, chromedp.Location())
@@ -265,8 +275,39 @@ func (b tab) shots(address, when string) {
 	b.do("back", chromedp.Navigate(was), visible("main"))
 }
 
+// barriers are what keeps people from using the page as it is, in both colour schemes, by axe-core's judgement.
+func (b tab) barriers(name string) {
+	b.t.Helper()
+	if os.Getenv("AXE") == "" {
+		return
+	}
+	axe, err := os.ReadFile(os.Getenv("AXE"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, scheme := range []string{"light", "dark"} {
+		b.prefer(scheme)
+		b.do("axe", chromedp.Evaluate[chromedp.Void](string(axe)+"; undefined"))
+		const look = `axe.run().then(r => r.passes.length === 0 ? "nothing was looked at" : r.violations.map(v => v.impact + ": " + v.id + ": " + v.help + ": " + v.nodes.map(n => n.html).join(" ")).join("\n"))`
+		if found := valueOf(b, chromedp.Evaluate[string](look, chromedp.EvalAwaitPromise)); found != "" {
+			b.t.Errorf("%s, %s:\n%s", name, scheme, found)
+		}
+	}
+}
+
+// prefer makes the browser one of somebody who prefers a colour scheme.
+func (b tab) prefer(scheme string) {
+	b.t.Helper()
+	b.do("a colour scheme", func(ctx context.Context, at *chromedp.Target) (none chromedp.Void, err error) {
+		_, err = cdp.Call(ctx, at, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+		return none, err
+	})
+}
+
 // shot is the page as it is, three times.
 func (b tab) shot(name string) {
+	b.t.Helper()
+	b.barriers(name)
 	dir := os.Getenv("WAYLEAVE_SCREENSHOTS")
 	if dir == "" {
 		return
@@ -276,10 +317,7 @@ func (b tab) shot(name string) {
 		width        int64
 		mobile       bool
 	}{{"light", "light", 1280, false}, {"dark", "dark", 1280, false}, {"phone", "light", 390, true}} {
-		b.do("another look", func(ctx context.Context, at *chromedp.Target) (none chromedp.Void, err error) {
-			_, err = cdp.Call(ctx, at, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look.scheme}}})
-			return none, err
-		})
+		b.prefer(look.scheme)
 		if look.mobile {
 			b.do("a phone", chromedp.EmulateViewport(look.width, 844, chromedp.EmulateMobile))
 		} else {
