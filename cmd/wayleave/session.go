@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wayleave/operate"
 	"wayleave/vault"
 	"wayleave/worker"
 )
@@ -100,7 +101,7 @@ not renewed. A session appears within seconds of its start.`
 }
 
 func (d desk) listSessions(ctx context.Context, name string) error {
-	all, err := worker.ListSessions(ctx, d.docs, d.now())
+	all, err := worker.ListSessions(ctx, d.Docs, d.Now())
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func (d desk) listSessions(ctx context.Context, name string) error {
 	rows := [][]string{{"SESSION", "WORKER", "PROFILE", "FROM", "SUBJECT", "ISSUED", "ENDS"}}
 	for _, s := range all {
 		rows = append(rows, []string{
-			s.ID, s.Worker, s.Profile, orDash(printable(s.Source)), orDash(short(printable(s.Subject), 40)), ago(s.Issued, d.now()), "in " + span(s.Ends.Sub(d.now())),
+			s.ID, s.Worker, s.Profile, orDash(printable(s.Source)), orDash(short(printable(s.Subject), 40)), ago(s.Issued, d.Now()), "in " + span(s.Ends.Sub(d.Now())),
 		})
 	}
 	return printTable(d.out, rows, func(int) []note { return nil }, widthOf(d.out))
@@ -175,7 +176,7 @@ func (d desk) revokeSessions(ctx context.Context, q revokeFlags, ids []string) e
 	case q.notBefore != "" && !many:
 		return usageError{errors.New("--not-before goes with --worker or --all")}
 	}
-	now := d.now()
+	now := d.Now()
 	for _, id := range ids {
 		if !worker.ValidSessionID(id, now) {
 			return usageError{fmt.Errorf("%q is not the id of a session; 'wayleave session list' shows them", id)}
@@ -185,11 +186,11 @@ func (d desk) revokeSessions(ctx context.Context, q revokeFlags, ids []string) e
 		if !worker.ValidName(name) {
 			return usageError{fmt.Errorf("%q is not the name of a worker", name)}
 		}
-		if _, configured := d.cfg.Workers[name]; !configured {
+		if _, configured := d.Config.Workers[name]; !configured {
 			d.say("wayleave: the configuration has no worker %s; sessions of one that had this name end all the same", name)
 		}
 	}
-	live, err := worker.ListSessions(ctx, d.docs, now)
+	live, err := worker.ListSessions(ctx, d.Docs, now)
 	if err != nil {
 		return err
 	}
@@ -220,7 +221,7 @@ func (d desk) revokeSessions(ctx context.Context, q revokeFlags, ids []string) e
 	if q.all && !q.yes && terminalOf(d.in) != nil && !d.confirm(fmt.Sprintf("%s, and every worker has to be started again. End all sessions? [y/N] ", liveCount(len(ended)))) {
 		return errors.New("nothing was changed")
 	}
-	if err := worker.Revoke(ctx, d.docs, r, now); err != nil {
+	if err := worker.Revoke(ctx, d.Docs, r, now); err != nil {
 		return err
 	}
 	if d.json {
@@ -285,24 +286,24 @@ func (d desk) rotateKeys(ctx context.Context, endSessions, yes bool, timeout tim
 		if !yes && terminalOf(d.in) != nil && !d.confirm("Every worker has to be started again. End all sessions? [y/N] ") {
 			return errors.New("nothing was changed")
 		}
-		now := d.now()
-		if err := worker.Revoke(ctx, d.docs, worker.Revocation{All: true, NotBefore: now.Truncate(time.Second).Add(time.Second)}, now); err != nil {
+		now := d.Now()
+		if err := worker.Revoke(ctx, d.Docs, worker.Revocation{All: true, NotBefore: now.Truncate(time.Second).Add(time.Second)}, now); err != nil {
 			return err
 		}
 	}
-	id, err := worker.AskRotation(ctx, d.docs, endSessions, d.now())
+	id, err := worker.AskRotation(ctx, d.Docs, endSessions, d.Now())
 	if err != nil {
 		return err
 	}
 	if !d.json {
 		d.say("Waiting for a gate…")
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNotInTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, operate.ErrNotInTime)
 	defer cancel()
-	tick := time.NewTicker(d.every)
+	tick := time.NewTicker(d.Every)
 	defer tick.Stop()
 	for {
-		s, err := worker.ReadKeyStatus(ctx, d.docs)
+		s, err := worker.ReadKeyStatus(ctx, d.Docs)
 		switch {
 		case err == nil && s.Rotated == id && d.json:
 			return printJSON(d.out, s)
@@ -318,7 +319,7 @@ func (d desk) rotateKeys(ctx context.Context, endSessions, yes bool, timeout tim
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), errNotInTime) {
+			if errors.Is(context.Cause(ctx), operate.ErrNotInTime) {
 				return fmt.Errorf("no gate has rotated the keys within %v: see whether one runs ('wayleave doctor'); the request stands for ten minutes", timeout)
 			}
 			return context.Cause(ctx)
