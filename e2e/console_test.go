@@ -128,7 +128,10 @@ func (b tab) sees(text string) {
 	}
 }
 
-func click(button chromedp.CSS) chromedp.Action[chromedp.Void] { return chromedp.Click(button) }
+// click presses a button once it is there. It is found and pressed in one step: a live page may put another in its place between two.
+func click(button chromedp.CSS) chromedp.Action[chromedp.Void] {
+	return chromedp.Steps(visible(button), chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`document.querySelector(%q).click()`, string(button))))
+}
 
 func visible(what chromedp.CSS) chromedp.Action[chromedp.Void] { return chromedp.WaitVisible(what) }
 
