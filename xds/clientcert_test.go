@@ -121,8 +121,9 @@ func TestClientCertificates(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			// The client must show it although the server names other authorities.
 			config := &tls.Config{GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}
-			if got, err := ask(t, overTLS, config); err == nil || !strings.Contains(err.Error(), "remote error: tls: ") {
-				t.Errorf("got %v %v", got, err)
+			// It has an alert for an answer, or a write that meets the end of the connection before the alert is read (TLS 1.3).
+			if got, err := ask(t, overTLS, config); err == nil {
+				t.Errorf("the API hears %q", got)
 			}
 		})
 	}
