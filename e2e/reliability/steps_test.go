@@ -178,7 +178,11 @@ func (w *world) settled(r *replica, grants []minded, before []int) {
 			return st.State == grant.NeedsReconnect || t.rotations > before[i] && !t.dead && st.State == grant.Healthy
 		})
 		if st.State != grant.NeedsReconnect {
-			if e := r.use(g.Name); e.Code != 200 {
+			e := r.use(g.Name)
+			if e.Code == 401 { // the next refresh ended this token just now; a gate asks once more then, with another
+				eventually(w.T, g.Name+" is usable again", func() bool { e = r.use(g.Name); return e.Code != 401 })
+			}
+			if e.Code != 200 {
 				w.Errorf("%s: a worker's request ended with %d %s", g.Name, e.Code, e.Error)
 			}
 			continue
