@@ -135,7 +135,7 @@ func TestRefusalsShown(t *testing.T) {
 				c := g.command("wayleave", append([]string{"run", "--worker", client.worker + status, "--", "sh", "-c",
 					`printf %s "$HTTPS_PROXY" >"$HOME/proxy"; exec timeout ` + strconv.Itoa(int(patienceOfAPerson.Seconds())) + ` "$@"`, "sh"}, client.command...)...)
 				c = exec.CommandContext(ctx, c.Path, c.Args[1:]...)
-				c.Dir, c.Env = home, append(g.env, "HOME="+home, "CODEX_HOME="+home, "NODE_PATH="+g.getenv("NODE_CLIENTS"), "DISABLE_AUTOUPDATER=1")
+				c.Dir, c.Env = home, append(append([]string{}, g.env...), "HOME="+home, "CODEX_HOME="+home, "NODE_PATH="+g.getenv("NODE_CLIENTS"), "DISABLE_AUTOUPDATER=1")
 				out, err := c.CombinedOutput()
 				if c.ProcessState.ExitCode() != 124 {
 					r.ended = time.Now()
