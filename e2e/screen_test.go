@@ -45,8 +45,8 @@ func onScreen(t *testing.T, c *exec.Cmd) *screen {
 				_ = c.Wait()
 				return
 			}
+			s.mu.Lock() // the emulator's own lock does not cover all that it changes
 			_, _ = s.term.Write(buf[:n])
-			s.mu.Lock()
 			close(s.changed)
 			s.changed = make(chan struct{})
 			s.mu.Unlock()
@@ -65,7 +65,13 @@ func (s *screen) end() {
 }
 
 // text is what the screen shows, with words and lines one space apart: where lines break is the program's affair.
-func (s *screen) text() string { return strings.Join(strings.Fields(s.term.String()), " ") }
+func (s *screen) text() string { return strings.Join(strings.Fields(s.shown()), " ") }
+
+func (s *screen) shown() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.term.String()
+}
 
 // waitFor waits until the screen shows text.
 func (s *screen) waitFor(text string) error {
@@ -107,7 +113,7 @@ func (s *screen) contains(text string) error {
 // String is the screen line by line, without what is empty.
 func (s *screen) String() string {
 	var lines []string
-	for line := range strings.Lines(s.term.String()) {
+	for line := range strings.Lines(s.shown()) {
 		if line = strings.TrimSpace(line); line != "" {
 			lines = append(lines, line)
 		}
