@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -153,6 +154,11 @@ func (r *relay) tunnel(w http.ResponseWriter, req *http.Request) {
 
 // serveCaptured takes connections that were meant for somebody else.
 func (r *relay) serveCaptured(ctx context.Context, l net.Listener) error {
+	return serveEach(l, func(conn net.Conn) { r.capture(ctx, conn) })
+}
+
+// serveEach serves connections until there are no more, and returns when the last one has ended.
+func serveEach(l net.Listener, serve func(net.Conn)) error {
 	var open sync.WaitGroup
 	defer open.Wait()
 	for {
@@ -160,7 +166,7 @@ func (r *relay) serveCaptured(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return err
 		}
-		open.Go(func() { r.capture(ctx, conn) })
+		open.Go(func() { serve(conn) })
 	}
 }
 
@@ -316,37 +322,29 @@ func reset(c net.Conn) {
 
 // serveNamesTCP answers DNS queries over TCP (RFC 7766), each behind its length.
 func (r *relay) serveNamesTCP(ctx context.Context, l net.Listener) error {
-	var open sync.WaitGroup
-	defer open.Wait()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		open.Go(func() {
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { conn.Close() })
-			defer stop()
-			for {
-				_ = conn.SetDeadline(time.Now().Add(clientPatience))
-				var length [2]byte
-				if _, err := io.ReadFull(conn, length[:]); err != nil {
-					return
-				}
-				query := make([]byte, int(length[0])<<8|int(length[1]))
-				if _, err := io.ReadFull(conn, query); err != nil {
-					return
-				}
-				answer := r.names.answer(query)
-				if answer == nil {
-					return
-				}
-				if _, err := conn.Write(append([]byte{byte(len(answer) >> 8), byte(len(answer))}, answer...)); err != nil {
-					return
-				}
+	return serveEach(l, func(conn net.Conn) {
+		defer conn.Close()
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		defer stop()
+		for {
+			_ = conn.SetDeadline(time.Now().Add(clientPatience))
+			var length [2]byte
+			if _, err := io.ReadFull(conn, length[:]); err != nil {
+				return
 			}
-		})
-	}
+			query := make([]byte, binary.BigEndian.Uint16(length[:]))
+			if _, err := io.ReadFull(conn, query); err != nil {
+				return
+			}
+			answer := r.names.answer(query)
+			if answer == nil {
+				return
+			}
+			if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
+				return
+			}
+		}
+	})
 }
 
 func port(a net.Addr) uint16 {
