@@ -427,7 +427,7 @@ func choose(roots []*x509.Certificate, fingerprint string) (*x509.Certificate, e
 	if fingerprint == "" {
 		found, all = roots[1:], roots[1:]
 	} else {
-		prefix := strings.ToLower(strings.ReplaceAll(fingerprint, ":", ""))
+		prefix := normalized(fingerprint)
 		all = roots
 		found = slices.DeleteFunc(slices.Clone(roots), func(r *x509.Certificate) bool { return !strings.HasPrefix(ca.Fingerprint(r), prefix) })
 	}

@@ -3,10 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wayleave/ca"
 	"wayleave/durable"
 )
 
@@ -87,7 +86,7 @@ its fingerprint, since anybody on the way could answer with another; 'wayleave c
 			return err
 		}
 		for _, cert := range certs {
-			fmt.Fprintf(c.OutOrStdout(), "installed %s (%s), until %s\n", cert.Subject.CommonName, fingerprint(cert), cert.NotAfter.Format(time.DateOnly))
+			fmt.Fprintf(c.OutOrStdout(), "installed %s (%s), until %s\n", cert.Subject.CommonName, ca.Fingerprint(cert), cert.NotAfter.Format(time.DateOnly))
 		}
 		if remove {
 			fmt.Fprintln(c.OutOrStdout(), "the gate's CA is no longer trusted by this machine")
@@ -161,8 +160,8 @@ func pinned(text []byte, fingerprints []string) ([]*x509.Certificate, error) {
 		if !cert.IsCA {
 			return nil, fmt.Errorf("%q is no CA: nothing was installed", cert.Subject)
 		}
-		seen = append(seen, fingerprint(cert))
-		if len(fingerprints) == 0 || slices.ContainsFunc(fingerprints, func(f string) bool { return normalized(f) == fingerprint(cert) }) {
+		seen = append(seen, ca.Fingerprint(cert))
+		if len(fingerprints) == 0 || slices.ContainsFunc(fingerprints, func(f string) bool { return normalized(f) == ca.Fingerprint(cert) }) {
 			out = append(out, cert)
 		}
 	}
@@ -173,12 +172,6 @@ func pinned(text []byte, fingerprints []string) ([]*x509.Certificate, error) {
 		return nil, errors.New("there is no certificate in what should be the CA")
 	}
 	return out, nil
-}
-
-// fingerprint is the SHA-256 of a certificate in hexadecimal.
-func fingerprint(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.Raw)
-	return hex.EncodeToString(sum[:])
 }
 
 // normalized takes the forms in which tools write fingerprints: AA:BB, upper case.
@@ -204,8 +197,8 @@ func (s trustStore) replace(ctx context.Context, certs []*x509.Certificate) erro
 		return err
 	}
 	for _, cert := range certs {
-		path := filepath.Join(s.dir, installedName+fingerprint(cert)[:16]+s.suffix)
-		err := durable.Replace(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+		path := filepath.Join(s.dir, installedName+ca.Fingerprint(cert)[:16]+s.suffix)
+		err := durable.Replace(path, ca.PEM([]*x509.Certificate{cert}))
 		if err == nil {
 			err = os.Chmod(path, 0o644) //nolint:gosec // it is public
 		}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"wayleave/ca"
 )
 
 // madeCA is a certificate in PEM.
@@ -36,14 +38,14 @@ func TestOnlyNamedCAsAreInstalled(t *testing.T) {
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%d, %v", len(all), err)
 	}
-	colons := strings.ToUpper(fingerprint(all[1]))
+	colons := strings.ToUpper(ca.Fingerprint(all[1]))
 	for i := len(colons) - 2; i > 0; i -= 2 {
 		colons = colons[:i] + ":" + colons[i:]
 	}
 	if got, err := pinned(append(one, two...), []string{colons}); err != nil || len(got) != 1 || got[0].Subject.CommonName != "two" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := pinned(one, []string{fingerprint(all[1])}); err == nil || !strings.Contains(err.Error(), fingerprint(all[0])) {
+	if _, err := pinned(one, []string{ca.Fingerprint(all[1])}); err == nil || !strings.Contains(err.Error(), ca.Fingerprint(all[0])) {
 		t.Errorf("another fingerprint: %v", err)
 	}
 	if _, err := pinned(append(one, leaf...), nil); err == nil {
@@ -79,7 +81,7 @@ func TestCAsAreReplacedInTheTrustStore(t *testing.T) {
 		}
 		names := []string{"company.crt"}
 		for _, c := range step {
-			names = append(names, installedName+fingerprint(c)[:16]+".crt")
+			names = append(names, installedName+ca.Fingerprint(c)[:16]+".crt")
 		}
 		if len(names) == 3 && names[1] > names[2] {
 			names[1], names[2] = names[2], names[1]
