@@ -60,7 +60,7 @@ func onScreen(t *testing.T, c *exec.Cmd) *screen {
 func (s *screen) end() {
 	_ = s.cmd.Process.Kill()
 	_ = s.pty.Close()
-	_ = s.term.Close()
+	_ = s.term.InputPipe().(io.Closer).Close() // term.Close would write what others read
 	<-s.ended
 }
 
