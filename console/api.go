@@ -101,7 +101,7 @@ type GrantDetail struct {
 
 func (s *Server) detail(ctx context.Context, name string) (GrantDetail, error) {
 	g, err := s.Desk.Find(ctx, name)
-	d := GrantDetail{Routes: []string{}, Workers: []string{}}
+	d := GrantDetail{Routes: []string{}, Workers: s.workersOf(name)}
 	if err != nil {
 		if _, serr := s.Desk.Spec(name); serr != nil || !errors.Is(err, vault.ErrUnavailable) {
 			return d, err
@@ -110,18 +110,23 @@ func (s *Server) detail(ctx context.Context, name string) (GrantDetail, error) {
 	}
 	d.Grant = whole(g)
 	d.Ways, _ = s.Desk.Ways(name) // none for what nobody connects
-	cfg := s.Desk.Config
-	for _, r := range cfg.Routes {
+	for _, r := range s.Desk.Config.Routes {
 		if r.Grant == name {
 			d.Routes = append(d.Routes, r.Name)
 		}
 	}
+	return d, nil
+}
+
+// workersOf are the workers that may use a grant, by name.
+func (s *Server) workersOf(grant string) []string {
+	cfg, names := s.Desk.Config, []string{}
 	for _, w := range slices.Sorted(maps.Keys(cfg.Workers)) {
-		if slices.Contains(cfg.Profiles[cfg.Workers[w].Profile].Grants, name) {
-			d.Workers = append(d.Workers, w)
+		if slices.Contains(cfg.Profiles[cfg.Workers[w].Profile].Grants, grant) {
+			names = append(names, w)
 		}
 	}
-	return d, nil
+	return names
 }
 
 func (s *Server) showGrant(c *call) (any, error) { return s.detail(c.Context(), c.PathValue("grant")) }
@@ -277,7 +282,7 @@ func (s *Server) allRoutes() Routes {
 	out := Routes{Routes: []Route{}, Tunnel: list(cfg.Tunnel), Plain: list(cfg.Plain), Deny: list(cfg.Deny)}
 	for _, r := range cfg.Routes {
 		x := Route{
-			Name: r.Name, Hosts: r.Hosts, Grant: r.Grant, State: string(s.Grants.Summary(r.Grant).State), Scopes: list(r.RequiredScopes), Rules: []Rule{}, Workers: []string{},
+			Name: r.Name, Hosts: r.Hosts, Grant: r.Grant, State: string(s.Grants.Summary(r.Grant).State), Scopes: list(r.RequiredScopes), Rules: []Rule{}, Workers: s.workersOf(r.Grant),
 		}
 		for _, p := range r.Paths {
 			paths := p.Exact
@@ -285,11 +290,6 @@ func (s *Server) allRoutes() Routes {
 				paths = p.Prefix + "…"
 			}
 			x.Rules = append(x.Rules, Rule{Paths: paths, Methods: list(p.Methods), Scopes: list(p.RequiredScopes), Deny: p.Deny})
-		}
-		for _, w := range slices.Sorted(maps.Keys(cfg.Workers)) {
-			if slices.Contains(cfg.Profiles[cfg.Workers[w].Profile].Grants, r.Grant) {
-				x.Workers = append(x.Workers, w)
-			}
 		}
 		out.Routes = append(out.Routes, x)
 	}

@@ -21,7 +21,14 @@ import (
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/operate"
+	"wayleave/throttle"
 	"wayleave/worker"
+)
+
+// Wrong log-ins that an address may send at once, and the time after which it may send one more.
+const (
+	triesAtOnce = 5
+	tryAgain    = 10 * time.Second
 )
 
 // Config is what a console works with. It is not changed afterwards.
@@ -89,7 +96,7 @@ type Server struct {
 	flows     *flows
 	hub       *hub
 	oidc      *oidcLogin // nil: none
-	limiter   *limiter
+	limiter   *throttle.Limiter
 	sessions  worker.Documents
 	handler   http.Handler
 	templates map[string]*template.Template // by page
@@ -112,7 +119,7 @@ func New(c Config, source []byte) (*Server, error) {
 		c.Fleet = func() []Node { return nil }
 	}
 	s := &Server{
-		Config: c, logins: newLogins(c.Idle, c.Life, c.Now), flows: newFlows(c.Now), hub: newHub(), limiter: newLimiter(),
+		Config: c, logins: newLogins(c.Idle, c.Life, c.Now), flows: newFlows(c.Now), hub: newHub(), limiter: throttle.New(triesAtOnce, tryAgain),
 		source: source, began: c.Now(),
 	}
 	s.tokens = &tokens{docs: c.Desk.Docs, now: c.Now}

@@ -98,7 +98,7 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 		if !strings.EqualFold(scheme, "bearer") {
 			return actor{}, errWhoAreYou
 		}
-		if wait := s.limiter.wait(from(r), s.now()); wait > 0 {
+		if wait := s.limiter.Wait(from(r), s.now()); wait > 0 {
 			return actor{}, tooMany(wait)
 		}
 		t, ok, err := s.tokens.find(r.Context(), strings.TrimSpace(sent))
@@ -106,7 +106,7 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 			return actor{}, err
 		}
 		if !ok {
-			s.limiter.failed(from(r), s.now())
+			s.limiter.Failed(from(r), s.now())
 			return actor{}, errors.New("there is no such token; an admin makes one")
 		}
 		return actor{Name: t.Name, Role: t.Role, Via: "token"}, nil

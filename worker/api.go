@@ -15,6 +15,7 @@ import (
 
 	"wayleave/identity"
 	"wayleave/secret"
+	"wayleave/throttle"
 )
 
 // Paths of the API, below the prefix that Envoy routes here.
@@ -26,6 +27,12 @@ const (
 
 // reasonHeader tells a refusal by us from one by anything between the worker and us.
 const reasonHeader = "x-wayleave-reason"
+
+// Wrong tokens that a source may send at once, and the time after which it may send one more.
+const (
+	burst  = 10
+	refill = 2 * time.Second
+)
 
 // APIConfig is what the API needs. Every field but Now and Log is required.
 type APIConfig struct {
@@ -49,7 +56,7 @@ type APIConfig struct {
 
 type api struct {
 	APIConfig
-	attempts *limiter
+	attempts *throttle.Limiter
 }
 
 // NewAPI returns the worker API:
@@ -69,7 +76,7 @@ func NewAPI(c APIConfig) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &api{APIConfig: c, attempts: newLimiter()}
+	a := &api{APIConfig: c, attempts: throttle.New(burst, refill)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+sessionsPath, a.enrol)
 	mux.HandleFunc("POST "+renewPath, a.renew)
@@ -87,7 +94,7 @@ func (a *api) ca(w http.ResponseWriter, _ *http.Request) {
 
 func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 	now, source := a.Now(), source(r)
-	if wait := a.attempts.wait(source, now); wait > 0 {
+	if wait := a.attempts.Wait(source, now); wait > 0 {
 		w.Header().Set("retry-after", seconds(wait))
 		a.refuse(w, r, "too_many_attempts",
 			"too many wrong worker tokens came from this address: correct the token, then wait before trying again")
@@ -96,7 +103,7 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 	who, unknown := a.identify(r.Context(), r)
 	if unknown != nil {
 		if unknown.guess {
-			a.attempts.failed(source, now)
+			a.attempts.Failed(source, now)
 		}
 		if unknown.after > 0 {
 			w.Header().Set("retry-after", seconds(unknown.after))

@@ -274,16 +274,6 @@ func TestAPILimitsWrongTokens(t *testing.T) {
 	}
 }
 
-func TestLimiterIsBounded(t *testing.T) {
-	l := newLimiter()
-	for i := range 3 * maxSources {
-		l.failed(strconv.Itoa(i), now)
-		if len(l.sources) > maxSources {
-			t.Fatalf("%d sources are remembered", len(l.sources))
-		}
-	}
-}
-
 func TestRegistry(t *testing.T) {
 	hash := func(s string) [32]byte { return sha256.Sum256([]byte(s)) }
 	ok := Worker{Name: "ci", Profile: "default", TokenSHA256: hash("one"), SessionTTL: time.Hour, MaxSession: time.Hour}

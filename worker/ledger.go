@@ -395,3 +395,10 @@ func ListSessions(ctx context.Context, docs Documents, now time.Time) ([]Live, e
 	})
 	return all, nil
 }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -70,7 +70,7 @@ func (a *api) end(w http.ResponseWriter, r *http.Request) {
 // holder is the live session whose id and token a request presents, or an answer that says why there is none.
 func (a *api) holder(w http.ResponseWriter, r *http.Request) (s Session, ok bool) {
 	now, source := a.Now(), source(r)
-	if wait := a.attempts.wait(source, now); wait > 0 {
+	if wait := a.attempts.Wait(source, now); wait > 0 {
 		w.Header().Set("retry-after", seconds(wait))
 		a.refuse(w, r, "too_many_attempts", "too many wrong tokens came from this address: wait before trying again")
 		return s, false
@@ -78,7 +78,7 @@ func (a *api) holder(w http.ResponseWriter, r *http.Request) (s Session, ok bool
 	id, token, _ := r.BasicAuth()
 	s, err := a.Sessions.Verify(id, secret.New(token))
 	if err != nil {
-		a.attempts.failed(source, now)
+		a.attempts.Failed(source, now)
 		w.Header().Set("www-authenticate", `Basic realm="wayleave"`)
 		a.refuse(w, r, "unknown_session", "this gate knows no session with this id and token: "+words(ErrUnknown))
 		return s, false

@@ -1,0 +1,153 @@
+package console
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"wayleave/grant"
+	"wayleave/operate"
+)
+
+type grantView struct {
+	GrantDetail
+	Advice  advice
+	Scopes  []scopeRow
+	Chart   refreshChart
+	History []grant.Event // the newest first
+	May     bool
+	Device  bool // it can be connected by device too
+	Pasting bool // its consent page shows a code; else the browser comes back
+	Import  bool // it takes an import
+	Refresh bool // a gate could refresh it
+	Where   string
+	Wanted  string // the account to connect
+}
+
+func (s *Server) grantPage(r *http.Request, who actor) (string, string, any, error) {
+	name := r.PathValue("grant")
+	d, err := s.detail(r.Context(), name)
+	if err != nil {
+		return "", "", nil, err
+	}
+	v := grantView{
+		GrantDetail: d, Advice: s.advise(d.Grant), Scopes: scopeRows(d.Grant), Chart: chartRefreshes(d.Grant.History), May: who.Role.may(Operator),
+		Pasting: s.Desk.FixedRedirect(name) != "", Refresh: s.Desk.CanRefresh(d.Grant) == nil, Wanted: s.Desk.Config.Grants[name].Account,
+	}
+	v.History = slices.Clone(d.Grant.History)
+	slices.Reverse(v.History)
+	v.Device = len(d.Ways) > 1 && d.Ways[1] == operate.ByDevice
+	_, err = s.Desk.CanImport(name)
+	v.Import = err == nil
+	if p, ok := s.Desk.Config.ProviderOf(name); ok {
+		if u, err := url.Parse(cmp.Or(p.AuthorizeURL, p.DeviceURL)); err == nil {
+			v.Where = u.Host
+		}
+	}
+	return name, "overview", v, nil
+}
+
+func (s *Server) connectForm(r *http.Request, who actor) (string, notice, error) {
+	name := r.PathValue("grant")
+	f, err := s.beginConnect(r.Context(), who, from(r), name, operate.Way(r.PostFormValue("way")), r.PostFormValue("paste") != "")
+	if err != nil {
+		return "/grants/" + name, notice{}, err
+	}
+	if f.Way == string(operate.ByCode) && !f.Pasted {
+		return f.URL, notice{}, nil // and the browser comes back by itself
+	}
+	return "/connects/" + f.ID, notice{}, nil
+}
+
+type connectView struct {
+	Flow
+	Account string
+	Host    string
+}
+
+func (s *Server) connectPage(r *http.Request, who actor) (string, string, any, error) {
+	f, ok := s.flows.find(r.PathValue("id"), who.owner())
+	if !ok {
+		return "", "", nil, errFlowGone
+	}
+	v := connectView{Flow: f, Account: s.Desk.Config.Grants[f.Grant].Account}
+	if u, err := url.Parse(f.URL); err == nil {
+		v.Host = u.Host
+	}
+	return "Connect " + f.Grant, "overview", v, nil
+}
+
+func (s *Server) answerForm(r *http.Request, who actor) (string, notice, error) {
+	f, err := s.answer(r.Context(), who, r.PathValue("id"), r.PostFormValue("answer"))
+	if err != nil {
+		return "/", notice{}, err
+	}
+	if f.State == FlowWaiting {
+		return "/connects/" + f.ID, notice{Text: f.Error, Failed: true}, nil
+	}
+	return "/grants/" + f.Grant, outcome(f), nil
+}
+
+// outcome is what came of a connect.
+func outcome(f Flow) notice {
+	if f.State == FlowConnected {
+		return notice{Text: f.Grant + " is connected."}
+	}
+	return notice{Text: f.Error, Failed: true}
+}
+
+// callback is where a provider sends the browser back to. Only the log-in that began a connect finishes it, and once.
+func (s *Server) callback(w http.ResponseWriter, r *http.Request, who actor) {
+	state := r.URL.Query().Get("state")
+	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return !x.Pasted && state != "" && x.consent.State() == state })
+	if !ok {
+		s.did(who, from(r), "grant.connect", "", errFlowGone)
+		r.URL.RawQuery = ""
+		s.fail(w, r, http.StatusForbidden, errFlowGone)
+		return
+	}
+	f := s.finishConnect(r.Context(), x, r.URL.String())
+	s.logins.tell(who.login, outcome(f))
+	http.Redirect(w, r, "/grants/"+f.Grant, http.StatusSeeOther)
+}
+
+func (s *Server) refreshForm(r *http.Request, _ actor) (string, notice, error) {
+	name := r.PathValue("grant")
+	_, err := s.refreshNow(r.Context(), name)
+	return "/grants/" + name, notice{Text: name + " was refreshed."}, err
+}
+
+func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error) {
+	name := r.PathValue("grant")
+	back := "/grants/" + name
+	if r.PostFormValue("name") != name {
+		return back, notice{}, errors.New("nothing was changed: the name was not typed as it is")
+	}
+	end, err := s.disconnectNow(r.Context(), name, r.PostFormValue("keep") == "")
+	if err != nil {
+		return back, notice{}, err
+	}
+	if _, configured := s.Desk.Config.Grants[name]; !configured {
+		back = "/"
+	}
+	text := name + " is disconnected, and its tokens were revoked at the provider."
+	if !end.Revoked {
+		because := strings.Replace(end.Because, "it was not asked for (--no-revoke)", "that was not asked for", 1)
+		text = fmt.Sprintf("%s is disconnected. Its tokens were not revoked at the provider: %s.", name, because)
+	}
+	return back, notice{Text: text}, nil
+}
+
+func (s *Server) importForm(r *http.Request, _ actor) (string, notice, error) {
+	name := r.PathValue("grant")
+	got, err := s.importNow(r.Context(), name, r.PostFormValue("value"))
+	text := name + " is imported."
+	if got.Warning != "" {
+		text += " " + sentence(got.Warning)
+	}
+	return "/grants/" + name, notice{Text: text}, err
+}

@@ -1,0 +1,95 @@
+package console
+
+import (
+	"errors"
+	"net/http"
+)
+
+type loginView struct {
+	OIDC  bool
+	Token string // of the link; empty: none came along
+	Link  bool   // there are links
+	Next  string
+	Error string
+}
+
+func (s *Server) showLogin(w http.ResponseWriter, r *http.Request, status int, problem string) {
+	q := r.URL.Query()
+	s.show(w, r, status, "login", nil, view{Title: "Log in", Data: loginView{
+		OIDC: s.oidc != nil, Link: s.NewLink != nil, Token: q.Get("token"), Next: local(q.Get("next")), Error: problem,
+	}})
+}
+
+func (s *Server) loginPage(w http.ResponseWriter, r *http.Request) {
+	s.showLogin(w, r, http.StatusOK, "")
+}
+
+// loginByLink takes the token of a one-time link: in a form, so that nothing that only looks at links spends it.
+func (s *Server) loginByLink(w http.ResponseWriter, r *http.Request) {
+	if wait := s.limiter.Wait(from(r), s.now()); wait > 0 {
+		s.unknown(w, r, tooMany(wait))
+		return
+	}
+	if s.NewLink == nil || !s.logins.spend(r.PostFormValue("token")) {
+		s.limiter.Failed(from(r), s.now())
+		err := errors.New("this link is not good any more: each is good once")
+		s.did(actor{Via: "link"}, from(r), "login", "", err)
+		s.showLogin(w, r, http.StatusForbidden, "This link is not good any more: each is good once. `wayleave console` prints a new one.")
+		return
+	}
+	s.newLink()
+	s.welcome(w, r, actor{Name: "local operator", Role: Admin, Via: "link"}, r.PostFormValue("next"))
+}
+
+// welcome logs somebody in, under a new id whatever the browser had before.
+func (s *Server) welcome(w http.ResponseWriter, r *http.Request, who actor, next string) {
+	id := s.logins.begin(who, s.cookie(r, loginCookie))
+	s.setCookie(w, loginCookie, id)
+	s.did(who, from(r), "login", "", nil)
+	http.Redirect(w, r, local(next), http.StatusSeeOther)
+}
+
+func (s *Server) loginStart(w http.ResponseWriter, r *http.Request) {
+	if s.oidc == nil {
+		s.fail(w, r, http.StatusNotFound, errNoPage)
+		return
+	}
+	to, cookie, err := s.oidc.begin(r.Context(), local(r.URL.Query().Get("next")))
+	if err != nil {
+		s.fail(w, r, http.StatusBadGateway, err)
+		return
+	}
+	s.setCookie(w, askedCookie, cookie)
+	http.Redirect(w, r, to, http.StatusSeeOther)
+}
+
+func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
+	if s.oidc == nil {
+		s.fail(w, r, http.StatusNotFound, errNoPage)
+		return
+	}
+	if wait := s.limiter.Wait(from(r), s.now()); wait > 0 {
+		s.unknown(w, r, tooMany(wait))
+		return
+	}
+	who, next, err := s.oidc.finish(r, s.cookie(r, askedCookie))
+	s.setCookie(w, askedCookie, "")
+	if err != nil {
+		s.limiter.Failed(from(r), s.now())
+		who.Via = "oidc"
+		s.did(who, from(r), "login", "", err)
+		r.URL.RawQuery = "" // it has a code in it
+		s.showLogin(w, r, http.StatusForbidden, sentence(err.Error()))
+		return
+	}
+	s.welcome(w, r, who, next)
+}
+
+func (s *Server) logout(w http.ResponseWriter, r *http.Request, who actor) {
+	if who.login != nil {
+		s.logins.end(who.login)
+	}
+	s.did(who, from(r), "logout", "", nil)
+	s.setCookie(w, loginCookie, "")
+	http.Redirect(w, r, "/login", http.StatusSeeOther)
+}
