@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 
 	"wayleave/grant"
 	"wayleave/operate"
@@ -136,7 +135,10 @@ func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error
 	}
 	text := name + " is disconnected, and its tokens were revoked at the provider."
 	if !end.Revoked {
-		because := strings.Replace(end.Because, "it was not asked for (--no-revoke)", "that was not asked for", 1)
+		because := end.Because
+		if because == operate.NotAsked {
+			because = "that was not asked for"
+		}
 		text = fmt.Sprintf("%s is disconnected. Its tokens were not revoked at the provider: %s.", name, because)
 	}
 	return back, notice{Text: text}, nil

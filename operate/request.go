@@ -60,6 +60,9 @@ func Last(s grant.Summary, among ...grant.What) grant.Event {
 	return grant.Event{}
 }
 
+// NotAsked is why tokens are not revoked when nobody wanted it.
+const NotAsked = "it was not asked for"
+
 // Revocation is what came of the tokens of a grant at its provider.
 type Revocation struct {
 	Revoked bool   `json:"revoked"`
@@ -69,7 +72,7 @@ type Revocation struct {
 // Disconnect has a gate end a grant's tokens at the provider, if revoke is set, and forgets them in any case: also when its
 // status says that it was never connected, since the status document may be what is missing. waits is told when a gate was asked.
 func (d Desk) Disconnect(ctx context.Context, s grant.Summary, revoke bool, timeout time.Duration, waits func()) (Revocation, error) {
-	end := Revocation{Because: "it was not asked for (--no-revoke)"}
+	end := Revocation{Because: NotAsked}
 	if revoke {
 		var err error
 		if end, err = d.revoke(ctx, s, timeout, waits); err != nil {

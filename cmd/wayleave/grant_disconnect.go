@@ -47,6 +47,9 @@ func (d desk) disconnect(ctx context.Context, name string, yes, revoke bool, tim
 	if err != nil {
 		return err
 	}
+	if end.Because == operate.NotAsked {
+		end.Because += " (--no-revoke)"
+	}
 	if d.json {
 		return printJSON(d.out, struct {
 			Name  string      `json:"name"`
