@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -76,8 +77,8 @@ func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presen
 			}
 		}
 		resp, body, err := exchange(ctx, config, req)
-		if err != nil && me.Certificate != nil && strings.Contains(err.Error(), "remote error: tls: ") {
-			return nil, nil, fmt.Errorf("the gate %s does not take this worker's certificate (%s): is it still valid, and of the authority that the gate's listen.client_ca_file names?", gate, oneLine(afterLast(err.Error(), "tls: ")))
+		if why := notTaken(err); why != "" && me.Certificate != nil {
+			return nil, nil, fmt.Errorf("the gate %s does not take this worker's certificate (%s): is it still valid, and of the authority that the gate's listen.client_ca_file names?", gate, why)
 		}
 		if err != nil {
 			return nil, nil, unreachable(gate, err)
@@ -116,6 +117,20 @@ func exchange(ctx context.Context, config *tls.Config, req *http.Request) (resp 
 	defer resp.Body.Close()
 	body, err = io.ReadAll(io.LimitReader(resp.Body, maxEnrolment))
 	return resp, body, err
+}
+
+// notTaken is why a gate does not take a client certificate, if that is what the error may come of. In TLS 1.3 a client learns
+// it after the handshake: by an alert, or by a write that comes too late to read it.
+func notTaken(err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case strings.Contains(err.Error(), "remote error: tls: "):
+		return oneLine(afterLast(err.Error(), "tls: "))
+	case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		return "it ended the connection"
+	}
+	return ""
 }
 
 // unreachable words the errors of a connection. What net/http wraps around them (method, whole URL) is left out.
