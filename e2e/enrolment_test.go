@@ -54,7 +54,11 @@ providers:
   anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true, refused_hosts: []}
 grants: {claude: {provider: anthropic}}
 routes: [{hosts: [api.demo.test], grant: claude, connect_to: "$API"}]
-profiles: {default: {grants: [claude]}}
+profiles:
+  default:
+    grants: [claude]
+    rules: [{name: proved, when: 'subject in ["repo:acme/app", "system:serviceaccount:fleet:agent"]', allow: true}]
+    default: deny
 issuers:
   ci: {issuer: "https://ci.demo.test", audience: %[1]q, jwks_url: %[2]q}
   cluster: {issuer: "https://kubernetes.default.svc.cluster.local", audience: %[1]q, method: token_review, api: %[3]q, ca_file: cluster.pem, token_file: own.token}
@@ -162,7 +166,7 @@ providers:
   anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true, refused_hosts: []}
 grants: {claude: {provider: anthropic}}
 routes: [{hosts: [api.demo.test], grant: claude, connect_to: "$API"}]
-profiles: {default: {grants: [claude]}}
+profiles: {default: {grants: [claude], rules: [{name: proved, when: subject == "`+id+`", allow: true}], default: deny}}
 workers:
   agent: {profile: default, spiffe_id: "`+id+`"}
 `, "claude")

@@ -79,7 +79,7 @@ func newFixture(t testing.TB) *fixture {
 		t.Fatal(err)
 	}
 	f := &fixture{policy: newPolicy(testConfig), sessions: k}
-	if f.session, f.token, err = k.Issue("ci", "default", time.Hour, now); err != nil {
+	if f.session, f.token, err = k.IssueTo("repo:acme/app", "ci", "default", time.Hour, now); err != nil {
 		t.Fatal(err)
 	}
 	if f.other, _, err = k.Issue("ci", "default", time.Hour, now); err != nil {

@@ -69,7 +69,7 @@ func (p *policy) judgeTunnel(d *decision, r *request, now time.Time) {
 
 // facts are those that every request has.
 func (d *decision) facts(r *request, now time.Time) *rules.Facts {
-	return &rules.Facts{Worker: d.session.Worker, Profile: d.session.Profile, Session: d.session.ID, Source: r.source, Now: now}
+	return &rules.Facts{Worker: d.session.Worker, Profile: d.session.Profile, Session: d.session.ID, Subject: d.session.Subject, Source: r.source, Now: now}
 }
 
 // apply makes a verdict part of the decision; a profile that is tried out only takes note of it.

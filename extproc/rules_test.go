@@ -46,7 +46,7 @@ func TestRulesSeeFacts(t *testing.T) {
 		{good, `method == "POST" && path == "/v1/messages"`},
 		{good, `query == {"beta": ["true"], "tag": ["a b", "/"]}`},
 		{good, `headers == {"content-type": "application/json", "x-note": "one, two"}`},
-		{good, `source == "10.1.2.3"`},
+		{good, `source == "10.1.2.3" && subject == "repo:acme/app"`},
 		{good, `now == timestamp("` + now.Format(time.RFC3339) + `")`},
 		{keyed, `credential == "queried" && query == {"q": ["1"]}`},
 		{foreign, `credential == "" && route != "" && !("authorization" in headers)`},

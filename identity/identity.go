@@ -27,7 +27,9 @@ import (
 const (
 	skew       = time.Minute // by which clocks may differ
 	maxToken   = 32 << 10
-	maxSubject = 200
+	maxSubject = 200 // bytes that are shown
+
+	longestSubject = maxSPIFFEID // that is taken
 )
 
 // algorithms are those by which who verifies cannot sign (RFC 7518 section 3.1, RFC 8037).
@@ -241,6 +243,8 @@ func (i *issuer) judge(c jwt.Claims) *Refusal {
 		return refuse(Invalid, "never expires, and so is not taken: ask the issuer for one that does")
 	case c.Subject == "":
 		return refuse(Invalid, "has no subject: ask the issuer for one that names whom it is for")
+	case len(c.Subject) > longestSubject: // it goes along with every connection
+		return refuse(Invalid, "has a subject of %d bytes, and this gate takes at most %d: ask the issuer for a shorter one", len(c.Subject), longestSubject)
 	}
 	switch err := c.ValidateWithLeeway(jwt.Expected{Time: now}, skew); {
 	case errors.Is(err, jwt.ErrExpired):

@@ -246,6 +246,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"several audiences", map[string]any{"aud": []string{"x", audience}}, "", nil},
 		{"audience is no text", map[string]any{"aud": 7}, Invalid, nil},
 		{"no subject", map[string]any{"sub": nil}, Invalid, []string{"no subject"}},
+		{"a subject without end", map[string]any{"sub": strings.Repeat("s", longestSubject+1)}, Invalid, []string{"2049 bytes"}},
 		{"another issuer", map[string]any{"iss": "https://elsewhere.example\n\x1b[2J"}, UnknownIssuer, []string{`"https://elsewhere.example\n\x1b[2J"`, "issuers"}},
 		{"no issuer", map[string]any{"iss": nil}, UnknownIssuer, nil},
 	} {

@@ -14,6 +14,8 @@ type Facts struct {
 	Profile string `json:"profile"`
 	// Session is its id; empty for a worker that is known by its address.
 	Session string `json:"session,omitempty"`
+	// Subject is who the worker proved to be; empty when it proved a token of the gate's, or is known by its address.
+	Subject string `json:"subject,omitempty"`
 	// Credential is the name of the grant whose token the request gets; empty when it gets none.
 	Credential string `json:"credential,omitempty"`
 	// Route is the name of the route; empty when the request is not of one.
@@ -62,6 +64,7 @@ var variables = []variable{
 	{"worker", cel.StringType, maxName, false, func(a *activation) ref.Val { return types.String(a.facts.Worker) }},
 	{"profile", cel.StringType, maxName, false, func(a *activation) ref.Val { return types.String(a.facts.Profile) }},
 	{"session", cel.StringType, maxName, false, func(a *activation) ref.Val { return types.String(a.facts.Session) }},
+	{"subject", cel.StringType, maxHeaders, false, func(a *activation) ref.Val { return types.String(a.facts.Subject) }},
 	{"credential", cel.StringType, maxName, false, func(a *activation) ref.Val { return types.String(a.facts.Credential) }},
 	{"route", cel.StringType, maxName, false, func(a *activation) ref.Val { return types.String(a.facts.Route) }},
 	{"host", cel.StringType, maxName, false, func(a *activation) ref.Val { return types.String(a.facts.Host) }},

@@ -114,7 +114,6 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, r, unknown.reason, unknown.message, unknown.attributes()...)
 		return
 	}
-	worker := who.worker
 	// What a session may do comes from the configuration alone, so a request that asks for something is a
 	// misunderstanding, and better said now than found out later.
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<10))
@@ -123,9 +122,9 @@ func (a *api) enrol(w http.ResponseWriter, r *http.Request) {
 			"a session is what the worker's profile says, so nothing can be asked for: send an empty body")
 		return
 	}
-	s, answer, err := a.session(r.Context(), worker, now)
+	s, answer, err := a.session(r.Context(), who, now)
 	if err != nil {
-		a.Log.Error("session not issued", "worker", worker.Name, "err", err)
+		a.Log.Error("session not issued", "worker", who.worker.Name, "err", err)
 		w.Header().Set("retry-after", "5")
 		a.refuse(w, r, "unavailable", "the gate cannot issue a session now: try again, and see its log if this lasts")
 		return
@@ -146,8 +145,9 @@ func (a *api) unknown(w http.ResponseWriter, r *http.Request) {
 		"the gate itself answers POST "+sessionsPath+" and GET "+caPath+"; for anything else use it as the proxy of an https URL")
 }
 
-func (a *api) session(ctx context.Context, w Worker, now time.Time) (s Session, answer []byte, err error) {
-	s, token, err := a.Sessions.Issue(w.Name, w.Profile, w.SessionTTL, a.Sessions.Moment(w.Name, now))
+func (a *api) session(ctx context.Context, who caller, now time.Time) (s Session, answer []byte, err error) {
+	w := who.worker
+	s, token, err := a.Sessions.IssueTo(who.subject, w.Name, w.Profile, w.SessionTTL, a.Sessions.Moment(w.Name, now))
 	if err != nil {
 		return s, nil, err
 	}

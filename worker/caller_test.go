@@ -67,13 +67,19 @@ func TestEnrolByIssuer(t *testing.T) {
 			}
 			var said struct {
 				Error, Message string
-				Session        struct{ Worker string }
+				Session        struct{ ID, Worker string }
+				Proxy          struct{ Password string }
 			}
 			if err := json.Unmarshal(body, &said); err != nil {
 				t.Fatal(err)
 			}
 			if resp.StatusCode != c.status || said.Session.Worker != c.worker || said.Error != c.reason || !strings.Contains(said.Message, c.says) {
 				t.Errorf("%d %s", resp.StatusCode, body)
+			}
+			if c.worker == "acme" {
+				if s, err := g.sessions.Verify(said.Session.ID, secret.New(said.Proxy.Password)); err != nil || s.Subject != "repo:acme/app" {
+					t.Errorf("its token proves %+v, %v", s, err)
+				}
 			}
 			log := g.log.String()
 			if strings.Contains(log, c.token) || strings.Contains(string(body), c.token) {

@@ -33,7 +33,7 @@ func isPlaceholder(k *Keyring, value string, s Session, credential, prefix strin
 
 func issue(t testing.TB, k *Keyring, worker, profile string) (Session, secret.Text) {
 	t.Helper()
-	s, token, err := k.Issue(worker, profile, time.Hour, now)
+	s, token, err := k.IssueTo("repo:acme/app", worker, profile, time.Hour, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,14 +187,18 @@ func TestAlphabet(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	s := Session{ID: "abcdefghijklmnopqrstuvwx", Worker: "ci", Profile: "default", Expires: now}
-	if got, err := ParseIdentity(s.Identity()); err != nil || got != s {
-		t.Errorf("there and back: %v, %v", got, err)
+	for _, s.Subject = range []string{"", "repo:acme/app|ref:refs/heads/main", "spiffe://example.org/ä"} {
+		if got, err := ParseIdentity(s.Identity()); err != nil || got != s {
+			t.Errorf("there and back: %v, %v", got, err)
+		}
 	}
 	for _, bad := range []string{
 		"", "|||", "abcdefghijklmnopqrstuvwx|ci|default", "abcdefghijklmnopqrstuvwx|ci|default|", "abcdefghijklmnopqrstuvwx|ci|default|x",
 		"abcdefghijklmnopqrstuvwx|ci|default|+5", "abcdefghijklmnopqrstuvwx|ci|default|05", "abcdefghijklmnopqrstuvwx|ci|default|5|6",
 		"ABCDEFGHIJKLMNOPQRSTUVWX|ci|default|5", "abcdefghijklmnopqrstuvw|ci|default|5", "abcdefghijklmnopqrstuvwx|CI|default|5",
 		"abcdefghijklmnopqrstuvwx||default|5", "abcdefghijklmnopqrstuvwx|ci|de fault|5", "abcdefghijklmnopqrstuvwx|ci|default|5 ",
+		"abcdefghijklmnopqrstuvwx|ci|default|5|", "abcdefghijklmnopqrstuvwx|ci|default|5|YQ==", "abcdefghijklmnopqrstuvwx|ci|default|5|YR",
+		"abcdefghijklmnopqrstuvwx|ci|default|5|YQ|YQ",
 	} {
 		if got, err := ParseIdentity(bad); err == nil {
 			t.Errorf("ParseIdentity(%q) = %+v", bad, got)
@@ -205,6 +209,7 @@ func TestIdentity(t *testing.T) {
 func FuzzParseIdentity(f *testing.F) {
 	f.Add("abcdefghijklmnopqrstuvwx|ci|default|1772366400")
 	f.Add("abcdefghijklmnopqrstuvwx|ci|default|-1")
+	f.Add("abcdefghijklmnopqrstuvwx|ci|default|5|cmVwbzphY21lL2FwcA")
 	f.Add("|||")
 	f.Fuzz(func(t *testing.T, in string) {
 		if s, err := ParseIdentity(in); err == nil && s.Identity() != in {

@@ -38,10 +38,15 @@ var (
 // Issue makes a session for worker under profile that ends ttl after now, and the token that proves it. The token is
 // "wls1.<payload>.<mac>", both parts base64url: payload is the key id and the identity, joined by "|".
 func (k *Keyring) Issue(worker, profile string, ttl time.Duration, now time.Time) (Session, secret.Text, error) {
+	return k.IssueTo("", worker, profile, ttl, now)
+}
+
+// IssueTo is Issue for a worker that has proved to be subject.
+func (k *Keyring) IssueTo(subject, worker, profile string, ttl time.Duration, now time.Time) (Session, secret.Text, error) {
 	if err := checkNames(worker, profile); err != nil {
 		return Session{}, secret.Text{}, err
 	}
-	s := Session{Worker: worker, Profile: profile, Expires: now.Add(ttl).UTC().Truncate(time.Second)}
+	s := Session{Worker: worker, Profile: profile, Expires: now.Add(ttl).UTC().Truncate(time.Second), Subject: subject}
 	s.ID = newSessionID(now, s.Expires)
 	keys := k.keys.Load()
 	payload := strconv.Itoa(int(keys.current)) + "|" + s.Identity()

@@ -30,11 +30,19 @@ type Session struct {
 	Worker, Profile string
 	// Expires is in UTC, in whole seconds; the session is over at that instant unless it was renewed, which the ledger knows.
 	Expires time.Time
+	// Subject is who the worker proved to be when it enrolled: the subject of its issuer's token, or its SPIFFE ID. Empty: it
+	// proved a token of the gate's.
+	Subject string
 }
 
-// Identity is the form in which a session crosses Envoy as filter state: id|worker|profile|expiry in unix seconds.
+// Identity is the form in which a session crosses Envoy as filter state: id|worker|profile|expiry in unix seconds, and behind
+// another | the subject in base64url, if there is one.
 func (s Session) Identity() string {
-	return s.ID + "|" + s.Worker + "|" + s.Profile + "|" + strconv.FormatInt(s.Expires.Unix(), 10)
+	identity := s.ID + "|" + s.Worker + "|" + s.Profile + "|" + strconv.FormatInt(s.Expires.Unix(), 10)
+	if s.Subject != "" {
+		identity += "|" + tokenBase64.EncodeToString([]byte(s.Subject))
+	}
+	return identity
 }
 
 // Issued is when the session was issued, in whole seconds.
@@ -54,18 +62,20 @@ func ParseAddress(identity string) (netip.Addr, bool) {
 	return address.Unmap(), ok && err == nil
 }
 
-var errIdentity = errors.New("not an identity: want id|worker|profile|expiry")
+var errIdentity = errors.New("not an identity: want id|worker|profile|expiry and perhaps |subject")
 
 // ParseIdentity is the inverse of Session.Identity. It accepts only what Identity writes, character for character.
 func ParseIdentity(s string) (Session, error) {
 	id, rest, _ := strings.Cut(s, "|")
 	worker, rest, _ := strings.Cut(rest, "|")
-	profile, expiry, _ := strings.Cut(rest, "|")
-	unix, err := strconv.ParseInt(expiry, 10, 64)
-	if err != nil || !validSessionID(id) || !ValidName(worker) || !ValidName(profile) {
+	profile, rest, _ := strings.Cut(rest, "|")
+	expiry, encoded, _ := strings.Cut(rest, "|")
+	unix, err1 := strconv.ParseInt(expiry, 10, 64)
+	subject, err2 := tokenBase64.DecodeString(encoded)
+	if err1 != nil || err2 != nil || !validSessionID(id) || !ValidName(worker) || !ValidName(profile) {
 		return Session{}, errIdentity
 	}
-	got := Session{ID: id, Worker: worker, Profile: profile, Expires: time.Unix(unix, 0).UTC()}
+	got := Session{ID: id, Worker: worker, Profile: profile, Expires: time.Unix(unix, 0).UTC(), Subject: string(subject)}
 	if got.Identity() != s { // "+5", "007"
 		return Session{}, errIdentity
 	}
