@@ -16,7 +16,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents servers
+	@deploy/tools/fetch.sh binaries clients agents gh servers
 
 .PHONY: build
 build: ## build bin/wayleave

@@ -4,9 +4,10 @@
 #   clients   Python and Node.js clients for tests (PyPI wheels, sha256 in clients.txt; npm, sha512 in node-clients/package-lock.json)
 #   agents    Claude Code, Codex and a Node.js for tests (npm, sha512 in node-agents/package-lock.json); CLAUDE_CODE_VERSION=latest,
 #             or another, brings that Claude Code instead, as the registry has it now
+#   gh        GitHub's command line for tests (Debian 12's package, sha256 in gh.txt)
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
-# Package indexes are whatever pip, npm and go are configured to use.
+# Package indexes are whatever pip, npm, go and apt are configured to use.
 set -euo pipefail
 
 GOLANGCI_LINT=v2.15.0
@@ -85,6 +86,32 @@ agents() {
   if [ -d "$modules"/node-linux-* ]; then ln -sfn "$modules"/node-linux-*/bin/node "$tools/agents/node"; fi
 }
 
+gh() {
+  local key; key=$(sum "$here/gh.txt")
+  if fresh gh "$key" && [ -x "$tools/bin/gh" ]; then return; fi
+  local version; version=$(sed -n 's/.* gh_\(.*\)_amd64\.deb$/\1/p' "$here/gh.txt")
+  say "fetching gh $version"
+  rm -rf "$tools/deb"
+  mkdir -p "$tools/deb/lists/partial" "$tools/deb/cache/archives/partial"
+  (
+    cd "$tools/deb"
+    apt-get -qq download "gh=$version" 2>apt.log && exit
+    # Not Debian 12, or no lists of packages: lists of our own, which need no root. What they lead to is held to gh.txt.
+    echo "deb [trusted=yes] http://deb.debian.org/debian bookworm main" >sources.list
+    own=(-qq -o Dir::Etc::SourceList="$PWD/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache")
+    { apt-get "${own[@]}" update && apt-get "${own[@]}" download "gh=$version"; } >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }
+  ) || {
+    command -v gh >/dev/null || die "gh $version could not be downloaded with apt-get; install gh (cli.github.com) and put it on PATH yourself"
+    say "could not download it; the tests run $(command -v gh)"
+    return
+  }
+  (cd "$tools/deb" && sha256sum --check --strict --quiet --ignore-missing "$here/gh.txt") || die "gh $version is not the package that gh.txt names"
+  dpkg-deb -x "$tools"/deb/gh_*.deb "$tools/deb/gh"
+  mv -f "$tools/deb/gh/usr/bin/gh" "$tools/bin/gh"
+  rm -rf "$tools/deb"
+  stamp gh "$key"
+}
+
 servers() {
   node_modules oidc-provider
   local key; key=$(cat "$here"/hydra/go.{mod,sum} | cksum)
@@ -117,7 +144,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | servers | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents servers lint" ;;
+    binaries | clients | agents | gh | servers | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents gh servers lint" ;;
   esac
 done
