@@ -115,7 +115,10 @@ func New(ctx context.Context, signer Signer, cfg Config) (*Authority, error) {
 	return a, nil
 }
 
-// RootPEM returns the certificates that workers trust, the one that signs first.
+// Roots are the certificates that workers trust, the one that signs first; not to be changed.
+func (a *Authority) Roots() []*x509.Certificate { return a.roots.Load().certs }
+
+// RootPEM is Roots as they are handed out.
 func (a *Authority) RootPEM() []byte { return a.roots.Load().pem }
 
 // lookEvery is how often the Signer is asked for its roots, at least. LookTime is how long it may take until each

@@ -19,7 +19,7 @@ import (
 // A Config is one configuration file, with every default filled in.
 //
 // A relative file name in it is relative to the directory of the file; Path resolves it.
-// Names (of providers, grants, routes, profiles, issuers, workers) are 1 to 63 of a-z 0-9 . _ - and start with a letter or digit.
+// Names (of providers, grants, routes, profiles, issuers, workers, targets) are 1 to 63 of a-z 0-9 . _ - and start with a letter or digit.
 //
 // A host is a lower-case DNS name such as api.example.com, or *.example.com for every name below example.com at any
 // depth, with :port when the port is not 443 (80 in plain). Where several patterns match a connection the most specific one decides:
@@ -33,6 +33,9 @@ type Config struct {
 
 	// Operators' web pages and HTTP API.
 	Console Console `yaml:"console"`
+
+	// Who is told when something needs an operator.
+	Notify Notify `yaml:"notify"`
 
 	// The Envoy process that carries the traffic.
 	Envoy Envoy `yaml:"envoy"`

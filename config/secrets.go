@@ -37,6 +37,8 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 		}
 	}
 
+	errs = append(errs, c.LoadNotify())
+
 	inUse := map[string]bool{}
 	for _, g := range c.Grants {
 		inUse[g.Provider] = true

@@ -27,6 +27,7 @@ import (
 //	received PATH REGEXP     check the credential, masked, of the last request that arrived at PATH
 //	[!] saw TEXT             check whether any request that arrived carried TEXT
 //	eventually COMMAND…      run a command until it succeeds; its output is then stdout
+//	hook                     start an operators' server for messages: see hookCmd
 //	leakcheck                look for real tokens on disk, in Envoy's admin interface, and in what /proc shows
 //	signal NAME PIDFILE      send a signal to the process in a PID file
 //	[!] alive PIDFILE        check whether the process in a PID file runs
@@ -61,6 +62,7 @@ func TestStories(t *testing.T) {
 			"received":   onStage((*stage).receivedCmd),
 			"saw":        sawCmd,
 			"eventually": eventuallyCmd,
+			"hook":       onStage((*stage).hookCmd),
 			"leakcheck":  onStage((*stage).leakCmd),
 			"signal":     onStage((*stage).signalCmd),
 			"alive":      aliveCmd,

@@ -23,8 +23,8 @@ func (c *Client) needs(role Role) []need {
 		look := []string{"list", "read"}
 		remove := []string{"delete", "list", "read"}
 		return []need{
-			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", write}, {data + "requests/any", write}, {data + "operators/any", write},
-			{metadata + "grants/any", remove}, {metadata + "status/any", remove}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look}, {metadata + "operators/any", look},
+			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", write}, {data + "requests/any", write}, {data + "operators/any", write}, {data + "notifications/any", write},
+			{metadata + "grants/any", remove}, {metadata + "status/any", remove}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look}, {metadata + "operators/any", look}, {metadata + "notifications/any", look},
 			{c.cfg.PKIMount + "/root/sign-intermediate", []string{"update"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}

@@ -90,21 +90,23 @@ func parses(args []string) error {
 	return c.ValidateArgs(c.Flags().Args())
 }
 
-// Every configuration in docs/grants.md is one.
+// Every configuration in these pages is one.
 func TestEveryConfigurationShownIsAccepted(t *testing.T) {
-	text, err := os.ReadFile("../../docs/grants.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := strings.Split(string(text), "```yaml\n")[1:]
-	for _, b := range blocks {
-		b, _, _ = strings.Cut(b, "```")
-		if _, err := config.Parse("docs/grants.md", []byte(b)); err != nil {
-			t.Errorf("%v\n%s", err, b)
+	for page, least := range map[string]int{"grants.md": 3, "notifications.md": 1} {
+		text, err := os.ReadFile("../../docs/" + page)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if len(blocks) < 3 {
-		t.Errorf("only %d found: the test is not looking", len(blocks))
+		blocks := strings.Split(string(text), "```yaml\n")[1:]
+		for _, b := range blocks {
+			b, _, _ = strings.Cut(b, "```")
+			if _, err := config.Parse("docs/"+page, []byte(b)); err != nil {
+				t.Errorf("%v\n%s", err, b)
+			}
+		}
+		if len(blocks) < least {
+			t.Errorf("only %d found in %s: the test is not looking", len(blocks), page)
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"wayleave/durable"
 	"wayleave/extproc"
 	"wayleave/grant"
+	"wayleave/notify"
 	"wayleave/operate"
 	"wayleave/worker"
 	"wayleave/xds"
@@ -124,6 +125,28 @@ type consoleDoor struct {
 
 	mu     sync.Mutex
 	newest string // guarded by mu; the one-time link
+	at     string // guarded by mu; where operators reach it
+}
+
+// page is the address of a page for operators, wherever they read it.
+func (d *consoleDoor) page(path string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.at + path
+}
+
+// pages is page; nil when there is no console.
+func (d *consoleDoor) pages() notify.Pages {
+	if d == nil {
+		return nil
+	}
+	return d.page
+}
+
+func (d *consoleDoor) reachedAt(u *url.URL) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.at = u.String()
 }
 
 // openConsole listens for operators. It returns nil when there is no console.
@@ -141,6 +164,11 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *gr
 		return nil, err
 	}
 	d := &consoleDoor{gate: g, text: text, log: g.log}
+	at, err := g.consoleURL(p.listen)
+	if err != nil {
+		return nil, err
+	}
+	d.reachedAt(at)
 	c := g.cfg.Console
 	d.config = console.Config{
 		Desk:   operate.Desk{Config: g.cfg, Specs: operate.Specs(g.cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond},
@@ -174,18 +202,28 @@ func consoleRoots(cfg *config.Config) (*x509.CertPool, error) {
 	if cfg.Console.OIDC.CAFile == "" {
 		return nil, nil
 	}
+	pool, err := rootsAnd(cfg.Path(cfg.Console.OIDC.CAFile))
+	if err != nil {
+		return nil, fmt.Errorf("console.oidc.ca_file: %w", err)
+	}
+	return pool, nil
+}
+
+// rootsAnd are the system's authorities and those of a PEM file.
+func rootsAnd(file string) (*x509.CertPool, error) {
 	system, _, err := worker.SystemRoots(os.Getenv)
 	if err != nil {
 		return nil, fmt.Errorf("reading the system's root certificates: %w", err)
 	}
-	more, err := os.ReadFile(cfg.Path(cfg.Console.OIDC.CAFile))
+	more, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("console.oidc.ca_file: %w", err)
+		return nil, err
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(more) {
+		return nil, fmt.Errorf("%s holds no PEM certificate; name the file of the authority", file)
 	}
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(worker.Bundle(system, more)) {
-		return nil, errors.New("console.oidc.ca_file: there is no certificate in it")
-	}
+	pool.AppendCertsFromPEM(worker.Bundle(system, more))
 	return pool, nil
 }
 
@@ -225,28 +263,41 @@ func (d *consoleDoor) close() {
 // prepare makes the console for an address that we have.
 func (d *consoleDoor) prepare(l net.Listener) error {
 	c := d.config
-	c.URL = &url.URL{Scheme: "http", Host: l.Addr().String()}
+	var err error
+	if c.URL, err = d.gate.consoleURL(l.Addr().String()); err != nil {
+		return err
+	}
+	d.reachedAt(c.URL)
 	c.Alias = alsoKnownAs(l.Addr().String())
 	d.listener = l
 	if d.gate.cfg.Console.TLSCertFile != "" {
-		c.URL.Scheme = "https"
 		d.listener = tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: d.certificate})
 	}
-	if public := d.gate.cfg.Console.PublicURL; public != "" {
-		u, err := url.Parse(public)
-		if err != nil {
-			return fmt.Errorf("console.public_url: %w", err) // checked before
-		}
-		c.URL = &url.URL{Scheme: u.Scheme, Host: u.Host}
-	} else if a, err := netip.ParseAddrPort(l.Addr().String()); err == nil && a.Addr().IsLoopback() {
+	if a, err := netip.ParseAddrPort(l.Addr().String()); d.gate.cfg.Console.PublicURL == "" && err == nil && a.Addr().IsLoopback() {
 		c.NewLink = d.keepLink
 	}
-	var err error
 	if d.server, err = console.New(c, d.text); err != nil {
 		return fmt.Errorf("the console: %w", err)
 	}
 	d.log.Info("operators may come", "console", c.URL.String())
 	return nil
+}
+
+// consoleURL is where operators reach a console that listens on address.
+func (g gate) consoleURL(address string) (*url.URL, error) {
+	c := g.cfg.Console
+	if c.PublicURL == "" {
+		scheme := "http"
+		if c.TLSCertFile != "" {
+			scheme = "https"
+		}
+		return &url.URL{Scheme: scheme, Host: address}, nil
+	}
+	u, err := url.Parse(c.PublicURL)
+	if err != nil {
+		return nil, fmt.Errorf("console.public_url: %w", err) // checked before
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
 // serve serves operators until ctx ends. It waits for the address if another gate has it.

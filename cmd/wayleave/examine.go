@@ -52,6 +52,7 @@ func examine(ctx context.Context, path string, st state) []finding {
 	}
 	out = append(out, examineWorkers(cfg, st, ofUp)...)
 	out = append(out, examineIssuers(ctx, cfg)...)
+	out = append(out, examineNotify(cfg)...)
 
 	role := vault.Viewer
 	switch {
@@ -222,6 +223,23 @@ func examineWorkers(cfg *config.Config, st state, ofUp bool) []finding {
 		out = append(out, warn("workers", "without a token: "+strings.Join(none, ", "), fix))
 	}
 	return out
+}
+
+// examineNotify says who is told when something needs an operator. Nobody is told anything.
+func examineNotify(cfg *config.Config) []finding {
+	const what = "notifications"
+	to, err := targets(cfg)
+	switch {
+	case err != nil:
+		return []finding{fail(what, err.Error(), "mend it; until then the gate does not start")}
+	case len(to) == 0:
+		return nil
+	}
+	var names []string
+	for _, t := range to {
+		names = append(names, t.Name)
+	}
+	return []finding{good(what, strings.Join(names, ", ")+"; 'wayleave notify test' tries them out")}
 }
 
 // examineIssuers asks those who vouch for workers, from this machine.

@@ -154,7 +154,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	defer spooled.Close()
-	grants := grant.NewKeeper(store, operate.Specs(g.cfg), grant.Options{Holder: holder(spooled.ID()), Spool: spooled, Log: g.log})
+	self := holder(spooled.ID())
+	grants := grant.NewKeeper(store, operate.Specs(g.cfg), grant.Options{Holder: self, Spool: spooled, Log: g.log})
 
 	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
 	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: g.log})
@@ -198,6 +199,12 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	defer pages.close()
 
+	// Who is told when something needs an operator.
+	telling, err := g.notifier(self, store, g.alerts(self, grants, fleet, authority, resources.Quarantined, pages.pages()))
+	if err != nil {
+		return err
+	}
+
 	// Where it listens: only on unix sockets, and only Envoy connects to them.
 	doors, err := g.openDoors(ctx)
 	if err != nil {
@@ -217,6 +224,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { sessions.Run(work); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
 	group.Go(func() error { return pages.serve(work) })
+	group.Go(func() error { telling.Run(work); return nil })
 	group.Go(doors.serveRPC)
 	group.Go(func() error { return doors.serveAPI(enrolment) })
 

@@ -23,6 +23,10 @@ path "wayleave/data/requests/*" {
 path "wayleave/data/operators/*" {
   capabilities = ["create", "read", "update"]
 }
+# What gates have told operators.
+path "wayleave/data/notifications/*" {
+  capabilities = ["create", "read", "update"]
+}
 # Its console disconnects grants.
 path "wayleave/metadata/grants/*" {
   capabilities = ["delete", "list", "read"]
@@ -40,6 +44,9 @@ path "wayleave/metadata/requests/*" {
   capabilities = ["list", "read"]
 }
 path "wayleave/metadata/operators/*" {
+  capabilities = ["list", "read"]
+}
+path "wayleave/metadata/notifications/*" {
   capabilities = ["list", "read"]
 }
 

@@ -1,0 +1,93 @@
+package notify
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"strings"
+	"testing"
+	"time"
+
+	"wayleave/ca"
+	"wayleave/grant"
+)
+
+func TestOfGrant(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	pages := Pages(func(path string) string { return "https://gate.example.com" + path })
+	for name, c := range map[string]struct {
+		grant    grant.Summary
+		severity Severity // empty: nothing is wrong
+		wait     time.Duration
+		title    string
+		text     string // a part
+	}{
+		"healthy":                 {grant.Summary{State: grant.Healthy}, "", 0, "", ""},
+		"refreshing":              {grant.Summary{State: grant.Refreshing}, "", 0, "", ""},
+		"the vault":               {grant.Summary{State: grant.VaultUnavailable}, "", 0, "", ""},
+		"a machine that waits":    {grant.Summary{State: grant.NeverConnected, Kind: grant.Machine}, "", 0, "", ""},
+		"never connected":         {grant.Summary{State: grant.NeverConnected}, Warning, patience, "x has not been connected", "refused"},
+		"scope":                   {grant.Summary{State: grant.ScopeMissing, Missing: []string{"a", "b"}, LastError: "old"}, Warning, 0, "x needs one reconnect", "It lacks a, b. What it has goes on working."},
+		"reconnect, token serves": {grant.Summary{State: grant.NeedsReconnect, Expires: now.Add(time.Hour), LastError: "invalid_grant"}, Critical, 0, "x needs to be connected again", "2026-01-02 04:04 UTC. The last error: invalid_grant."},
+		"reconnect, token over":   {grant.Summary{State: grant.NeedsReconnect, Expires: now.Add(-time.Hour)}, Critical, 0, "x needs to be connected again", "are refused"},
+		"unavailable":             {grant.Summary{State: grant.RefreshUnavailable}, Critical, minute, "x has expired and cannot be refreshed at the moment", "are refused"},
+		"degraded":                {grant.Summary{State: grant.Degraded, Expires: now.Add(time.Hour)}, Warning, patience, "x cannot be refreshed at the moment", "until its token ends"},
+		"ambiguous":               {grant.Summary{State: grant.Ambiguous}, Warning, patience, "x got no answer to its last refresh", ""},
+		"consent lasts":           {grant.Summary{State: grant.Healthy, ConsentEnds: now.Add(consentNotice + time.Hour)}, "", 0, "", ""},
+		"consent ends":            {grant.Summary{State: grant.Healthy, ConsentEnds: now.Add(24 * time.Hour)}, Warning, 0, "x has to be connected again by 2026-01-03 03:04 UTC", "whatever"},
+	} {
+		c.grant.Name, c.grant.Next = "x", "do this"
+		a, wrong := OfGrant(c.grant, now, pages)
+		if wrong != (c.severity != "") {
+			t.Errorf("%s: wrong is %v", name, wrong)
+			continue
+		}
+		if !wrong {
+			continue
+		}
+		if a.Severity != c.severity || a.Wait != c.wait || a.Title != c.title || !strings.Contains(a.Text, c.text) || a.URL != "https://gate.example.com/grants/x" || a.Next == "" || a.Key == "" {
+			t.Errorf("%s: %+v", name, a)
+		}
+	}
+	if a, _ := OfGrant(grant.Summary{Name: "x", State: grant.NeedsReconnect}, now, nil); a.URL != "" {
+		t.Errorf("without a console the address is %q", a.URL)
+	}
+}
+
+func TestOfRoots(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	root := func(name string, left time.Duration) *x509.Certificate {
+		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, NotAfter: now.Add(left)}
+	}
+	const day = 24 * time.Hour
+	for name, c := range map[string]struct {
+		roots    []*x509.Certificate
+		severity Severity
+		next     string
+	}{
+		"none":                {nil, "", ""},
+		"there is time":       {[]*x509.Certificate{root("a", ca.Notice+day)}, "", ""},
+		"it ends":             {[]*x509.Certificate{root("a", ca.Notice-day)}, Warning, "wayleave ca prepare"},
+		"it ends soon":        {[]*x509.Certificate{root("a", 13*day)}, Critical, "wayleave ca prepare"},
+		"another is prepared": {[]*x509.Certificate{root("a", 13*day), root("b", 900*day)}, Critical, "wayleave ca activate"},
+	} {
+		a, wrong := OfRoots(c.roots, now)
+		if wrong != (c.severity != "") || a.Severity != c.severity || !strings.Contains(a.Next, c.next) {
+			t.Errorf("%s: %v %+v", name, wrong, a)
+		}
+	}
+}
+
+func TestOfVaultAndEnvoy(t *testing.T) {
+	if _, wrong := OfVault([]grant.Summary{{State: grant.Healthy}}); wrong {
+		t.Error("a vault that answers is in trouble")
+	}
+	if a, wrong := OfVault([]grant.Summary{{State: grant.Healthy}, {State: grant.VaultUnavailable}}); !wrong || a.Key != "vault" || a.Severity != Critical {
+		t.Errorf("vault: %+v", a)
+	}
+	if _, wrong := OfEnvoy("n", "", "gate", nil); wrong {
+		t.Error("an Envoy that takes everything is in trouble")
+	}
+	if a, wrong := OfEnvoy("n", "bad listener", "gate", nil); !wrong || !a.Local || a.Key != "envoy/gate/n" || !strings.Contains(a.Text, "bad listener") {
+		t.Errorf("envoy: %+v", a)
+	}
+}

@@ -1,0 +1,205 @@
+package notify
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/wneessen/go-mail"
+
+	"wayleave/secret"
+	"wayleave/webhook"
+)
+
+// Target is where operators are told.
+type Target struct {
+	Name   string
+	Kinds  []Kind // what it is told of; none: everything
+	Sender Sender
+}
+
+// Sender sends one message, and is tried again when it fails, unless the error is Permanent.
+type Sender interface {
+	Send(ctx context.Context, m Message) error
+}
+
+// Permanent is a failure that does not mend itself.
+type Permanent struct{ Err error }
+
+// Error implements error.
+func (p Permanent) Error() string { return p.Err.Error() }
+
+// Unwrap is for errors.As.
+func (p Permanent) Unwrap() error { return p.Err }
+
+// poster is a [webhook.Client].
+type poster interface {
+	Post(ctx context.Context, id string, message any) ([]byte, error)
+}
+
+// Webhook sends a message as it is: {"type": "wayleave.alerts", "timestamp": …, "data": Message}, signed by client.
+func Webhook(client poster) Sender { return hook{client} }
+
+type hook struct{ client poster }
+
+func (h hook) Send(ctx context.Context, m Message) error {
+	_, err := h.client.Post(ctx, m.ID, struct {
+		Type      string    `json:"type"`
+		Timestamp time.Time `json:"timestamp"`
+		Data      Message   `json:"data"`
+	}{"wayleave.alerts", m.At.UTC(), m})
+	return judged(err)
+}
+
+// Slack sends a message to an incoming webhook of Slack's, or of a service that takes the same.
+func Slack(client poster) Sender { return slack{client} }
+
+type slack struct{ client poster }
+
+var slackEscapes = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
+
+func (s slack) Send(ctx context.Context, m Message) error {
+	_, err := s.client.Post(ctx, m.ID, map[string]any{"text": slackText(m)})
+	return judged(err)
+}
+
+// slackText is m in the markup of Slack.
+func slackText(m Message) string {
+	var lines []string
+	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	if m.Test {
+		say("%s", slackEscapes.Replace(m.Text()))
+	}
+	for _, a := range m.Firing {
+		mark := ":warning:"
+		if a.Severity == Critical {
+			mark = ":red_circle:"
+		}
+		say("%s *%s*", mark, slackEscapes.Replace(a.Title))
+		for _, text := range []string{a.Text, a.Next} {
+			if text != "" {
+				say("%s", slackEscapes.Replace(text))
+			}
+		}
+		if a.URL != "" {
+			say("<%s|Open it in the console>", slackEscapes.Replace(a.URL))
+		}
+	}
+	for _, a := range m.Over {
+		say(":white_check_mark: over: %s", slackEscapes.Replace(a.Title))
+	}
+	if m.Others > 0 {
+		say("Still so: %d more that you know of.", m.Others)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// judged says whether it is of use to call again (RFC 9110 section 15).
+func judged(err error) error {
+	var status *webhook.StatusError
+	if errors.As(err, &status) && status.Code/100 != 5 && status.Code != 408 && status.Code != 425 && status.Code != 429 {
+		return Permanent{err}
+	}
+	return err
+}
+
+// Encryption is how a connection to a mail server is kept from being read.
+type Encryption string
+
+// Encryptions.
+const (
+	StartTLS Encryption = "starttls" // it begins in clear, and nothing is sent before it is encrypted (RFC 3207)
+	TLS      Encryption = "tls"      // from the first byte (RFC 8314)
+	Plain    Encryption = "none"     // never; for a server on this machine
+)
+
+// SMTP is a mail server, and who gets mail.
+type SMTP struct {
+	Address    string // host:port
+	Encryption Encryption
+	TLS        *tls.Config // nil: the system's roots
+	Username   string      // empty: nobody logs in
+	Password   secret.Text
+	From       string
+	To         []string
+}
+
+const mailTime = 30 * time.Second
+
+// Send implements [Sender].
+func (s SMTP) Send(ctx context.Context, m Message) error {
+	host, port, err := net.SplitHostPort(s.Address)
+	if err != nil {
+		return Permanent{err}
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		return Permanent{err}
+	}
+	options := []mail.Option{mail.WithPort(number), mail.WithTimeout(mailTime), mail.WithTLSPolicy(mail.TLSMandatory)}
+	switch s.Encryption {
+	case TLS:
+		options = append(options, mail.WithSSL())
+	case Plain:
+		options = append(options, mail.WithTLSPolicy(mail.NoTLS))
+	case StartTLS:
+	}
+	if s.TLS != nil {
+		options = append(options, mail.WithTLSConfig(s.TLS))
+	}
+	if s.Username != "" {
+		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(s.Username), mail.WithPassword(s.Password.Reveal()))
+	}
+	client, err := mail.NewClient(host, options...)
+	if err != nil {
+		return Permanent{err}
+	}
+	msg := mail.NewMsg(mail.WithNoDefaultUserAgent())
+	if err := errors.Join(msg.From(s.From), msg.To(s.To...)); err != nil {
+		return Permanent{err}
+	}
+	msg.Subject(m.Subject())
+	msg.SetDateWithValue(m.At)
+	msg.SetMessageIDWithValue(m.ID + "@wayleave")
+	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: nobody's holiday answers it
+	msg.SetBodyString(mail.TypeTextPlain, m.Text())
+	ctx, cancel := context.WithTimeout(ctx, mailTime)
+	defer cancel()
+	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
+		var sending *mail.SendError
+		if errors.As(err, &sending) && sending.ErrorCode() >= 500 {
+			return Permanent{err}
+		}
+		return fmt.Errorf("sending mail by %s: %w", s.Address, err)
+	}
+	return nil
+}
+
+// Pauses between tries of one message: ten minutes in all.
+var pauses = []time.Duration{5 * time.Second, 15 * time.Second, 40 * time.Second, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute}
+
+// persist calls send until it succeeds, is of no use, or ten minutes are over; a server that asks for a longer pause gets it.
+func persist(ctx context.Context, send func(context.Context) error) error {
+	for _, pause := range pauses {
+		err := send(ctx)
+		var permanent Permanent
+		if err == nil || errors.As(err, &permanent) {
+			return err
+		}
+		var status *webhook.StatusError
+		if errors.As(err, &status) {
+			pause = max(pause, min(status.RetryAfter, 5*time.Minute))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+	return send(ctx)
+}

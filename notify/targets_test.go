@@ -1,0 +1,244 @@
+package notify
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/mail"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-sasl"
+	"github.com/emersion/go-smtp"
+	"github.com/google/go-cmp/cmp"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+	"wayleave/webhook"
+)
+
+var sample = Message{
+	ID: "msg_1", At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Others: 2,
+	Firing: []Alert{
+		{Key: "grant/claude/scope_missing", Kind: Grant, Subject: "claude", Severity: Warning, Title: "claude needs one reconnect", Text: "It lacks a & <b>.", Next: "run `wayleave grant connect claude`", URL: "https://gate.example.com/grants/claude"},
+		{Key: "vault", Kind: Vault, Subject: "vault", Severity: Critical, Title: "the vault does not answer"},
+	},
+	Over: []Alert{{Key: "ca/root", Kind: CA, Title: "the CA ends"}},
+}
+
+func TestWebhookCarriesTheMessage(t *testing.T) {
+	var got struct {
+		Type      string
+		Timestamp time.Time
+		Data      Message
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer srv.Close()
+	if err := Webhook(webhook.New(secret.New(srv.URL), webhook.Key{}, oauth.NewHTTPClient(nil), nil)).Send(t.Context(), sample); err != nil {
+		t.Fatal(err)
+	}
+	if got.Type != "wayleave.alerts" || !got.Timestamp.Equal(sample.At) || !cmp.Equal(got.Data, sample) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestSlackText(t *testing.T) {
+	want := ":warning: *claude needs one reconnect*\nIt lacks a &amp; &lt;b&gt;.\nrun `wayleave grant connect claude`\n<https://gate.example.com/grants/claude|Open it in the console>\n" +
+		":red_circle: *the vault does not answer*\n:white_check_mark: over: the CA ends\nStill so: 2 more that you know of."
+	var body map[string]string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		_, _ = io.WriteString(w, "ok")
+	}))
+	defer srv.Close()
+	if err := Slack(webhook.New(secret.New(srv.URL), webhook.Key{}, oauth.NewHTTPClient(nil), nil)).Send(t.Context(), sample); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, body["text"]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Which answers say that it is of no use to try again.
+func TestPermanence(t *testing.T) {
+	for code, permanent := range map[int]bool{400: true, 401: true, 404: true, 410: true, 307: true, 408: false, 425: false, 429: false, 500: false, 503: false} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+		err := Slack(webhook.New(secret.New(srv.URL), webhook.Key{}, oauth.NewHTTPClient(nil), nil)).Send(t.Context(), sample)
+		srv.Close()
+		var p Permanent
+		if err == nil || errors.As(err, &p) != permanent {
+			t.Errorf("%d: %v, permanent is %v", code, err, !permanent)
+		}
+	}
+}
+
+func TestText(t *testing.T) {
+	want := `WARNING: claude needs one reconnect
+  It lacks a & <b>.
+  Next: run ` + "`wayleave grant connect claude`" + `
+  https://gate.example.com/grants/claude
+
+CRITICAL: the vault does not answer
+
+OVER: the CA ends
+
+Still so: 2 more that you know of.
+`
+	if diff := cmp.Diff(want, sample.Text()); diff != "" {
+		t.Error(diff)
+	}
+	for want, m := range map[string]Message{
+		"Wayleave: claude needs one reconnect, and 1 more": sample,
+		"Wayleave: over: the CA ends":                      {Over: sample.Over},
+		"Wayleave: a test, nothing is wrong":               Test(sample.At),
+	} {
+		if got := m.Subject(); got != want {
+			t.Errorf("subject %q, want %q", got, want)
+		}
+	}
+}
+
+// mailServer is an SMTP server that wants a log-in, under TLS.
+type mailServer struct {
+	address string
+	roots   *x509.CertPool
+	open    bool // nobody needs to log in
+
+	mu  sync.Mutex
+	got []string // from, to, and the mail
+}
+
+func newMailServer(t *testing.T, implicit, withTLS bool) *mailServer {
+	certs := httptest.NewTLSServer(nil) // for its certificate
+	t.Cleanup(certs.Close)
+	m := &mailServer{roots: x509.NewCertPool(), open: !withTLS}
+	m.roots.AddCert(certs.Certificate())
+	srv := smtp.NewServer(m)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.address = l.Addr().String()
+	secure := &tls.Config{Certificates: certs.TLS.Certificates}
+	switch {
+	case implicit:
+		l = tls.NewListener(l, secure)
+	case withTLS:
+		srv.TLSConfig = secure
+	}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	return m
+}
+
+func (m *mailServer) NewSession(*smtp.Conn) (smtp.Session, error) {
+	return &mailSession{server: m}, nil
+}
+
+type mailSession struct {
+	server *mailServer
+	in     bool
+}
+
+func (s *mailSession) AuthMechanisms() []string { return []string{sasl.Plain} }
+
+func (s *mailSession) Auth(string) (sasl.Server, error) {
+	return sasl.NewPlainServer(func(_, user, password string) error {
+		if s.in = user == "wayleave" && password == "correct"; !s.in {
+			return smtp.ErrAuthFailed
+		}
+		return nil
+	}), nil
+}
+
+func (s *mailSession) Mail(from string, _ *smtp.MailOptions) error {
+	if !s.in && !s.server.open {
+		return smtp.ErrAuthRequired
+	}
+	s.server.add(from)
+	return nil
+}
+
+func (s *mailSession) Rcpt(to string, _ *smtp.RcptOptions) error { s.server.add(to); return nil }
+
+func (s *mailSession) Data(r io.Reader) error {
+	text, err := io.ReadAll(r)
+	s.server.add(string(text))
+	return err
+}
+
+func (s *mailSession) Reset()        {}
+func (s *mailSession) Logout() error { return nil }
+
+func (m *mailServer) add(s string) { m.mu.Lock(); defer m.mu.Unlock(); m.got = append(m.got, s) }
+
+func TestMail(t *testing.T) {
+	message := sample
+	message.Firing = append([]Alert{{Kind: Grant, Title: "grün ist es nicht\r\nBcc: eve@example.com", Text: ".\r\n.\r\nQUIT"}}, message.Firing...)
+	for name, c := range map[string]struct {
+		implicit, withTLS bool
+		encryption        Encryption
+		password          string
+		fails             string // what the error says
+	}{
+		"starttls":                {withTLS: true, encryption: StartTLS, password: "correct"},
+		"tls":                     {implicit: true, withTLS: true, encryption: TLS, password: "correct"},
+		"none":                    {encryption: Plain}, // and nobody logs in
+		"wrong password":          {withTLS: true, encryption: StartTLS, password: "wrong", fails: "auth"},
+		"a server that has none":  {encryption: StartTLS, password: "correct", fails: "STARTTLS"},
+		"a server we do not know": {withTLS: true, encryption: StartTLS, password: "correct", fails: "certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := newMailServer(t, c.implicit, c.withTLS)
+			s := SMTP{
+				Address: srv.address, Encryption: c.encryption, TLS: &tls.Config{RootCAs: srv.roots, ServerName: "example.com"},
+				From: "Wayleave <gate@example.com>", To: []string{"a@example.com", "b@example.com"},
+			}
+			if c.password != "" {
+				s.Username, s.Password = "wayleave", secret.New(c.password)
+			}
+			if c.fails == "certificate" {
+				s.TLS.RootCAs = x509.NewCertPool()
+			}
+			err := s.Send(t.Context(), message)
+			if c.fails != "" {
+				if err == nil || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(c.fails)) || strings.Contains(err.Error(), c.password) {
+					t.Errorf("err %v, want one about %s", err, c.fails)
+				}
+				if len(srv.got) > 0 {
+					t.Errorf("the server got %q", srv.got)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]string{"gate@example.com", "a@example.com", "b@example.com"}, srv.got[:len(srv.got)-1]); diff != "" {
+				t.Error(diff)
+			}
+			got, err := mail.ReadMessage(bytes.NewReader([]byte(srv.got[len(srv.got)-1])))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Header.Get("Bcc") != "" || got.Header.Get("Auto-Submitted") != "auto-generated" || got.Header.Get("Message-Id") != "<msg_1@wayleave>" {
+				t.Errorf("headers %v", got.Header)
+			}
+			body, _ := io.ReadAll(got.Body)
+			if !strings.Contains(string(body), "https://gate.example.com/grants/claude") {
+				t.Errorf("the mail has no link:\n%s", body)
+			}
+		})
+	}
+}
