@@ -16,7 +16,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents gh servers
+	@deploy/tools/fetch.sh binaries clients agents gh browser servers
 
 .PHONY: build
 build: ## build bin/wayleave
@@ -59,7 +59,7 @@ reliability: tools ## the proof of docs/reliability.md in full size, which takes
 	WAYLEAVE_RELIABILITY=full go test -count=1 -timeout 30m -v ./e2e/reliability
 
 .PHONY: screenshots
-screenshots: tools ## what every page of the console looks like, into screenshots/ (needs Chromium)
+screenshots: tools ## what every page of the console looks like, light, dark, as on a phone and printed, into screenshots/
 	@mkdir -p screenshots
 	WAYLEAVE_SCREENSHOTS=$(CURDIR)/screenshots go test -count=1 -run '^TestConsole$$' ./e2e
 

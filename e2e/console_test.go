@@ -2,16 +2,19 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	cdpnetwork "github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 )
 
@@ -56,14 +59,17 @@ tunnel: [pypi.org]
 deny: [metadata.internal]
 `
 
-// chromium finds a browser, or skips the test.
+// chromium is the pinned browser, or what CHROMIUM names; where none is pinned, another that is installed.
 func chromium(t *testing.T) string {
-	for _, name := range []string{os.Getenv("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
+	for _, name := range []string{os.Getenv("CHROMIUM"), filepath.Join(toolsBin, "chromium"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
 		if path, err := exec.LookPath(name); name != "" && err == nil {
 			return path
 		}
 	}
-	t.Skip("no Chromium is here; install one, or name it in CHROMIUM")
+	if runtime.GOOS == "linux" && runtime.GOARCH == "amd64" {
+		t.Fatal("no Chromium is here; run 'make tools'")
+	}
+	t.Skip("no Chromium is pinned for this system; install one, or name it in CHROMIUM")
 	return ""
 }
 
@@ -163,6 +169,7 @@ func TestConsole(t *testing.T) {
 	text := strings.Replace(consoleConfig, "grants:", keyProvider, 1)
 	g := startIn(t, w, text)
 	b.logIn(g)
+	b.firstView("http://" + address + "/")
 
 	// Connect by clicking, and it is healthy; a worker that was there uses it.
 	b.sees("Nobody has connected it yet.")
@@ -263,13 +270,10 @@ func says(o *output, text string) error {
 	return nil
 }
 
-// shots looks at every page: it takes screenshots, light, dark and as on a phone, for whoever sets WAYLEAVE_SCREENSHOTS to a
-// directory, and has axe-core look for barriers, where AXE names its file.
+// shots looks at every page: axe-core looks for barriers, and there are screenshots, light, dark, as on a phone and as printed,
+// for whoever sets WAYLEAVE_SCREENSHOTS to a directory.
 func (b tab) shots(address, when string) {
 	b.t.Helper()
-	if os.Getenv("WAYLEAVE_SCREENSHOTS") == "" && os.Getenv("AXE") == "" {
-		return
-	}
 	was := valueOf(b, chromedp.Location())
 	for name, path := range map[string]string{"overview": "/", "grant": "/grants/acme", "key": "/grants/weather", "requests": "/requests", "workers": "/workers", "routes": "/routes", "configuration": "/configuration", "access": "/access", "missing": "/nowhere"} {
 		b.do(name, chromedp.Navigate("http://"+address+path), visible("main"))
@@ -281,15 +285,12 @@ func (b tab) shots(address, when string) {
 // barriers are what keeps people from using the page as it is, in both colour schemes, by axe-core's judgement.
 func (b tab) barriers(name string) {
 	b.t.Helper()
-	if os.Getenv("AXE") == "" {
-		return
-	}
-	axe, err := os.ReadFile(os.Getenv("AXE"))
+	axe, err := os.ReadFile(filepath.Join(filepath.Dir(toolsBin), "browser", "node_modules", "axe-core", "axe.min.js"))
 	if err != nil {
-		b.t.Fatal(err)
+		b.t.Fatalf("axe-core: %v; run 'make tools'", err)
 	}
 	for _, scheme := range []string{"light", "dark"} {
-		b.prefer(scheme)
+		b.prefer(scheme, "")
 		b.do("axe", chromedp.Evaluate[chromedp.Void](string(axe)+"; undefined"))
 		const look = `axe.run().then(r => r.passes.length === 0 ? "nothing was looked at" : r.violations.map(v => v.impact + ": " + v.id + ": " + v.help + ": " + v.nodes.map(n => n.html).join(" ")).join("\n"))`
 		if found := valueOf(b, chromedp.Evaluate[string](look, chromedp.EvalAwaitPromise)); found != "" {
@@ -298,16 +299,51 @@ func (b tab) barriers(name string) {
 	}
 }
 
-// prefer makes the browser one of somebody who prefers a colour scheme.
-func (b tab) prefer(scheme string) {
+// prefer makes the browser one of somebody who prefers a colour scheme, on a medium: a screen unless it is said.
+func (b tab) prefer(scheme, media string) {
 	b.t.Helper()
 	b.do("a colour scheme", func(ctx context.Context, at *chromedp.Target) (none chromedp.Void, err error) {
-		_, err = cdp.Call(ctx, at, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+		_, err = cdp.Call(ctx, at, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Media: media, Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
 		return none, err
 	})
 }
 
-// shot is the page as it is, three times.
+// firstView is what a browser loads for a page that it has never seen: little, and all of it named by the page itself, so that
+// it comes in one round of requests.
+func (b tab) firstView(url string) {
+	b.t.Helper()
+	b.do("forget", func(ctx context.Context, at *chromedp.Target) (none chromedp.Void, err error) {
+		_, err = cdp.Call(ctx, at, cdpnetwork.ClearBrowserCache, cdp.Empty{})
+		return none, err
+	}, chromedp.Navigate(url), visible("main"))
+	type resource struct {
+		Name, Initiator string
+		Bytes           int
+		ByPage          bool
+	}
+	const look = `JSON.stringify((() => {
+		const named = new Set([...document.querySelectorAll("[src], link[href]")].map(e => e.src || e.href))
+		return [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")].map(e => (
+			{Name: e.name, Initiator: e.initiatorType, Bytes: e.transferSize, ByPage: e.initiatorType === "navigation" || named.has(e.name)}))
+	})())`
+	var loaded []resource
+	if err := json.Unmarshal([]byte(valueOf(b, chromedp.Evaluate[string](look))), &loaded); err != nil {
+		b.t.Fatal(err)
+	}
+	total := 0
+	for _, r := range loaded {
+		total += r.Bytes
+		if !r.ByPage && !strings.Contains(r.Name, "/events") {
+			b.t.Errorf("%s is only loaded by something else that is (%s)", r.Name, r.Initiator)
+		}
+	}
+	b.t.Logf("the first view of %s takes %d requests and %d bytes", url, len(loaded), total)
+	if total > 100<<10 || total < 5<<10 {
+		b.t.Errorf("the first view takes %d bytes: %+v", total, loaded)
+	}
+}
+
+// shot is the page as it is, in each look.
 func (b tab) shot(name string) {
 	b.t.Helper()
 	b.barriers(name)
@@ -316,11 +352,11 @@ func (b tab) shot(name string) {
 		return
 	}
 	for _, look := range []struct {
-		name, scheme string
-		width        int64
-		mobile       bool
-	}{{"light", "light", 1280, false}, {"dark", "dark", 1280, false}, {"phone", "light", 390, true}} {
-		b.prefer(look.scheme)
+		name, scheme, media string
+		width               int64
+		mobile              bool
+	}{{"light", "light", "", 1280, false}, {"dark", "dark", "", 1280, false}, {"phone", "light", "", 390, true}, {"print", "light", "print", 800, false}} {
+		b.prefer(look.scheme, look.media)
 		if look.mobile {
 			b.do("a phone", chromedp.EmulateViewport(look.width, 844, chromedp.EmulateMobile))
 		} else {
@@ -331,6 +367,7 @@ func (b tab) shot(name string) {
 			b.t.Fatal(err)
 		}
 	}
+	b.prefer("light", "")
 	b.do("as before", chromedp.EmulateReset())
 }
 

