@@ -43,6 +43,10 @@ func TestAnswers(t *testing.T) {
 	if diff := cmp.Diff([]string{"auth.openai.com", "platform.claude.com"}, c.AnsweredHosts()); diff != "" {
 		t.Error(diff)
 	}
+	c.Profiles["default"].Modes["g"] = "external_account"
+	if a := c.Answers("default")[2]; a.Host+a.Path != "sts.googleapis.com/v1/token" {
+		t.Errorf("in mode external_account %s%s is answered", a.Host, a.Path)
+	}
 	if mode, host := c.EnvMode("default", "hub"), c.HostOf("hub"); mode != "git" || host != "api.github.com:8443" {
 		t.Errorf("mode %q, host %q", mode, host)
 	}

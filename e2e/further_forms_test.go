@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,8 +28,10 @@ routes:
   - {hosts: ["*.googleapis.com"], grant: google, connect_to: "$GOOGLE"}
 profiles:
   default: {grants: [hub, packages, index, google], modes: {hub: git}}
+  federated: {grants: [google], modes: {google: external_account}}
 workers:
   w: {profile: default}
+  federated: {profile: federated}
 `
 
 // importValue gives a static grant its value.
@@ -56,6 +59,7 @@ func TestFurtherForms(t *testing.T) {
 	say("api.github.com/user", "application/json", `{"login":"robot"}`)
 	say("npm.demo.test/acme", "application/json", `{"name":"acme","dist-tags":{"latest":"1.2.3"},"versions":{"1.2.3":{"name":"acme","version":"1.2.3","dist":{"tarball":"https://npm.demo.test/acme.tgz","shasum":"x"}}}}`)
 	say("pip.demo.test/simple/acme/", "text/html", `<a href="acme-1.2.3-py3-none-any.whl">acme-1.2.3-py3-none-any.whl</a>`)
+	say("cloudresourcemanager.googleapis.com/v1/projects/1", "application/json", `{"projectId":"p"}`)
 	say("storage.googleapis.com/b", "application/json", `{"kind":"storage#buckets"}`)
 	var accepted sync.Map // host and scheme of requests
 	serve := func(w http.ResponseWriter, r *http.Request) {
@@ -85,6 +89,13 @@ func TestFurtherForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	home := g.newHome(t)
+	run := func(worker string, command ...string) (string, error) {
+		c := g.command("wayleave", append([]string{"run", "--worker", worker, "--"}, command...)...)
+		c.Dir = home
+		c.Env = append(c.Env, "HOME="+home)
+		out, err := c.CombinedOutput()
+		return string(out), err
+	}
 	for _, p := range []struct {
 		command      []string
 		says, scheme string // as it arrives
@@ -96,18 +107,44 @@ func TestFurtherForms(t *testing.T) {
 		{[]string{python, script, "https://storage.googleapis.com/b"}, "storage#buckets", "Bearer", "storage.googleapis.com"},
 		{[]string{"gh", "api", "user", "--jq", ".login"}, "robot", "token", "api.github.com"},
 	} {
-		c := g.command("wayleave", append([]string{"run", "--worker", "w", "--"}, p.command...)...)
-		c.Dir = home
-		c.Env = append(c.Env, "HOME="+home)
-		out, err := c.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), p.says) {
+		out, err := run("w", p.command...)
+		if err != nil || !strings.Contains(out, p.says) {
 			t.Errorf("%s: %v\n%s", p.command, err, out)
 		}
 		if _, ok := accepted.Load(p.host + " " + p.scheme); !ok {
 			t.Errorf("%s: no request of it was accepted with %s", p.command[0], p.scheme)
 		}
 	}
+
+	// Workload identity federation: by the gate's file, by one of the program's own, and by one that goes on to a service account.
+	const subject = "the-subject-token-of-a-program"
+	own := filepath.Join(home, "own.json")
+	federate := func(more string) []string {
+		file := `{"type":"external_account","audience":"//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/p",
+			"subject_token_type":"urn:ietf:params:oauth:token-type:jwt","token_url":"https://sts.googleapis.com/v1/token",` + more + `
+			"credential_source":{"file":"` + own + `","format":{"type":"json","subject_token_field_name":"subject"}},"subject":"` + subject + `"}`
+		if err := os.WriteFile(own, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return []string{"env", "GOOGLE_APPLICATION_CREDENTIALS=" + own, python, script, "https://storage.googleapis.com/b"}
+	}
+	for _, command := range [][]string{{python, script, "https://storage.googleapis.com/b"}, federate("")} {
+		accepted.Delete("storage.googleapis.com Bearer")
+		if out, err := run("federated", command...); err != nil || !strings.Contains(out, "storage#buckets") {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+		if _, ok := accepted.Load("storage.googleapis.com Bearer"); !ok {
+			t.Errorf("%s: no request of it was accepted", command)
+		}
+	}
+	out, err := run("federated", federate(`"service_account_impersonation_url":"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/a@p.iam.gserviceaccount.com:generateAccessToken",`)...)
+	if err == nil || !strings.Contains(out, "wayleave: iamcredentials.googleapis.com:443 gives out tokens") {
+		t.Errorf("a service account's token: %v\n%s", err, out)
+	}
 	for _, up := range upstreams {
+		if up.sawText(subject) {
+			t.Error("a subject token arrived")
+		}
 		if up.sawText(placeholderMarker) {
 			t.Error("a placeholder arrived")
 		}

@@ -152,6 +152,16 @@ func TestRender(t *testing.T) {
 				},
 			},
 		},
+		{
+			name: "Google, workload identity federation", provider: "google", mode: "external_account",
+			want: Rendered{
+				Env: map[string]string{"GOOGLE_APPLICATION_CREDENTIALS": "{files}/external_account.json"},
+				Files: map[string]string{
+					"external_account.json": `{"type":"external_account","audience":"//wayleave","subject_token_type":"urn:ietf:params:oauth:token-type:jwt","token_url":"https://sts.googleapis.com/v1/token",` +
+						`"credential_source":{"file":"{files}/external_account.json","format":{"type":"json","subject_token_field_name":"subject_token"}},"subject_token":"` + ph + `"}` + "\n",
+				},
+			},
+		},
 		{name: "generic", provider: "oauth2", want: Rendered{}},
 		{name: "generic OpenID Connect", provider: "oidc", want: Rendered{}},
 		{name: "generic static", provider: "static", want: Rendered{}},

@@ -28,9 +28,9 @@ type Mode struct {
 
 // Rendered is what one worker's environment gets.
 type Rendered struct {
-	Env   map[string]string // variable to value; {files} in it is for the worker's side to replace
+	Env   map[string]string // variable to value
 	Unset []string          // sorted; never a variable that Env sets
-	Files map[string]string // relative path to content
+	Files map[string]string // relative path to content; {files}, here and in Env, is for the worker's side to replace
 	Note  string            // one line, or empty
 }
 

@@ -55,7 +55,7 @@ type Credential struct {
 	Provider string `json:"provider"`
 	// Placeholder is what the programs send and the gate swaps.
 	Placeholder string `json:"placeholder"`
-	// Env are variables to set. In a value, "{files}" stands for the directory that holds Files.
+	// Env are variables to set. In a value, and in the content of a file, "{files}" stands for the directory that holds Files.
 	Env map[string]string `json:"env,omitempty"`
 	// Unset are variables to remove, because programs would prefer them to the placeholder.
 	Unset []string `json:"unset,omitempty"`

@@ -38,7 +38,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 			if other := owner[name]; other != "" {
 				report = append(report, fmt.Sprintf("%s is wanted for %s and for %s: it is set for %s", name, other, c.Grant, c.Grant))
 			}
-			set[name] = strings.ReplaceAll(c.Env[name], "{files}", f.Credentials[c.Grant])
+			set[name] = inFiles(c.Env[name], f.Credentials[c.Grant])
 			why[name] = "the placeholder for " + c.Grant + " goes there"
 			owner[name] = c.Grant
 		}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"software.sslmate.com/src/go-pkcs12"
 )
@@ -69,7 +70,7 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte) (Files, error) {
 	for _, c := range e.Credentials {
 		own := filepath.Join("credentials", c.Grant)
 		for _, name := range slices.Sorted(maps.Keys(c.Files)) {
-			if err := writeCredentialFile(filepath.Join(dir, own), name, c.Files[name]); err != nil {
+			if err := writeCredentialFile(filepath.Join(dir, own), name, inFiles(c.Files[name], filepath.Join(at, own))); err != nil {
 				return Files{}, err
 			}
 			f.Credentials[c.Grant] = filepath.Join(at, own)
@@ -77,6 +78,9 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte) (Files, error) {
 	}
 	return f, nil
 }
+
+// inFiles fills in where the files of a credential are.
+func inFiles(template, dir string) string { return strings.ReplaceAll(template, "{files}", dir) }
 
 func writeCredentialFile(dir, name, content string) error {
 	name = filepath.FromSlash(name)

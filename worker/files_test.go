@@ -14,7 +14,7 @@ import (
 func TestWriteFiles(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	e := Enrolment{CA: testCA(t), Credentials: []Credential{
-		{Grant: "claude", Files: map[string]string{".credentials.json": `{"token":"` + Marker + `"}`, "deep/er/x": "plain"}},
+		{Grant: "claude", Files: map[string]string{".credentials.json": `{"token":"` + Marker + `"}`, "deep/er/x": "in {files}"}},
 		{Grant: "github"},
 	}}
 	roots := append(testCA(t), testCA(t)...)
@@ -45,7 +45,7 @@ func TestWriteFiles(t *testing.T) {
 	if _, has := f.Credentials["github"]; has {
 		t.Error("a credential without files has a directory")
 	}
-	if got := read(filepath.Join(f.Credentials["claude"], "deep/er/x")); string(got) != "plain" {
+	if got := read(filepath.Join(f.Credentials["claude"], "deep/er/x")); string(got) != "in "+f.Credentials["claude"] {
 		t.Errorf("deep file: %q", got)
 	}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

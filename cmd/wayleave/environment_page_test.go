@@ -125,7 +125,8 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(k.credential.Files)) {
-			fmt.Fprintf(&b, "- `%s/%s` holds `%s`\n", files.Credentials[k.credential.Grant], name, strings.TrimSpace(strings.ReplaceAll(k.credential.Files[name], "\n", " ")))
+			fmt.Fprintf(&b, "- `%s/%s` holds `%s`\n", files.Credentials[k.credential.Grant], name,
+				strings.TrimSpace(strings.NewReplacer("\n", " ", "{files}", files.Credentials[k.credential.Grant]).Replace(k.credential.Files[name])))
 		}
 		var also []string
 		for _, name := range removed(base, env) {
