@@ -24,6 +24,7 @@ func check(c *Config, doc *document) Faults {
 	k.listen()
 	k.console()
 	k.notify()
+	k.record()
 	k.process()
 	k.providers()
 	k.grants()

@@ -37,6 +37,9 @@ type Config struct {
 	// Who is told when something needs an operator.
 	Notify Notify `yaml:"notify"`
 
+	// Requests written down with what was decided of them, to try other rules on.
+	Record Record `yaml:"record"`
+
 	// The Envoy process that carries the traffic.
 	Envoy Envoy `yaml:"envoy"`
 

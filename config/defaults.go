@@ -41,6 +41,9 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 	fill(&c.Envoy.LogLevel, "warning")
 	c.Console.applyDefaults(given)
 	c.Notify.applyDefaults(given)
+	if c.Record.MaxMB == 0 && !given("record.max_mb") {
+		c.Record.MaxMB = 100
+	}
 
 	c.applyProviderDefaults()
 	for i := range c.Routes {

@@ -30,6 +30,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	r := newProxyRequest(in.GetAttributes().GetRequest().GetHttp())
 	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
 	d := arrive(s.policy.Load(), s.sessions, &r, s.now())
+	s.record(&d, &r)
 	id := requestID(nil)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
@@ -77,23 +78,28 @@ func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
 		d.refusal = &refusal{reason: reason, status: http.StatusProxyAuthRequired}
 		return d
 	}
-	if r.method == http.MethodConnect {
-		d.refusal = p.connect(r, session.Profile)
-	} else {
-		d.refusal = p.forwardPlain(r)
-	}
-	if d.refusal != nil {
-		d.refusal.host = d.host
-		return d
-	}
-	d.to, _ = parseAuthority(r.authority, httpPort) // as they did
+	p.admit(&d, r)
 	switch {
+	case d.refusal != nil:
 	case r.method != http.MethodConnect:
 		p.judge(&d, r, now)
 	case p.find(d.to).tunnel: // of other hosts each request is judged
 		p.judgeTunnel(&d, r, now)
 	}
 	return d
+}
+
+// admit finds where a request to the proxy goes, and refuses it if it may not.
+func (p *policy) admit(d *decision, r *request) {
+	if r.method == http.MethodConnect {
+		d.refusal = p.connect(r, d.session.Profile)
+	} else {
+		d.refusal = p.forwardPlain(r)
+	}
+	if d.refusal != nil {
+		d.refusal.host = d.host
+	}
+	d.to, _ = parseAuthority(r.authority, httpPort) // as they did
 }
 
 const notAName = "it is not a DNS name with a port; IP addresses, user names and final dots are refused"

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	rules "wayleave/policy"
 	"wayleave/worker"
 )
 
@@ -30,8 +31,10 @@ type decision struct {
 	host    string
 	to      endpoint // zero: not known
 
-	rule        string   // that decided; "" when none did
-	wouldRefuse *refusal // why it would have been refused, were its profile not tried out only
+	verdict     rules.Action // of the rules; "" when they were not asked
+	rule        string       // that decided; "" when none did
+	credential  string       // that the rules were told of
+	wouldRefuse *refusal     // why it would have been refused, were its profile not tried out only
 }
 
 // swap is a placeholder to be replaced.

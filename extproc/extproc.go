@@ -183,6 +183,8 @@ type Options struct {
 	Now func() time.Time
 	// Decided is told of every decision; it must not block. Nil: nobody is.
 	Decided func(Decided)
+	// Recording is told what was decided of which facts.
+	Recording Recording
 	// Log gets one line per refusal, never a header's value. Nil: none.
 	Log *slog.Logger
 }
@@ -199,13 +201,14 @@ type Server struct {
 	deadline time.Duration
 	now      func() time.Time
 	decided  func(Decided)
+	records  Recording
 	log      *slog.Logger
 	bodies   sync.Once // warns of them
 }
 
 // New returns a Server that decides by cfg.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, decided: o.Decided, log: o.Log}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, decided: o.Decided, records: o.Recording, log: o.Log}
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second
 	}

@@ -73,6 +73,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	d := decide(s.policy.Load(), s.sessions, &r, s.now())
+	s.record(&d, &r)
 	var token grant.Token
 	if d.swap != nil {
 		var refused *refusal

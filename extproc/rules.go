@@ -19,38 +19,36 @@ func (p *policy) judge(d *decision, r *request, now time.Time) {
 	if set == nil || d.refusal != nil || d.answer != nil {
 		return
 	}
-	f := d.facts(r, now)
-	f.Host, f.Port, f.Method = d.to.host, int(d.to.port), r.method
-	target := r.path
-	if d.route != nil {
-		f.Route = d.route.Name
-		target = takeParameter(r.path, d.route.ParameterIn).rest // which holds a credential
-	}
-	if d.swap != nil {
-		f.Credential = d.swap.grant
-	}
+	f, target := d.forwarded(r, now)
+	d.credential = f.Credential
 	path, query, _ := strings.Cut(target, "?")
-	paths, queries := []string{path}, []map[string][]string{nil}
-	if set.LooksAt("path") {
-		var few bool
-		if paths, few = readings(path); !few || len(paths) > maxJudged {
-			p.apply(d, rules.Verdict{Action: rules.Deny, Words: "the path can be read in too many ways; send it in its plain form"})
-			return
-		}
-	}
+	queries := []map[string][]string{nil}
 	if set.LooksAt("query") {
 		queries = queryReadings(query)
 	}
 	if set.LooksAt("headers") {
 		f.Headers = p.uncredentialed(r.headers)
 	}
+	p.apply(d, verdictOn(set, f, path, queries))
+}
+
+// verdictOn is what the rules say of a request with this path and these readings of its query. It makes the readings part of f.
+func verdictOn(set *rules.Set, f *rules.Facts, path string, queries []map[string][]string) rules.Verdict {
+	paths := []string{path}
+	if set.LooksAt("path") {
+		var few bool
+		if paths, few = readings(path); !few || len(paths) > maxJudged {
+			return rules.Verdict{Action: rules.Deny, Words: "the path can be read in too many ways; send it in its plain form"}
+		}
+	}
+	f.Others = nil
 	for _, path := range paths {
 		for _, query := range queries {
 			f.Others = append(f.Others, rules.Reading{Path: path, Query: query})
 		}
 	}
 	f.Reading, f.Others = f.Others[0], f.Others[1:]
-	p.apply(d, set.Decide(f))
+	return set.Decide(f)
 }
 
 // maxJudged is how many readings of a path rules are asked about.
@@ -62,19 +60,41 @@ func (p *policy) judgeTunnel(d *decision, r *request, now time.Time) {
 	if set == nil || d.refusal != nil {
 		return
 	}
-	f := d.facts(r, now)
-	f.Host, f.Port, f.Method, f.Opaque = d.to.host, int(d.to.port), http.MethodConnect, true
-	p.apply(d, set.Decide(f))
+	p.apply(d, set.Decide(d.tunnelled(r, now)))
 }
 
 // facts are those that every request has.
 func (d *decision) facts(r *request, now time.Time) *rules.Facts {
-	return &rules.Facts{Worker: d.session.Worker, Profile: d.session.Profile, Session: d.session.ID, Subject: d.session.Subject, Source: r.source, Now: now}
+	return &rules.Facts{
+		Worker: d.session.Worker, Profile: d.session.Profile, Session: d.session.ID, Subject: d.session.Subject, Source: r.source, Now: now,
+		Host: d.to.host, Port: int(d.to.port), Method: r.method,
+	}
+}
+
+// tunnelled are the facts of a tunnel.
+func (d *decision) tunnelled(r *request, now time.Time) *rules.Facts {
+	f := d.facts(r, now)
+	f.Method, f.Opaque = http.MethodConnect, true
+	return f
+}
+
+// forwarded are the facts of a request that would be forwarded, but for its path and query, which are beside them, and its
+// headers.
+func (d *decision) forwarded(r *request, now time.Time) (f *rules.Facts, target string) {
+	f, target = d.facts(r, now), r.path
+	if d.route != nil {
+		f.Route = d.route.Name
+		target = takeParameter(r.path, d.route.ParameterIn).rest // which holds a credential
+	}
+	if f.Credential = d.credential; d.swap != nil {
+		f.Credential = d.swap.grant
+	}
+	return f, target
 }
 
 // apply makes a verdict part of the decision; a profile that is tried out only takes note of it.
 func (p *policy) apply(d *decision, v rules.Verdict) {
-	d.rule = v.Rule
+	d.rule, d.verdict = v.Rule, v.Action
 	if v.Action == rules.Allow {
 		return
 	}

@@ -59,6 +59,7 @@ var environment = sync.OnceValue(func() *cel.Env {
 type programs struct {
 	whole, partial cel.Program
 	looksAt        []string // facts
+	takes          []string // facts as a whole, and not by their keys
 }
 
 func compile(when string) (programs, []Fault) {
@@ -90,28 +91,31 @@ func compile(when string) (programs, []Fault) {
 	if p.partial, err = env.Program(tree, append(options, cel.EvalOptions(cel.OptPartialEval))...); err != nil {
 		return whole("%s", problem(err.Error()))
 	}
-	p.looksAt = mentioned(tree)
+	p.looksAt, p.takes = mentioned(tree)
 	return p, nil
 }
 
 // problem is what CEL says as one line.
 func problem(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// mentioned returns the facts that a condition names.
-func mentioned(tree *cel.Ast) []string {
-	names := map[string]bool{}
+// mentioned returns the facts that a condition names, and those of them that it takes as a whole.
+func mentioned(tree *cel.Ast) (facts, whole []string) {
+	names, entire, keyed := map[string]bool{}, map[string]bool{}, byKey(tree)
 	celast.PostOrderVisit(tree.NativeRep().Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 		if e.Kind() == celast.IdentKind {
 			names[e.AsIdent()] = true
+			entire[e.AsIdent()] = entire[e.AsIdent()] || !keyed[e.ID()]
 		}
 	}))
-	var facts []string
 	for _, v := range variables {
 		if names[v.name] {
 			facts = append(facts, v.name)
 		}
+		if entire[v.name] {
+			whole = append(whole, v.name)
+		}
 	}
-	return facts
+	return facts, whole
 }
 
 // sizes tells CEL how large facts can be.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -29,11 +30,14 @@ type Facts struct {
 	Headers map[string]string `json:"headers,omitempty"`
 	// Source is the IP address that the worker has for the gate; empty when it is not known.
 	Source string    `json:"source,omitempty"`
-	Now    time.Time `json:"now"`
+	Now    time.Time `json:"now,omitzero"`
 
 	// Opaque says that the connection is a tunnel: method, path, query and headers are unknown, and nothing is known to be true
 	// or false that depends on them.
 	Opaque bool `json:"opaque,omitempty"`
+	// Known are the facts of which not everything is known, by their names in CEL, and of those that are maps the keys that are. It is
+	// for requests of the past, and those that somebody only asks about; nil for one that is decided about.
+	Known map[string][]string `json:"known,omitempty"`
 	// Others are the other ways in which servers may read path and query.
 	Others []Reading `json:"others,omitempty"`
 }
@@ -95,12 +99,17 @@ var hidden = func() (patterns []*cel.AttributePatternType) {
 type activation struct {
 	facts   *Facts
 	reading Reading
+	whole   []string // facts that the condition takes as a whole
 }
 
 func (a *activation) ResolveName(name string) (any, bool) {
 	for i := range variables {
 		if v := &variables[i]; v.name == name {
-			return v.value(a), true
+			value := v.value(a)
+			if keys, partly := a.facts.Known[name]; partly {
+				return knownPart(name, value, keys, slices.Contains(a.whole, name)), true
+			}
+			return value, true
 		}
 	}
 	return nil, false

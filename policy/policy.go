@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -25,6 +26,9 @@ const (
 	Allow Action = "allow" // it goes on
 	Deny  Action = "deny"  // it is refused
 	Hold  Action = "hold"  // it waits until an operator allows or denies it
+
+	// CannotTell is a verdict, and never a rule's: it depends on what is not known of a request, see Facts.Known.
+	CannotTell Action = "cannot_tell"
 )
 
 // Rule is one condition, and what happens to the requests for which it holds.
@@ -61,6 +65,7 @@ type compiled struct {
 	Rule
 	whole   cel.Program // nil: always true
 	partial cel.Program // for facts of which some are unknown
+	takes   []string    // facts as a whole
 }
 
 // Compile makes rules ready to decide; fallback is Allow or Deny, for requests for which no rule holds. The error names the
@@ -74,7 +79,7 @@ func Compile(rules []Rule, fallback Action) (*Set, error) {
 			if len(faults) > 0 {
 				return nil, fmt.Errorf("rule %s: %w", r.Name, faults[0])
 			}
-			c.whole, c.partial = p.whole, p.partial
+			c.whole, c.partial, c.takes = p.whole, p.partial, p.takes
 			for _, name := range p.looksAt {
 				s.looksAt[name] = true
 			}
@@ -93,9 +98,14 @@ func (s *Set) Decide(f *Facts) Verdict {
 	if s == nil {
 		return Verdict{Action: Allow}
 	}
-	first, at := s.decide(f, f.Reading)
+	first, at := s.decide(f, f.Reading, nil)
 	for _, other := range f.Others {
-		if _, i := s.decide(f, other); i != at {
+		switch v, i := s.decide(f, other, nil); {
+		case first.Action == CannotTell:
+			return first
+		case v.Action == CannotTell:
+			return v
+		case i != at:
 			return Verdict{Action: Deny, Words: "its path or query can be read in more than one way, and the rules differ for them; send it in its plain form"}
 		}
 	}
@@ -103,11 +113,18 @@ func (s *Set) Decide(f *Facts) Verdict {
 }
 
 // decide returns the verdict for one reading, and the index of the rule that gave it; the number of rules when none did.
-func (s *Set) decide(f *Facts, r Reading) (Verdict, int) {
+// Steps, if not nil, gets what was found of each rule.
+func (s *Set) decide(f *Facts, r Reading, steps *[]Step) (Verdict, int) {
 	a := &activation{facts: f, reading: r}
 	for i, rule := range s.rules {
-		holds, err := rule.holds(a)
+		holds, missing, err := rule.holds(a)
+		if steps != nil {
+			*steps = append(*steps, Step{rule.Name, holds.String(), err})
+		}
 		switch {
+		case missing != nil:
+			return Verdict{Action: CannotTell, Rule: rule.Name,
+				Words: fmt.Sprintf("rule %s depends on %s, which is not known of it", rule.Name, strings.Join(missing, " and "))}, i
 		case err != nil:
 			return Verdict{Action: Deny, Rule: rule.Name, Err: err,
 				Words: fmt.Sprintf("rule %s cannot be decided for it; an operator finds the reason in the gate's log", rule.Name)}, i
@@ -133,28 +150,37 @@ const (
 	no answer = iota
 	yes
 	unknown // it depends on a fact that is not known
+	failed
 )
 
-func (c *compiled) holds(a *activation) (answer, error) {
+func (a answer) String() string {
+	return [...]string{"does not hold", "holds", "depends on what is not known", "fails"}[a]
+}
+
+// holds reports whether the condition holds. Missing are the facts, other than those hidden in a tunnel, without which that
+// cannot be told.
+func (c *compiled) holds(a *activation) (holds answer, missing []string, err error) {
 	if c.whole == nil {
-		return yes, nil
+		return yes, nil, nil
 	}
+	a.whole = c.takes
 	program, input := c.whole, any(a)
 	if a.facts.Opaque {
 		partial, err := cel.PartialVars(a, hidden...)
 		if err != nil {
-			return no, err
+			return failed, nil, err
 		}
 		program, input = c.partial, partial
 	}
 	out, _, err := program.Eval(input)
+	if u, ok := out.(*types.Unknown); ok && err == nil {
+		return unknown, missingFrom(u, a.facts), nil
+	}
 	switch {
 	case err != nil:
-		return no, errors.New(quoted.ReplaceAllString(err.Error(), "…"))
-	case types.IsUnknown(out):
-		return unknown, nil
+		return failed, nil, errors.New(quoted.ReplaceAllString(err.Error(), "…"))
 	case out == types.True:
-		return yes, nil
+		return yes, nil, nil
 	}
-	return no, nil
+	return no, nil, nil
 }

@@ -190,7 +190,11 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	// What they get: the decision on each tunnel and each request.
 	decisions := console.NewDecisions(rememberedDecisions)
-	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Decided: watched(decisions), Log: g.log})
+	recorder, err := g.openRecord()
+	if err != nil {
+		return err
+	}
+	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Decided: watched(decisions), Recording: g.recording(recorder), Log: g.log})
 
 	// Where operators look, which workers cannot reach.
 	pages, err := g.openConsole(ctx, store, grants, fleet, decisions)
@@ -223,6 +227,9 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { defer close(kept); return grants.Run(keep) })
 	group.Go(func() error { sessions.Run(work); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
+	if recorder != nil {
+		group.Go(func() error { recorder.Run(work); return nil })
+	}
 	group.Go(func() error { return pages.serve(work) })
 	group.Go(func() error { telling.Run(work); return nil })
 	group.Go(doors.serveRPC)

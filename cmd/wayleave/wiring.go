@@ -285,7 +285,7 @@ func deniedTunnels(cfg *config.Config) []string {
 
 // credentialHeaders are those that never leave with a placeholder in them: what the routes use, and what APIs commonly use.
 func credentialHeaders(cfg *config.Config) []string {
-	all := append(cfg.CredentialHeaders(), "authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "api-key", "private-token", "cookie")
+	all := append(cfg.CredentialHeaders(), config.UsualCredentialHeaders...)
 	slices.Sort(all)
 	return slices.Compact(all)
 }
