@@ -4,6 +4,8 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export CGO_ENABLED ?= 1
 export CLAUDE_CODE_VERSION
+# Not a second of waiting at the end of every program with the race detector in it.
+export GORACE ?= atexit_sleep_ms=0
 # The toolchain of go.mod, whatever is installed: it has the security fixes that govulncheck asks for.
 export GOTOOLCHAIN := $(shell awk '/^toolchain/ { print $$2 }' go.mod)
 

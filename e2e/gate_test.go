@@ -110,7 +110,7 @@ func newWorld(dir string) (*world, error) {
 		"WAYLEAVE_CONFIG=" + filepath.Join(dir, "wayleave.yaml"), "WAYLEAVE_STATE=" + filepath.Join(dir, "state"),
 		"BROWSER=" + filepath.Join(binDir, "demo") + " approve",
 		"PROXY=" + proxy, "PROXY_TLS=" + overTLS, "PROXY_TLS_PORT=" + port(overTLS), "PROVIDER=" + d.ProviderURL, "API=" + d.APIAddr, "CLIENT_ID=" + d.Provider.ClientID(),
-		"PYTHON=" + python, "NODE_CLIENTS=" + filepath.Join(filepath.Dir(toolsBin), "node-clients", "node_modules"), "VAULT_PORT=" + port(vault), "GORACE=halt_on_error=1 exitcode=66",
+		"PYTHON=" + python, "NODE_CLIENTS=" + filepath.Join(filepath.Dir(toolsBin), "node-clients", "node_modules"), "VAULT_PORT=" + port(vault), "GORACE=halt_on_error=1 exitcode=66 atexit_sleep_ms=0", // else each command waits for a second when it has done its work
 	}
 	if err := os.WriteFile(filepath.Join(dir, "api-ca.pem"), d.CA.PEM(), 0o600); err != nil {
 		return nil, err

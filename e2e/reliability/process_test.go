@@ -42,7 +42,7 @@ func (w *world) start(s settings) *replica {
 		s.Spool = w.spool()
 	}
 	r := &replica{t: w.T, cmd: exec.Command(os.Args[0]), said: w.transcript(), ended: make(chan struct{}), news: make(chan struct{})}
-	r.cmd.Env = append(os.Environ(), replicaEnv+"=1", "GORACE=halt_on_error=0 exitcode=66")
+	r.cmd.Env = append(os.Environ(), replicaEnv+"=1", "GORACE=halt_on_error=0 exitcode=66 atexit_sleep_ms=0")
 	r.cmd.Stderr = r.said
 	stdin, err := r.cmd.StdinPipe()
 	if err != nil {
