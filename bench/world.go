@@ -15,6 +15,7 @@ import (
 
 	"wayleave/envoy"
 	"wayleave/extproc"
+	"wayleave/freeport"
 	"wayleave/supervise"
 	"wayleave/worker"
 	"wayleave/xds"
@@ -50,7 +51,7 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 			w.stop()
 		}
 	}()
-	if w.proxy, err = freeAddress(ctx); err != nil {
+	if w.proxy, err = freeport.Address(); err != nil {
 		return nil, err
 	}
 	spec := gateSpec{
@@ -144,15 +145,4 @@ func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop fu
 	case err := <-done:
 		return nil, errors.Join(err, context.Cause(ctx))
 	}
-}
-
-// freeAddress is one of this machine that nobody listens at.
-func freeAddress(ctx context.Context) (string, error) {
-	var c net.ListenConfig
-	l, err := c.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"wayleave/freeport"
 )
 
 // The same clients where the network leads them to the gate: they know of no proxy, and take the hosts to be elsewhere.
@@ -16,7 +18,7 @@ func TestClientsRedirected(t *testing.T) {
 	n := newNetworkOf(t, 1)
 	made := makeWorld(t)
 	up := newSite(t, made.CA, "front.demo.test", made.accepts)
-	free, err := freeAddress()
+	free, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	cdpnetwork "github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
+
+	"wayleave/freeport"
 )
 
 const consoleConfig = `
@@ -160,7 +162,7 @@ func (b tab) logIn(g *gate) {
 func TestConsole(t *testing.T) {
 	b := newTab(t)
 	w := makeWorld(t)
-	address, err := freeAddress()
+	address, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +378,7 @@ func TestConsoleLogIn(t *testing.T) {
 	s := oidcProvider(t)
 	for role, sees := range map[string]string{"operator": `href="/configuration"`, "admin": `href="/access"`, "viewer": `href="/routes"`} {
 		w := makeWorld(t)
-		address, err := freeAddress()
+		address, err := freeport.Address()
 		if err != nil {
 			t.Fatal(err)
 		}

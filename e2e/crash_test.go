@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"wayleave/freeport"
 )
 
 // launch starts `wayleave up` on a state directory of its own and does not wait.
@@ -359,7 +361,7 @@ func TestCopiedState(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	proxy, err := freeAddress()
+	proxy, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"wayleave/demo"
+	"wayleave/freeport"
 )
 
 // upstream is a TLS server of the test's own, for what the demo API does not do.
@@ -212,7 +213,7 @@ func TestUpstreamIsVerified(t *testing.T) {
 	}
 	ok := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
 	right, wrongName, wrongCA := newUpstream(t, w.CA, "right.demo.test", ok), newUpstream(t, w.CA, "else.demo.test", ok), newUpstream(t, other, "ca.demo.test", ok)
-	closed, err := freeAddress()
+	closed, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

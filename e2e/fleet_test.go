@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"wayleave/freeport"
 )
 
 // fleet is the production form: an OpenBao that is given, and replicas of the gate that share it, each with an Envoy.
@@ -133,7 +135,7 @@ func (f *fleet) must(t *testing.T, name string, args ...string) string {
 func (f *fleet) replica(t *testing.T) *replica {
 	t.Helper()
 	name := fmt.Sprint("replica", len(f.replicas))
-	proxy, err := freeAddress()
+	proxy, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

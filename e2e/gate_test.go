@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"wayleave/demo"
+	"wayleave/freeport"
 )
 
 // patience is how long anything may take before a test gives up on it. It decides no outcome of a healthy run.
@@ -91,15 +91,15 @@ func newWorld(dir string) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := freeAddress()
+	proxy, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}
-	vault, err := freeAddress() // for stories with a Vault of their own
+	vault, err := freeport.Address() // for stories with a Vault of their own
 	if err != nil {
 		return nil, err
 	}
-	overTLS, err := freeAddress() // for those with a proxy over TLS
+	overTLS, err := freeport.Address() // for those with a proxy over TLS
 	if err != nil {
 		return nil, err
 	}
@@ -321,14 +321,6 @@ func shortDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
 }
 
 func port(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"wayleave/freeport"
 )
 
 const sixteen = 16
@@ -60,7 +62,7 @@ func TestTransparent(t *testing.T) {
 	dns := newResolver(t)
 	dns.set("tunnel.demo.test", "127.0.0.1")
 	up := newUpstream(t, w.CA, "tunnel.demo.test", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
-	free, err := freeAddress()
+	free, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

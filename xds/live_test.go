@@ -36,6 +36,7 @@ import (
 
 	"wayleave/envoy"
 	"wayleave/envoy/envoytest"
+	"wayleave/freeport"
 )
 
 // The live tests run the built resources in a real Envoy, between a worker's client and a TLS upstream, with the
@@ -484,14 +485,11 @@ func (a *authority) certificate(t testing.TB, names ...string) tls.Certificate {
 // freeAddress returns a loopback address nobody listens on.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return l.Addr().String()
+	return address
 }
 
 // serveAPI runs the worker API double on the API socket.

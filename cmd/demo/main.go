@@ -13,7 +13,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -25,6 +24,7 @@ import (
 	"time"
 
 	"wayleave/demo"
+	"wayleave/freeport"
 )
 
 const (
@@ -137,7 +137,7 @@ func (s *story) startWorld() error {
 	}
 	s.world = world
 	if p.Proxy == "" {
-		if p.Proxy, err = freeAddress(); err != nil {
+		if p.Proxy, err = freeport.Address(); err != nil {
 			return err
 		}
 	}
@@ -373,14 +373,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-func freeAddress() (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
 }
 
 func indent(text string) string {

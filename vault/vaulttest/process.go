@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/freeport"
 	"wayleave/secret"
 	"wayleave/vault"
 )
@@ -25,7 +26,7 @@ import (
 func StartDev(t testing.TB, binary string) *Server {
 	t.Helper()
 	certs := t.TempDir()
-	address := "127.0.0.1:" + freePort(t)
+	address := freeAddress(t)
 	const token = "administrator"
 	run(t, binary, "server", "-dev", "-dev-no-store-token", "-dev-root-token-id="+token, "-dev-tls", "-dev-tls-cert-dir="+certs, "-dev-listen-address="+address)
 	// OpenBao's and Vault's files have different names.
@@ -84,8 +85,8 @@ func StartRaft(t testing.TB) *Raft {
 	var addresses [2]string
 	var processes [2]*exec.Cmd
 	for i := range addresses {
-		addresses[i] = "http://127.0.0.1:" + freePort(t)
-		cluster := "127.0.0.1:" + freePort(t)
+		addresses[i] = "http://" + freeAddress(t)
+		cluster := freeAddress(t)
 		data := filepath.Join(dir, fmt.Sprintf("data%d", i))
 		if err := os.Mkdir(data, 0o700); err != nil {
 			t.Fatal(err)
@@ -180,19 +181,14 @@ func run(t testing.TB, binary string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// freePort is a port nobody listens on, as the system hands them out.
-func freePort(t testing.TB) string {
+// freeAddress is an address nobody listens at.
+func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	return address
 }
 
 // waitFor repeats f until it succeeds, for at most a minute.
