@@ -4,7 +4,7 @@
 //
 //	root (Signer) ── signs, at start and at 2/3 of its life ──▶ intermediate (here, in memory) ── signs ──▶ leaf per host
 //
-// Which roots are trusted and which one signs is asked again every minute, so that a root is replaced without a restart:
+// Which roots are trusted and which one signs is asked again every 15 seconds, so that a root is replaced without a restart:
 // the new one is handed out first, signs when everybody has it, and the old one goes.
 //
 // The intermediate is constrained to the configured domains (RFC 5280 §4.2.1.10) and cannot sign further CAs, so that
@@ -12,7 +12,6 @@
 package ca
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -124,12 +123,12 @@ func (a *Authority) RootPEM() []byte { return a.roots.Load().pem }
 // lookEvery is how often the Signer is asked for its roots, at least. LookTime is how long it may take until each
 // Authority that reaches its Signer has seen a change of them and replaced its intermediate.
 const (
-	lookEvery = time.Minute
+	lookEvery = 15 * time.Second
 	LookTime  = 2 * lookEvery
 )
 
-// Run looks at the roots every minute and replaces the intermediate in time, and at once when another root signs, until ctx
-// ends, and returns nil then. When the Signer fails it tries again a minute later; the roots and the intermediate
+// Run looks at the roots every 15 seconds and replaces the intermediate in time, and at once when another root signs, until ctx
+// ends, and returns nil then. When the Signer fails it tries again 15 seconds later; the roots and the intermediate
 // there are serve on.
 func (a *Authority) Run(ctx context.Context) error {
 	var complained, warned time.Time // when it was last said that the Signer fails, and that the root ends
@@ -192,9 +191,11 @@ func (a *Authority) lookAtRoots(ctx context.Context) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("fetching the root CA: %w", err)
 	}
-	next := &roots{certs, PEM(certs)}
-	before := a.roots.Swap(next)
-	return before == nil || !bytes.Equal(before.pem, next.pem), nil
+	if before := a.roots.Load(); before != nil && slices.EqualFunc(before.certs, certs, (*x509.Certificate).Equal) {
+		return false, nil
+	}
+	a.roots.Store(&roots{certs, PEM(certs)})
+	return true, nil
 }
 
 // rotate makes a key, has it certified, and puts it in the place of the current one.

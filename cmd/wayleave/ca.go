@@ -127,7 +127,7 @@ func newCAPrepare() *cobra.Command {
 	c := caCommand(true, func(ctx context.Context, d caDesk, _ []string) error { return d.prepare(ctx) })
 	c.Use = "prepare"
 	c.Short = "Make a second root, which workers trust and which signs nothing yet"
-	c.Long = `Prepare makes another root beside the one that signs. Each gate sees it within two minutes and gives both to the workers
+	c.Long = `Prepare makes another root beside the one that signs. Each gate sees it within half a minute and gives both to the workers
 that begin from then on. It is refused when there are two already.`
 	c.Example = `  wayleave ca prepare -c wayleave.yaml`
 	c.Args = exactArgs()
@@ -143,7 +143,7 @@ func newCAActivate() *cobra.Command {
 	c.Use = "activate [FINGERPRINT]"
 	c.Short = "Make the other root sign"
 	c.Long = `Activate makes the root that does not sign the one that does; where there are several, the one whose SHA-256 fingerprint
-begins so. Each gate replaces its intermediate and the certificates of all hosts within two minutes; open connections go on.
+begins so. Each gate replaces its intermediate and the certificates of all hosts within half a minute; open connections go on.
 To go back, activate the first root again.
 
 It is refused as long as a session lives that began before gates gave workers that root: those workers would trust no host
@@ -167,7 +167,7 @@ func newCARetire() *cobra.Command {
 	c.Long = `Retire removes the root that does not sign, with its key, for good; where there are several, the one whose SHA-256
 fingerprint begins so. Workers that begin from then on trust the other one alone.
 
-It is refused as long as gates may serve certificates of that root. What intermediates Vault has signed tells: two minutes
+It is refused as long as gates may serve certificates of that root. What intermediates Vault has signed tells: half a minute
 after the first one of the root that signs, every gate that reaches Vault has one. With --now it is done nevertheless, and
 workers that begin at a gate that still has an old one fail until it has another.`
 	c.Example = `  wayleave ca retire -c wayleave.yaml
@@ -321,7 +321,7 @@ func (d caDesk) prepare(ctx context.Context) error {
 	}
 	return d.done(ctx,
 		fmt.Sprintf("made the root %q, SHA-256 %s; it signs nothing yet", made.Subject.CommonName, ca.Fingerprint(made)),
-		"each gate gives it to new workers, beside the root that signs, within two minutes",
+		"each gate gives it to new workers, beside the root that signs, within half a minute",
 		"machines that were given the CA by hand (WAYLEAVE_GATE_CA) need both before the new one signs: wayleave ca print > ca.pem",
 	)
 }
@@ -355,7 +355,7 @@ func (d caDesk) activate(ctx context.Context, fingerprint string, atOnce bool) e
 	}
 	return d.done(ctx,
 		fmt.Sprintf("%q signs from now on", root.Subject.CommonName),
-		"each gate replaces its intermediate within two minutes; open connections go on",
+		"each gate replaces its intermediate within half a minute; open connections go on",
 	)
 }
 

@@ -133,12 +133,12 @@ func TestReplaceRoot(t *testing.T) {
 
 		// Two workers began before, one of them a moment after the root was made, and one began later.
 		early := c.works("early")
-		time.Sleep(time.Minute)
+		time.Sleep(ca.LookTime / 2)
 		c.works("also")
 		time.Sleep(ca.LookTime)
 		c.works("late")
-		c.does(show, "wait before", "workers: 2 (also, early)", when(made.Add(time.Minute+8*time.Hour)), "wayleave ca activate")
-		c.refuses(activate(false), when(made.Add(time.Minute+48*time.Hour))+" at most")
+		c.does(show, "wait before", "workers: 2 (also, early)", when(made.Add(ca.LookTime/2+8*time.Hour)), "wayleave ca activate")
+		c.refuses(activate(false), when(made.Add(ca.LookTime/2+48*time.Hour))+" at most")
 		time.Sleep(7 * time.Hour)
 		c.written(nil, func(l *worker.Ledger) { l.Renew(early, time.Now().Add(8*time.Hour)) })
 		time.Sleep(time.Hour)
@@ -148,13 +148,13 @@ func TestReplaceRoot(t *testing.T) {
 		c.does(activate(false), "signs from now on", "wayleave ca retire")
 
 		c.refuses(retire(false), "no gate has an intermediate")
-		time.Sleep(time.Minute)
+		time.Sleep(ca.LookTime / 2)
 		c.refuses(retire(false), "gates may serve")
 		c.does(activate(false), one, "signs from now on") // back, without waiting
 		time.Sleep(ca.LookTime)
 		c.does(activate(false, ca.Fingerprint(second)[:12]), two)
 		c.refuses(retire(false), "no gate has an intermediate") // since: what it had the first time does not count
-		time.Sleep(ca.LookTime + time.Minute)
+		time.Sleep(ca.LookTime + ca.LookTime/2)
 		c.does(retire(false), "removed the root", "can forget it")
 		if left := c.roots(); len(left) != 1 || !left[0].Equal(second) {
 			t.Errorf("%d roots are left", len(left))
