@@ -59,8 +59,15 @@ func (e *Explainer) Replay(j rules.Judged) Explanation {
 	return e.explain(f, f.Credential != "" || unknown, !f.Opaque && e.policy.find(endpoint{f.Host, uint16(f.Port)}).plain) //nolint:gosec // a port
 }
 
-// Explain explains a request with the placeholder of its route; cleartext says that it is for an http URL.
-func (e *Explainer) Explain(f rules.Facts, cleartext bool) Explanation {
+// Explain explains a request with the placeholder of its route; target is its path and query, and cleartext says that it is for an
+// http URL.
+func (e *Explainer) Explain(f rules.Facts, target string, cleartext bool) Explanation {
+	path, query, _ := strings.Cut(target, "?")
+	f.Others = nil
+	for _, reading := range queryReadings(query) {
+		f.Others = append(f.Others, rules.Reading{Path: path, Query: reading})
+	}
+	f.Reading, f.Others = f.Others[0], f.Others[1:]
 	return e.explain(f, true, cleartext)
 }
 
@@ -101,6 +108,9 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 		}
 	}
 	if route != nil {
+		for _, r := range append([]rules.Reading{f.Reading}, f.Others...) {
+			delete(r.Query, route.ParameterIn) // which no rule sees
+		}
 		if credential {
 			inside.headers = []header{{route.HeaderIn, standInFor(route)}}
 		} else if route.choosy() {
@@ -132,9 +142,12 @@ func (e *Explainer) judged(d *decision, f *rules.Facts, as string) Explanation {
 	if set == nil {
 		return Explanation{Verdict: rules.Allow, As: as, Route: f.Route, Credential: f.Credential}
 	}
-	queries := []map[string][]string{f.Query}
-	for _, other := range f.Others {
-		queries = append(queries, other.Query)
+	queries := []map[string][]string{nil}
+	if set.LooksAt("query") {
+		queries[0] = f.Query
+		for _, other := range f.Others {
+			queries = append(queries, other.Query)
+		}
 	}
 	v := verdictOn(set, f, f.Path, queries)
 	d.rule, d.verdict = v.Rule, v.Action

@@ -212,11 +212,11 @@ func TestReplayOfOtherConfigurations(t *testing.T) {
 
 func TestExplain(t *testing.T) {
 	f := rules.Facts{
-		Worker: "ci", Host: "api.anthropic.com", Port: 443, Method: "GET", Now: now, Reading: rules.Reading{Path: "/v1/x/../admin"},
+		Worker: "ci", Host: "api.anthropic.com", Port: 443, Method: "GET", Now: now,
 		Known: map[string][]string{"headers": {}, "session": {}},
 	}
 	e := NewExplainer(ruled(false, "", allowing(`method == "PUT"`), denying(`path.startsWith("/v1/admin")`)))
-	x := e.Explain(f, false)
+	x := e.Explain(f, "/v1/x/../admin?a=1", false)
 	if x.Verdict != rules.Deny || x.As != "route" || x.Route != "anthropic" || x.Credential != "claude" || x.Reason != policyDenied || !strings.Contains(x.Words, "more than one way") {
 		t.Errorf("%+v", x)
 	}
@@ -228,14 +228,14 @@ func TestExplain(t *testing.T) {
 		t.Error(diff)
 	}
 	f.Host, f.Port = "plain.example.org", 80
-	if x := e.Explain(f, true); x.Verdict != rules.Deny || x.As != "plain" || x.Credential != "" {
+	if x := e.Explain(f, "/v1/x/../admin", true); x.Verdict != rules.Deny || x.As != "plain" || x.Credential != "" {
 		t.Errorf("plain: %+v", x)
 	}
-	if x := e.Explain(f, false); x.Reason != hostNotAllowed || !strings.Contains(x.Words, "by an http URL") {
+	if x := e.Explain(f, "/v1/x/../admin?a=1", false); x.Reason != hostNotAllowed || !strings.Contains(x.Words, "by an http URL") {
 		t.Errorf("plain, over TLS: %+v", x)
 	}
 	f.Host, f.Port = "api.anthropic.com", 443
-	if x := e.Explain(f, true); x.Reason != hostNotAllowed || !strings.Contains(x.Words, "use https") {
+	if x := e.Explain(f, "/v1/x/../admin", true); x.Reason != hostNotAllowed || !strings.Contains(x.Words, "use https") {
 		t.Errorf("in the clear: %+v", x)
 	}
 }
