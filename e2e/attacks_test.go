@@ -40,6 +40,7 @@ func (a answer) explained() bool {
 
 // Whatever is refused is refused in words, and with a reason that is true; what can be done with it is done.
 func TestAttacksAreAnsweredInWords(t *testing.T) {
+	t.Parallel()
 	g := start(t, severalHosts, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	me, bearer := w.proxyAuthorization(), "Authorization: Bearer "+w.placeholder+"\r\n"
@@ -162,6 +163,7 @@ func (e *eager) Read(p []byte) (int, error) {
 
 // What HTTP/2 can say that HTTP/1.1 cannot.
 func TestAttacksOverHTTP2(t *testing.T) {
+	t.Parallel()
 	trailers := make(chan http.Header, 1)
 	made := makeWorld(t)
 	origin := newUpstream(t, made.CA, "trailers.demo.test", func(_ http.ResponseWriter, r *http.Request) {
@@ -268,6 +270,7 @@ func (g *gate) h2(t *testing.T, w worker, connect, serverName string, fields [][
 // A destination that is refused is refused for the true reason, whichever way its name leads there, and no connection
 // is made to it.
 func TestAttacksThroughNames(t *testing.T) {
+	t.Parallel()
 	w := makeWorld(t)
 	dns := newResolver(t)
 	ok := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
@@ -367,6 +370,7 @@ func TestAttacksThroughNames(t *testing.T) {
 // The gate's process stands still: what is asked meanwhile waits or is refused in words, nothing leaves with a
 // placeholder, and when it goes on everything is as before.
 func TestAttackOnAHungGate(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	client := w.client(t, false)
@@ -418,6 +422,7 @@ func TestAttackOnAHungGate(t *testing.T) {
 
 // A worker that goes away, or says nothing, takes nobody with it.
 func TestAttackOfSilence(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	for range 200 {

@@ -204,6 +204,7 @@ var lineNumbers = regexp.MustCompile(`line \d+|:\d+\b`) // of stack traces
 // Real clients, given nothing but the environment of `wayleave run`, get to where they want with the real token, and
 // docs/clients.md says how each of them does.
 func TestClients(t *testing.T) {
+	parallel(t)
 	made := makeWorld(t)
 	up := newSite(t, made.CA, "front.demo.test", made.accepts)
 	tunnelled := newSite(t, made.CA, "tunnel.demo.test", func(string) bool { return true })

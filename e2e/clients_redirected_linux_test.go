@@ -12,6 +12,7 @@ import (
 
 // The same clients where the network leads them to the gate: they know of no proxy, and take the hosts to be elsewhere.
 func TestClientsRedirected(t *testing.T) {
+	parallel(t)
 	if !namespaced(t) {
 		return
 	}

@@ -160,6 +160,7 @@ func (b tab) logIn(g *gate) {
 
 // TestConsole is the operator's story in a real browser, on the real stack.
 func TestConsole(t *testing.T) {
+	t.Parallel()
 	b := newTab(t)
 	w := makeWorld(t)
 	address, err := freeport.Address()
@@ -375,6 +376,7 @@ func (b tab) shot(name string) {
 
 // Operators log in at a real identity provider, and may do what their role says.
 func TestConsoleLogIn(t *testing.T) {
+	t.Parallel()
 	s := oidcProvider(t)
 	for role, sees := range map[string]string{"operator": `href="/configuration"`, "admin": `href="/access"`, "viewer": `href="/routes"`} {
 		w := makeWorld(t)

@@ -206,6 +206,7 @@ func answeringHTTP2(c net.Conn) {
 }
 
 func TestCorpusOfAnswers(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	g := startIn(t, made, base(fmt.Sprintf(`
   - {hosts: [h1.demo.test], grant: claude, connect_to: "%s"}

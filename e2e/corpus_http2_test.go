@@ -338,6 +338,7 @@ func outcomes(answers map[uint32]answer, streams []uint32, served func(answer) b
 }
 
 func TestCorpusHTTP2(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	up := &recorder{}
 	g := startIn(t, made, base(fmt.Sprintf(`

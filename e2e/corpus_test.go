@@ -397,6 +397,7 @@ func converse(c net.Conn, host, text string, n int) (answers []answer, rest io.R
 }
 
 func TestCorpus(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	h1, h2 := &recorder{}, &recorder{}
 	g := startIn(t, made, base(fmt.Sprintf(`

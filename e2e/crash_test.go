@@ -133,6 +133,7 @@ func newCrashWorld(t *testing.T) *world {
 // However early the first start is cut off, the next one resumes, or says in one sentence what to do; it never hangs, and
 // never makes a new store in place of one whose keys it has.
 func TestFirstStartCutOff(t *testing.T) {
+	t.Parallel()
 	w := newCrashWorld(t)
 	moments := []struct {
 		file  string // what the start has just made
@@ -194,6 +195,7 @@ func exists(path string) bool {
 
 // Children that are killed again and again, or stand still, come back; with a token in memory OpenBao is not even missed.
 func TestChildrenCrashUnderLoad(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 
@@ -271,6 +273,7 @@ func TestChildrenCrashUnderLoad(t *testing.T) {
 
 // A start that finds its port taken says which, and ends.
 func TestPortTaken(t *testing.T) {
+	t.Parallel()
 	w := newCrashWorld(t)
 	l, err := net.Listen("tcp", w.proxy)
 	if err != nil {
@@ -290,6 +293,7 @@ func TestPortTaken(t *testing.T) {
 // A full disk stops a start, or the gate, with an error at worst; with space again all is there. Where nobody may mount a
 // small file system, a limit on the size of files stands for it.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	for _, space := range []int{16, 64, 128} { // KiB
 		t.Run(fmt.Sprintf("first start with %d KiB", space), func(t *testing.T) {
 			t.Parallel()
@@ -355,6 +359,7 @@ func shortOfSpace(t *testing.T, dir string, kib int) (wrap []string, more func()
 
 // A copy of a state directory, made while it was in use, is one of its own: it runs, and leaves the original alone.
 func TestCopiedState(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	state := g.getenv("WAYLEAVE_STATE")
 	pids := [2]int{g.child(t, envoyPID), g.hit(t, baoPID, syscall.SIGSTOP)} // a copy of one moment

@@ -206,6 +206,7 @@ workers:
 
 // A provider's host that is not who it says it is gets no request at all.
 func TestUpstreamIsVerified(t *testing.T) {
+	t.Parallel()
 	w := makeWorld(t)
 	other, err := demo.NewCA("somebody else's")
 	if err != nil {
@@ -255,6 +256,7 @@ func TestUpstreamIsVerified(t *testing.T) {
 
 // Names are resolved by the gate, and what they resolve to is judged: nothing inside is reached through a name.
 func TestNamesThatPointInside(t *testing.T) {
+	t.Parallel()
 	w := makeWorld(t)
 	dns := newResolver(t)
 	up := newUpstream(t, w.CA, "*.dns.demo.test", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
@@ -337,6 +339,7 @@ func TestNamesThatPointInside(t *testing.T) {
 // A tunnelled host's bytes are not touched: the worker sees the host's own certificate. And nothing else is reached
 // through its tunnel.
 func TestTunnelledHosts(t *testing.T) {
+	t.Parallel()
 	w := makeWorld(t)
 	dns := newResolver(t)
 	dns.set("tunnel.demo.test", "127.0.0.1")

@@ -39,6 +39,7 @@ func (w worker) works(t *testing.T) {
 
 // Workers that have no token of the gate's are let in by what their platforms say, and refused with the reason.
 func TestEnrolmentByIssuers(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	ci, cluster := vaulttest.NewIssuer(t), vaulttest.NewKubernetes(t)
 	for name, content := range map[string]string{"cluster.pem": cluster.CA, "own.token": "of-the-gate"} {
@@ -147,6 +148,7 @@ workers:
 
 // A worker enrols with its X.509-SVID through Envoy, which verifies it, and goes on with its session alone.
 func TestEnrolmentByCertificate(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	authority, stranger := vaulttest.NewAuthority(t, "workers"), vaulttest.NewAuthority(t, "strangers")
 	const id = "spiffe://demo.test/ns/builds/sa/agent"

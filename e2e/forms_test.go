@@ -32,6 +32,7 @@ func reveal(w http.ResponseWriter, r *http.Request) {
 // However a worker's client sends its placeholder, the provider gets one credential, in the form it wants; and whatever
 // comes back, the worker does not see it in a header.
 func TestForms(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	up := newUpstream(t, made.CA, "*.forms.demo.test", reveal)
 	routes := "\n"

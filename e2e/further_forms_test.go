@@ -46,6 +46,7 @@ func (g *gate) importValue(t *testing.T, name, value string) {
 
 // git, gh, npm, pip and Google's library, each in the way of its preset: the program is run as people run it, and nothing but 'wayleave run' tells it of a credential.
 func TestFurtherForms(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	repository := http.FileServer(http.Dir(makeRepository(t)))
 	mux := http.NewServeMux()

@@ -33,6 +33,7 @@ workers:
 // pooled. Identity crosses that hop as filter state, and the documented way of doing so mixes workers up under
 // concurrency while every test with one worker passes: hence sixteen connections each, and reuse.
 func TestNoWorkerGetsAnothersCredential(t *testing.T) {
+	t.Parallel()
 	const connections, requests = 16, 60
 	g := start(t, twoTeams, "blue", "red")
 

@@ -51,6 +51,7 @@ func repeats(w http.ResponseWriter, r *http.Request) {
 // Where a route says so, a credential that comes back in a body is masked as the body streams by, whatever the pieces it
 // comes in, and nothing else of the body is changed or held back.
 func TestBodiesAreMasked(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	up := newUpstream(t, made.CA, "*.mask.demo.test", repeats)
 	g := startIn(t, made, base(fmt.Sprintf(`

@@ -103,6 +103,7 @@ func (g *gate) codex(t *testing.T, worker string) *exec.Cmd {
 // Codex, with each of its variables, gets its answer through the gate. With a ChatGPT log-in it asks who it is before, which the gate answers, and the
 // API hears of the grant's account and never of the worker's.
 func TestCodex(t *testing.T) {
+	t.Parallel()
 	g, chatGPT, platform := startOpenAI(t)
 	for worker, api := range map[string]*openAI{"chatgpt": chatGPT, "key": platform} {
 		out, err := g.codex(t, worker).CombinedOutput()

@@ -13,6 +13,13 @@ import (
 
 var update = flag.Bool("update", false, "write what clients did into the documentation")
 
+// parallel is t.Parallel for tests that make a table of a page: they write it one after the other.
+func parallel(t *testing.T) {
+	if !*update {
+		t.Parallel()
+	}
+}
+
 // table is one on a page of the documentation that a test makes.
 type table struct {
 	path, test   string

@@ -12,6 +12,7 @@ import (
 // A host without TLS is reached by http URLs from the environment of a worker, and nothing that is worth anything goes
 // there: neither a real token nor a placeholder nor the session.
 func TestPlainHosts(t *testing.T) {
+	t.Parallel()
 	w := makeWorld(t)
 	dns := newResolver(t)
 	var mu sync.Mutex

@@ -32,6 +32,7 @@ import (
 
 // What clients speak passes through as it is.
 func TestProtocols(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	odd, again := newUpstream(t, made.CA, "odd.demo.test", oddities), newUpstream(t, made.CA, "again.demo.test", oddities)
 	onlyH1, onlyH2 := newUpstream(t, made.CA, "h1.demo.test", oddities, "http/1.1"), newUpstream(t, made.CA, "h2.demo.test", oddities, "h2")

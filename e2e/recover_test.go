@@ -13,6 +13,7 @@ import (
 // A token that the provider revokes before its time, while many connections use it: the gate gets another, once, and no
 // worker sees a 401.
 func TestRevokedTokenIsReplaced(t *testing.T) {
+	t.Parallel()
 	const connections = 20
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
@@ -58,6 +59,7 @@ func TestRevokedTokenIsReplaced(t *testing.T) {
 // A request that is too long to be kept for a second try gets the provider's 401. The gate learns of it all the same, and a
 // later one gets through.
 func TestRevokedTokenOfALongRequest(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	client := w.client(t, false)
@@ -88,6 +90,7 @@ func TestRevokedTokenOfALongRequest(t *testing.T) {
 // An API that answers 401 whatever it is sent costs one refresh and not one for each request, and the worker reads the
 // provider's own words.
 func TestRejectionOfEveryTokenIsPassedOn(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	g.Provider.EditAnswers(func(_ map[string]string, answer map[string]any) { answer["access_token"] = "sk-ant-oat01-of-no-use" })
@@ -113,6 +116,7 @@ func TestRejectionOfEveryTokenIsPassedOn(t *testing.T) {
 // A consent that has been revoked is said in words that lead to its repair; the repair works for the very next request,
 // although the gate held a token that looked good.
 func TestRevokedConsentIsSaid(t *testing.T) {
+	t.Parallel()
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	client := w.client(t, true)

@@ -69,6 +69,7 @@ const patienceOfAPerson = 45 * time.Second
 // What the user of each client sees of a refusal, by its status, after how many tries and when: docs/clients.md says why ours are what they are. Only the
 // statuses that our presets have are tested each time; the rest takes minutes, and is recorded.
 func TestRefusalsShown(t *testing.T) {
+	parallel(t)
 	made := makeWorld(t)
 	newClaudeAPI(t, made)
 	challenge := func(w http.ResponseWriter, _ *http.Request) {

@@ -213,6 +213,7 @@ func (s *screen) enter(prompt, command string) error {
 // Claude Code's remote control in each mode, with the real client and the real gate. The API demands the scope on the bearer that the gate
 // puts in, and has bearers of its own, which the gate leaves alone. docs/remote-control.md says what each version does.
 func TestRemoteControl(t *testing.T) {
+	parallel(t)
 	out, err := exec.Command(agent(t, "claude"), "--version").Output()
 	version, _, _ := strings.Cut(string(out), " ")
 	if err != nil {
@@ -312,6 +313,7 @@ func TestRemoteControl(t *testing.T) {
 
 // A home that has never seen Claude Code: its first look around is answered, and its questions lead to the prompt.
 func TestClaudeCodeBeginsAnew(t *testing.T) {
+	t.Parallel()
 	made := makeWorld(t)
 	api := newClaudeAPI(t, made)
 	g := startIn(t, made, claudeModes, "claude")

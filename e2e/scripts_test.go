@@ -32,6 +32,7 @@ import (
 //	signal NAME PIDFILE      send a signal to the process in a PID file
 //	[!] alive PIDFILE        check whether the process in a PID file runs
 func TestStories(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {

@@ -27,6 +27,7 @@ workers:
 // A client that refreshes by itself gets its placeholder again, or is refused, as its profile says. Its provider hears
 // nothing of it, and the placeholder goes on working.
 func TestClientsOwnRefresh(t *testing.T) {
+	t.Parallel()
 	g := start(t, twoProfiles, "claude")
 	before := g.Provider.Stats().TokenCalls
 	answered, refused := g.enrol(t, "a", "ANTHROPIC_AUTH_TOKEN"), g.enrol(t, "r", "ANTHROPIC_AUTH_TOKEN")

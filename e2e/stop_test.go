@@ -10,6 +10,7 @@ import (
 
 // A stop lets what is under way finish: an event stream that still has events to come is not cut.
 func TestStopLetsRequestsFinish(t *testing.T) {
+	t.Parallel()
 	const events = 20
 	g := start(t, oneTeam, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")

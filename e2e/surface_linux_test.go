@@ -14,11 +14,18 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"wayleave/freeport"
 )
 
 // What can be reached of a running gate, and by whom.
 func TestAttackSurface(t *testing.T) {
-	g := start(t, oneTeam, "claude")
+	t.Parallel()
+	console, err := freeport.Address()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := start(t, oneTeam+"console: {listen: \""+console+"\"}\n", "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	if _, err := arrived(w.client(t, true), w); err != nil {
 		t.Fatal(err)
@@ -33,8 +40,7 @@ func TestAttackSurface(t *testing.T) {
 		for _, pid := range processes {
 			listeners = append(listeners, listening(t, pid)...)
 		}
-		const console = "3180" // on loopback
-		want := []string{console, port(g.proxy)}
+		want := []string{port(console), port(g.proxy)}
 		slices.Sort(want)
 		slices.Sort(listeners)
 		if listeners = slices.Compact(listeners); !slices.Equal(listeners, want) {

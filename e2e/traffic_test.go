@@ -28,6 +28,7 @@ workers:
 // A token that expires while fifty connections use it, at a provider slower than the token's whole life: every request
 // waits for the one refresh, and none fails.
 func TestExpiryUnderLoad(t *testing.T) {
+	t.Parallel()
 	const connections = 50
 	g := start(t, oneTeam)
 	g.Provider.SetAccessTTL(2 * time.Second)
@@ -75,6 +76,7 @@ const placeholderMarker = "wlplaceholder"
 // Everything that is not the exact placeholder in its exact place is passed untouched or refused, as documented, and a
 // placeholder never arrives anywhere.
 func TestWhatIsNotSwapped(t *testing.T) {
+	t.Parallel()
 	g := start(t, twoTeams, "blue", "red")
 	b, r := g.enrol(t, "b", "ANTHROPIC_AUTH_TOKEN"), g.enrol(t, "r", "ANTHROPIC_AUTH_TOKEN")
 	again := g.enrol(t, "b", "ANTHROPIC_AUTH_TOKEN") // the same worker, another session

@@ -54,6 +54,7 @@ func (n *network) handshake(t *testing.T, source string, c *tls.Config) (*tls.Co
 
 // Workers that know of no proxy, in a network that redirects them.
 func TestTransparent(t *testing.T) {
+	t.Parallel()
 	if !namespaced(t) {
 		return
 	}

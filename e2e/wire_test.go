@@ -94,6 +94,7 @@ workers:
 `
 
 func TestAttacksOnTheWire(t *testing.T) {
+	t.Parallel()
 	g := start(t, severalHosts, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	bearer := "Authorization: Bearer " + w.placeholder + "\r\n"
