@@ -169,6 +169,9 @@ func (f *fleet) replica(t *testing.T) *replica {
 	return r
 }
 
+// loadPause is between two requests of a connection, else a load takes the processors from what it waits for.
+const loadPause = 50 * time.Millisecond
+
 // load is requests over many connections until its end.
 type load struct {
 	wg       sync.WaitGroup
@@ -187,11 +190,13 @@ func startLoad(t *testing.T, connections int, replicas ...*replica) *load {
 		for i := range connections {
 			client := w.client(t, i%2 == 0)
 			l.wg.Go(func() {
+				tick := time.NewTicker(loadPause)
+				defer tick.Stop()
 				for {
 					select {
 					case <-l.end:
 						return
-					default:
+					case <-tick.C:
 					}
 					if _, err := arrived(client, w); err != nil {
 						l.mu.Lock()

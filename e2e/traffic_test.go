@@ -45,7 +45,7 @@ func TestExpiryUnderLoad(t *testing.T) {
 	for i := range connections {
 		client := w.client(t, i%2 == 0)
 		wg.Go(func() {
-			for mine := 0; mine < 3; {
+			for mine := 0; mine < 3; <-time.After(loadPause) {
 				refreshed := g.Provider.Stats().Refreshes > 0
 				if _, err := arrived(client, w); err != nil {
 					failures <- err
