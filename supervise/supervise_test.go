@@ -93,6 +93,27 @@ func wait(t *testing.T, events <-chan Event, kind Kind) Event {
 	}
 }
 
+// transcript is what processes printed.
+type transcript chan string
+
+func (c transcript) Write(b []byte) (int, error) {
+	c <- string(b)
+	return len(b), nil
+}
+
+// wait takes what was printed, which must be this.
+func (c transcript) wait(t *testing.T, want string) {
+	t.Helper()
+	select {
+	case got := <-c:
+		if got != want {
+			t.Errorf("printed %q, want %q", got, want)
+		}
+	case <-time.After(time.Minute): // only so that a broken test ends
+		t.Fatalf("%q was not printed", want)
+	}
+}
+
 // gone waits until the process has ended.
 func gone(t *testing.T, pid int) {
 	t.Helper()
@@ -107,10 +128,10 @@ func gone(t *testing.T, pid int) {
 
 // A process is started, asked until ready, started again when it is killed, and stopped in order with its output passed on.
 func TestKeepsRunning(t *testing.T) {
-	var log bytes.Buffer
+	said := make(transcript, 100)
 	var asked atomic.Int32
 	events, stop := run(t, Process{
-		Name: "server", Command: func() *exec.Cmd { return child("serve") }, Log: &log,
+		Name: "server", Command: func() *exec.Cmd { return child("serve") }, Log: said,
 		Ready: func(context.Context) error {
 			if asked.Add(1)%3 != 0 {
 				return errors.New("not yet")
@@ -122,6 +143,7 @@ func TestKeepsRunning(t *testing.T) {
 	if e := wait(t, events, Ready); e.PID != first.PID || asked.Load() != 3 {
 		t.Errorf("ready: pid %d after %d questions, want pid %d after 3", e.PID, asked.Load(), first.PID)
 	}
+	said.wait(t, "serving\n")
 	if err := syscall.Kill(first.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +157,7 @@ func TestKeepsRunning(t *testing.T) {
 	if second.PID == first.PID {
 		t.Errorf("the second process is the first")
 	}
+	said.wait(t, "serving\n") // else SIGTERM may come before it is expected
 	if err := stop(); err != nil {
 		t.Errorf("Run: %v", err)
 	}
@@ -142,9 +165,7 @@ func TestKeepsRunning(t *testing.T) {
 		t.Errorf("last exit: %v, %q", e.Err, e.Tail)
 	}
 	gone(t, second.PID)
-	if !strings.Contains(log.String(), "ending in order\n") {
-		t.Errorf("log: %q", log.String())
-	}
+	said.wait(t, "ending in order\n")
 }
 
 func TestExitCarriesReasonAndLastLines(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wayleave/ca"
+	"wayleave/envoy/envoytest"
 	"wayleave/vault/vaulttest"
 )
 
@@ -211,6 +212,8 @@ func TestValidateRefused(t *testing.T) {
 // Doctor asks those who vouch for workers, before a worker does.
 func TestDoctorAsksIssuers(t *testing.T) {
 	isolated(t)
+	t.Setenv("WAYLEAVE_ENVOY", envoytest.Binary(t))
+	t.Setenv("WAYLEAVE_BAO", vaulttest.Binary(t))
 	issuer := vaulttest.NewIssuer(t)
 	file := filepath.Join(t.TempDir(), "wayleave.yaml")
 	text := `issuers: {ci: {issuer: "https://ci.example", audience: gate, jwks_url: ` + issuer.URL + `}}
