@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -149,7 +150,7 @@ func (w *world) command(name string, args ...string) *exec.Cmd {
 		}
 	}
 	c := exec.Command(path, args...)
-	c.Dir, c.Env = w.dir, w.env
+	c.Dir, c.Env = w.dir, slices.Clip(w.env) // clipped: what is appended for one command is no other's
 	return c
 }
 
