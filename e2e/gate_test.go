@@ -334,13 +334,12 @@ func shortDir(t *testing.T) string {
 
 func port(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
 
-// eventually asks again until ok holds; the last error says what was wrong.
+// eventually asks again until ok holds; the last error says what was wrong. What takes long to ask, such as a command, is asked less often.
 func eventually(ok func() error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
 	for {
+		began := time.Now()
 		err := ok()
 		if err == nil {
 			return nil
@@ -348,7 +347,7 @@ func eventually(ok func() error) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("still after %v: %w", patience, err)
-		case <-tick.C:
+		case <-time.After(max(50*time.Millisecond, time.Since(began))):
 		}
 	}
 }
