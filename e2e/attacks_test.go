@@ -383,9 +383,7 @@ func TestAttackOnAHungGate(t *testing.T) {
 	}
 
 	before := len(g.API.Requests())
-	if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	g.freeze()
 	running := false
 	goOn := func() {
 		if !running {

@@ -245,6 +245,14 @@ func (f *fleet) connect(t *testing.T, life time.Duration) {
 	f.Provider.SetAccessTTL(time.Hour)
 }
 
+// freeze stops a process, and returns when none of its threads runs: on a busy machine that is some time after the signal.
+func (g *gate) freeze() {
+	_ = g.cmd.Process.Signal(syscall.SIGSTOP)
+	for err := error(syscall.EINTR); errors.Is(err, syscall.EINTR); {
+		_, err = syscall.Wait4(g.cmd.Process.Pid, nil, syscall.WUNTRACED, nil)
+	}
+}
+
 // waitAll waits until each replica has printed text.
 func (f *fleet) waitAll(t *testing.T, text string) {
 	t.Helper()
@@ -344,7 +352,7 @@ func TestReplicas(t *testing.T) {
 			if params["grant_type"] != "refresh_token" {
 				return false
 			}
-			_ = f.bao.cmd.Process.Signal(syscall.SIGSTOP)
+			f.bao.freeze()
 			rw.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		})
@@ -432,7 +440,7 @@ func TestVaultFrozenAfterAnswer(t *testing.T) {
 		if params["grant_type"] != "refresh_token" {
 			return
 		}
-		_ = f.bao.cmd.Process.Signal(syscall.SIGSTOP)
+		f.bao.freeze()
 		if refreshes.Add(1) == 1 {
 			answer["expires_in"] = 10 // so that a second refresh comes soon
 		}
