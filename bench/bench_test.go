@@ -2,14 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
 	"wayleave/envoy/envoytest"
@@ -38,7 +42,7 @@ func TestCommandsInTheDocumentation(t *testing.T) {
 		if !strings.HasPrefix(line, "make bench-") {
 			continue
 		}
-		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "ROUNDS=1")...)
+		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "LIVE=64", "ROUNDS=1")...)
 		if ran[args[0]] { // with other numbers
 			continue
 		}
@@ -67,6 +71,25 @@ var checks = map[string]func(*testing.T, []string){
 			if n, ok := got[of]; !ok || n != want {
 				t.Errorf("%s: %v certificates, want %v of %v", of, n, want, got)
 			}
+		}
+	},
+	// One session and many have been told apart, for connections and for requests, and have memory of their own.
+	"sessions": func(t *testing.T, args []string) {
+		r := bench(t, append(args, "--checks", "1000")...)
+		got := map[string]bool{}
+		for _, table := range r.Tables {
+			for _, s := range table.Samples {
+				for of, v := range s.Values {
+					got[s.Case+", "+s.Variant+", "+of] = of == cpuNS || v > 0
+				}
+			}
+		}
+		want := map[string]bool{
+			"a connection, 1, CPU ns": true, "a request, 1, CPU ns": true, "a connection, 64, CPU ns": true, "a request, 64, CPU ns": true,
+			"64, as read, MB": true, "64, after the checks, MB": true,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
 		}
 	},
 	// Each variant has answered as it should.
@@ -157,12 +180,54 @@ func TestRatiosAreWithinARound(t *testing.T) {
 	}
 }
 
+// Whoever ends a benchmark is not told figures, nor kept waiting for a gate that hangs.
+func TestEndedBySignal(t *testing.T) {
+	ctx, end := context.WithCancelCause(t.Context())
+	var out bytes.Buffer
+	err := run(ctx, []string{"sessions", "--live", "2"}, &out, writer(func() { end(errors.New("terminated signal received")) }))
+	if err == nil || !strings.Contains(err.Error(), "ended before everything was measured: terminated signal received") || out.Len() > 0 {
+		t.Errorf("%v, %q", err, out.String())
+	}
+
+	ctx, end = context.WithCancelCause(t.Context())
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // a proxy that hangs
+		c, err := l.Accept()
+		if err == nil {
+			defer c.Close()
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+			_, _ = io.Copy(io.Discard, c)
+		}
+	}()
+	c, err := (&world{proxy: l.Addr().String(), gate: &gate{}}).tunnel(ctx, "api.bench.test:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end(nil)
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a read that waits: %v", err)
+	}
+	c.Close()
+}
+
+type writer func()
+
+func (w writer) Write(p []byte) (int, error) {
+	w()
+	return len(p), nil
+}
+
 func TestCommandLine(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"", "name one of the scenarios"},
 		{"nothing", "name one of the scenarios"},
 		{"names 10", `"10" is no parameter`},
 		{"names --names 0", "at least 1"},
+		{"sessions --live 1", "at least 2"},
 		{"swap --requests 1", "at least 64"},
 	} {
 		if err := run(t.Context(), strings.Fields(c.args), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {

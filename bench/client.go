@@ -19,12 +19,24 @@ import (
 // clientTimeout is for a connection and all that is done with it: a gate that hangs ends a benchmark.
 const clientTimeout = 5 * time.Minute
 
-// tunnel opens a tunnel to host:port as a worker.
+// untilDone is a connection that fails at once when a context ends.
+type untilDone struct {
+	net.Conn
+	forget func() bool
+}
+
+func (c untilDone) Close() error {
+	c.forget()
+	return c.Conn.Close()
+}
+
+// tunnel opens a tunnel to host:port as a worker. It lasts until it is closed, or ctx ends.
 func (w *world) tunnel(ctx context.Context, authority string) (net.Conn, error) {
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", w.proxy)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", w.proxy)
 	if err != nil {
 		return nil, err
 	}
+	c := untilDone{conn, context.AfterFunc(ctx, func() { conn.Close() })}
 	if err := c.SetDeadline(time.Now().Add(clientTimeout)); err != nil {
 		return nil, err
 	}

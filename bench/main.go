@@ -28,6 +28,7 @@ type scenario struct {
 
 var scenarios = []scenario{
 	{"names", "memory and handshakes for many names below wildcards", namesFlags},
+	{"sessions", "what it costs to know whose a request is, with many live sessions", sessionsFlags},
 	{"swap", "what each part of the way of a request costs", swapFlags},
 }
 
@@ -61,7 +62,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		}
 		r := &report{Scenario: s.name, Machine: thisMachine(ctx), Parameters: map[string]string{}, progress: progress}
 		f.VisitAll(func(p *flag.Flag) { r.Parameters[p.Name] = p.Value.String() })
-		if err := measure(ctx, r); err != nil {
+		if err := measure(ctx, r); ctx.Err() != nil {
+			return fmt.Errorf("ended before everything was measured: %w", context.Cause(ctx))
+		} else if err != nil {
 			return err
 		}
 		if *raw {
@@ -70,7 +73,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return r.print(out)
 	}
 	for _, s := range scenarios {
-		fmt.Fprintf(progress, "  bench %-6s %s\n", s.name, s.about)
+		fmt.Fprintf(progress, "  bench %-8s %s\n", s.name, s.about)
 	}
 	return errors.New("name one of the scenarios")
 }
