@@ -302,7 +302,7 @@ func (l *Ledger) writeShard(ctx context.Context, i int) error {
 			return now.Sub(r.Ends) > skew || revoked.covers(id, r.Worker)
 		})
 		if !maps.EqualFunc(was, doc, same) {
-			err = putPacked(ctx, l.docs, shardPath(i), doc, version)
+			_, err = l.docs.Put(ctx, shardPath(i), vault.Packed{Value: doc}, version)
 		}
 		switch {
 		case err == nil:
@@ -353,7 +353,7 @@ func same(a, b Record) bool {
 // readShard returns an empty document when there is none.
 func readShard(ctx context.Context, docs Documents, i int) (map[string]Record, int, error) {
 	doc := map[string]Record{}
-	version, err := getPacked(ctx, docs, shardPath(i), &doc)
+	version, err := docs.Get(ctx, shardPath(i), &vault.Packed{Value: &doc})
 	if errors.Is(err, vault.ErrNotFound) {
 		doc, err = map[string]Record{}, nil
 	}

@@ -103,7 +103,7 @@ func Revoke(ctx context.Context, docs Documents, q Revocation, now time.Time) er
 		}
 		r.prune(now)
 		r.add(q)
-		switch err = putPacked(ctx, docs, revokedPath, r, version); {
+		switch _, err = docs.Put(ctx, revokedPath, vault.Packed{Value: r}, version); {
 		case err == nil:
 			return nil
 		case !errors.Is(err, vault.ErrConflict) || try == revokeTries:
@@ -120,7 +120,7 @@ func Revoke(ctx context.Context, docs Documents, q Revocation, now time.Time) er
 // readRevocations returns an empty document when there is none.
 func readRevocations(ctx context.Context, docs Documents) (*revocations, int, error) {
 	r := new(revocations)
-	version, err := getPacked(ctx, docs, revokedPath, r)
+	version, err := docs.Get(ctx, revokedPath, &vault.Packed{Value: r})
 	if errors.Is(err, vault.ErrNotFound) {
 		r, err = new(revocations), nil
 	}
