@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"wayleave/policy"
 )
@@ -55,16 +56,32 @@ func (k *checker) condition(path, when string) {
 
 // action checks that a rule does one thing.
 func (k *checker) action(path string, r PolicyRule) {
-	switch allow, deny := k.doc.given(path+".allow"), k.doc.given(path+".deny"); {
+	const actions = `write allow: true, deny: "the reason", or hold: {words: "the question"}`
+	switch allow, deny, hold := k.doc.given(path+".allow"), k.doc.given(path+".deny"), k.doc.given(path+".hold"); {
 	case k.doc.isBrokenWithin(path):
-	case !allow && !deny:
-		k.fault(path, "does nothing", `write allow: true, or deny: "the reason"`)
+	case !allow && !deny && !hold:
+		k.fault(path, "does nothing", actions)
 	case allow && deny:
 		k.fault(path+".deny", "written beside allow", "keep one of the two")
+	case hold && (allow || deny):
+		k.fault(path+".hold", "written beside allow or deny", "keep one of the two")
 	case allow && !r.Allow:
-		k.fault(path+".allow", "is false, which does nothing", `write allow: true, or deny: "the reason"`)
+		k.fault(path+".allow", "is false, which does nothing", actions)
 	case deny:
 		k.words(path+".deny", r.Deny)
+	case hold:
+		k.hold(path+".hold", r.Hold)
+	}
+}
+
+// hold checks how requests wait.
+func (k *checker) hold(path string, h Hold) {
+	if h.Words == "" && !k.doc.given(path+".words") {
+		k.fault(path+".words", "is missing", "say what the operator is to decide")
+	}
+	k.words(path+".words", h.Words)
+	if h.For < time.Second || h.For > LongestHold {
+		k.fault(path+".for", fmt.Sprintf("%s is out of range", h.For), "write a duration from 1s to 30m")
 	}
 }
 

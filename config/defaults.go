@@ -62,6 +62,11 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 		fill(&p.ClaudeCode, "auth_token")
 		fill(&p.TokenEndpoint, Refuse)
 		fill(&p.Default, Allow)
+		for i := range p.Rules {
+			if hold := item(join(join("profiles", name), "rules"), i) + ".hold"; given(hold) && !given(hold+".for") {
+				p.Rules[i].Hold.For = 5 * time.Minute
+			}
+		}
 		c.Profiles[name] = p
 	}
 	for name, i := range c.Issuers {

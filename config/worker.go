@@ -40,7 +40,7 @@ type Profile struct {
 	DryRun bool `yaml:"dry_run" jsonschema:"default=false"`
 }
 
-// A PolicyRule is a condition, and what happens to requests for which it holds: allow or deny.
+// A PolicyRule is a condition, and what happens to requests for which it holds: allow, deny or hold.
 type PolicyRule struct {
 	// Name in logs, messages and approvals; unique in its profile.
 	Name string `yaml:"name" jsonschema:"required,pattern=^[a-z0-9][a-z0-9._-]{0\\,62}$"`
@@ -55,7 +55,22 @@ type PolicyRule struct {
 
 	// Refuses the request; the text is shown to the worker as the reason.
 	Deny string `yaml:"deny"`
+
+	// Makes the request wait for an operator, who allows or denies it with `wayleave approval`.
+	Hold Hold `yaml:"hold"`
 }
+
+// A Hold is how a request waits for an operator. Tunnels and requests to hosts of plain cannot wait, and are refused.
+type Hold struct {
+	// What the operator is asked, and the worker is told.
+	Words string `yaml:"words" jsonschema:"required"`
+
+	// How long the request waits, from 1s to 30m, before it is refused. Many clients give up by themselves after some minutes.
+	For time.Duration `yaml:"for" jsonschema:"default=5m"`
+}
+
+// LongestHold is the most that a rule may hold a request for.
+const LongestHold = 30 * time.Minute
 
 // A Worker is a client of the gate. It has token_sha256, token_file, from or spiffe_id, or none of them: then `wayleave up` makes
 // a token and keeps it in its state directory, and `wayleave serve` refuses to start.

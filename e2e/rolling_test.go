@@ -32,9 +32,13 @@ func (f *fleet) runDir() string { return f.saved("run") }
 // newHouse starts everything and connects the grant. No replicas: one gate without a name.
 func newHouse(t *testing.T, replicas ...string) *house {
 	t.Helper()
+	return newHouseOf(t, fleetConfig, replicas...)
+}
+
+func newHouseOf(t *testing.T, config string, replicas ...string) *house {
+	t.Helper()
 	f := newFleet(t)
 	f.world = f.with("WAYLEAVE_GATE=http://" + f.proxy)
-	config := fleetConfig
 	if len(replicas) > 0 {
 		config = strings.Replace(config, "{proxy: $PROXY}", "{proxy: $PROXY, replicas: ["+strings.Join(replicas, ", ")+"]}", 1)
 	}

@@ -31,10 +31,11 @@ type decision struct {
 	host    string
 	to      endpoint // zero: not known
 
-	verdict     rules.Action // of the rules; "" when they were not asked
-	rule        string       // that decided; "" when none did
-	credential  string       // that the rules were told of
-	wouldRefuse *refusal     // why it would have been refused, were its profile not tried out only
+	verdict     rules.Action   // of the rules; "" when they were not asked
+	rule        string         // that decided; "" when none did
+	credential  string         // that the rules were told of
+	held        *rules.Verdict // an operator is to decide; refusal is set too, for where nobody can wait
+	wouldRefuse *refusal       // why it would have been refused, were its profile not tried out only
 }
 
 // swap is a placeholder to be replaced.

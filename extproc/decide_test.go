@@ -595,7 +595,8 @@ func TestDecideOrder(t *testing.T) {
 
 func TestReasonsAreComplete(t *testing.T) {
 	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, hostQuarantined, misdirected,
-		duplicateCredential, policyDenied, sessionExpired, sessionRevoked, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint}
+		duplicateCredential, policyDenied, sessionExpired, sessionRevoked, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint,
+		approvalNeeded, approvalDenied, approvalTimedOut, approvalUnavailable}
 	var got []string
 	for _, r := range Reasons() {
 		got = append(got, r.Name)

@@ -23,6 +23,7 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 
+	"wayleave/approval"
 	"wayleave/grant"
 	rules "wayleave/policy"
 	"wayleave/secret"
@@ -174,6 +175,11 @@ type Tokens interface {
 	Reject(name, worker, version string)
 }
 
+// Approvals hold a request until an operator decides about it: an *approval.Board.
+type Approvals interface {
+	Hold(ctx context.Context, r approval.Request, patience time.Duration) approval.Result
+}
+
 // Options are optional.
 type Options struct {
 	// Deadline is how long a request may wait for its token. It must be shorter than Envoy's message_timeout, so that a
@@ -181,6 +187,8 @@ type Options struct {
 	Deadline time.Duration
 	// Now is the clock. Nil: time.Now.
 	Now func() time.Time
+	// Approvals are where requests wait for an operator. Nil: those that would are refused.
+	Approvals Approvals
 	// Decided is told of every decision; it must not block. Nil: nobody is.
 	Decided func(Decided)
 	// Recording is told what was decided of which facts.
@@ -195,20 +203,21 @@ type Server struct {
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 
-	policy   atomic.Pointer[policy]
-	sessions Sessions
-	tokens   Tokens
-	deadline time.Duration
-	now      func() time.Time
-	decided  func(Decided)
-	records  Recording
-	log      *slog.Logger
-	bodies   sync.Once // warns of them
+	policy    atomic.Pointer[policy]
+	sessions  Sessions
+	tokens    Tokens
+	deadline  time.Duration
+	now       func() time.Time
+	approvals Approvals
+	decided   func(Decided)
+	records   Recording
+	log       *slog.Logger
+	bodies    sync.Once // warns of them
 }
 
 // New returns a Server that decides by cfg.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, decided: o.Decided, records: o.Recording, log: o.Log}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, records: o.Recording, log: o.Log}
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second
 	}

@@ -23,6 +23,8 @@ type phases struct {
 	responseBegun     bool
 	responseOver      bool
 	mask              *masker // nil: the answer passes as it is
+
+	send func(*extprocv3.ProcessingResponse) error // tells Envoy something before the answer
 }
 
 // bodyMode is how Envoy sends a body.

@@ -29,6 +29,7 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 		return err // io.EOF too: Envoy has nothing to ask
 	}
 	p := begin(in)
+	p.send = stream.Send
 	out, err := s.process(stream.Context(), in, p)
 	for err == nil {
 		if err := stream.Send(out); err != nil || out.GetImmediateResponse() != nil || p.over() {
@@ -74,6 +75,13 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	d := decide(s.policy.Load(), s.sessions, &r, s.now())
 	s.record(&d, &r)
+	id := requestID(r.values("x-request-id"))
+	if d.held != nil && s.approvals != nil {
+		var err error
+		if d, err = s.awaitOperator(ctx, p.send, d, &r, id); err != nil {
+			return nil, err
+		}
+	}
 	var token grant.Token
 	if d.swap != nil {
 		var refused *refusal
@@ -89,7 +97,6 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if d.answer != nil {
 		return s.ownAnswer(ctx, d), nil
 	}
-	id := requestID(r.values("x-request-id"))
 	s.tell(d, &r, id)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)

@@ -25,7 +25,7 @@ type Recording struct {
 const maxTold = 8 << 10
 
 // configured are the reasons of refusals that depend on the configuration and the request alone.
-var configured = []string{policyDenied, hostNotAllowed, tokenEndpoint}
+var configured = []string{policyDenied, approvalNeeded, hostNotAllowed, tokenEndpoint}
 
 // record tells of a decision.
 func (s *Server) record(d *decision, r *request) {

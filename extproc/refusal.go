@@ -32,6 +32,10 @@ const (
 	sessionExpired       = "session_expired"
 	sessionRevoked       = "session_revoked"
 	proxyAuthRequired    = "proxy_auth_required"
+	approvalNeeded       = "approval_needed"
+	approvalDenied       = "approval_denied"
+	approvalTimedOut     = "approval_timed_out"
+	approvalUnavailable  = "approval_unavailable"
 )
 
 // Reason documents one reason of a refusal.
@@ -42,7 +46,7 @@ type Reason struct {
 	Status int
 	// Retry reports whether the same request may succeed later. When not, x-should-retry: false says so.
 	Retry bool
-	// Words are shown to the worker. {grant}, {connect} (or import), {scopes}, {host}, {header} and {detail} are filled in.
+	// Words are shown to the worker. {grant}, {connect} (or import), {scopes}, {host}, {header}, {approval} and {detail} are filled in.
 	Words string
 }
 
@@ -65,6 +69,10 @@ var reasons = []Reason{
 	{misdirected, 421, false, "the request is for {host}, its connection for another host or port; open a connection for each"},
 	{sessionExpired, 403, false, "the session of this worker is over; start the worker again to get a new one"},
 	{sessionRevoked, 403, false, "an operator has ended the session of this worker; if it may still run, start it again to get a new one"},
+	{approvalNeeded, 403, false, "this needs an operator's approval ({detail}), and cannot wait for one on this way; an operator allows it by a rule"},
+	{approvalDenied, 403, false, "an operator has denied this request, which is approval {approval}: {detail}"},
+	{approvalTimedOut, 403, false, "nobody has decided in time about this request, which was approval {approval} ({detail}); ask an operator to look at: wayleave approval list, and then send it again"},
+	{approvalUnavailable, 503, true, "this needs an operator's approval, and nobody can be asked: {detail}; try again later"},
 	{proxyAuthRequired, 407, false, "the gate does not know who is calling; start the program with: wayleave run, or set the proxy user and password of a session"},
 }
 
@@ -81,7 +89,8 @@ type refusal struct {
 	status int // in place of the reason's own; 0: as the table and the provider have it
 	// What the words of the reason refer to; empty where they do not.
 	grant, host, header, detail string
-	imported                    bool // the grant is
+	approval                    string // its id
+	imported                    bool   // the grant is
 	scopes                      []string
 	retryAfter                  time.Duration
 	// For the log only.
@@ -101,6 +110,7 @@ func (f *refusal) message() string {
 		"{scopes}", strings.Join(f.scopes, " "),
 		"{host}", cmp.Or(f.host, "this host"),
 		"{header}", cmp.Or(f.header, "the header it is meant for"),
+		"{approval}", f.approval,
 		"{detail}", f.detail,
 	).Replace(reasonNamed(f.reason).Words)
 }

@@ -29,6 +29,8 @@ type request struct {
 	connectAuthority string // what CONNECT asked for
 	serverName       string // what TLS asked for
 	source           string // the worker's address
+
+	approved string // the rule that holds it, and an operator has allowed
 }
 
 // header has its name in lower case.

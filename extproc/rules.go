@@ -29,7 +29,11 @@ func (p *policy) judge(d *decision, r *request, now time.Time) {
 	if set.LooksAt("headers") {
 		f.Headers = p.uncredentialed(r.headers)
 	}
-	p.apply(d, verdictOn(set, f, path, queries))
+	v := verdictOn(set, f, path, queries)
+	if v.Action == rules.Hold && v.Rule == r.approved {
+		v.Action = rules.Allow
+	}
+	p.apply(d, v)
 }
 
 // verdictOn is what the rules say of a request with this path and these readings of its query. It makes the readings part of f.
@@ -99,6 +103,9 @@ func (p *policy) apply(d *decision, v rules.Verdict) {
 		return
 	}
 	f := &refusal{reason: policyDenied, host: d.host, detail: v.Words, cause: v.Err}
+	if v.Action == rules.Hold { // what cannot wait is refused
+		f.reason = approvalNeeded
+	}
 	if d.route != nil {
 		f.grant, f.header = d.route.Credential, d.route.HeaderIn
 	}
@@ -106,11 +113,18 @@ func (p *policy) apply(d *decision, v rules.Verdict) {
 		d.wouldRefuse = f
 		return
 	}
+	if v.Action == rules.Hold {
+		d.held = &v
+	}
 	d.refusal, d.swap = f, nil
 }
 
-// logDryRun writes the line of a request that the rules of its profile would have refused.
+// logDryRun writes the line of a request that the rules of its profile would have refused or held.
 func (s *Server) logDryRun(ctx context.Context, d decision, requestID string) {
+	if d.wouldRefuse.reason == approvalNeeded {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "dry run: request would be held", d.attributes(d.wouldRefuse, requestID)...)
+		return
+	}
 	s.log.LogAttrs(ctx, slog.LevelWarn, "dry run: request would be refused", d.attributes(d.wouldRefuse, requestID)...)
 }
 

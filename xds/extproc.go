@@ -29,7 +29,7 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 	if p.rewritesPaths {
 		changes = append(changes, ":path")
 	}
-	return &extprocv3.ExternalProcessor{
+	out := &extprocv3.ExternalProcessor{
 		GrpcService:      gateService(len(p.apiSockets), 0), // a time limit here would be one for the whole request
 		FailureModeAllow: false,
 		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
@@ -56,6 +56,10 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{metadataNamespace}},
 		},
 	}
+	if p.maxHold > 0 {
+		out.MaxMessageTimeout = seconds(p.maxHold)
+	}
+	return out
 }
 
 // answersToo sends the gate the answer to a request as well, its body in the pieces in which it arrives.

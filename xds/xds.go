@@ -73,6 +73,8 @@ type Config struct {
 	// MessageTimeout is how long Envoy waits for ext_proc's answer before it gives up with a 504. It must be longer
 	// than ext_proc's own deadline, so that the worker sees ext_proc's reasons. Zero: 60 seconds.
 	MessageTimeout time.Duration
+	// MaxHold is how long ext_proc may make a request wait when it says so, in place of MessageTimeout. Zero: it may not.
+	MaxHold time.Duration
 	// AccessLogPath is the file Envoy appends one JSON object per tunnel, request and connection to. Empty: none.
 	AccessLogPath string
 }
@@ -204,6 +206,7 @@ type plan struct {
 	rewritesPaths     bool
 	marker            string
 	messageTimeout    time.Duration
+	maxHold           time.Duration
 	accessLog         string
 }
 
@@ -240,7 +243,7 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, accessLog: c.AccessLogPath}
+	p := plan{upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}

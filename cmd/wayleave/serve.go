@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"wayleave/approval"
 	"wayleave/ca"
 	"wayleave/config"
 	"wayleave/console"
@@ -194,7 +196,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return err
 	}
-	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Decided: watched(decisions), Recording: g.recording(recorder), Log: g.log})
+	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Log: g.log})
+	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions), Recording: g.recording(recorder), Log: g.log})
 
 	// Where operators look, which workers cannot reach.
 	pages, err := g.openConsole(ctx, store, grants, fleet, decisions)
@@ -223,9 +226,11 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group, work := errgroup.WithContext(work)
 	keep, letGo := context.WithCancel(work)
 	kept := make(chan struct{})
+	hold, release := context.WithCancel(work)
 	group.Go(func() error { return authority.Run(work) })
 	group.Go(func() error { defer close(kept); return grants.Run(keep) })
 	group.Go(func() error { sessions.Run(work); return nil })
+	group.Go(func() error { board.Run(hold); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
 	if recorder != nil {
 		group.Go(func() error { recorder.Run(work); return nil })
@@ -245,6 +250,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		case <-ctx.Done():
 		}
 		doors.sendAway()
+		release() // whoever waits for an operator asks again, at another gate or the next
 		if spooled.Awaited() {
 			letGo()
 			<-kept
@@ -264,6 +270,15 @@ func holder(spool string) string {
 		return spool
 	}
 	return host + "-" + spool
+}
+
+// gateName names this gate for operators.
+func gateName(replica string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "wayleave"
+	}
+	return strings.TrimSuffix(host+"/"+replica, "/")
 }
 
 func (g gate) socket(name string) string { return filepath.Join(g.sockets, ofReplica(g.replica, name)) }

@@ -210,6 +210,9 @@ func policyRules(p config.Profile) []policy.Rule {
 		if r.Deny != "" {
 			rule.Action, rule.Words = policy.Deny, r.Deny
 		}
+		if r.Hold.Words != "" {
+			rule.Action, rule.Words, rule.For = policy.Hold, r.Hold.Words, r.Hold.For
+		}
 		rules = append(rules, rule)
 	}
 	return rules
@@ -220,6 +223,7 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 	out := xds.Config{
 		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: deniedTunnels(cfg), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
 		APISockets: socketPaths(cfg, sockets, apiSocket), CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
+		MaxHold:       config.LongestHold + extproc.Headroom,
 		AccessLogPath: accessLog,
 	}
 	if l := cfg.Listen; l.ProxyTLS != "" {

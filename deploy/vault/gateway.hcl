@@ -27,6 +27,10 @@ path "wayleave/data/operators/*" {
 path "wayleave/data/notifications/*" {
   capabilities = ["create", "read", "update"]
 }
+# The requests that wait for an operator.
+path "wayleave/data/approvals/*" {
+  capabilities = ["create", "read", "update"]
+}
 # Its console disconnects grants.
 path "wayleave/metadata/grants/*" {
   capabilities = ["delete", "list", "read"]

@@ -1,4 +1,4 @@
-# The operator: connects and disconnects grants, and ends sessions.
+# The operator: connects and disconnects grants, ends sessions, and decides about requests that wait.
 # It writes a grant's tokens once, at connect, and can never read them back.
 
 path "wayleave/data/grants/*" {
@@ -32,6 +32,11 @@ path "wayleave/data/sessions/revoked" {
 }
 path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
+}
+
+# The requests that wait for an operator, who allows or denies them.
+path "wayleave/data/approvals/*" {
+  capabilities = ["create", "read", "update"]
 }
 
 # The roots that workers trust: the one that signs, and those beside it while one replaces another.

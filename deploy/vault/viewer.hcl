@@ -14,6 +14,11 @@ path "wayleave/metadata/sessions/*" {
   capabilities = ["list", "read"]
 }
 
+# The requests that wait for an operator.
+path "wayleave/data/approvals/*" {
+  capabilities = ["read"]
+}
+
 # The roots that workers trust: the one that signs, and those beside it while one replaces another.
 path "wayleave-pki/cert/ca" {
   capabilities = ["read"]

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wayleave/approval"
+	"wayleave/operate"
+	"wayleave/vault"
+)
+
+func newApproval() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "approval",
+		Short: "List, show, allow and deny requests that wait for an operator",
+		Long: `A rule of a profile with hold makes requests wait until an operator allows or denies them. These commands talk to Vault as
+'wayleave grant' does, and every gate that shares it acts on them.`,
+	}, newApprovalList(), newApprovalShow(), newApprovalDecide(approval.Allow), newApprovalDecide(approval.Deny))
+}
+
+// approvalCommand is a grantCommand whose arguments are no grants.
+func approvalCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
+	c := grantCommand(role, f)
+	c.ValidArgsFunction = cobra.NoFileCompletions
+	return c
+}
+
+func newApprovalList() *cobra.Command {
+	var all bool
+	c := approvalCommand(vault.Viewer, func(ctx context.Context, d desk, _ []string) error { return d.listApprovals(ctx, all) })
+	c.Use = "list"
+	c.Short = "List the requests that wait for an operator"
+	c.Long = `List shows the requests that wait, the oldest first, and the decisions that hold for later requests of a session. With --all it
+shows what became of the requests of the last hour too.`
+	c.Example = `  wayleave approval list -c wayleave.yaml
+  wayleave approval list -c wayleave.yaml --all
+  wayleave approval list -c wayleave.yaml --json`
+	c.Args = exactArgs()
+	c.Flags().BoolVar(&all, "all", false, "also those that do not wait any more")
+	return c
+}
+
+func (d desk) listApprovals(ctx context.Context, all bool) error {
+	held, err := d.Approvals(ctx)
+	if err != nil {
+		return err
+	}
+	if !all {
+		waiting := []approval.Approval{}
+		for _, a := range held.Approvals {
+			if a.State == approval.Waiting {
+				waiting = append(waiting, a)
+			}
+		}
+		held.Approvals = waiting
+	}
+	if d.json {
+		return printJSON(d.out, held)
+	}
+	if len(held.Approvals) == 0 {
+		fmt.Fprintln(d.out, "No request waits for an operator.")
+	} else if err := d.printApprovals(held.Approvals); err != nil {
+		return err
+	}
+	if len(held.Kept) == 0 {
+		return nil
+	}
+	fmt.Fprintln(d.out, "\nDecisions that hold for later requests:")
+	rows := [][]string{{"WORKER", "SESSION", "RULE", "DECISION", "BY", "ENDS"}}
+	for _, k := range held.Kept {
+		rows = append(rows, []string{k.Worker, k.Session, k.Rule, string(k.Verdict), short(printable(k.By), 28), "in " + span(k.Until.Sub(d.Now()))})
+	}
+	return printTable(d.out, rows, func(int) []note { return nil }, widthOf(d.out))
+}
+
+func (d desk) printApprovals(all []approval.Approval) error {
+	rows := [][]string{{"ID", "WORKER", "REQUEST", "RULE", "STATE", "SINCE"}}
+	for _, a := range all {
+		rows = append(rows, []string{
+			a.ID, a.Worker, short(printable(a.Method+" "+a.Host+a.Path), 48), a.Rule, stateOf(a, d.Now()), ago(a.Since, d.Now()),
+		})
+	}
+	return printTable(d.out, rows, func(i int) []note {
+		if i == 0 {
+			return nil
+		}
+		return []note{{"why", printable(all[i-1].Words)}}
+	}, widthOf(d.out))
+}
+
+// stateOf is the state of an approval in words.
+func stateOf(a approval.Approval, now time.Time) string {
+	if a.State == approval.Waiting && a.Decision == nil {
+		return "waits " + span(a.Until.Sub(now)) + " more"
+	}
+	return strings.ReplaceAll(string(a.State), "_", " ")
+}
+
+func newApprovalShow() *cobra.Command {
+	c := approvalCommand(vault.Viewer, func(ctx context.Context, d desk, args []string) error {
+		a, err := d.Approval(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		return d.showApproval(a)
+	})
+	c.Use = "show ID"
+	c.Short = "Show one request that waits, or waited in the last hour"
+	c.Long = `Show prints all that is known of a request: who sent it, what it is, which rule holds it, and who decided what. Its query, its
+headers and its body are not known.`
+	c.Example = `  wayleave approval show 4k7vq2mzru -c wayleave.yaml
+  wayleave approval show 4k7vq2mzru -c wayleave.yaml --json`
+	c.Args = exactArgs("ID")
+	return c
+}
+
+func (d desk) showApproval(a approval.Approval) error {
+	if d.json {
+		return printJSON(d.out, a)
+	}
+	t := tabwriter.NewWriter(d.out, 0, 4, 2, ' ', 0)
+	row := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(t, "%s\t%s\n", name, printable(value))
+		}
+	}
+	row("approval", a.ID)
+	row("state", stateOf(a, d.Now()))
+	row("request", a.Method+" "+a.Host+a.Path)
+	row("credential", orDash(a.Credential))
+	row("rule", a.Rule)
+	row("why", a.Words)
+	row("worker", a.Worker)
+	row("profile", a.Profile)
+	row("session", orDash(a.Session))
+	row("from", a.Source)
+	row("since", when(a.Since))
+	row("until", when(a.Until))
+	row("gate", a.Gate)
+	row("request id", a.RequestID)
+	if e := a.Decision; e != nil {
+		row("decision", string(e.Verdict)+", "+when(e.At))
+		row("by", strings.TrimSuffix(e.By+" from "+e.From, " from "))
+		row("note", e.Note)
+		row("holds until", when(e.Until))
+	}
+	row("ended", when(a.Ended))
+	return t.Flush()
+}
+
+// takenTime is how long a gate is given to act on a decision: it looks every second.
+const takenTime = 10 * time.Second
+
+func newApprovalDecide(verdict approval.Verdict) *cobra.Command {
+	r := operate.Ruling{Verdict: verdict}
+	c := approvalCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error {
+		r.By, r.From = whoami()
+		return d.decideApproval(ctx, args[0], r)
+	})
+	c.Use = string(verdict) + " ID"
+	c.Args = exactArgs("ID")
+	c.Flags().DurationVar(&r.For, "for", 0, "how long it holds for later requests of the session that meet the same rule, at most 24h (default: for this request only)")
+	c.Flags().StringVar(&r.Note, "note", "", "why; it is kept with the decision, and shown to a worker that is denied")
+	if verdict == approval.Allow {
+		c.Short = "Let a request that waits go on"
+		c.Long = `Allow lets a request go on, with the credential of its route. The gate that holds it does so within two seconds; its worker's
+session, and the configuration, are looked at again before. Revoking the session ends what --for allows.`
+		c.Example = `  wayleave approval allow 4k7vq2mzru -c wayleave.yaml
+  wayleave approval allow 4k7vq2mzru -c wayleave.yaml --for 1h --note planned`
+	} else {
+		c.Short = "Refuse a request that waits"
+		c.Long = `Deny refuses a request: its worker gets approval_denied, with the note if there is one.`
+		c.Example = `  wayleave approval deny 4k7vq2mzru -c wayleave.yaml
+  wayleave approval deny 4k7vq2mzru -c wayleave.yaml --note unreviewed`
+	}
+	return c
+}
+
+func (d desk) decideApproval(ctx context.Context, id string, r operate.Ruling) error {
+	if _, err := d.Decide(ctx, id, r); err != nil {
+		return err
+	}
+	a, err := d.Taken(ctx, id, takenTime)
+	if errors.Is(err, operate.ErrNotInTime) {
+		return fmt.Errorf("the decision is written down, but no gate has acted on it within %v: the gate that held the request (%s) may be gone, and its worker has got an error then; see `wayleave approval show %s`", takenTime, a.Gate, id)
+	}
+	if err != nil {
+		return err
+	}
+	if want := map[approval.Verdict]approval.State{approval.Allow: approval.Allowed, approval.Deny: approval.Denied}[r.Verdict]; a.State != want {
+		if a.State == approval.Allowed || a.State == approval.Denied { // somebody else was faster
+			return fmt.Errorf("the request was %s by %s at the same moment", a.State, a.Decision.By)
+		}
+		return fmt.Errorf("the decision came too late: the request is %s", strings.ReplaceAll(string(a.State), "_", " "))
+	}
+	if d.json {
+		return printJSON(d.out, a)
+	}
+	fmt.Fprintf(d.out, "%s: %s %s%s of worker %s.\n", map[approval.State]string{approval.Allowed: "Allowed", approval.Denied: "Denied"}[a.State], a.Method, a.Host, printable(a.Path), a.Worker)
+	if e := a.Decision; e != nil && !e.Until.IsZero() {
+		fmt.Fprintf(d.out, "The same holds until %s for what rule %s holds of session %s.\n", when(e.Until), a.Rule, a.Session)
+	}
+	return nil
+}
+
+// whoami names who runs this command, and where. Whose rights were used is in Vault's own audit log.
+func whoami() (by, from string) {
+	by = "an operator"
+	if u, err := user.Current(); err == nil {
+		by = cmp.Or(u.Username, by)
+	}
+	from, _ = os.Hostname()
+	return by, from
+}
