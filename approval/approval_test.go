@@ -135,11 +135,17 @@ func TestDecisions(t *testing.T) {
 		if len(ids) != 2 {
 			t.Fatalf("%d wait", len(ids))
 		}
+		if here := one.Waiting(); len(here) != 1 || here[0].Session != "s1" || !slices.Contains(ids, here[0].ID) {
+			t.Errorf("at one gate wait %+v", here)
+		}
 		if err := errors.Join(h.decide(ids[0], Allow, 0), h.decide(ids[1], Deny, 0)); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, "allowed", a, Allowed, nil)
 		expect(t, "denied", b, Denied, nil)
+		if here := one.Waiting(); len(here) != 0 {
+			t.Errorf("decided, and at one gate wait %+v", here)
+		}
 		if h.became(ids[0]) != Allowed || h.became(ids[1]) != Denied {
 			t.Errorf("operators see %s, %s", h.became(ids[0]), h.became(ids[1]))
 		}

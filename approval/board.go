@@ -1,11 +1,13 @@
 package approval
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +55,7 @@ type wait struct {
 	written bool   // the document has it
 	result  Result // set before done is closed
 	done    chan struct{}
+	ask     func()             // calls Options.Ask; nil: there is none
 	cancel  context.CancelFunc // ends Options.Ask
 }
 
@@ -96,7 +99,7 @@ func (b *Board) Hold(ctx context.Context, r Request, patience time.Duration) Res
 	}
 	b.waiting[w.ID] = w
 	if b.o.Ask != nil {
-		b.asks.Go(func() { b.ask(ctx, w, a) })
+		w.ask = func() { b.ask(ctx, w, a) }
 	}
 	b.mu.Unlock()
 	b.o.Log.LogAttrs(ctx, slog.LevelInfo, "request held", attributes(a)...)
@@ -116,6 +119,20 @@ func (b *Board) Hold(ctx context.Context, r Request, patience time.Duration) Res
 	}
 	b.o.Log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "held request ended", attrs...)
 	return w.result
+}
+
+// Waiting are the requests that wait at this gate, the oldest first.
+func (b *Board) Waiting() []Approval {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []Approval
+	for _, w := range b.waiting {
+		if w.State == Waiting && w.written {
+			all = append(all, w.Approval)
+		}
+	}
+	slices.SortFunc(all, func(x, y Approval) int { return cmp.Or(x.Since.Compare(y.Since), strings.Compare(x.ID, y.ID)) })
+	return all
 }
 
 // attributes are what the log has of a held request.
@@ -243,6 +260,9 @@ func (b *Board) settle(seen map[*wait]State, err error) (before error) {
 	before, b.trouble = b.trouble, err
 	if err == nil {
 		for w, state := range seen {
+			if state == Waiting && !w.written && w.ask != nil { // operators see it; so may others
+				b.asks.Go(w.ask)
+			}
 			if w.written = true; state != Waiting {
 				delete(b.waiting, w.ID)
 			}

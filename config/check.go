@@ -25,6 +25,7 @@ func check(c *Config, doc *document) Faults {
 	k.console()
 	k.notify()
 	k.record()
+	k.approvals()
 	k.process()
 	k.providers()
 	k.grants()

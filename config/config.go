@@ -40,6 +40,9 @@ type Config struct {
 	// Requests written down with what was decided of them, to try other rules on.
 	Record Record `yaml:"record"`
 
+	// Who is asked about requests that wait for an operator.
+	Approvals Approvals `yaml:"approvals"`
+
 	// The Envoy process that carries the traffic.
 	Envoy Envoy `yaml:"envoy"`
 

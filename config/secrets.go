@@ -38,6 +38,9 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 	}
 
 	errs = append(errs, c.LoadNotify())
+	if h := &c.Approvals.Webhook; h.SecretFile != "" {
+		h.Key = file("approvals.webhook.secret_file", h.SecretFile)
+	}
 
 	inUse := map[string]bool{}
 	for _, g := range c.Grants {

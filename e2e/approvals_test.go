@@ -4,9 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
 const holdingProfile = `  default:
@@ -187,4 +192,64 @@ func TestApprovals(t *testing.T) {
 	s.must(t, "bao", "operator", "seal")
 	refused("without Vault", <-remove(t.Context(), "/unseen", true), 503, "approval_unavailable", "the gate's vault fails; try again later")
 	s.must(t, "bao", "operator", "unseal", s.unseal)
+}
+
+// A program of the operator's decides at once, by the signed message that it gets, or leaves a request to people.
+func TestApprovalWebhook(t *testing.T) {
+	t.Parallel()
+	const key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
+	verifier, err := standardwebhooks.NewWebhook(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if err := verifier.Verify(body, r.Header); err != nil {
+			t.Errorf("%v: %s", err, body)
+		}
+		switch {
+		case strings.Contains(string(body), `"path":"/echo"`):
+			fmt.Fprint(w, `{"verdict": "allow"}`)
+		case strings.Contains(string(body), `"path":"/no"`):
+			fmt.Fprint(w, `{"verdict": "deny", "note": "there is no ticket"}`)
+		}
+	}))
+	defer hook.Close()
+	w := makeWorld(t)
+	if err := os.WriteFile(w.saved("hook.key"), []byte(key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := startIn(t, w, `
+listen: {proxy: $PROXY}
+upstream: {ca_files: [api-ca.pem]}
+providers:
+  anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true}
+grants:
+  claude: {provider: anthropic}
+routes:
+  - {hosts: [api.demo.test], grant: claude, connect_to: "$API"}
+approvals:
+  webhook: {url: "`+hook.URL+`", secret_file: hook.key}
+profiles:
+`+holdingProfile+`
+workers:
+  w: {profile: default}
+`, "claude")
+	work := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	remove := func(path string) (answer, error) {
+		return do(work.client(t, true), work.request(http.MethodDelete, "https://api.demo.test"+path, nil))
+	}
+	if a, err := remove("/echo"); err != nil || a.status != http.StatusOK {
+		t.Errorf("allowed: %v, %v", a, err)
+	}
+	if a, err := remove("/no"); err != nil || a.reason != "approval_denied" || !strings.Contains(a.body, "there is no ticket") {
+		t.Errorf("denied: %v, %v", a, err)
+	}
+	if a, err := remove("/soon"); err != nil || a.reason != "approval_timed_out" {
+		t.Errorf("left to people: %v, %v", a, err)
+	}
+	out, err := g.command("wayleave", "approval", "list", "--all", "--json").CombinedOutput()
+	if err != nil || strings.Count(string(out), `"by": "the webhook for approvals"`) != 2 {
+		t.Errorf("%v: %s", err, out)
+	}
 }

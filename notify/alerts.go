@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/approval"
 	"wayleave/ca"
 	"wayleave/grant"
 )
@@ -133,6 +134,15 @@ func OfEnvoy(node, refused, gate string, pages Pages) (Alert, bool) {
 		Title: "the Envoy " + node + " refuses its configuration", Text: "It goes on with what it took before. It says: " + refused,
 		Next: "mend the configuration, and see that `wayleave config check` finds no fault", URL: pages.at("/"),
 	}, true
+}
+
+// OfApproval is a request that waits for an operator, at one gate.
+func OfApproval(a approval.Approval) Alert {
+	return Alert{
+		Key: "approval/" + a.ID, Kind: Approval, Subject: a.Worker, Severity: Warning, Local: true,
+		Title: "a request of " + a.Worker + " waits for an operator until " + clock(a.Until), Text: a.Method + " " + a.Host + a.Path + ": " + a.Words,
+		Next: "run `wayleave approval allow " + a.ID + "` or `wayleave approval deny " + a.ID + "`",
+	}
 }
 
 // OfHost is a host that is refused because of a fault in the configuration.

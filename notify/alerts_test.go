@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/approval"
 	"wayleave/ca"
 	"wayleave/grant"
 )
@@ -89,5 +90,16 @@ func TestOfVaultAndEnvoy(t *testing.T) {
 	}
 	if a, wrong := OfEnvoy("n", "bad listener", "gate", nil); !wrong || !a.Local || a.Key != "envoy/gate/n" || !strings.Contains(a.Text, "bad listener") {
 		t.Errorf("envoy: %+v", a)
+	}
+}
+
+func TestOfApproval(t *testing.T) {
+	a := OfApproval(approval.Approval{ID: "abc", Until: time.Unix(0, 0), Request: approval.Request{Worker: "ci", Method: "DELETE", Host: "api.test:443", Path: "/x", Words: "why"}})
+	want := Alert{
+		Key: "approval/abc", Kind: Approval, Subject: "ci", Severity: Warning, Title: "a request of ci waits for an operator until 1970-01-01 00:00 UTC",
+		Text: "DELETE api.test:443/x: why", Next: "run `wayleave approval allow abc` or `wayleave approval deny abc`", Local: true,
+	}
+	if a != want {
+		t.Errorf("%+v", a)
 	}
 }

@@ -46,13 +46,21 @@ type Ruling struct {
 	From    string        // and from where
 }
 
+// CheckNote refuses a note that a worker cannot be shown.
+func CheckNote(note string) error {
+	if len(note) > longestNote || strings.ContainsFunc(note, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+		return refuse(Misused, "the note is not one line of at most %d bytes; shorten it", longestNote)
+	}
+	return nil
+}
+
 // Decide decides about a request that waits. The gate that holds it acts on it within two seconds, which Taken waits for.
 func (d Desk) Decide(ctx context.Context, id string, r Ruling) (approval.Approval, error) {
 	switch {
 	case r.For < 0 || r.For > approval.Longest:
 		return approval.Approval{}, refuse(Misused, "%v is no time that a decision may hold for: at most %v; for longer write a rule", r.For, approval.Longest)
-	case len(r.Note) > longestNote || strings.ContainsFunc(r.Note, func(c rune) bool { return c < ' ' || c == 0x7f }):
-		return approval.Approval{}, refuse(Misused, "the note is not one line of at most %d bytes; shorten it", longestNote)
+	case CheckNote(r.Note) != nil:
+		return approval.Approval{}, CheckNote(r.Note)
 	}
 	now := d.Now().UTC().Truncate(time.Second)
 	decision := approval.Decision{Verdict: r.Verdict, By: r.By, From: r.From, Note: r.Note, At: now}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wayleave/approval"
 	"wayleave/ca"
 	"wayleave/config"
 	"wayleave/grant"
@@ -92,7 +93,7 @@ func (g gate) notifier(holder string, store notify.Documents, see func() []notif
 }
 
 // alerts are what is wrong now, as far as this gate sees.
-func (g gate) alerts(holder string, grants *grant.Keeper, fleet *xds.Server, authority *ca.Authority, taken []xds.Quarantined, pages notify.Pages) func() []notify.Alert {
+func (g gate) alerts(holder string, grants *grant.Keeper, fleet *xds.Server, authority *ca.Authority, board *approval.Board, taken []xds.Quarantined, pages notify.Pages) func() []notify.Alert {
 	specs := operate.Specs(g.cfg)
 	faults := hostFaults(g.cfg, taken)
 	return func() []notify.Alert {
@@ -113,6 +114,9 @@ func (g gate) alerts(holder string, grants *grant.Keeper, fleet *xds.Server, aut
 		add(notify.OfRoots(authority.Roots(), now))
 		for _, n := range fleetNodes(fleet) {
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
+		}
+		for _, a := range board.Waiting() {
+			add(notify.OfApproval(a), true)
 		}
 		for _, f := range faults {
 			add(notify.OfHost(f.Key, f.What, pages), true)

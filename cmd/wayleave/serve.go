@@ -196,7 +196,11 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return err
 	}
-	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Log: g.log})
+	ask, err := asking(g.cfg, g.log)
+	if err != nil {
+		return err
+	}
+	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
 	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions), Recording: g.recording(recorder), Log: g.log})
 
 	// Where operators look, which workers cannot reach.
@@ -207,7 +211,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	defer pages.close()
 
 	// Who is told when something needs an operator.
-	telling, err := g.notifier(self, store, g.alerts(self, grants, fleet, authority, resources.Quarantined, pages.pages()))
+	telling, err := g.notifier(self, store, g.alerts(self, grants, fleet, authority, board, resources.Quarantined, pages.pages()))
 	if err != nil {
 		return err
 	}
