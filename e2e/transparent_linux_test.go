@@ -89,7 +89,7 @@ routes:
 tunnel: ["tunnel.demo.test:`+up.port()+`"]
 profiles:
   blue: {grants: [blue]}
-  red: {grants: [red]}
+  red: {grants: [red], rules: [{name: not-red, when: 'host == "tunnel.demo.test" && worker.startsWith("w") && session == ""', deny: red workers do not go there}]}
 workers:
 `+workers.String(), "blue", "red")
 
@@ -163,6 +163,9 @@ workers:
 		}
 		if _, err := do(n.at(n.source(sixteen), outside).client(t, true), req); err == nil || !strings.Contains(err.Error(), "access denied") {
 			t.Errorf("from an unknown address: %v", err)
+		}
+		if _, err := do(n.at(n.source(1), outside).client(t, true), req); err == nil || !strings.Contains(g.out.String(), "rule=not-red") {
+			t.Errorf("against a rule: %v", err)
 		}
 		if _, err := n.handshake(t, here, &tls.Config{ServerName: "tunnel.demo.test", RootCAs: outside.roots}); err == nil {
 			t.Error("the host is reached at another port than its own")

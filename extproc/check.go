@@ -27,7 +27,11 @@ const metadataIdentity = "identity"
 // something else than an allowed host and port gets a 403; most clients do not show its body, so the request path,
 // where a refusal is shown, refuses as little as possible here: only what could not be decided there.
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	r := newProxyRequest(in.GetAttributes().GetRequest().GetHttp())
+	asked := in.GetAttributes().GetRequest().GetHttp()
+	if asked == nil {
+		return s.checkRedirected(ctx, in.GetAttributes()), nil
+	}
+	r := newProxyRequest(asked)
 	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
 	d := arrive(s.policy.Load(), s.sessions, &r, s.now())
 	s.record(&d, &r)

@@ -29,11 +29,11 @@ var configured = []string{policyDenied, approvalNeeded, hostNotAllowed, tokenEnd
 
 // record tells of a decision.
 func (s *Server) record(d *decision, r *request) {
-	if s.records.To == nil || d.answer != nil || d.to == (endpoint{}) || d.refusal != nil && !slices.Contains(configured, d.refusal.reason) {
+	if s.records.To == nil || d.answer != nil || d.to == (endpoint{}) || d.refusal != nil && d.verdict == "" && !slices.Contains(configured, d.refusal.reason) {
 		return
 	}
 	j := rules.Judged{Time: s.now().UTC(), Verdict: d.verdict, Rule: d.rule, DryRun: d.wouldRefuse != nil}
-	if d.refusal != nil {
+	if d.refusal != nil && d.verdict != rules.Hold {
 		j.Reason = d.refusal.reason
 	}
 	unasked := d.verdict == "" && d.refusal != nil // because of what the configuration says besides

@@ -194,3 +194,24 @@ func TestReadNamesTheLine(t *testing.T) {
 		}
 	}
 }
+
+// What is read is what would be written, and what cannot be read is said with its line.
+func FuzzRead(f *testing.F) {
+	for _, s := range []string{`{"time":"2026-03-01T12:00:00Z","facts":{"worker":"ci","host":"h","port":1,"known":{"headers":null}},"verdict":"other"}`, `{"time":"2026-03-01T12:00:00Z","dropped":1}`, "\n", "{}"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		_, err := Read(strings.NewReader(text), func(j policy.Judged) {
+			line, err := json.Marshal(j)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Read(bytes.NewReader(line), func(policy.Judged) {}); err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+		})
+		if err != nil && !strings.Contains(err.Error(), "line ") {
+			t.Error(err)
+		}
+	})
+}

@@ -273,6 +273,7 @@ type gate struct {
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 	decide func(request) *extprocv3.ProcessingResponse
+	tunnel func(*authv3.AttributeContext) bool // whether one that was redirected goes on; nil: it does
 	checks atomic.Int64
 	real   realGate // answers in place of all this, where there is one
 }
@@ -295,6 +296,12 @@ func (g *gate) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Che
 	g.checks.Add(1)
 	if g.real != nil {
 		return g.real.Check(ctx, req)
+	}
+	if a := req.GetAttributes(); a.GetRequest().GetHttp() == nil {
+		if g.tunnel != nil && !g.tunnel(a) {
+			return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.PermissionDenied)}}, nil
+		}
+		return &authv3.CheckResponse{Status: &rpcstatus.Status{}}, nil
 	}
 	credentials := req.GetAttributes().GetRequest().GetHttp().GetHeaders()["proxy-authorization"]
 	r := http.Request{Header: http.Header{"Authorization": {credentials}}}

@@ -175,7 +175,7 @@ func (p plan) served() int {
 // fencedNames are the names whose TLS ends nowhere: those of fenced hosts that are not served at another port.
 func fencedNames(p plan) []string {
 	served := map[string]bool{}
-	for _, name := range p.serverNames() {
+	for _, name := range slices.Concat(p.serverNames()) {
 		served[name] = true
 	}
 	var names []string

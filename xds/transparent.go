@@ -8,10 +8,12 @@ import (
 
 	xdscore "github.com/cncf/xds/go/xds/core/v3"
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	networkauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/ext_authz/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
@@ -24,6 +26,8 @@ import (
 //	worker ── TLS for a host ──▶ original_dst ▶ tls_inspector ▶ address and name known? ▶ set_filter_state ▶ tcp_proxy
 //	                                                            TLS alert                                        │
 //	                                                the internal listener "intercept" ◀──────────────────────────┘
+//
+// In front of them ext_authz asks the gate, where the name is of a tunnel.
 //
 // What a CONNECT says is here made of what the connection shows: the server name and the port that was dialled. The
 // address that was dialled counts for nothing; the host is resolved again.
@@ -74,11 +78,11 @@ func transparentListener(p plan) *listenerv3.Listener {
 		AccessLog:                        refusedConnectionLog(p.accessLog),
 		DefaultFilterChain:               denyChain("deny"),
 	}
-	names := p.serverNames()
-	if len(p.transparent.sources) > 0 && len(names) > 0 {
+	routed, tunnelled := p.serverNames()
+	if len(p.transparent.sources) > 0 && len(routed)+len(tunnelled) > 0 {
 		// What would be refused inside is refused here: a close inside resets this connection, and the words are lost.
-		l.FilterChains = []*listenerv3.FilterChain{redirectedChain(p), tlsOnlyChain(), denyChain(deniedChainName)}
-		domains := map[string][]string{redirectedChainName: names}
+		l.FilterChains = []*listenerv3.FilterChain{redirectedChain(p, redirectedChainName), redirectedChain(p, redirectedTunnelChainName), tlsOnlyChain(), denyChain(deniedChainName)}
+		domains := map[string][]string{redirectedChainName: routed, redirectedTunnelChainName: tunnelled}
 		denyNames(domains, deniedNames(p))
 		l.FilterChainMatcher = bySource(p.transparent.sources, then(byTransport(then(byServerName(domains)), chainOf(plainChainName))))
 	}
@@ -86,17 +90,16 @@ func transparentListener(p plan) *listenerv3.Listener {
 }
 
 // serverNames are those of all hosts that are reached over TLS.
-func (p plan) serverNames() []string {
-	var names []string
+func (p plan) serverNames() (routed, tunnelled []string) {
 	for _, r := range p.routes {
 		for _, h := range r.hosts {
-			names = append(names, h.name)
+			routed = append(routed, h.name)
 		}
 	}
 	for _, h := range p.tunnel {
-		names = append(names, h.name)
+		tunnelled = append(tunnelled, h.name)
 	}
-	return names
+	return routed, tunnelled
 }
 
 func originalDestination() *listenerv3.ListenerFilter {
@@ -107,21 +110,37 @@ func tlsInspector() *listenerv3.ListenerFilter {
 	return listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{})
 }
 
-const redirectedChainName = "redirected"
+const (
+	redirectedChainName       = "redirected"
+	redirectedTunnelChainName = "redirected_tunnel"
+)
 
-// redirectedChain goes where a CONNECT goes, with the same kinds of state.
-func redirectedChain(p plan) *listenerv3.FilterChain {
-	return &listenerv3.FilterChain{
-		Name: redirectedChainName,
-		Filters: []*listenerv3.Filter{
-			networkFilter("envoy.filters.network.set_filter_state", &setstatev3.Config{OnNewConnection: redirectedState()}),
-			networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
-				StatPrefix:       listenerTransparent,
-				ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: clusterIntercept},
-				IdleTimeout:      durationpb.New(0),
-				AccessLog:        accessLog(p.accessLog, "redirected", connectionLog),
-			}),
-		},
+// redirectedChain goes where a CONNECT goes, with the same kinds of state. Of a tunnel the gate is asked first, since nobody
+// asks it inside.
+func redirectedChain(p plan, name string) *listenerv3.FilterChain {
+	filters := []*listenerv3.Filter{
+		networkFilter("envoy.filters.network.set_filter_state", &setstatev3.Config{OnNewConnection: redirectedState()}),
+		networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
+			StatPrefix:       listenerTransparent,
+			ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: clusterIntercept},
+			IdleTimeout:      durationpb.New(0),
+			AccessLog:        accessLog(p.accessLog, "redirected", connectionLog),
+		}),
+	}
+	if name == redirectedTunnelChainName {
+		filters = slices.Insert(filters, 0, networkFilter("envoy.filters.network.ext_authz", tunnelAuthz(p)))
+	}
+	return &listenerv3.FilterChain{Name: name, Filters: filters}
+}
+
+// tunnelAuthz asks the gate about each redirected tunnel, by its addresses and its server name. No byte goes on before the
+// answer, and without one the connection ends.
+func tunnelAuthz(p plan) *networkauthzv3.ExtAuthz {
+	return &networkauthzv3.ExtAuthz{
+		StatPrefix:          listenerTransparent,
+		GrpcService:         gateService(len(p.apiSockets), authzTimeout),
+		TransportApiVersion: corev3.ApiVersion_V3,
+		IncludeTlsSession:   true, // the server name
 	}
 }
 

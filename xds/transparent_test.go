@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 )
@@ -134,9 +135,66 @@ func TestTransparent(t *testing.T) {
 		}
 		replyOf(t, resp, 400, reasonUseConnect)
 	})
-	if n := s.gate.checks.Load(); n != 0 {
-		t.Errorf("%d connections were checked at the proxy", n)
+	if n := s.gate.checks.Load(); n != 3 {
+		t.Errorf("the gate was asked about %d connections, want those to the three tunnels that are not denied", n)
 	}
+}
+
+// The gate is asked about each redirected connection to a tunnel, and nothing of it goes on before it has answered.
+func TestRedirectedTunnelsAreAsked(t *testing.T) {
+	var port string
+	s := start(t, func(c *Config) {
+		_, port, _ = strings.Cut(c.Routes[0].ConnectTo, ":")
+		c.Tunnel = []string{"localhost:" + port}
+		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		c.Transparent = &Transparent{Address: "127.0.0.2:" + port, Sources: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}}
+	}, nil)
+	asked, answers := make(chan string, 1), make(chan bool, 1)
+	s.gate.tunnel = func(a *authv3.AttributeContext) bool {
+		source, to := a.GetSource().GetAddress().GetSocketAddress(), a.GetDestination().GetAddress().GetSocketAddress()
+		asked <- fmt.Sprintf("%s to %s:%d", source.GetAddress(), a.GetTlsSession().GetSni(), to.GetPortValue())
+		return <-answers
+	}
+	begin := func(source string) chan error {
+		conn, err := s.dialFrom(source)(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			defer func() { _ = conn.Close() }()
+			inside := tls.Client(conn, &tls.Config{ServerName: "localhost", RootCAs: s.upstream.ca.pool()})
+			fmt.Fprint(inside, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(inside), nil)
+			if err == nil {
+				err = resp.Body.Close()
+			}
+			ended <- err
+		}()
+		return ended
+	}
+	for _, allowed := range []bool{true, false, true} {
+		requests := s.upstream.requests.Load()
+		ended := begin("127.1.0.7")
+		if got := <-asked; got != "127.1.0.7 to localhost:"+port {
+			t.Errorf("the gate is asked about %q", got)
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("it did not wait: %v", err)
+		default:
+		}
+		answers <- allowed
+		if err := <-ended; (err == nil) != allowed || allowed && s.upstream.requests.Load() != requests+1 {
+			t.Errorf("allowed %v: %v", allowed, err)
+		}
+	}
+	s.stop()
+	requests := s.upstream.requests.Load()
+	if err := <-begin("127.1.0.7"); err == nil || s.upstream.requests.Load() != requests {
+		t.Errorf("without a gate: %v", err)
+	}
+	s.stop = func() {}
 }
 
 // The recipe of tunnelState holds for redirected connections too: each of its parts is enough, and without any of them

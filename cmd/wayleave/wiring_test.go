@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -225,5 +226,26 @@ func TestReplicaNames(t *testing.T) {
 	}
 	if got := ofReplica("a", "spool"); got != "spool.a" {
 		t.Errorf("a directory: %s", got)
+	}
+}
+
+// Gates of one run directory write files of their own.
+func TestRecordOfReplicas(t *testing.T) {
+	cfg, err := config.Parse("wayleave.yaml", []byte(`record: {file: requests.jsonl}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Dir = t.TempDir()
+	for replica, name := range map[string]string{"": "requests.jsonl", "a": "requests.a.jsonl"} {
+		if _, err := (gate{cfg: cfg, replica: replica, log: slog.New(slog.DiscardHandler)}).openRecord(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(cfg.Dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	cfg.Record.File = ""
+	if r, err := (gate{cfg: cfg}).openRecord(); r != nil || err != nil {
+		t.Errorf("%v, %v", r, err)
 	}
 }

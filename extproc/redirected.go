@@ -1,0 +1,61 @@
+package extproc
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+
+	"wayleave/worker"
+)
+
+// checkRedirected answers for a connection to a tunnel that a packet filter redirected. What a CONNECT says is made of what the
+// connection shows: the worker's address, the server name, and the port that was dialled.
+func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext) *authv3.CheckResponse {
+	port := a.GetDestination().GetAddress().GetSocketAddress().GetPortValue()
+	r := request{
+		method: http.MethodConnect, authority: net.JoinHostPort(a.GetTlsSession().GetSni(), strconv.Itoa(int(port))),
+		source: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
+	}
+	d := redirected(s.policy.Load(), &r, s.now())
+	s.record(&d, &r)
+	id := requestID(nil)
+	if d.wouldRefuse != nil {
+		s.logDryRun(ctx, d, id)
+	}
+	if d.refusal == nil {
+		return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}}
+	}
+	s.tell(d, &r, id)
+	s.log.LogAttrs(ctx, slog.LevelWarn, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
+	return denied(d.refusal.answer(nil, id)) // of which Envoy reads that it is one: TLS has no words
+}
+
+// redirected decides about a connection that was redirected.
+func redirected(p *policy, r *request, now time.Time) decision {
+	d := decision{host: shown(r.authority)}
+	address, err := netip.ParseAddr(r.source)
+	name, known := p.workerAt(address.Unmap())
+	if err != nil || !known {
+		d.refusal = &refusal{reason: proxyAuthRequired}
+		return d
+	}
+	r.source = address.Unmap().String()
+	d.session = worker.Session{Worker: name, Profile: p.workers[name]}
+	p.admit(&d, r)
+	switch {
+	case d.refusal != nil:
+	case !p.find(d.to).tunnel:
+		d.refusal = &refusal{reason: hostNotAllowed, host: d.host, detail: askOperator(d.session.Profile)}
+	default:
+		p.judgeTunnel(&d, r, now)
+	}
+	return d
+}
