@@ -24,12 +24,15 @@ type Recording struct {
 // maxTold is how much is told of what a worker sent, in bytes each for path, query and headers; what is longer is not known.
 const maxTold = 8 << 10
 
+// maxMethod is how long a method may be of which anything is told; nobody has use for a longer one.
+const maxMethod = 100
+
 // configured are the reasons of refusals that depend on the configuration and the request alone.
 var configured = []string{policyDenied, approvalNeeded, hostNotAllowed, tokenEndpoint}
 
 // record tells of a decision.
 func (s *Server) record(d *decision, r *request) {
-	if s.records.To == nil || d.answer != nil || d.to == (endpoint{}) || d.refusal != nil && d.verdict == "" && !slices.Contains(configured, d.refusal.reason) {
+	if s.records.To == nil || d.answer != nil || d.to == (endpoint{}) || len(r.method) > maxMethod || d.refusal != nil && d.verdict == "" && !slices.Contains(configured, d.refusal.reason) {
 		return
 	}
 	j := rules.Judged{Time: s.now().UTC(), Verdict: d.verdict, Rule: d.rule, DryRun: d.wouldRefuse != nil}
@@ -72,7 +75,7 @@ func (c Recording) facts(p *policy, d *decision, r *request) rules.Facts {
 	f, target := d.forwarded(r, time.Time{})
 	path, query, _ := strings.Cut(target, "?")
 	f.Known = map[string][]string{"headers": {}, "query": {}}
-	if f.Path = path; len(path) > maxTold || !utf8.ValidString(path) {
+	if f.Path = path; !tellable(path) {
 		f.Path, f.Known["path"] = "", []string{}
 	}
 	if values := named(queryReadings(query), c.Query); len(values) > 0 {
@@ -99,7 +102,7 @@ func named[T string | []string](maps []map[string]T, names []string) (parts []ma
 			}
 			part[name] = value
 			text := fmt.Sprint(value)
-			if size += len(text); size > maxTold || !utf8.ValidString(text) {
+			if size += len(text); size > maxTold || !tellable(text) {
 				return nil
 			}
 		}
@@ -109,3 +112,6 @@ func named[T string | []string](maps []map[string]T, names []string) (parts []ma
 	}
 	return parts
 }
+
+// tellable reports whether what a worker sent can be told: it is text, of a reasonable length, and no placeholder is in it.
+func tellable(s string) bool { return len(s) <= maxTold && utf8.ValidString(s) && !holdsMarker(s) }

@@ -66,12 +66,15 @@ func TestRecordingHoldsNoSecrets(t *testing.T) {
 		f.to("custom.example.com", "GET", "/", "x-auth", "Key "+f.placeholder("custom", "")),
 		f.to("github.com", "GET", "/a/b", "authorization", basicAuth("hidden-user", f.placeholder("github", "gho_"))),
 		f.keyed("POST", "hidden-foreign"), f.keyed("GET", "hidden-foreign"),
+		f.to("nowhere.example.com", "GET", "/"+f.claude()+"?force="+f.claude(), "x-environment", f.claude()),
+		f.anthropic("GET", "/v1/oauth/token?force="+f.claude(), "x-environment", f.claude()),
+		f.anthropic(strings.Repeat("M", maxMethod+1), "/v1/messages"),
 		connectTo("pypi.org:443"), connectTo("nowhere.example.com:443"),
 	)
 	if strings.Contains(text, "hidden") || strings.Contains(text, worker.Marker) || strings.Contains(text, "REAL-") || strings.Contains(text, f.token.Reveal()) {
 		t.Errorf("a secret is recorded:\n%s", text)
 	}
-	if n := strings.Count(text, "\n"); n != 7 {
+	if n := strings.Count(text, "\n"); n != 9 {
 		t.Errorf("%d lines:\n%s", n, text)
 	}
 }
