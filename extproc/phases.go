@@ -54,6 +54,8 @@ func (p *phases) over() bool {
 		return true
 	case p.mask != nil || p.responseBegun:
 		return false
+	case p.response == procv3.ProcessingMode_FULL_DUPLEX_STREAMED: // what Envoy is just sending us of the answer would be lost
+		return false
 	}
 	return p.quiet || p.requestOver && (p.response == procv3.ProcessingMode_NONE || buffers(p.response))
 }
