@@ -45,11 +45,11 @@ lint: ## gofmt, vet, golangci-lint, govulncheck
 
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
-	go test -race $$(go list ./... | grep -v '/e2e$$')
+	go test -race -vet=off -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -timeout 30m ./e2e
+	go test -race -vet=off -timeout 30m ./e2e
 
 .PHONY: remote-control
 remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)
