@@ -25,6 +25,7 @@ func (k *checker) grants() {
 		g, path := k.Grants[name], join("grants", name)
 		k.name(path, name)
 		k.reference(path+".provider", "provider", g.Provider, "providers", declared)
+		k.limits(path+".limits", g.Limits)
 		of := k.Providers[g.Provider]
 		if of.Kind == provider.Static {
 			k.ofStatic(path, g)
@@ -110,6 +111,7 @@ func (k *checker) profiles() {
 		}
 		k.answers(name, path, p)
 		k.rules(path, p)
+		k.limits(path+".limits", p.Limits)
 	}
 }
 

@@ -16,7 +16,7 @@ var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 var refusalReasons = []string{
 	"approval_denied", "approval_needed", "approval_timed_out", "approval_unavailable", "bad_credential_stored", "duplicate_credential", "host_not_allowed", "host_quarantined", "misdirected", "misplaced_placeholder", "needs_reconnect",
 	"never_connected", "not_your_placeholder", "policy_denied", "proxy_auth_required", "refresh_unavailable", "scope_missing",
-	"session_expired", "session_revoked", "token_endpoint", "vault_unavailable",
+	"rate_limited", "session_expired", "session_revoked", "token_endpoint", "vault_unavailable",
 }
 
 // providers checks each provider as it is after its overrides. What its own fields may hold is known to package provider.

@@ -21,7 +21,7 @@ func (k *checker) rules(path string, p Profile) {
 			k.warn(item(list, i+1), fmt.Sprintf("never reached: %s holds for every request", at), "put it first, or give the other a condition")
 		}
 	}
-	if p.DryRun && len(p.Rules) == 0 && p.Default == Allow {
+	if p.DryRun && len(p.Rules) == 0 && p.Default == Allow && p.Limits == (Limits{}) {
 		k.warn(path+".dry_run", "has no effect: nothing of the profile refuses a request", "remove it")
 	}
 }

@@ -255,6 +255,9 @@ type Grant struct {
 
 	// Account to connect, in words for the operator who does it. Default: none.
 	Account string `yaml:"account"`
+
+	// How much all workers together may send with the grant's credential. docs/policy.md says what is counted. Default: without limit.
+	Limits Limits `yaml:"limits"`
 }
 
 // An Exchange says which token a worker's requests carry in place of the grant's (RFC 8693 section 2.1). It has at least one of

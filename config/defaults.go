@@ -67,6 +67,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 				p.Rules[i].Hold.For = 5 * time.Minute
 			}
 		}
+		p.Limits.applyDefaults()
 		c.Profiles[name] = p
 	}
 	for name, i := range c.Issuers {
@@ -94,6 +95,7 @@ func (c *Config) applyProviderDefaults() {
 		if g.Exchange.Wanted() {
 			fill(&g.Exchange.Actor, ActorNone)
 		}
+		g.Limits.applyDefaults()
 		c.Grants[name] = g
 	}
 	if c.Providers == nil {

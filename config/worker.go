@@ -36,7 +36,10 @@ type Profile struct {
 	// What happens to requests for which no rule's condition holds.
 	Default string `yaml:"default" jsonschema:"enum=allow,enum=deny,default=allow"`
 
-	// Refuses nothing because of rules and default, and logs what they would have refused.
+	// How much each worker may send. docs/policy.md says what is counted. Default: without limit.
+	Limits Limits `yaml:"limits"`
+
+	// Refuses nothing because of rules, default and limits, and logs what they would have refused.
 	DryRun bool `yaml:"dry_run" jsonschema:"default=false"`
 }
 

@@ -33,8 +33,12 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	}
 	r := newProxyRequest(asked)
 	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
-	d := arrive(s.policy.Load(), s.sessions, &r, s.now())
+	policy := s.policy.Load()
+	d := arrive(policy, s.sessions, &r, s.now())
 	s.record(&d, &r)
+	if r.method != http.MethodConnect || policy.find(d.to).tunnel { // of other hosts each request is counted
+		s.count(ctx, policy, &d, false)
+	}
 	id := requestID(nil)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)

@@ -596,14 +596,14 @@ func TestDecideOrder(t *testing.T) {
 func TestReasonsAreComplete(t *testing.T) {
 	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, hostQuarantined, misdirected,
 		duplicateCredential, policyDenied, sessionExpired, sessionRevoked, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint,
-		approvalNeeded, approvalDenied, approvalTimedOut, approvalUnavailable}
+		approvalNeeded, approvalDenied, approvalTimedOut, approvalUnavailable, rateLimited}
 	var got []string
 	for _, r := range Reasons() {
 		got = append(got, r.Name)
 		if r.Status < 400 || r.Status > 599 || r.Status == 401 || r.Words == "" {
 			t.Errorf("%+v", r)
 		}
-		if (r.Status == 503) != r.Retry && r.Name != badCredentialStored && r.Name != tokenEndpoint {
+		if (r.Status == 503) != r.Retry && r.Name != badCredentialStored && r.Name != tokenEndpoint && r.Name != rateLimited {
 			t.Errorf("%s: status %d, retry %v", r.Name, r.Status, r.Retry)
 		}
 	}

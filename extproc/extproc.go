@@ -25,6 +25,7 @@ import (
 
 	"wayleave/approval"
 	"wayleave/grant"
+	"wayleave/limit"
 	rules "wayleave/policy"
 	"wayleave/secret"
 	"wayleave/worker"
@@ -57,6 +58,8 @@ type Config struct {
 	// Workers by name have the profile of the value. A session of a worker that is not here, or has another profile
 	// now, is over: that is how a worker is shut out at once. Nil: sessions are believed.
 	Workers map[string]string
+	// Limits are what may be sent with each credential, by the name of the grant.
+	Limits map[string]limit.Limit
 	// Addresses are where workers are known by their address alone, by name. No two overlap.
 	Addresses map[string][]netip.Prefix
 }
@@ -71,7 +74,9 @@ type Profile struct {
 	Rules []rules.Rule
 	// Default is for requests for which none does: rules.Deny, or rules.Allow (also when empty).
 	Default rules.Action
-	// DryRun only logs which requests Rules and Default would have refused.
+	// Limit is what each of its workers may send.
+	Limit limit.Limit
+	// DryRun only logs which requests Rules, Default and Limit would have refused.
 	DryRun bool
 }
 
@@ -213,11 +218,15 @@ type Server struct {
 	records   Recording
 	log       *slog.Logger
 	bodies    sync.Once // warns of them
+	meters    limit.Meters
+	leaving   chan struct{} // closed by leave
+	leave     func()
 }
 
 // New returns a Server that decides by cfg.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, records: o.Recording, log: o.Log}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, records: o.Recording, log: o.Log, leaving: make(chan struct{})}
+	s.leave = sync.OnceFunc(func() { close(s.leaving) })
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second
 	}

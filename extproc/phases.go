@@ -23,6 +23,8 @@ type phases struct {
 	responseBegun     bool
 	responseOver      bool
 	mask              *masker // nil: the answer passes as it is
+	release           func()  // ends the count of the request; nil: it is not counted
+	open              bool    // Envoy keeps the stream for as long as the request is under way
 
 	send func(*extprocv3.ProcessingResponse) error // tells Envoy something before the answer
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/limit"
 	rules "wayleave/policy"
 	"wayleave/worker"
 )
@@ -25,6 +26,7 @@ type policy struct {
 	rules    map[string]*rules.Set // by profile; none: everything is allowed
 	refused  map[string][]string   // host → path prefixes; "" is the whole host
 	grants   map[string]map[string]bool
+	limits   map[string]limit.Limit  // by grant
 	workers  map[string]string       // nil: sessions are believed
 	sources  map[netip.Prefix]string // → worker
 
@@ -53,6 +55,7 @@ func newPolicy(cfg Config) *policy {
 		rules:             map[string]*rules.Set{},
 		refused:           map[string][]string{},
 		grants:            map[string]map[string]bool{},
+		limits:            cfg.Limits,
 		workers:           cfg.Workers,
 		replayable:        cfg.Replayable,
 		sources:           map[netip.Prefix]string{},

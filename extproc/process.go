@@ -30,10 +30,17 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 	}
 	p := begin(in)
 	p.send = stream.Send
+	defer p.end()
 	out, err := s.process(stream.Context(), in, p)
 	for err == nil {
-		if err := stream.Send(out); err != nil || out.GetImmediateResponse() != nil || p.over() {
+		if err := stream.Send(out); err != nil || out.GetImmediateResponse() != nil {
 			return err
+		}
+		if p.open {
+			return s.keepOpen(stream, p)
+		}
+		if p.over() {
+			return nil
 		}
 		if in, err = stream.Recv(); err != nil {
 			return err
@@ -73,7 +80,8 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 		return s.again(ctx, in, was)
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
-	d := decide(s.policy.Load(), s.sessions, &r, s.now())
+	policy := s.policy.Load()
+	d := decide(policy, s.sessions, &r, s.now())
 	s.record(&d, &r)
 	id := requestID(r.values("x-request-id"))
 	if d.held != nil && s.approvals != nil {
@@ -82,6 +90,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 			return nil, err
 		}
 	}
+	p.release = s.count(ctx, policy, &d, true) // after all that may refuse it or take long by itself
 	var token grant.Token
 	if d.swap != nil {
 		var refused *refusal
@@ -108,7 +117,11 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if d.swap != nil && d.route.MaskBody && !d.upgrade {
 		p.mask = s.masker(d, token)
 	}
-	return forward(d, token), s.examine(ctx, p, d.route)
+	out := forward(d, token)
+	if p.open = p.release != nil && p.canKeepOpen(); p.open {
+		out.ModeOverride = untilEnd()
+	}
+	return out, s.examine(ctx, p, d.route)
 }
 
 // examine says once what is wrong with what Envoy sends, and is an error where the answer would pass unsearched.

@@ -25,6 +25,7 @@ const (
 	misplacedPlaceholder = "misplaced_placeholder"
 	duplicateCredential  = "duplicate_credential"
 	policyDenied         = "policy_denied"
+	rateLimited          = "rate_limited"
 	tokenEndpoint        = "token_endpoint"
 	hostNotAllowed       = "host_not_allowed"
 	hostQuarantined      = "host_quarantined"
@@ -63,6 +64,7 @@ var reasons = []Reason{
 	{misplacedPlaceholder, 400, false, "a placeholder is in {detail}, where it is not swapped; send it in {header} only"},
 	{duplicateCredential, 400, false, "the request has more than one credential, or marks its credential as hop-by-hop; send one, in {header}"},
 	{policyDenied, 403, false, "{detail}"},
+	{rateLimited, 429, true, "{detail}"},
 	{tokenEndpoint, 503, false, "{host} gives out tokens, and the gate alone refreshes them; keep using the placeholder, it stays valid"},
 	{hostNotAllowed, 403, false, "{host} may not be reached from here: {detail}"},
 	{hostQuarantined, 403, false, "{host} is not served, because what is configured for it has a fault; an operator finds it with: wayleave config check"},
@@ -143,13 +145,17 @@ func (f *refusal) answer(r *Route, requestID string) answer {
 	if !reason.Retry {
 		set("x-should-retry", "false")
 	} else {
-		seconds := max(1, int((f.retryAfter + time.Second - 1).Seconds()))
-		set("retry-after", strconv.Itoa(seconds))
+		set("retry-after", strconv.Itoa(wholeSeconds(f.retryAfter)))
 	}
 	if status == http.StatusProxyAuthRequired {
 		set("proxy-authenticate", `Basic realm="wayleave"`) // RFC 9110 section 15.5.8 requires it
 	}
 	return a
+}
+
+// wholeSeconds is a wait as Retry-After has it, rounded up.
+func wholeSeconds(wait time.Duration) int {
+	return max(1, int((wait + time.Second - 1).Seconds()))
 }
 
 // errorBody writes an error as the provider's own clients read it.

@@ -42,6 +42,11 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
 			ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
 		},
+		// The gate counts a request as under way for as long as the stream about it lives, which is until Envoy has no more to ask.
+		AllowModeOverride: true,
+		AllowedOverrideModes: []*extprocv3.ProcessingMode{{
+			ResponseHeaderMode: extprocv3.ProcessingMode_SKIP, ResponseTrailerMode: extprocv3.ProcessingMode_SEND, RequestTrailerMode: extprocv3.ProcessingMode_SKIP,
+		}},
 		RequestAttributes: []string{
 			"connection.requested_server_name",
 			"source.address",

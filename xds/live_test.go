@@ -60,7 +60,8 @@ type stack struct {
 	mutate   func(*Resources) // what a test breaks on purpose
 	logLevel string           // Envoy's
 
-	log func() string // Envoy's, so far
+	log       func() string // Envoy's, so far
+	killEnvoy func()
 
 	server *Server
 	stop   func() // ends the control plane
@@ -90,8 +91,14 @@ func startAt(t testing.TB, logLevel string, configure func(*Config), mutate func
 		configure(&s.config)
 	}
 	s.serve()
-	s.log = envoytest.Start(t, s.bootstrap(), "--file-flush-interval-msec", "50")
+	s.startEnvoy()
 	return s
+}
+
+// startEnvoy starts Envoy, again after killEnvoy.
+func (s *stack) startEnvoy() {
+	s.t.Helper()
+	s.log, s.killEnvoy = envoytest.StartToKill(s.t, s.bootstrap(), "--file-flush-interval-msec", "50")
 }
 
 func (s *stack) bootstrap() envoy.Bootstrap {

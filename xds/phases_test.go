@@ -58,7 +58,7 @@ type phaseStack struct {
 
 // startPhases runs the real gate with a route that masks bodies or does not. modify, if any, changes how Envoy's ext_proc is
 // configured for the route.
-func startPhases(t *testing.T, mask bool, modify func(*extprocconfig.ExternalProcessor)) *phaseStack {
+func startPhases(t *testing.T, mask bool, modify func(*extprocconfig.ExternalProcessor), configure ...func(*extproc.Config)) *phaseStack {
 	t.Helper()
 	sessions, err := worker.OpenSessions(t.Context(), vaulttest.NewMemory(), worker.LedgerOptions{})
 	if err != nil {
@@ -92,11 +92,15 @@ func startPhases(t *testing.T, mask bool, modify func(*extprocconfig.ExternalPro
 		}
 	}
 	p.stack, p.provider = startChanged(t, phaseUpstream, mutate, func(c *Config) { c.Marker, c.Routes[0].Bodies = worker.Marker, mask })
-	p.gate.real = extproc.New(extproc.Config{
+	cfg := extproc.Config{
 		Routes:   []extproc.Route{{Name: "provider", Hosts: []string{apiHost}, Credential: "credential", PlaceholderPrefix: tokenPrefix, MaskBody: mask}},
 		Profiles: map[string]extproc.Profile{"default": {Grants: []string{"credential"}}},
 		Workers:  map[string]string{"ci": "default"},
-	}, sessions, realTokens{}, extproc.Options{Log: slog.New(slog.NewTextHandler(p.logged, nil))})
+	}
+	for _, more := range configure {
+		more(&cfg)
+	}
+	p.gate.real = extproc.New(cfg, sessions, realTokens{}, extproc.Options{Log: slog.New(slog.NewTextHandler(p.logged, nil))})
 	return p
 }
 
@@ -146,6 +150,12 @@ func phaseUpstream(w http.ResponseWriter, r *http.Request) {
 			w.(http.Flusher).Flush()
 		}
 		return
+	case "/broken":
+		panic(http.ErrAbortHandler)
+	case "/broken-off":
+		fmt.Fprint(w, "the first half, ")
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
 	case "/empty":
 		w.WriteHeader(http.StatusNoContent)
 		return

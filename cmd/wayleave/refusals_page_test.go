@@ -31,6 +31,7 @@ var next = map[string]string{
 	"approval_denied":       "operator, if it was a mistake: ask again",
 	"approval_timed_out":    "operator: `wayleave approval list`, and whoever sent it: again",
 	"approval_unavailable":  "nobody: the client asks again; operator, if it lasts: the message, and `wayleave doctor`",
+	"rate_limited":          "worker: send less at a time; operator, if that is too little: raise the limit",
 	"token_endpoint":        "nobody: the client keeps its placeholder",
 	"host_not_allowed":      "operator, if it should be allowed: add the host",
 	"host_quarantined":      "operator: mend what `wayleave config check` reports, and restart the gate",

@@ -261,6 +261,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 			spooled.Close()
 			doors.awaitSuccessor()
 		}
+		swap.Leave() // which it holds for as long as requests are under way
 		return doors.finish()
 	})
 	ready(serving{fleet, grants, pages})

@@ -23,6 +23,7 @@ import (
 	"wayleave/extproc"
 	"wayleave/grant"
 	"wayleave/identity"
+	"wayleave/limit"
 	"wayleave/oauth"
 	"wayleave/policy"
 	"wayleave/provider"
@@ -123,7 +124,12 @@ func granted(ctx context.Context, grants *grant.Keeper, name string) []string {
 func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 	out := extproc.Config{
 		Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: cfg.Deny, Refused: cfg.RefusedEndpoints(), Replayable: xds.Replayable,
-		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{}, Addresses: cfg.Sources(),
+		Profiles: map[string]extproc.Profile{}, Workers: map[string]string{}, Addresses: cfg.Sources(), Limits: map[string]limit.Limit{},
+	}
+	for name, g := range cfg.Grants {
+		if l := limitOf(cfg, g.Limits); l != (limit.Limit{}) {
+			out.Limits[name] = l
+		}
 	}
 	for _, q := range taken {
 		out.Quarantined = append(out.Quarantined, q.Hosts...)
@@ -132,7 +138,7 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 		out.Workers[name] = w.Profile
 	}
 	for name, p := range cfg.Profiles {
-		profile := extproc.Profile{Grants: p.Grants, Rules: policyRules(p), Default: policy.Action(p.Default), DryRun: p.DryRun}
+		profile := extproc.Profile{Grants: p.Grants, Rules: policyRules(p), Default: policy.Action(p.Default), Limit: limitOf(cfg, p.Limits), DryRun: p.DryRun}
 		for _, a := range cfg.Answers(name) {
 			of, _ := cfg.ProviderOf(a.Grant)
 			profile.Answers = append(profile.Answers, extproc.Answer{
@@ -200,6 +206,14 @@ func latentFaults(cfg *config.Config) error {
 		return faults
 	}
 	return nil
+}
+
+// limitOf is a limit for one of the gates that Envoy asks.
+func limitOf(cfg *config.Config, l config.Limits) limit.Limit {
+	if l == (config.Limits{}) {
+		return limit.Limit{}
+	}
+	return limit.Limit{PerMinute: l.RequestsPerMinute, Burst: l.Burst, Concurrent: l.Concurrent, Gates: max(len(cfg.Listen.Replicas), 1)}
 }
 
 // policyRules are the rules of a profile.

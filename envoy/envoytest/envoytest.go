@@ -55,6 +55,13 @@ func Dir(t testing.TB) string {
 // Its log, which log returns so far, is shown when the test fails.
 func Start(t testing.TB, b envoy.Bootstrap, args ...string) (log func() string) {
 	t.Helper()
+	log, _ = StartToKill(t, b, args...)
+	return log
+}
+
+// StartToKill is Start for an Envoy that kill ends as a crash does.
+func StartToKill(t testing.TB, b envoy.Bootstrap, args ...string) (log func() string, kill func()) {
+	t.Helper()
 	config, err := b.YAML()
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +110,10 @@ func Start(t testing.TB, b envoy.Bootstrap, args ...string) (log func() string) 
 		}
 		return envoy.Ready(context.Background(), b.AdminSocket)
 	})
-	return out.String
+	return out.String, func() {
+		_ = cmd.Process.Kill() // it may be gone
+		<-done
+	}
 }
 
 // Await calls ready until it returns nil, and fails the test with its last error after half a minute.
