@@ -282,3 +282,19 @@ func (d *document) decide(a *Approval, decision Decision) error {
 	d.Approvals[a.ID] = *a
 	return nil
 }
+
+// Forget ends a decision that holds for later requests, by the approval in which it was made.
+func Forget(ctx context.Context, docs Documents, id string, now func() time.Time) (Kept, error) {
+	var kept Kept
+	err := update(ctx, docs, now, func(d *document) (bool, error) {
+		for key, k := range d.Kept {
+			if k.Approval == id {
+				kept = k
+				delete(d.Kept, key)
+				return true, nil
+			}
+		}
+		return false, ErrNoSuch
+	})
+	return kept, err
+}

@@ -208,6 +208,22 @@ func TestKept(t *testing.T) {
 		if i := slices.IndexFunc(held.Approvals, func(a Approval) bool { return a.Session == "" }); h.decide(held.Approvals[i].ID, Allow, time.Hour) == nil {
 			t.Error("a decision holds for a session that nobody knows")
 		}
+		kept, err := Forget(t.Context(), h.docs, held.Kept[0].Approval, time.Now)
+		if _, again := Forget(t.Context(), h.docs, held.Kept[0].Approval, time.Now); err != nil || kept.Session != "s1" || !errors.Is(again, ErrNoSuch) {
+			t.Errorf("forgotten: %+v, %v, again: %v", kept, err, again)
+		}
+		last := h.hold(t.Context(), one, "ci", "s1")
+		if n := len(h.waiting()); n != 3 {
+			t.Errorf("a decision holds that was taken back: %d wait", n)
+		}
+		for _, a := range mustList(t, h).Approvals {
+			if a.Session == "s1" && a.State == Waiting {
+				if err := h.decide(a.ID, Allow, time.Hour); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		expect(t, "decided again", last, Allowed, nil)
 		time.Sleep(time.Hour)
 		expect(t, "another session", other, TimedOut, nil)
 		expect(t, "no session", nameless, TimedOut, nil)
@@ -217,6 +233,15 @@ func TestKept(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 	})
+}
+
+func mustList(t *testing.T, h *house) Held {
+	t.Helper()
+	held, err := List(t.Context(), h.docs, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return held
 }
 
 func TestBounds(t *testing.T) {

@@ -177,15 +177,20 @@ func TestApprovals(t *testing.T) {
 	if r := <-remove(t.Context(), "/kept/again", true); r.err != nil || r.reason != "" {
 		t.Errorf("within the hour: %v, %v", r.answer, r.err)
 	}
-	other := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
-	ctx, leave := context.WithCancel(t.Context())
-	go func() {
-		_, _ = do(other.client(t, true), other.request(http.MethodDelete, "https://api.demo.test/other", nil).WithContext(ctx))
-	}()
-	s.waits(t, "/other")
-	leave()
 	if list := s.must(t, "wayleave", "approval", "list"); !strings.Contains(list, "Decisions that hold for later requests:") || !strings.Contains(list, a.Session) {
 		t.Error(list)
+	}
+	other := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	for path, asker := range map[string]worker{"/other": other, "/forgotten": w} {
+		if asker.placeholder == w.placeholder {
+			s.must(t, "wayleave", "approval", "forget", a.ID)
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		go func() {
+			_, _ = do(asker.client(t, true), asker.request(http.MethodDelete, "https://api.demo.test"+path, nil).WithContext(ctx))
+		}()
+		s.waits(t, path)
+		leave()
 	}
 
 	// Without Vault nobody can decide, and nothing goes on.

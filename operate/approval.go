@@ -106,3 +106,15 @@ func (d Desk) Taken(ctx context.Context, id string, timeout time.Duration) (appr
 		}
 	}
 }
+
+// Forget ends a decision that holds for later requests, by the approval in which it was made.
+func (d Desk) Forget(ctx context.Context, id string) (approval.Kept, error) {
+	k, err := approval.Forget(ctx, d.Docs, id, d.Now)
+	if errors.Is(err, approval.ErrNoSuch) {
+		return k, refuse(NoSuch, "no decision of approval %q holds for later requests: `wayleave approval list` shows those that do", id)
+	}
+	if err != nil {
+		return k, fmt.Errorf("forgetting the decision of approval %s: %w", id, err)
+	}
+	return k, nil
+}

@@ -53,6 +53,12 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%+v, %v", a, err)
 		}
 		refused(id, Ruling{Verdict: approval.Deny}, NotNow, "it is allowed")
+		if k, err := d.Forget(ctx, id); err != nil || k.Session != "s1" || k.By != "ann" {
+			t.Errorf("%+v, %v", k, err)
+		}
+		if _, err := d.Forget(ctx, id); err == nil || !strings.Contains(err.Error(), "approval list") {
+			t.Errorf("forgotten twice: %v", err)
+		}
 		nameless, end := hold("")
 		refused(nameless, Ruling{Verdict: approval.Allow, For: time.Hour}, Misused, "without --for")
 		if _, err := d.Taken(ctx, nameless, 3*time.Second); !errors.Is(err, ErrNotInTime) {

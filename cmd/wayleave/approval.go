@@ -21,10 +21,10 @@ import (
 func newApproval() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "approval",
-		Short: "List, show, allow and deny requests that wait for an operator",
+		Short: "List, show, allow and deny requests that wait for an operator, and take a decision back",
 		Long: `A rule of a profile with hold makes requests wait until an operator allows or denies them. These commands talk to Vault as
 'wayleave grant' does, and every gate that shares it acts on them.`,
-	}, newApprovalList(), newApprovalShow(), newApprovalDecide(approval.Allow), newApprovalDecide(approval.Deny))
+	}, newApprovalList(), newApprovalShow(), newApprovalDecide(approval.Allow), newApprovalDecide(approval.Deny), newApprovalForget())
 }
 
 // approvalCommand is a grantCommand whose arguments are no grants.
@@ -75,9 +75,9 @@ func (d desk) listApprovals(ctx context.Context, all bool) error {
 		return nil
 	}
 	fmt.Fprintln(d.out, "\nDecisions that hold for later requests:")
-	rows := [][]string{{"WORKER", "SESSION", "RULE", "DECISION", "BY", "ENDS"}}
+	rows := [][]string{{"ID", "WORKER", "SESSION", "RULE", "DECISION", "BY", "ENDS"}}
 	for _, k := range held.Kept {
-		rows = append(rows, []string{k.Worker, k.Session, k.Rule, string(k.Verdict), short(printable(k.By), 28), "in " + span(k.Until.Sub(d.Now()))})
+		rows = append(rows, []string{k.Approval, k.Worker, k.Session, k.Rule, string(k.Verdict), short(printable(k.By), 28), "in " + span(k.Until.Sub(d.Now()))})
 	}
 	return printTable(d.out, rows, func(int) []note { return nil }, widthOf(d.out))
 }
@@ -173,7 +173,8 @@ func newApprovalDecide(verdict approval.Verdict) *cobra.Command {
 	if verdict == approval.Allow {
 		c.Short = "Let a request that waits go on"
 		c.Long = `Allow lets a request go on, with the credential of its route. The gate that holds it does so within two seconds; its worker's
-session, and the configuration, are looked at again before. Revoking the session ends what --for allows.`
+session, and the configuration, are looked at again before. What --for decides for later requests ends with the session,
+and with 'wayleave approval forget'.`
 		c.Example = `  wayleave approval allow 4k7vq2mzru -c wayleave.yaml
   wayleave approval allow 4k7vq2mzru -c wayleave.yaml --for 1h --note planned`
 	} else {
@@ -210,6 +211,27 @@ func (d desk) decideApproval(ctx context.Context, id string, r operate.Ruling) e
 		fmt.Fprintf(d.out, "The same holds until %s for what rule %s holds of session %s.\n", when(e.Until), a.Rule, a.Session)
 	}
 	return nil
+}
+
+func newApprovalForget() *cobra.Command {
+	c := approvalCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error {
+		k, err := d.Forget(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if d.json {
+			return printJSON(d.out, k)
+		}
+		_, err = fmt.Fprintf(d.out, "Forgotten: what rule %s holds of session %s waits for an operator again.\n", k.Rule, k.Session)
+		return err
+	})
+	c.Use = "forget ID"
+	c.Short = "Take back a decision that holds for later requests"
+	c.Long = `Forget ends what --for decided for the later requests of a session: they wait for an operator again. What goes on already is not
+cut off. The id is that of the approval in which it was decided, as list shows it.`
+	c.Example = `  wayleave approval forget 4k7vq2mzru -c wayleave.yaml`
+	c.Args = exactArgs("ID")
+	return c
 }
 
 // whoami names who runs this command, and where. Whose rights were used is in Vault's own audit log.
