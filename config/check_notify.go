@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/loopback"
 	"wayleave/webhook"
 )
 
@@ -81,7 +82,7 @@ func (k *checker) mail(path string, t NotifyTarget) {
 			what = quote(t.Address) + " is not a host and a port"
 		}
 		k.fault(path+".address", what, "write mail.example.com:587")
-	} else if ip := net.ParseIP(host); t.Encryption == "none" && host != "localhost" && !ip.IsLoopback() {
+	} else if t.Encryption == "none" && !loopback.Host(host) {
 		k.fault(path+".encryption", "is none for a server beyond this machine", "write starttls or tls")
 	}
 	if t.Username != "" && t.Encryption == "none" {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/idna"
+
+	"wayleave/loopback"
 )
 
 // defaultPort is the port of a host pattern that names none.
@@ -168,15 +170,10 @@ func vaultProblem(s string) (what, fix string) {
 		return quote(s) + " is not an address of Vault", form
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
 		return "the URL goes on after the host", "remove the path; mount and namespace have keys of their own"
-	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+	case u.Scheme == "http" && !loopback.Host(u.Hostname()):
 		return "http to another machine sends every credential in clear text", "write https://" + u.Host
 	}
 	return "", ""
-}
-
-func isLoopback(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 var userinfo = regexp.MustCompile(`[^/\s]*@`)

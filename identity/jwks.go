@@ -18,6 +18,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/sync/singleflight"
+
+	"wayleave/loopback"
 )
 
 // How an issuer's keys are kept: it publishes a key before it signs with it, and takes one away that is not to be trusted.
@@ -194,7 +196,7 @@ func AddressFault(address string) string {
 		return "is not a full address such as https://host/path"
 	case u.User != nil || u.Fragment != "":
 		return "must not have a user, a password or a fragment"
-	case u.Scheme == "https", u.Scheme == "http" && isLoopback(u.Hostname()):
+	case u.Scheme == "https", u.Scheme == "http" && loopback.Host(u.Hostname()):
 		return ""
 	}
 	return "must be https: plain http is for loopback only"

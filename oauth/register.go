@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/loopback"
 	"wayleave/secret"
 )
 
@@ -138,7 +139,7 @@ func (r ClientMetadata) document() map[string]any {
 func (r ClientMetadata) native() bool {
 	return !slices.ContainsFunc(r.RedirectURIs, func(uri string) bool {
 		u, err := url.Parse(uri)
-		return err != nil || u.Scheme != "http" || !isLoopback(u.Hostname())
+		return err != nil || u.Scheme != "http" || !loopback.Host(u.Hostname())
 	})
 }
 

@@ -5,10 +5,11 @@ import (
 	"crypto/x509"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
+
+	"wayleave/loopback"
 )
 
 const longestCall = 30 * time.Second
@@ -45,20 +46,12 @@ func endpointFault(rawURL string, allowInsecure bool) string {
 		return ""
 	case u.Scheme != "http":
 		return "must be https"
-	case !isLoopback(u.Hostname()):
+	case !loopback.Host(u.Hostname()):
 		return "must be https: plain http is allowed on loopback only"
 	case !allowInsecure:
 		return "must be https: plain http on loopback needs allow_insecure: true"
 	}
 	return ""
-}
-
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback()
 }
 
 // isHost reports whether s is a name or address that can be shown as it is.

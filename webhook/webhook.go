@@ -13,12 +13,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"wayleave/loopback"
 	"wayleave/secret"
 )
 
@@ -61,7 +61,7 @@ func CheckURL(address string) error {
 	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" || u.Scheme != "https" && u.Scheme != "http" {
 		return errors.New("is no https URL") // and may hold a secret
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !a.IsLoopback()) {
+	if u.Scheme == "http" && !loopback.Host(u.Hostname()) {
 		return errors.New("is an http URL beyond this machine; use https, so that nobody reads or changes what is sent")
 	}
 	return nil
