@@ -1,7 +1,9 @@
 package grant
 
 import (
+	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"wayleave/oauth"
@@ -17,9 +19,15 @@ type Event struct {
 	Took       time.Duration `json:"took_ns,omitempty"`    // of the call
 	ErrorKind  oauth.Kind    `json:"error_kind,omitempty"` // of what failed
 	Error      string        `json:"error,omitempty"`
+	Cause      string        `json:"cause,omitempty"`       // what Error says, without what failed; of a revocation
 	Rejected   bool          `json:"rejected,omitempty"`    // the provider had rejected the token that this refresh replaced
 	Lost       []string      `json:"scopes_lost,omitempty"` // scopes that this answer no longer grants
 }
+
+const notRevoked = "not revoked at the provider: "
+
+// Why is the reason of what failed, without what failed. Revocations that were written down by earlier versions have no cause of their own.
+func (e Event) Why() string { return cmp.Or(e.Cause, strings.TrimPrefix(e.Error, notRevoked)) }
 
 // What happened to a grant.
 type What string

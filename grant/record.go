@@ -227,7 +227,7 @@ func (r record) abandoned(op string, now time.Time) record {
 // revoked is r after its tokens were revoked, or at least forgotten: err is what the provider did not take.
 func (r record) revoked(err error, op string, now time.Time) record {
 	if err != nil {
-		r.LastError = "not revoked at the provider: " + r.scrub(err.Error())
+		r.LastError = notRevoked + r.scrub(err.Error())
 		if e, ok := errors.AsType[*oauth.Error](err); ok {
 			r.ErrorKind = e.Kind()
 		}

@@ -137,6 +137,7 @@ func (m *minder) revoke(ctx context.Context, began moment) error {
 	e := Event{At: began.day, By: m.holder, Took: took, What: Revoked}
 	if err != nil {
 		e.What, e.ErrorKind, e.Error = RevokeFails, o.next.ErrorKind, o.next.LastError
+		e.Cause = r.scrub(err.Error())
 		m.log.Warn("grant not revoked at the provider; its tokens are forgotten", "took", took, "err", o.next.LastError)
 	} else {
 		m.log.Info("grant revoked", "took", took)

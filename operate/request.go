@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"wayleave/grant"
@@ -116,7 +115,7 @@ func (d Desk) revoke(ctx context.Context, s grant.Summary, timeout time.Duration
 		return Revocation{}, err
 	}
 	if e := Last(s, grant.Revoked, grant.RevokeFails); e.What != grant.Revoked {
-		return because("%s; %s", strings.TrimPrefix(e.Error, "not revoked at the provider: "), page)
+		return because("%s; %s", e.Why(), page)
 	}
 	return Revocation{Revoked: true}, nil
 }

@@ -301,7 +301,7 @@ func TestDisconnect(t *testing.T) {
 		o.connect("acme")
 		o.failsRev = &oauth.Error{Outcome: oauth.Refused, Status: 403, Code: "access_denied"}
 		o.gate()
-		o.wants(o.desk("").disconnect(ctx, "acme", true, true, time.Minute), 0, "gone from Vault", "not revoked at the provider: ", "access_denied")
+		o.wants(o.desk("").disconnect(ctx, "acme", true, true, time.Minute), 0, "gone from Vault", "They were not revoked at the provider:  (none): status 403, access_denied; end")
 	})
 }
 
