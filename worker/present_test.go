@@ -72,6 +72,29 @@ func sources(variables map[string]string) Sources {
 	return Sources{Getenv: func(name string) string { return variables[name] }, Pause: func(context.Context, time.Duration) {}}
 }
 
+// certificateFile holds a worker's certificate and its key.
+func certificateFile(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pair.pem")
+	if err := os.WriteFile(path, []byte(vaulttest.NewAuthority(t, "ca").Client(t, "worker", time.Hour)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// withCertificate is what a worker presents that has one.
+func withCertificate(t testing.TB) Presented {
+	t.Helper()
+	s := sources(nil)
+	s.CertFile = certificateFile(t)
+	s.KeyFile = s.CertFile
+	me, err := s.Find(t.Context(), gateURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return me
+}
+
 func TestFindsWhatToPresent(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string) string {
@@ -82,7 +105,7 @@ func TestFindsWhatToPresent(t *testing.T) {
 		return path
 	}
 	tokenFile, other := file("token", "from.a.file\n"), file("other", "from.another.file")
-	pair := file("pair.pem", vaulttest.NewAuthority(t, "ca").Client(t, "worker", time.Hour))
+	pair := certificateFile(t)
 	actions := newGitHub(t, `{"count":1,"value":"from.git.hub"}`)
 	with := func(more map[string]string) map[string]string {
 		all := actions.variables()
@@ -159,7 +182,7 @@ func TestFindsNothingToPresent(t *testing.T) {
 		}
 		return path
 	}
-	pair := file("pair.pem", vaulttest.NewAuthority(t, "ca").Client(t, "worker", time.Hour))
+	pair := certificateFile(t)
 	for name, c := range map[string]struct {
 		s    Sources
 		says string
@@ -274,16 +297,7 @@ func TestEnrolTriesAgain(t *testing.T) {
 }
 
 func TestCertificateNeedsTLS(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "pair.pem")
-	if err := os.WriteFile(file, []byte(vaulttest.NewAuthority(t, "ca").Client(t, "worker", time.Hour)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s := sources(nil)
-	s.CertFile, s.KeyFile = file, file
-	me, err := s.Find(t.Context(), gateURL(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	me := withCertificate(t)
 	if _, err := Enrol(t.Context(), newGate(t).url(t), nil, me); err == nil || !strings.Contains(err.Error(), "over TLS only") {
 		t.Errorf("got %v", err)
 	}
@@ -291,16 +305,7 @@ func TestCertificateNeedsTLS(t *testing.T) {
 
 // A gate that never asks for a certificate is told apart from one that does not take it.
 func TestCertificateThatNobodyAsksFor(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "pair.pem")
-	if err := os.WriteFile(file, []byte(vaulttest.NewAuthority(t, "ca").Client(t, "worker", time.Hour)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s := sources(nil)
-	s.CertFile, s.KeyFile = file, file
-	me, err := s.Find(t.Context(), gateURL(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	me := withCertificate(t)
 	for says, auth := range map[string]tls.ClientAuthType{"asks for no certificates": tls.NoClientCert, "does not take this worker's certificate": tls.RequireAndVerifyClientCert} {
 		gate := httptest.NewUnstartedServer(newGate(t).Config.Handler)
 		gate.TLS = &tls.Config{ClientAuth: auth, ClientCAs: x509.NewCertPool()}
