@@ -34,6 +34,9 @@ type Config struct {
 	// Operators' web pages and HTTP API.
 	Console Console `yaml:"console"`
 
+	// Account of what is done through the gate.
+	Audit Audit `yaml:"audit"`
+
 	// Who is told when something needs an operator.
 	Notify Notify `yaml:"notify"`
 

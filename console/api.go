@@ -39,6 +39,7 @@ func (s *Server) endpoints() []endpoint {
 			{"worker", "only this worker's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"}, {"reason", "only refusals for this reason"},
 			{"outcome", "swapped, passed or refused"}, {"limit", "how many at most; 200 if not said"},
 		}, s.listDecisions},
+		{"GET", "/audit", Operator, "What was done through the gates of this machine, and by operators, the newest first", "", nil, AuditList{}, auditParameters, s.listAudit},
 		{"GET", "/fleet", Viewer, "The Envoys of this gate", "", nil, Fleet{}, nil, s.fleet},
 		{"GET", "/configuration", Operator, "The configuration that runs, and how the file differs from it now", "", nil, Configuration{}, nil, s.configuration},
 		{"GET", "/tokens", Admin, "The API tokens, without themselves", "", nil, TokenList{}, nil, s.listTokens},

@@ -93,6 +93,7 @@ func TestOpenAPI(t *testing.T) {
 		{"POST", "/sessions/" + s.ID + "/revoke", "/sessions/{id}/revoke", ""},
 		{"POST", "/workers/ci/revoke", "/workers/{worker}/revoke", ""},
 		{"GET", "/decisions?worker=ci&limit=1", "/decisions", ""},
+		{"GET", "/audit?worker=ci&from=2026-01-01T00:00:00Z&limit=1", "/audit", ""},
 		{"GET", "/fleet", "/fleet", ""},
 		{"GET", "/configuration", "/configuration", ""},
 		{"POST", "/tokens", "/tokens", `{"name":"maria","role":"viewer"}`},
@@ -127,6 +128,8 @@ func TestAPIFaults(t *testing.T) {
 		says               string
 	}{
 		{"GET", "/nowhere", "", 404, "nothing at this address"},
+		{"GET", "/audit?limit=0", "", 400, "limit is not a number from 1 to 1000"},
+		{"GET", "/audit?from=yesterday", "", 400, "from is no time"},
 		{"GET", "/grants/nobody", "", 404, "there are: acme"},
 		{"POST", "/grants/key/connect", "{}", 422, "no consent page"},
 		{"POST", "/grants/acme/connect", `{"way":"carrier pigeon"}`, 422, "there are: [code device]"},

@@ -144,7 +144,7 @@ func TestHeaders(t *testing.T) {
 			t.Errorf("%s: %v", path, h)
 		}
 	}
-	for _, path := range []string{"/", "/grants/acme", "/grants/key", "/requests", "/workers", "/routes", "/configuration", "/access"} {
+	for _, path := range []string{"/", "/grants/acme", "/grants/key", "/requests", "/workers", "/routes", "/configuration", "/audit", "/access"} {
 		page := b.get(path).body
 		for _, not := range []string{" style=", "<style", " onclick", "javascript:", "<script>", "http://fonts", "https://cdn"} {
 			if strings.Contains(page, not) {
@@ -281,7 +281,7 @@ func TestRolesOfPages(t *testing.T) {
 		"/grants/acme/connect": Operator, "/grants/acme/refresh": Operator, "/grants/acme/disconnect": Operator, "/grants/key/import": Operator,
 		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
 	}
-	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/access": Admin, "/callback": Operator}
+	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/audit": Operator, "/access": Admin, "/callback": Operator}
 	for _, role := range roles {
 		become(role)
 		for path, needs := range forms {

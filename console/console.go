@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"time"
 
+	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/operate"
@@ -58,7 +59,9 @@ type Config struct {
 	OIDCRoots *x509.CertPool
 	// Idle and Life are how long a log-in lasts unused, and at most.
 	Idle, Life time.Duration
-	// Audit is told of everything that changes something. Nil: the log is.
+	// SearchAudit looks through the audit of this machine's gates. Nil: there is none.
+	SearchAudit func(ctx context.Context, f audit.Filter, limit int) (audit.Found, error)
+	// Audit is told of everything that changes something, beside the log. May be nil.
 	Audit func(Event)
 	// Version is the product's.
 	Version string
@@ -124,9 +127,6 @@ func New(c Config, source []byte) (*Server, error) {
 	}
 	s.tokens = &tokens{docs: c.Desk.Docs, now: c.Now}
 	s.sessions = c.Desk.Docs
-	if s.Audit == nil {
-		s.Audit = s.logEvent
-	}
 	if c.OIDC.Issuer != "" {
 		s.oidc = newOIDC(c)
 	}
@@ -149,7 +149,7 @@ func (s *Server) Run(ctx context.Context) {
 	s.watch(ctx)
 }
 
-// logEvent is the Audit of a console that has none.
+// logEvent writes the log's line of what an operator did.
 func (s *Server) logEvent(e Event) {
 	attrs := []any{"actor", e.Actor, "role", string(e.Role), "via", e.Via, "from", e.From, "action", e.Action, "target", e.Target}
 	if e.Err != nil {

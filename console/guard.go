@@ -198,7 +198,11 @@ func statusOf(err error) int {
 
 // did tells the audit.
 func (s *Server) did(who actor, from, action, target string, err error) {
-	s.Audit(Event{At: s.now(), Actor: cmp.Or(who.Name, "nobody"), Role: who.Role, Via: who.Via, From: from, Action: action, Target: target, Err: err})
+	e := Event{At: s.now(), Actor: cmp.Or(who.Name, "nobody"), Role: who.Role, Via: who.Via, From: from, Action: action, Target: target, Err: err}
+	s.logEvent(e)
+	if s.Audit != nil {
+		s.Audit(e)
+	}
 }
 
 func (s *Server) now() time.Time { return s.Now() }

@@ -34,7 +34,7 @@ type view struct {
 	Version string
 }
 
-var pageNames = []string{"overview", "grant", "connect", "requests", "workers", "routes", "configuration", "access", "login", "error"}
+var pageNames = []string{"overview", "grant", "connect", "requests", "workers", "routes", "configuration", "audit", "access", "login", "error"}
 
 // parsePages parses each page with the layout around it.
 func parsePages() (map[string]*template.Template, error) {
@@ -150,6 +150,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("GET /workers", s.page(Viewer, "workers", liveAll, s.workersPage))
 	mux.Handle("GET /routes", s.page(Viewer, "routes", liveGrants, s.routesPage))
 	mux.Handle("GET /configuration", s.page(Operator, "configuration", "", s.configurationPage))
+	mux.Handle("GET /audit", s.page(Operator, "audit", "", s.auditPage))
 	mux.Handle("GET /access", s.page(Admin, "access", "", s.accessPage))
 
 	mux.Handle("POST /grants/{grant}/connect", s.form(Operator, "grant.connect.begin", s.connectForm))

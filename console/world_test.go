@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/demo"
 	"wayleave/grant"
@@ -65,6 +66,12 @@ tunnel: [pypi.org]
 `
 
 // world is a console with a gate, a provider and a store around it.
+// auditRecords are what the audit of a world holds.
+var auditRecords = []audit.Record{
+	{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Kind: audit.Operator, Outcome: audit.Failed, Reason: "no <b>", Actor: "<script>maria</script>", Role: "operator", Via: "oidc", From: "192.0.2.9", Action: "grant.refresh", Target: "acme"},
+	{Time: time.Date(2026, 1, 2, 3, 4, 4, 0, time.UTC), Kind: audit.Request, Outcome: audit.Swapped, Worker: "ci", Session: "s1", Grant: "acme", Host: "api.acme.example", Method: "GET", Path: "/v1/<i>", Request: "r-1", Source: "10.0.0.7"},
+}
+
 type world struct {
 	t        *testing.T
 	demo     *demo.Demo
@@ -116,6 +123,15 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 		Fleet:   func() []Node { return []Node{{ID: "envoy-1", Version: "1.40.0", Since: time.Now(), Current: true}} },
 		NewLink: func(l string) { w.mu.Lock(); defer w.mu.Unlock(); w.link = l },
 		Idle:    30 * time.Minute, Life: 12 * time.Hour, Version: "v0",
+		SearchAudit: func(_ context.Context, f audit.Filter, limit int) (audit.Found, error) {
+			found := audit.Found{Records: []audit.Record{}}
+			for _, r := range auditRecords {
+				if f.Match(&r) && len(found.Records) < limit {
+					found.Records = append(found.Records, r)
+				}
+			}
+			return found, nil
+		},
 		Audit: func(e Event) { w.mu.Lock(); defer w.mu.Unlock(); w.audit = append(w.audit, e) },
 		Now:   w.now,
 	}

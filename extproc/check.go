@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"wayleave/grant"
 	"wayleave/secret"
 	"wayleave/worker"
 )
@@ -36,7 +37,8 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	policy := s.policy.Load()
 	d := arrive(policy, s.sessions, &r, s.now())
 	s.record(&d, &r)
-	if r.method != http.MethodConnect || policy.find(d.to).tunnel { // of other hosts each request is counted
+	whole := r.method != http.MethodConnect || policy.find(d.to).tunnel // of other hosts each request is counted and told of
+	if whole {
 		s.count(ctx, policy, &d, false)
 	}
 	id := requestID(nil)
@@ -44,6 +46,9 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 		s.logDryRun(ctx, d, id)
 	}
 	if d.refusal == nil {
+		if whole {
+			s.tell(d, &r, grant.Token{}, id)
+		}
 		return &authv3.CheckResponse{
 			Status:       &rpcstatus.Status{Code: int32(codes.OK)},
 			HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{}},
@@ -56,7 +61,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	if !r.has("proxy-authorization") {
 		level = slog.LevelDebug // the first half of a challenge and its response
 	} else {
-		s.tell(d, &r, id)
+		s.tell(d, &r, grant.Token{}, id)
 	}
 	s.log.LogAttrs(ctx, level, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
 	return denied(d.refusal.answer(nil, id)), nil

@@ -1,6 +1,13 @@
 package extproc
 
-import "time"
+import (
+	"net/http"
+	"strings"
+	"time"
+
+	"wayleave/grant"
+	"wayleave/worker"
+)
 
 // Decided is what became of one request, or of one connection that was refused, for whoever watches. It has nothing of what the
 // request carried.
@@ -10,19 +17,25 @@ type Decided struct {
 	Reason    string // of a refusal; empty: it was let through
 	Worker    string
 	Session   string
+	Source    string // the worker's address
 	Host      string
 	Method    string
+	Path      string // without its query
 	Route     string
 	Grant     string
+	Token     string // version of the token that was sent; it tells it from others and is no secret
 	RequestID string
 }
 
 // tell tells who watches of a decision.
-func (s *Server) tell(d decision, r *request, id string) {
+func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
 	if s.decided == nil {
 		return
 	}
-	x := Decided{At: s.now(), Worker: d.session.Worker, Session: d.session.ID, Host: d.host, Method: shown(r.method), RequestID: id}
+	x := Decided{
+		At: s.now(), Worker: d.session.Worker, Session: d.session.ID, Source: r.source, Host: d.host, Method: shown(r.method), Path: pathShown(r),
+		RequestID: id,
+	}
 	if d.route != nil {
 		x.Route, x.Grant = d.route.Name, d.route.Credential
 	}
@@ -31,5 +44,17 @@ func (s *Server) tell(d decision, r *request, id string) {
 	} else {
 		x.Swapped = d.swap != nil
 	}
+	if x.Swapped {
+		x.Token = token.Version
+	}
 	s.decided(x)
+}
+
+// pathShown is the path without its query, fit for an account of it; none when there is a placeholder in it.
+func pathShown(r *request) string {
+	path, _, _ := strings.Cut(r.path, "?")
+	if r.method == http.MethodConnect || strings.Contains(path, worker.Marker) {
+		return ""
+	}
+	return shown(path)
 }

@@ -106,7 +106,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if d.answer != nil {
 		return s.ownAnswer(ctx, d), nil
 	}
-	s.tell(d, &r, id)
+	s.tell(d, &r, token, id)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}

@@ -13,6 +13,7 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 
+	"wayleave/grant"
 	"wayleave/worker"
 )
 
@@ -24,16 +25,18 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 		method: http.MethodConnect, authority: net.JoinHostPort(a.GetTlsSession().GetSni(), strconv.Itoa(int(port))),
 		source: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
 	}
-	d := redirected(s.policy.Load(), &r, s.now())
+	policy := s.policy.Load()
+	d := redirected(policy, &r, s.now())
 	s.record(&d, &r)
+	s.count(ctx, policy, &d, false)
 	id := requestID(nil)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}
+	s.tell(d, &r, grant.Token{}, id)
 	if d.refusal == nil {
 		return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}}
 	}
-	s.tell(d, &r, id)
 	s.log.LogAttrs(ctx, slog.LevelWarn, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
 	return denied(d.refusal.answer(nil, id)) // of which Envoy reads that it is one: TLS has no words
 }

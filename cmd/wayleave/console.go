@@ -98,9 +98,10 @@ func (u upper) consolePlace() consolePlace {
 	return p
 }
 
-// watched lets the console see decisions.
-func watched(to *console.Decisions) func(extproc.Decided) {
+// watched lets the console see decisions, and the audit keep them.
+func watched(to *console.Decisions, account account) func(extproc.Decided) {
 	return func(d extproc.Decided) {
+		account.request(d)
 		x := console.Decision{At: d.At, Outcome: console.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Host: d.Host, Method: d.Method, Route: d.Route, Grant: d.Grant, Request: d.RequestID}
 		switch {
 		case d.Reason != "":
@@ -150,7 +151,7 @@ func (d *consoleDoor) reachedAt(u *url.URL) {
 }
 
 // openConsole listens for operators. It returns nil when there is no console.
-func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *grant.Keeper, fleet *xds.Server, decisions *console.Decisions) (*consoleDoor, error) {
+func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *grant.Keeper, fleet *xds.Server, decisions *console.Decisions, account account) (*consoleDoor, error) {
 	p := g.console
 	if p.listen == "" || p.listen == config.ListenNone {
 		return nil, nil
@@ -172,7 +173,7 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *gr
 	c := g.cfg.Console
 	d.config = console.Config{
 		Desk:   operate.Desk{Config: g.cfg, Specs: operate.Specs(g.cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond},
-		Grants: grants, Fleet: func() []console.Node { return fleetNodes(fleet) }, Decisions: decisions,
+		Grants: grants, Fleet: func() []console.Node { return fleetNodes(fleet) }, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
 		File: p.config, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Log: g.log,
 	}
 	l, err := d.listen(ctx)

@@ -4,21 +4,22 @@ import (
 	"path/filepath"
 
 	"wayleave/extproc"
-	"wayleave/record"
+	"wayleave/journal"
+	"wayleave/policy"
 )
 
 // openRecord opens the file that the configuration names for recording requests; nil when it names none.
-func (g gate) openRecord() (*record.Recorder, error) {
+func (g gate) openRecord() (*journal.File[policy.Judged], error) {
 	r := g.cfg.Record
 	if r.File == "" {
 		return nil, nil
 	}
 	file := absolute(g.cfg.Path(r.File))
-	return record.Open(filepath.Join(filepath.Dir(file), ofReplica(g.replica, filepath.Base(file))), int64(r.MaxMB)<<20, g.log)
+	return journal.Open[policy.Judged]("record.file", filepath.Join(filepath.Dir(file), ofReplica(g.replica, filepath.Base(file))), int64(r.MaxMB)<<20, g.log)
 }
 
 // recording is what the recorder is told; nothing when there is none.
-func (g gate) recording(to *record.Recorder) extproc.Recording {
+func (g gate) recording(to *journal.File[policy.Judged]) extproc.Recording {
 	if to == nil {
 		return extproc.Recording{}
 	}

@@ -66,7 +66,7 @@ the others take over; alone, a gate hands over to a second one that was started 
 				spoolDir = filepath.Join(runDir, ofReplica(replica, "spool"))
 			}
 			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink), config: absolute(configPath)}, accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
+			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink), config: absolute(configPath)}, audit: auditOf(cfg), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
@@ -104,6 +104,7 @@ type gate struct {
 	caFile  string // where the roots that workers trust are written down
 
 	console   consolePlace
+	audit     string // file of the audit; empty: there is none
 	accessLog string // where Envoy writes one line per request
 	log       *slog.Logger
 }
@@ -192,6 +193,10 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	// What they get: the decision on each tunnel and each request.
 	decisions := console.NewDecisions(rememberedDecisions)
+	account, err := g.openAudit()
+	if err != nil {
+		return err
+	}
 	recorder, err := g.openRecord()
 	if err != nil {
 		return err
@@ -201,10 +206,10 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions), Recording: g.recording(recorder), Log: g.log})
+	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account), Recording: g.recording(recorder), Log: g.log})
 
 	// Where operators look, which workers cannot reach.
-	pages, err := g.openConsole(ctx, store, grants, fleet, decisions)
+	pages, err := g.openConsole(ctx, store, grants, fleet, decisions, account)
 	if err != nil {
 		return err
 	}
@@ -236,6 +241,9 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { sessions.Run(work); return nil })
 	group.Go(func() error { board.Run(hold); return nil })
 	group.Go(func() error { fleet.Run(work); return nil })
+	if account.file != nil {
+		group.Go(func() error { account.file.Run(work); return nil })
+	}
 	if recorder != nil {
 		group.Go(func() error { recorder.Run(work); return nil })
 	}

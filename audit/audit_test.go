@@ -1,0 +1,204 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var start = time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+
+func numbered(n int) Record {
+	return Record{
+		Time: start.Add(time.Duration(n) * time.Second), Kind: Request, Outcome: []Outcome{Swapped, Refused}[n%2], Worker: fmt.Sprintf("w%d", n%3),
+		Host: "api.example.com", Method: "GET", Path: "/" + strings.Repeat("x", n%500), Request: fmt.Sprint(n),
+	}
+}
+
+func write(t *testing.T, name string, lines ...any) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, l := range lines {
+		text, err := json.Marshal(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if raw, ok := l.(string); ok {
+			text = []byte(raw)
+		}
+		fmt.Fprintf(f, "%s\n", text)
+	}
+}
+
+func ids(found Found) (all []string) {
+	for _, r := range found.Records {
+		all = append(all, r.Request)
+	}
+	return all
+}
+
+func TestSearch(t *testing.T) {
+	dir := t.TempDir()
+	now, before := filepath.Join(dir, "audit.jsonl"), filepath.Join(dir, "audit.jsonl.1")
+	for n := range 3000 {
+		name := before
+		if n >= 1000 {
+			name = now
+		}
+		write(t, name, numbered(n))
+	}
+	write(t, now, map[string]any{"time": start, "dropped": 7}, "no record", map[string]any{"time": start})
+	files := []string{now, before}
+	for name, c := range map[string]struct {
+		filter Filter
+		limit  int
+		want   []string
+		all    bool // everything was looked at, or as far as the filter wants
+	}{
+		"the latest":         {Filter{}, 3, []string{"2999", "2998", "2997"}, false},
+		"some":               {Filter{Worker: "w1", Outcome: Refused}, 2, []string{"2995", "2989"}, false},
+		"in the file before": {Filter{Request: "17"}, 10, []string{"17"}, true},
+		"since":              {Filter{From: start.Add(2997 * time.Second)}, 10, []string{"2999", "2998", "2997"}, true},
+		"until":              {Filter{To: start.Add(2 * time.Second)}, 10, []string{"1", "0"}, true},
+		"text":               {Filter{Text: "API.EXAMPLE", Request: "5"}, 10, []string{"5"}, true},
+		"nothing":            {Filter{Grant: "none"}, 10, nil, true},
+	} {
+		found, err := Search(t.Context(), files, c.filter, c.limit)
+		if err != nil || !slices.Equal(ids(found), c.want) {
+			t.Errorf("%s: %v, %v", name, ids(found), err)
+		}
+		if found.Missing != 7 || found.Unreadable != 2 {
+			t.Errorf("%s: %d missing, %d unreadable", name, found.Missing, found.Unreadable)
+		}
+		if found.Back.IsZero() != c.all {
+			t.Errorf("%s: looked back until %v", name, found.Back)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if found, err := Search(ctx, files, Filter{}, 10); err != nil || len(found.Records) != 0 {
+		t.Errorf("without time: %v, %v", found, err)
+	}
+	if found, err := Search(t.Context(), []string{filepath.Join(dir, "none")}, Filter{}, 10); err != nil || len(found.Records) != 0 {
+		t.Errorf("no file: %v, %v", found, err)
+	}
+	if _, err := Search(t.Context(), []string{dir}, Filter{}, 10); err == nil {
+		t.Error("a directory was searched")
+	}
+}
+
+// A line that is being written is not looked at, and a file that is no audit is not read whole.
+func TestOddFiles(t *testing.T) {
+	dir := t.TempDir()
+	half := filepath.Join(dir, "half")
+	write(t, half, numbered(1))
+	text, _ := os.ReadFile(half)
+	if err := os.WriteFile(half, append(text, text[:20]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Search(t.Context(), []string{half}, Filter{}, 10); err != nil || len(found.Records) != 1 || found.Unreadable != 0 {
+		t.Errorf("%+v, %v", found, err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, []byte(strings.Repeat("x", maxLine+2*block)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Search(t.Context(), []string{other}, Filter{}, 10); err == nil || !strings.Contains(err.Error(), "no audit") {
+		t.Errorf("%v", err)
+	}
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Search(t.Context(), []string{other}, Filter{}, 10); err != nil || len(found.Records) != 0 {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+func TestSearchAll(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	for n := range 10 {
+		write(t, []string{a, b}[n%2], numbered(n))
+	}
+	found, err := SearchAll(t.Context(), [][]string{{a}, {b}}, Filter{}, 4)
+	if err != nil || !slices.Equal(ids(found), []string{"9", "8", "7", "6"}) || found.Back.IsZero() {
+		t.Errorf("%v %v %v", ids(found), found.Back, err)
+	}
+}
+
+func TestMatch(t *testing.T) {
+	r := Record{
+		Time: start, Kind: Operator, Outcome: Failed, Reason: "no", Actor: "maria", From: "192.0.2.1", Action: "grant.refresh", Target: "acme", Host: "api.example.com",
+		Worker: "ci", Session: "s", Request: "r",
+	}
+	for _, f := range []Filter{
+		{}, {Kind: Operator}, {Outcome: Failed}, {Reason: "no"}, {Actor: "maria"}, {Grant: "acme"}, {Worker: "ci"}, {Session: "s"}, {Request: "r"}, {Host: "example"},
+		{Text: "REFRESH"}, {From: start}, {To: start.Add(1)},
+	} {
+		if !f.Match(&r) {
+			t.Errorf("%+v does not match", f)
+		}
+	}
+	for _, f := range []Filter{
+		{Kind: Request}, {Outcome: Done}, {Reason: "n"}, {Actor: "mari"}, {Grant: "acm"}, {Worker: "c"}, {Session: "t"}, {Request: "q"}, {Host: "other"}, {Text: "nowhere"},
+		{From: start.Add(1)}, {To: start},
+	} {
+		if f.Match(&r) {
+			t.Errorf("%+v matches", f)
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	write(t, name, numbered(0))
+	got := make(chan string)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Follow(ctx, name, Filter{Outcome: Swapped}, func(r Record) { got <- r.Request })
+	}()
+	next := func(want string, again func()) {
+		t.Helper()
+		for {
+			again() // it may not have begun to look
+			select {
+			case id := <-got:
+				if id == want {
+					return
+				}
+			case <-time.After(pollFor):
+			}
+			if t.Context().Err() != nil {
+				t.Fatalf("%s does not come", want)
+			}
+		}
+	}
+	next("2", func() { write(t, name, numbered(1), numbered(2)) })
+	if err := os.Rename(name, name+".1"); err != nil {
+		t.Fatal(err)
+	}
+	next("4", func() { write(t, name, numbered(3), numbered(4)) })
+	cancel()
+	for {
+		select {
+		case <-got:
+			continue
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		return
+	}
+}

@@ -1,0 +1,113 @@
+package console
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"wayleave/audit"
+	"wayleave/operate"
+)
+
+// The audit is searched on the gate's own disk, which may take a while: the search says how far it got.
+const (
+	searchTime = 5 * time.Second
+	shownAudit = 200
+	mostAudit  = 1000
+)
+
+// AuditList is what a search of the audit found.
+type AuditList struct {
+	audit.Found
+}
+
+var auditParameters = []parameter{
+	{"kind", "request, tunnel or operator"}, {"outcome", "swapped, passed or refused; of operators' actions done or failed"}, {"reason", "only refusals for this reason"},
+	{"worker", "only this worker's"}, {"session", "only this session's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"},
+	{"actor", "only what this operator did"}, {"request", "only the request with this id"}, {"text", "only where some text has this in it, whatever its case"},
+	{"from", "only what ended at this time or later (RFC 3339)"}, {"to", "only what ended before this time (RFC 3339)"}, {"limit", "how many at most, up to 1000; 200 if not said"},
+}
+
+func (s *Server) listAudit(c *call) (any, error) {
+	f, limit, err := auditFilter(c.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.searchAudit(c.Context(), f, limit)
+	return AuditList{found}, err
+}
+
+func (s *Server) searchAudit(ctx context.Context, f audit.Filter, limit int) (audit.Found, error) {
+	if s.SearchAudit == nil {
+		return audit.Found{}, &operate.Refusal{Kind: operate.NotNow, Words: "this gate keeps no audit: write audit.file into the configuration, and start it again"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	defer cancel()
+	return s.SearchAudit(ctx, f, limit)
+}
+
+// auditFilter reads what somebody looks for.
+func auditFilter(q url.Values) (f audit.Filter, limit int, err error) {
+	f = audit.Filter{
+		Kind: audit.Kind(q.Get("kind")), Outcome: audit.Outcome(q.Get("outcome")), Reason: q.Get("reason"), Worker: q.Get("worker"), Session: q.Get("session"),
+		Grant: q.Get("grant"), Host: q.Get("host"), Actor: q.Get("actor"), Request: q.Get("request"), Text: q.Get("text"),
+	}
+	for name, at := range map[string]*time.Time{"from": &f.From, "to": &f.To} {
+		if *at, err = timeOf(q.Get(name)); err != nil {
+			return f, 0, fmt.Errorf("%w: %s is no time such as 2026-01-31T12:00:00Z", errBadRequest, name)
+		}
+	}
+	limit = shownAudit
+	if text := q.Get("limit"); text != "" {
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > mostAudit {
+			return f, 0, fmt.Errorf("%w: limit is not a number from 1 to %d", errBadRequest, mostAudit)
+		}
+	}
+	return f, limit, nil
+}
+
+// timeOf reads a time as scripts write it, or as the field of a page does, which is in UTC; empty is none.
+func timeOf(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		at, err = time.Parse("2006-01-02T15:04", text)
+	}
+	return at, err
+}
+
+type auditView struct {
+	Filter   audit.Filter
+	From, To string // as the fields have them
+	Found    audit.Found
+	None     string // why there is no audit
+	Grants   []string
+	Workers  []string
+	Limit    int
+}
+
+func (s *Server) auditPage(r *http.Request, _ actor) (string, string, any, error) {
+	q := r.URL.Query()
+	f, limit, err := auditFilter(q)
+	if err != nil {
+		return "", "", nil, err
+	}
+	v := auditView{Filter: f, From: q.Get("from"), To: q.Get("to"), Limit: limit, Grants: s.grantNames(), Workers: s.workerNames()}
+	if s.SearchAudit == nil {
+		v.None = "This gate keeps no audit. Write audit.file into the configuration, and start it again."
+		return "Audit", "audit", v, nil
+	}
+	v.Found, err = s.searchAudit(r.Context(), f, limit)
+	return "Audit", "audit", v, err
+}
+
+func (s *Server) grantNames() []string { return slices.Sorted(maps.Keys(s.Desk.Config.Grants)) }
+
+func (s *Server) workerNames() []string { return slices.Sorted(maps.Keys(s.Desk.Config.Workers)) }
