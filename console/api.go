@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/approval"
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/operate"
@@ -35,6 +36,9 @@ func (s *Server) endpoints() []endpoint {
 		{"GET", "/workers", Viewer, "The workers of the configuration and their live sessions", "", nil, Workers{}, nil, s.listWorkers},
 		{"POST", "/workers/{worker}/revoke", Operator, "End all sessions that a worker has now", "session.revoke", nil, Revoked{}, nil, s.revokeWorker},
 		{"POST", "/sessions/{id}/revoke", Operator, "End one session", "session.revoke", nil, Revoked{}, nil, s.revokeSession},
+		{"GET", "/approvals", Viewer, "The requests that wait for an operator, and what became of those of the last hour", "", nil, Approvals{}, nil, s.listApprovals},
+		{"GET", "/approvals/{id}", Viewer, "One request that waits, or waited in the last hour", "", nil, approval.Approval{}, nil, s.showApproval},
+		{"POST", "/approvals/{id}/decide", Operator, "Allow or deny a request that waits, and wait until a gate has acted on it", "approval.decide", DecisionRequest{}, approval.Approval{}, nil, s.decideApproval},
 		{"GET", "/decisions", Viewer, "What became of the latest requests at this gate, the newest first", "", nil, DecisionList{}, []parameter{
 			{"worker", "only this worker's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"}, {"reason", "only refusals for this reason"},
 			{"outcome", "swapped, passed or refused"}, {"limit", "how many at most; 200 if not said"},

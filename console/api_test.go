@@ -12,6 +12,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"wayleave/approval"
 	"wayleave/demo"
 	"wayleave/grant"
 )
@@ -78,6 +79,9 @@ func TestOpenAPI(t *testing.T) {
 	}
 	pasted, _ := json.Marshal(AnswerRequest{back})
 
+	waits := func() string {
+		return w.hold(approval.Request{Worker: "ci", Session: "s1", Rule: "eyes", Method: "DELETE", Host: "api.acme.example:443", Path: "/"})
+	}
 	done := map[string]bool{}
 	for _, c := range []struct{ method, path, template, body string }{
 		{"POST", "/connects/" + f.ID + "/answer", "/connects/{id}/answer", string(pasted)},
@@ -94,6 +98,9 @@ func TestOpenAPI(t *testing.T) {
 		{"POST", "/workers/ci/revoke", "/workers/{worker}/revoke", ""},
 		{"GET", "/decisions?worker=ci&limit=1", "/decisions", ""},
 		{"GET", "/audit?worker=ci&from=2026-01-01T00:00:00Z&limit=1", "/audit", ""},
+		{"GET", "/approvals", "/approvals", ""},
+		{"GET", "/approvals/" + waits(), "/approvals/{id}", ""},
+		{"POST", "/approvals/" + waits() + "/decide", "/approvals/{id}/decide", `{"verdict":"allow","for":"15m","note":"planned"}`},
 		{"GET", "/fleet", "/fleet", ""},
 		{"GET", "/configuration", "/configuration", ""},
 		{"POST", "/tokens", "/tokens", `{"name":"maria","role":"viewer"}`},
@@ -130,6 +137,11 @@ func TestAPIFaults(t *testing.T) {
 		{"GET", "/nowhere", "", 404, "nothing at this address"},
 		{"GET", "/audit?limit=0", "", 400, "limit is not a number from 1 to 1000"},
 		{"GET", "/audit?from=yesterday", "", 400, "from is no time"},
+		{"GET", "/approvals/none", "", 404, "no approval"},
+		{"POST", "/approvals/none/decide", `{"verdict":"allow"}`, 404, "no approval"},
+		{"POST", "/approvals/none/decide", `{"verdict":"perhaps"}`, 400, "neither allow nor deny"},
+		{"POST", "/approvals/none/decide", `{"verdict":"allow","for":"long"}`, 400, "for is no time"},
+		{"POST", "/approvals/none/decide", `{"verdict":"allow","for":"999h"}`, 422, "at most"},
 		{"GET", "/grants/nobody", "", 404, "there are: acme"},
 		{"POST", "/grants/key/connect", "{}", 422, "no consent page"},
 		{"POST", "/grants/acme/connect", `{"way":"carrier pigeon"}`, 422, "there are: [code device]"},

@@ -144,7 +144,7 @@ func TestHeaders(t *testing.T) {
 			t.Errorf("%s: %v", path, h)
 		}
 	}
-	for _, path := range []string{"/", "/grants/acme", "/grants/key", "/requests", "/workers", "/routes", "/configuration", "/audit", "/access"} {
+	for _, path := range []string{"/", "/grants/acme", "/grants/key", "/requests", "/approvals", "/workers", "/routes", "/configuration", "/audit", "/access"} {
 		page := b.get(path).body
 		for _, not := range []string{" style=", "<style", " onclick", "javascript:", "<script>", "http://fonts", "https://cdn"} {
 			if strings.Contains(page, not) {
@@ -279,9 +279,9 @@ func TestRolesOfPages(t *testing.T) {
 	}
 	forms := map[string]Role{
 		"/grants/acme/connect": Operator, "/grants/acme/refresh": Operator, "/grants/acme/disconnect": Operator, "/grants/key/import": Operator,
-		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
+		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/approvals/none/decide": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
 	}
-	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/audit": Operator, "/access": Admin, "/callback": Operator}
+	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/approvals": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/audit": Operator, "/access": Admin, "/callback": Operator}
 	for _, role := range roles {
 		become(role)
 		for path, needs := range forms {

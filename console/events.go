@@ -14,11 +14,13 @@ import (
 const (
 	topicGrants    = "grants"    // a grant, a connect or an Envoy is not as it was
 	topicDecisions = "decisions" // there were requests
+	topicApprovals = "approvals" // a request waits for an operator, or does not any more
 	topicTick      = "tick"      // time has passed, which pages show
 )
 
 const (
 	lookEvery = 500 * time.Millisecond
+	askEvery  = 2 * time.Second // the store
 	tickEvery = 30 * time.Second
 )
 
@@ -62,19 +64,30 @@ func (h *hub) anybody() bool {
 	return len(h.listeners) > 0
 }
 
-// watch looks for changes until ctx ends, as long as somebody listens. It asks nothing but this gate's memory.
+// watch looks for changes until ctx ends, as long as somebody listens. Of approvals, which any gate may have, it asks the store; of
+// all else this gate's memory.
 func (s *Server) watch(ctx context.Context) {
-	look, tick := time.NewTicker(lookEvery), time.NewTicker(tickEvery)
+	look, ask, tick := time.NewTicker(lookEvery), time.NewTicker(askEvery), time.NewTicker(tickEvery)
 	defer look.Stop()
+	defer ask.Stop()
 	defer tick.Stop()
 	var seen [sha256.Size]byte
 	var decisions uint64
+	var held [sha256.Size]byte
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 			s.hub.publish(topicTick)
+		case <-ask.C:
+			if !s.hub.anybody() {
+				continue
+			}
+			if now, ok := s.heldNow(ctx); ok && now != held {
+				held = now
+				s.hub.publish(topicApprovals)
+			}
 		case <-look.C:
 			if !s.hub.anybody() {
 				continue
@@ -99,6 +112,18 @@ func (s *Server) fingerprint() [sha256.Size]byte {
 	}
 	data, _ := json.Marshal(append(all, s.Fleet())) // strings, numbers and times
 	return sha256.Sum256(data)
+}
+
+// heldNow changes with every request that waits for an operator; false: it is not known.
+func (s *Server) heldNow(ctx context.Context) (sum [sha256.Size]byte, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
+	held, err := s.Desk.Approvals(ctx)
+	if err != nil {
+		return sum, false
+	}
+	data, _ := json.Marshal(held)
+	return sha256.Sum256(data), true
 }
 
 // events is a stream of server-sent events. It ends with the log-in it was begun under.

@@ -12,11 +12,19 @@ import (
 
 var pathParameter = regexp.MustCompile(`\{([a-z]+)\}`)
 
+// schemaName is the name of a type in the document, where types of several packages are beside each other.
+func schemaName(t reflect.Type) string {
+	if strings.HasSuffix(t.PkgPath(), "/approval") && !strings.HasPrefix(t.Name(), "Approval") {
+		return "Approval" + t.Name()
+	}
+	return t.Name()
+}
+
 // openAPI is the OpenAPI 3.1 document of the endpoints, made from the table that registers them.
 func (s *Server) openAPI() ([]byte, error) {
 	type object = map[string]any
 	schemas := object{}
-	reflector := jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true, ExpandedStruct: false}
+	reflector := jsonschema.Reflector{Anonymous: true, AllowAdditionalProperties: true, ExpandedStruct: false, Namer: schemaName}
 	ref := func(v any) (object, error) {
 		schema := reflector.Reflect(v)
 		for name, d := range schema.Definitions {
@@ -30,7 +38,7 @@ func (s *Server) openAPI() ([]byte, error) {
 			}
 			schemas[name] = decoded
 		}
-		return object{"$ref": "#/components/schemas/" + reflect.TypeOf(v).Name()}, nil
+		return object{"$ref": "#/components/schemas/" + schemaName(reflect.TypeOf(v))}, nil
 	}
 	problem, err := ref(Problem{})
 	if err != nil {
@@ -73,7 +81,7 @@ func (s *Server) openAPI() ([]byte, error) {
 		at[strings.ToLower(e.method)] = operation
 	}
 	paths["/events"] = object{"get": object{
-		"summary": "Hear of changes, as server-sent events without content: grants, decisions, tick", "operationId": "getEvents",
+		"summary": "Hear of changes, as server-sent events without content: grants, decisions, approvals, tick", "operationId": "getEvents",
 		"description": "Needs the role viewer.",
 		"responses":   object{"200": object{"description": "A stream that lasts.", "content": object{"text/event-stream": object{"schema": object{"type": "string"}}}}},
 	}}

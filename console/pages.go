@@ -34,7 +34,7 @@ type view struct {
 	Version string
 }
 
-var pageNames = []string{"overview", "grant", "connect", "requests", "workers", "routes", "configuration", "audit", "access", "login", "error"}
+var pageNames = []string{"overview", "grant", "connect", "requests", "approvals", "workers", "routes", "configuration", "audit", "access", "login", "error"}
 
 // parsePages parses each page with the layout around it.
 func parsePages() (map[string]*template.Template, error) {
@@ -122,9 +122,10 @@ func (s *Server) form(needs Role, action string, f func(*http.Request, actor) (w
 }
 
 const (
-	liveGrants   = "sse:grants, sse:tick"
-	liveRequests = "sse:decisions, sse:tick"
-	liveAll      = "sse:grants, sse:decisions, sse:tick"
+	liveGrants    = "sse:grants, sse:tick"
+	liveRequests  = "sse:decisions, sse:tick"
+	liveApprovals = "sse:approvals, sse:tick"
+	liveAll       = "sse:grants, sse:decisions, sse:approvals, sse:tick"
 )
 
 // pages registers the pages and their forms.
@@ -147,6 +148,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("GET /connects/{id}", s.page(Operator, "connect", liveGrants, s.connectPage))
 	mux.Handle("GET /callback", s.guarded(Operator, s.callback))
 	mux.Handle("GET /requests", s.page(Viewer, "requests", liveRequests, s.requestsPage))
+	mux.Handle("GET /approvals", s.page(Viewer, "approvals", liveApprovals, s.approvalsPage))
 	mux.Handle("GET /workers", s.page(Viewer, "workers", liveAll, s.workersPage))
 	mux.Handle("GET /routes", s.page(Viewer, "routes", liveGrants, s.routesPage))
 	mux.Handle("GET /configuration", s.page(Operator, "configuration", "", s.configurationPage))
@@ -158,6 +160,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("POST /grants/{grant}/refresh", s.form(Operator, "grant.refresh", s.refreshForm))
 	mux.Handle("POST /grants/{grant}/disconnect", s.form(Operator, "grant.disconnect", s.disconnectForm))
 	mux.Handle("POST /grants/{grant}/import", s.form(Operator, "grant.import", s.importForm))
+	mux.Handle("POST /approvals/{id}/decide", s.form(Operator, "approval.decide", s.decideForm))
 	mux.Handle("POST /workers/{worker}/revoke", s.form(Operator, "session.revoke", s.revokeForm))
 	mux.Handle("POST /sessions/{id}/revoke", s.form(Operator, "session.revoke", s.revokeForm))
 	mux.Handle("POST /access/tokens", s.form(Admin, "token.create", s.tokenForm))
@@ -170,6 +173,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 type overviewView struct {
 	Grants   []grant.Summary
 	Needs    []need
+	Waiting  int // requests that wait for an operator
 	Warning  string
 	Refusals []Refusals
 	Minutes  minutesChart
@@ -193,7 +197,7 @@ func (s *Server) overviewPage(r *http.Request, who actor) (string, string, any, 
 	}
 	v := overviewView{
 		Grants: all.Grants, Warning: all.Warning, Refusals: s.Decisions.refusals(s.now().Add(-refusalsFor)), Fleet: s.Fleet(), May: who.Role.may(Operator),
-		Minutes: chartMinutes(s.Decisions.perMinute(s.now(), countedMinutes)),
+		Minutes: chartMinutes(s.Decisions.perMinute(s.now(), countedMinutes)), Waiting: s.waiting(r.Context()),
 	}
 	for _, g := range all.Grants {
 		if a := s.advise(g); a.Action != "" || a.Text != "" {

@@ -12,11 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"wayleave/approval"
 	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/demo"
@@ -80,6 +82,7 @@ type world struct {
 	console  *Server
 	address  string // of the console
 	sessions *worker.Sessions
+	board    *approval.Board
 
 	mu    sync.Mutex
 	link  string
@@ -112,6 +115,8 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	var running sync.WaitGroup
 	running.Go(func() { _ = keeper.Run(ctx) })
 	running.Go(func() { w.sessions.Run(ctx) })
+	w.board = approval.NewBoard(w.docs, approval.Options{Gate: "gate-1"})
+	running.Go(func() { w.board.Run(ctx) })
 
 	front := httptest.NewUnstartedServer(nil)
 	w.address = "http://" + front.Listener.Addr().String()
@@ -146,6 +151,16 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	front.Start()
 	t.Cleanup(func() { stop(); running.Wait(); front.Close() })
 	return w
+}
+
+// hold has a request wait for an operator until the test ends, and returns the id of its approval.
+func (w *world) hold(r approval.Request) (id string) {
+	before := len(w.board.Waiting())
+	go w.board.Hold(w.t.Context(), r, time.Minute)
+	eventually(w.t, "a request waits", func() bool { return len(w.board.Waiting()) > before })
+	all := w.board.Waiting()
+	slices.SortFunc(all, func(a, b approval.Approval) int { return a.Since.Compare(b.Since) })
+	return all[len(all)-1].ID
 }
 
 func (w *world) now() time.Time {

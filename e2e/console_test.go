@@ -52,7 +52,9 @@ routes:
   - {hosts: [other.demo.test], grant: weather, connect_to: "$API"}
   - {hosts: [x.wild.demo.test], grant: billing, connect_to: "$API"}
 profiles:
-  default: {grants: [acme, weather]}
+  default:
+    grants: [acme, weather]
+    rules: [{name: eyes, when: '"held" in query', hold: {words: this wants a second pair of eyes, for: 2m}}]
   other: {grants: [billing]}
 workers:
   ci: {profile: default}
@@ -239,6 +241,25 @@ func TestConsole(t *testing.T) {
 	b.sees("Paste what it shows")
 	b.shot("paste")
 
+	// A request that waits is decided about.
+	held := make(chan string, 1)
+	go func() {
+		out, err := call("/echo?held=1")
+		held <- fmt.Sprint(out, err)
+	}()
+	b.do("the overview", chromedp.Navigate("http://"+address+"/"))
+	b.sees("A request waits for an operator")
+	b.do("approvals", chromedp.Navigate("http://"+address+"/approvals"))
+	b.sees("this wants a second pair of eyes")
+	b.shot("approvals")
+	b.do("a note", chromedp.SendKeys(chromedp.CSS("form.decide input[name=note]"), "planned"))
+	b.do("allow", click("form.decide button[value=allow]"))
+	b.sees("The request of ci is allowed, and goes on.")
+	b.sees("planned")
+	if out := <-held; !strings.Contains(out, `"host":"api.demo.test"`) {
+		t.Errorf("a request that was allowed: %s", out)
+	}
+
 	// A key is imported, and not shown.
 	b.do("import", chromedp.Navigate("http://"+address+"/grants/weather"), chromedp.SendKeys(chromedp.CSS("#value"), "k-4f9aXq-real-key"), click("#import button"))
 	b.sees("weather is imported.")
@@ -278,7 +299,7 @@ func says(o *output, text string) error {
 func (b tab) shots(address, when string) {
 	b.t.Helper()
 	was := valueOf(b, chromedp.Location())
-	for name, path := range map[string]string{"overview": "/", "grant": "/grants/acme", "key": "/grants/weather", "requests": "/requests", "workers": "/workers", "routes": "/routes", "configuration": "/configuration", "access": "/access", "missing": "/nowhere"} {
+	for name, path := range map[string]string{"overview": "/", "grant": "/grants/acme", "key": "/grants/weather", "requests": "/requests", "approvals": "/approvals", "workers": "/workers", "routes": "/routes", "configuration": "/configuration", "audit": "/audit", "access": "/access", "missing": "/nowhere"} {
 		b.do(name, chromedp.Navigate("http://"+address+path), visible("main"))
 		b.shot(when + "-" + name)
 	}

@@ -32,6 +32,13 @@ addEventListener("pageshow", () => {
   }
 });
 
+// Somebody who is about to decide keeps what they have written: the page is asked for again with the next event.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const form = document.activeElement && document.activeElement.closest("form.decide");
+  const written = [...document.querySelectorAll("form.decide input:not([type=hidden])")].some((input) => input.value);
+  if (event.target.id === "live" && (form || written)) event.preventDefault();
+});
+
 function connection(text, lost) {
   const shown = document.getElementById("connection");
   if (!shown) return;
