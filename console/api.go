@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/api"
 	"wayleave/approval"
 	"wayleave/config"
 	"wayleave/grant"
@@ -24,17 +25,20 @@ import (
 func (s *Server) endpoints() []endpoint {
 	return []endpoint{
 		{"GET", "/me", Viewer, "Who you are, and what you may do", "", nil, Me{}, nil, s.me},
-		{"GET", "/grants", Viewer, "Every grant, configured or stored", "", nil, Grants{}, nil, s.listGrants},
-		{"GET", "/grants/{grant}", Viewer, "One grant, its history and who uses it", "", nil, GrantDetail{}, nil, s.showGrant},
-		{"POST", "/grants/{grant}/connect", Operator, "Begin to connect a grant; look at the connect until it is connected or failed", "grant.connect.begin", ConnectRequest{}, Flow{}, nil, s.connect},
-		{"GET", "/connects/{id}", Operator, "How far a connect of yours is", "", nil, Flow{}, nil, s.showConnect},
-		{"POST", "/connects/{id}/answer", Operator, "Paste the answer of the consent page: its code, or the address the browser ended up at", "", AnswerRequest{}, Flow{}, nil, s.answerConnect},
-		{"POST", "/grants/{grant}/refresh", Operator, "Have a gate refresh a grant now, and wait for what comes of it", "grant.refresh", nil, GrantDetail{}, nil, s.refresh},
-		{"POST", "/grants/{grant}/disconnect", Operator, "Have a gate revoke a grant's tokens at the provider, and forget them in any case", "grant.disconnect", DisconnectRequest{}, Disconnected{}, nil, s.disconnect},
-		{"POST", "/grants/{grant}/import", Operator, "Store a key, a password or tokens that were given out elsewhere; they are never shown again", "grant.import", ImportRequest{}, Imported{}, nil, s.importGrant},
+		{"GET", "/grants", Viewer, "Every grant, configured or stored", "", nil, api.Grants{}, nil, s.listGrants},
+		{"GET", "/grants/{grant}", Viewer, "One grant, its history and who uses it", "", nil, api.GrantDetail{}, nil, s.showGrant},
+		{"POST", "/grants/{grant}/connect", Operator, "Begin to connect a grant; look at the connect until it is connected or failed", "grant.connect.begin", api.ConnectRequest{}, api.Flow{}, nil, s.connect},
+		{"GET", "/connects/{id}", Operator, "How far a connect of yours is", "", nil, api.Flow{}, nil, s.showConnect},
+		{"POST", "/connects/{id}/answer", Operator, "Paste the answer of the consent page: its code, or the address the browser ended up at", "", api.AnswerRequest{}, api.Flow{}, nil, s.answerConnect},
+		{"DELETE", "/connects/{id}", Operator, "Give up a connect of yours that nobody has agreed to yet", "", nil, api.Flow{}, nil, s.endConnect},
+		{"POST", "/grants/{grant}/refresh", Operator, "Have a gate refresh a grant now, and wait for what comes of it", "grant.refresh", api.RefreshRequest{}, api.GrantDetail{}, nil, s.refresh},
+		{"POST", "/grants/{grant}/disconnect", Operator, "Have a gate revoke a grant's tokens at the provider, and forget them in any case", "grant.disconnect", api.DisconnectRequest{}, api.Disconnected{}, nil, s.disconnect},
+		{"POST", "/grants/{grant}/import", Operator, "Store a key, a password or tokens that were given out elsewhere; they are never shown again", "grant.import", api.ImportRequest{}, operate.Imported{}, nil, s.importGrant},
 		{"GET", "/routes", Viewer, "Which hosts get which grant's credential", "", nil, Routes{}, nil, s.listRoutes},
 		{"GET", "/workers", Viewer, "The workers of the configuration and their live sessions", "", nil, Workers{}, nil, s.listWorkers},
 		{"POST", "/workers/{worker}/revoke", Operator, "End all sessions that a worker has now", "session.revoke", nil, Revoked{}, nil, s.revokeWorker},
+		{"GET", "/sessions", Viewer, "Every session that lives, those that end first in front", "", nil, api.Sessions{}, nil, s.listSessions},
+		{"POST", "/sessions/revoke", Operator, "End sessions: some, all of workers, or all", "session.revoke", operate.SessionsToEnd{}, operate.SessionsEnded{}, nil, s.revokeSessions},
 		{"POST", "/sessions/{id}/revoke", Operator, "End one session", "session.revoke", nil, Revoked{}, nil, s.revokeSession},
 		{"GET", "/approvals", Viewer, "The requests that wait for an operator, and what became of those of the last hour", "", nil, Approvals{}, nil, s.listApprovals},
 		{"GET", "/approvals/{id}", Viewer, "One request that waits, or waited in the last hour", "", nil, approval.Approval{}, nil, s.showApproval},
@@ -61,26 +65,20 @@ type Me struct {
 
 func (s *Server) me(c *call) (any, error) { return Me{c.who.Name, c.who.Role, c.who.Via}, nil }
 
-// Grants is a list of them.
-type Grants struct {
-	Grants  []grant.Summary `json:"grants"`
-	Warning string          `json:"warning,omitempty"` // why the list is not all that could be said
-}
-
 // grants is every grant. When the store does not answer it is what this gate knows by itself, and the reason.
-func (s *Server) grants(ctx context.Context) (Grants, error) {
+func (s *Server) grants(ctx context.Context) (api.Grants, error) {
 	all, err := s.Desk.List(ctx)
 	if err == nil {
-		out := Grants{Grants: []grant.Summary{}}
+		out := api.Grants{Grants: []grant.Summary{}}
 		for _, g := range all {
 			out.Grants = append(out.Grants, whole(g))
 		}
 		return out, nil
 	}
 	if !errors.Is(err, vault.ErrUnavailable) {
-		return Grants{}, err
+		return api.Grants{}, err
 	}
-	out := Grants{Grants: []grant.Summary{}, Warning: fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)}
+	out := api.Grants{Grants: []grant.Summary{}, Warning: fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)}
 	for _, spec := range s.Desk.Specs {
 		out.Grants = append(out.Grants, whole(s.Grants.Summary(spec.Name)))
 	}
@@ -95,18 +93,9 @@ func whole(g grant.Summary) grant.Summary {
 
 func (s *Server) listGrants(c *call) (any, error) { return s.grants(c.Context()) }
 
-// GrantDetail is one grant.
-type GrantDetail struct {
-	Grant   grant.Summary `json:"grant"`
-	Ways    []operate.Way `json:"ways,omitempty"` // how it can be connected; none: it cannot
-	Routes  []string      `json:"routes"`         // that send its credential
-	Workers []string      `json:"workers"`        // that may use it
-	Warning string        `json:"warning,omitempty"`
-}
-
-func (s *Server) detail(ctx context.Context, name string) (GrantDetail, error) {
+func (s *Server) detail(ctx context.Context, name string) (api.GrantDetail, error) {
 	g, err := s.Desk.Find(ctx, name)
-	d := GrantDetail{Routes: []string{}, Workers: s.workersOf(name)}
+	d := api.GrantDetail{Account: s.Desk.Config.Grants[name].Account, Routes: []string{}, Workers: s.workersOf(name)}
 	if err != nil {
 		if _, serr := s.Desk.Spec(name); serr != nil || !errors.Is(err, vault.ErrUnavailable) {
 			return d, err
@@ -136,14 +125,9 @@ func (s *Server) workersOf(grant string) []string {
 
 func (s *Server) showGrant(c *call) (any, error) { return s.detail(c.Context(), c.PathValue("grant")) }
 
-// ConnectRequest says how to connect.
-type ConnectRequest struct {
-	Way operate.Way `json:"way,omitempty"` // code or device; the provider's usual one if not said
-}
-
 func (s *Server) connect(c *call) (any, error) {
-	in := c.in.(*ConnectRequest)
-	return s.beginConnect(c.Context(), c.who, c.from(), c.PathValue("grant"), in.Way, true)
+	in := c.in.(*api.ConnectRequest)
+	return s.beginConnect(c.Context(), c.who, c.from(), c.PathValue("grant"), in.Way, comesBack{pasted: true, redirect: in.Redirect})
 }
 
 func (s *Server) showConnect(c *call) (any, error) {
@@ -154,102 +138,84 @@ func (s *Server) showConnect(c *call) (any, error) {
 	return f, nil
 }
 
-// AnswerRequest is what the consent page answered.
-type AnswerRequest struct {
-	Answer string `json:"answer"`
+func (s *Server) endConnect(c *call) (any, error) {
+	f, ok := s.flows.giveUp(c.PathValue("id"), c.who.owner())
+	if !ok {
+		return nil, errFlowGone
+	}
+	return f, nil
 }
 
 func (s *Server) answerConnect(c *call) (any, error) {
-	return s.answer(c.Context(), c.who, c.PathValue("id"), c.in.(*AnswerRequest).Answer)
+	return s.answer(c.Context(), c.who, c.PathValue("id"), c.in.(*api.AnswerRequest).Answer)
 }
 
-func (s *Server) answer(ctx context.Context, who actor, id, answer string) (Flow, error) {
+func (s *Server) answer(ctx context.Context, who actor, id, answer string) (api.Flow, error) {
 	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return x.ID == id })
 	if !ok {
-		return Flow{}, errFlowGone
+		return api.Flow{}, errFlowGone
 	}
 	return s.finishConnect(ctx, x, strings.TrimSpace(answer)), nil
 }
 
 func (s *Server) refresh(c *call) (any, error) {
-	return s.refreshNow(c.Context(), c.PathValue("grant"))
+	name := c.PathValue("grant")
+	if !c.in.(*api.RefreshRequest).NoWait {
+		return s.refreshNow(c.Context(), name)
+	}
+	id, err := s.Desk.AskRefresh(c.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.detail(c.Context(), name)
+	d.Asked = id
+	return d, err
 }
 
 // refreshNow has a gate refresh a grant. That the provider refused is an error.
-func (s *Server) refreshNow(ctx context.Context, name string) (GrantDetail, error) {
-	g, err := s.Desk.Find(ctx, name)
-	if err == nil {
-		err = s.Desk.CanRefresh(g)
-	}
-	if err != nil {
-		return GrantDetail{}, err
-	}
+func (s *Server) refreshNow(ctx context.Context, name string) (api.GrantDetail, error) {
 	id, err := s.Desk.AskRefresh(ctx, name)
 	if err != nil {
-		return GrantDetail{}, err
+		return api.GrantDetail{}, err
 	}
-	g, err = s.Desk.Answer(ctx, name, id, operate.AnswerTime)
+	g, err := s.Desk.Answer(ctx, name, id, operate.AnswerTime)
 	if errors.Is(err, operate.ErrNotInTime) {
-		return GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("no gate has refreshed %s within %v; the request stands for ten minutes", name, operate.AnswerTime)}
+		return api.GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("no gate has refreshed %s within %v; the request stands for ten minutes", name, operate.AnswerTime)}
 	}
 	if err != nil {
-		return GrantDetail{}, err
+		return api.GrantDetail{}, err
 	}
 	if e := operate.Last(g, grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp, grant.Declined); e.What != grant.Refreshed {
-		return GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("%s was not refreshed: %s", name, e.Error)}
+		return api.GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("%s was not refreshed: %s", name, e.Error)}
 	}
 	return s.detail(ctx, name)
 }
 
-// DisconnectRequest says how to disconnect.
-type DisconnectRequest struct {
-	KeepValid bool `json:"keep_valid,omitempty"` // only forget the tokens, and leave them valid at the provider
-}
-
-// Disconnected is what came of it.
-type Disconnected struct {
-	Grant string `json:"grant"`
-	operate.Revocation
-}
+// longest is how long a request may have a gate waited for.
+const longest = 10 * time.Minute
 
 func (s *Server) disconnect(c *call) (any, error) {
-	return s.disconnectNow(c.Context(), c.PathValue("grant"), !c.in.(*DisconnectRequest).KeepValid)
+	in := c.in.(*api.DisconnectRequest)
+	wait := operate.AnswerTime
+	if in.WaitSeconds != 0 {
+		if wait = time.Duration(in.WaitSeconds) * time.Second; wait < 0 || wait > longest {
+			return nil, fmt.Errorf("%w: wait_seconds is not between 1 and %.0f", errBadRequest, longest.Seconds())
+		}
+	}
+	return s.disconnectNow(c.Context(), c.PathValue("grant"), !in.KeepValid, wait)
 }
 
-func (s *Server) disconnectNow(ctx context.Context, name string, revoke bool) (Disconnected, error) {
+func (s *Server) disconnectNow(ctx context.Context, name string, revoke bool, wait time.Duration) (api.Disconnected, error) {
 	g, err := s.Desk.Find(ctx, name)
 	if err != nil {
-		return Disconnected{}, err
+		return api.Disconnected{}, err
 	}
-	end, err := s.Desk.Disconnect(ctx, g, revoke, operate.AnswerTime, nil)
-	return Disconnected{name, end}, err
-}
-
-// ImportRequest has the one real credential that the API ever sees.
-type ImportRequest struct {
-	Value string `json:"value"` // a bare value, or the tokens as JSON in a string
-}
-
-// Imported is what came of it.
-type Imported struct {
-	Grant   grant.Summary `json:"grant"`
-	Warning string        `json:"warning,omitempty"`
+	end, err := s.Desk.Disconnect(ctx, g, revoke, wait, nil)
+	return api.Disconnected{Grant: name, Revocation: end}, err
 }
 
 func (s *Server) importGrant(c *call) (any, error) {
-	return s.importNow(c.Context(), c.PathValue("grant"), c.in.(*ImportRequest).Value)
-}
-
-func (s *Server) importNow(ctx context.Context, name, value string) (Imported, error) {
-	if _, err := s.Desk.CanImport(name); err != nil {
-		return Imported{}, err
-	}
-	token, warning, err := s.Desk.Read(name, []byte(value))
-	if err != nil { // it says what is wrong, never what was read
-		return Imported{}, &operate.Refusal{Kind: operate.Misused, Words: err.Error()}
-	}
-	g, err := s.Desk.Connect(ctx, name, token)
-	return Imported{whole(g), warning}, err
+	return s.Desk.Import(c.Context(), c.PathValue("grant"), []byte(c.in.(*api.ImportRequest).Value))
 }
 
 // Route is one of the configuration.
@@ -360,10 +326,9 @@ func (s *Server) revokeSession(c *call) (any, error) {
 	return s.revoke(c.Context(), Revoked{Session: c.PathValue("id")})
 }
 
-// revoke ends sessions. A worker's are those that were issued until now, this second's too.
+// revoke ends sessions of those there are. A worker's are those that were issued until now.
 func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
-	now := s.now()
-	q := worker.Revocation{NotBefore: now.Add(time.Second)}
+	var q operate.SessionsToEnd
 	if what.Worker != "" {
 		live, err := s.workers(ctx)
 		if err != nil {
@@ -374,7 +339,7 @@ func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
 		}
 		q.Workers = []string{what.Worker}
 	} else {
-		live, err := worker.ListSessions(ctx, s.sessions, now)
+		live, err := s.Desk.Sessions(ctx)
 		if err != nil {
 			return what, err
 		}
@@ -383,7 +348,17 @@ func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
 		}
 		q.Sessions = []string{what.Session}
 	}
-	return what, worker.Revoke(ctx, s.sessions, q, now)
+	_, err := s.Desk.EndSessions(ctx, q)
+	return what, err
+}
+
+func (s *Server) listSessions(c *call) (any, error) {
+	live, err := s.Desk.Sessions(c.Context())
+	return api.Sessions{Sessions: live}, err
+}
+
+func (s *Server) revokeSessions(c *call) (any, error) {
+	return s.Desk.EndSessions(c.Context(), *c.in.(*operate.SessionsToEnd))
 }
 
 func (s *Server) listDecisions(c *call) (any, error) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"wayleave/api"
 	"wayleave/approval"
 	"wayleave/demo"
 	"wayleave/grant"
@@ -22,7 +23,7 @@ var update = flag.Bool("update", false, "rewrite docs/openapi.json")
 // The document in the documentation is the one that is served, and every answer is as it says.
 func TestOpenAPI(t *testing.T) {
 	w := newWorld(t, nil)
-	document := []byte(w.browser().get(apiRoot + "/openapi.json").body)
+	document := []byte(w.browser().get(api.Root + "/openapi.json").body)
 	const file = "../docs/openapi.json"
 	if *update {
 		if err := os.WriteFile(file, append(document, '\n'), 0o644); err != nil {
@@ -71,13 +72,16 @@ func TestOpenAPI(t *testing.T) {
 		admin.call("GET", "/workers", "", &listed)
 		return len(listed.Workers) == 1 && len(listed.Workers[0].Sessions) == 1
 	})
-	var f Flow
+	var f api.Flow
 	admin.call("POST", "/grants/acme/connect", "{}", &f)
 	back, err := demo.Approve(t.Context(), f.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pasted, _ := json.Marshal(AnswerRequest{back})
+	pasted, _ := json.Marshal(api.AnswerRequest{Answer: back})
+
+	var left api.Flow
+	admin.call("POST", "/grants/acme/connect", `{"redirect":"http://127.0.0.1:4711/callback"}`, &left)
 
 	waits := func() string {
 		return w.hold(approval.Request{Worker: "ci", Session: "s1", Rule: "eyes", Method: "DELETE", Host: "api.acme.example:443", Path: "/"})
@@ -87,13 +91,17 @@ func TestOpenAPI(t *testing.T) {
 		{"POST", "/connects/" + f.ID + "/answer", "/connects/{id}/answer", string(pasted)},
 		{"GET", "/connects/" + f.ID, "/connects/{id}", ""},
 		{"POST", "/grants/acme/connect", "/grants/{grant}/connect", `{"way":"device"}`},
+		{"DELETE", "/connects/" + left.ID, "/connects/{id}", ""},
 		{"POST", "/grants/acme/refresh", "/grants/{grant}/refresh", ""},
+		{"POST", "/grants/acme/refresh", "/grants/{grant}/refresh", `{"no_wait":true}`},
 		{"GET", "/me", "/me", ""},
 		{"GET", "/grants", "/grants", ""},
 		{"GET", "/grants/acme", "/grants/{grant}", ""},
 		{"POST", "/grants/key/import", "/grants/{grant}/import", `{"value":"k-` + hush + `"}`},
 		{"GET", "/routes", "/routes", ""},
 		{"GET", "/workers", "/workers", ""},
+		{"GET", "/sessions", "/sessions", ""},
+		{"POST", "/sessions/revoke", "/sessions/revoke", `{"workers":["nobody"]}`},
 		{"POST", "/sessions/" + s.ID + "/revoke", "/sessions/{id}/revoke", ""},
 		{"POST", "/workers/ci/revoke", "/workers/{worker}/revoke", ""},
 		{"GET", "/decisions?worker=ci&limit=1", "/decisions", ""},
@@ -146,20 +154,85 @@ func TestAPIFaults(t *testing.T) {
 		{"POST", "/grants/key/connect", "{}", 422, "no consent page"},
 		{"POST", "/grants/acme/connect", `{"way":"carrier pigeon"}`, 422, "there are: [code device]"},
 		{"POST", "/grants/acme/connect", `{"wya":"code"}`, 400, "openapi.json"},
+		{"POST", "/grants/acme/connect", `{"redirect":"https://evil.example/callback"}`, 422, "waits on loopback"},
+		{"POST", "/grants/acme/connect", `{"redirect":"http://127.0.0.1:80/elsewhere"}`, 422, "waits on loopback"},
+		{"POST", "/grants/acme/connect", `{"redirect":"http://localhost:80/callback"}`, 422, "waits on loopback"},
+		{"DELETE", "/connects/none", "", 404, "no such connect"},
+		{"POST", "/grants/acme/disconnect", `{"wait_seconds":601}`, 400, "wait_seconds"},
 		{"POST", "/grants/acme/refresh", "", 409, "cannot be refreshed, it is never_connected"},
 		{"POST", "/grants/key/import", `{"value":"your-api-key"}`, 422, "an example"},
 		{"POST", "/grants/acme/import", `{"value":"` + hush + `"}`, 422, "not a JSON object"},
 		{"POST", "/sessions/none/revoke", "", 404, "no live session"},
+		{"POST", "/sessions/revoke", `{}`, 422, "say which sessions"},
+		{"POST", "/sessions/revoke", `{"all":true,"workers":["ci"]}`, 422, "exclude one another"},
+		{"POST", "/sessions/revoke", `{"all":true,"not_before":"2999-01-01T00:00:00Z"}`, 422, "is to come"},
 		{"GET", "/decisions?limit=many", "", 400, "limit"},
 		{"POST", "/tokens", `{"name":"A B","role":"viewer"}`, 422, "is not a name"},
 		{"POST", "/tokens", `{"name":"a","role":"king"}`, 422, "there is no role"},
 		{"POST", "/tokens", `{"name":"admin-script","role":"viewer"}`, 409, "already"},
 		{"DELETE", "/tokens/none", "", 404, "there is no token"},
 	} {
-		var p Problem
+		var p api.Problem
 		if status := admin.call(c.method, c.path, c.body, &p); status != c.status || p.Status != status || !strings.Contains(p.Error, c.says) {
 			t.Errorf("%s %s: %d %+v, want %d %q", c.method, c.path, status, p, c.status, c.says)
 		}
+	}
+}
+
+// What a program of the operator's waits for on loopback is posted by it, and wrong answers do no harm. A connect that is given up
+// stores nothing, whoever agrees later.
+func TestConnectOfAProgram(t *testing.T) {
+	w := newWorld(t, nil)
+	p, other := w.as(Operator), w.as(Admin)
+	var f api.Flow
+	p.call("POST", "/grants/acme/connect", `{"redirect":"http://127.0.0.1:4711/callback"}`, &f)
+	if f.Pasted || f.Account != "build@acme.example" {
+		t.Errorf("%+v", f)
+	}
+	answer, err := demo.Approve(t.Context(), f.URL)
+	if err != nil || !strings.HasPrefix(answer, "http://127.0.0.1:4711/callback?") {
+		t.Fatalf("%v %s", err, answer)
+	}
+	post := func(answer string) {
+		t.Helper()
+		body, _ := json.Marshal(api.AnswerRequest{Answer: answer})
+		p.call("POST", "/connects/"+f.ID+"/answer", string(body), &f)
+	}
+	if post("/callback?code=x&state=y"); f.State != api.FlowWaiting || f.Error == "" {
+		t.Errorf("a wrong answer: %+v", f)
+	}
+	if post(answer); f.State != api.FlowConnected || f.Stored == nil || !f.Stored.Refreshes || f.Stored.Grant.State != grant.Healthy {
+		t.Errorf("%+v", f)
+	}
+	if status := p.call("DELETE", "/connects/"+f.ID, "", &f); status != http.StatusOK || f.State != api.FlowConnected {
+		t.Errorf("giving up what is connected: %d %+v", status, f)
+	}
+
+	// The browser of a program is no browser of ours.
+	p.call("POST", "/grants/acme/connect", `{"redirect":"http://127.0.0.1:4711/callback"}`, &f)
+	if answer, err = demo.Approve(t.Context(), f.URL); err != nil {
+		t.Fatal(err)
+	}
+	if a := w.loggedIn().get(answer[strings.Index(answer, "/callback"):]); a.status != http.StatusForbidden {
+		t.Errorf("%d", a.status)
+	}
+	if status := other.call("DELETE", "/connects/"+f.ID, "", nil); status != http.StatusNotFound {
+		t.Errorf("somebody else's: %d", status)
+	}
+	if status := p.call("DELETE", "/connects/"+f.ID, "", &f); status != http.StatusOK || f.State != api.FlowFailed {
+		t.Errorf("%d %+v", status, f)
+	}
+	if status := p.call("POST", "/connects/"+f.ID+"/answer", `{"answer":"x"}`, nil); status != http.StatusNotFound {
+		t.Errorf("answered after it was given up: %d", status)
+	}
+	p.call("POST", "/grants/acme/disconnect", `{}`, nil)
+	p.call("POST", "/grants/acme/connect", `{"way":"device"}`, &f)
+	p.call("DELETE", "/connects/"+f.ID, "", nil)
+	if err := demo.ApproveDevice(t.Context(), f.URL); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := w.console.Desk.Find(t.Context(), "acme"); err != nil || g.State != grant.NeverConnected {
+		t.Errorf("%v %s", err, g.State)
 	}
 }
 
@@ -195,7 +268,7 @@ func TestTokens(t *testing.T) {
 func TestEvents(t *testing.T) {
 	w := newWorld(t, nil)
 	p := w.as(Viewer)
-	r := p.request(http.MethodGet, apiRoot+"/events", "")
+	r := p.request(http.MethodGet, api.Root+"/events", "")
 	r.Header.Set("Authorization", "Bearer "+p.token)
 	resp, err := p.http.Do(r)
 	if err != nil {

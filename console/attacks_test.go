@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/api"
 	"wayleave/demo"
 )
 
@@ -115,7 +116,7 @@ func TestForgery(t *testing.T) {
 			t.Errorf("%s: %d", name, a.status)
 		}
 	}
-	r := b.request(http.MethodPost, apiRoot+"/grants/acme/connect", "{}")
+	r := b.request(http.MethodPost, api.Root+"/grants/acme/connect", "{}")
 	r.Header.Set("Content-Type", "application/json")
 	if a := b.do(r); a.status != http.StatusForbidden {
 		t.Errorf("the API with a cookie and no token: %d", a.status)
@@ -168,7 +169,7 @@ func TestScripting(t *testing.T) {
 			t.Errorf("%s runs what others wrote", path)
 		}
 	}
-	r := b.request(http.MethodGet, apiRoot+"/decisions", "")
+	r := b.request(http.MethodGet, api.Root+"/decisions", "")
 	if a := b.do(r); strings.Contains(a.body, "<script>") || a.header.Get("Content-Type") != "application/json" {
 		t.Errorf("the API: %v %s", a.header, a.body)
 	}
@@ -252,7 +253,7 @@ func TestRoles(t *testing.T) {
 			t.Errorf("%s %s by nobody: %d", e.method, e.path, status)
 		}
 	}
-	var f Flow
+	var f api.Flow
 	if status := programs[Operator].call("POST", "/grants/acme/connect", "{}", &f); status != http.StatusOK || !f.Pasted {
 		t.Fatalf("%d %+v", status, f)
 	}

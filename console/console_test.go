@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/api"
 	"wayleave/demo"
 	"wayleave/worker"
 )
@@ -91,7 +92,7 @@ func TestConnectByDevice(t *testing.T) {
 	b.wants("connected", b.get("/grants/acme"), http.StatusOK, "healthy")
 }
 
-func (w *world) onlyFlow() Flow {
+func (w *world) onlyFlow() api.Flow {
 	w.t.Helper()
 	f := w.console.flows
 	f.mu.Lock()
@@ -100,7 +101,7 @@ func (w *world) onlyFlow() Flow {
 		return x.Flow
 	}
 	w.t.Fatal("no flow")
-	return Flow{}
+	return api.Flow{}
 }
 
 func TestImportByForm(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"reflect"
 	"strings"
+
+	"wayleave/api"
 )
 
 // endpoint is one operation of the API: how it is routed, guarded, documented and done.
@@ -32,8 +34,6 @@ type call struct {
 }
 
 func (c *call) from() string { return from(c.Request) }
-
-const apiRoot = "/api/v1"
 
 var errBadRequest = errors.New("the request cannot be read")
 
@@ -90,7 +90,7 @@ func readJSON(r *http.Request, into any) error {
 			return err
 		}
 		// The decoder's own words may quote what was sent.
-		return fmt.Errorf("%w: it is not the JSON object that %s/openapi.json describes", errBadRequest, apiRoot)
+		return fmt.Errorf("%w: it is not the JSON object that %s/openapi.json describes", errBadRequest, api.Root)
 	}
 	return nil
 }
@@ -105,19 +105,13 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	}
 }
 
-// Problem is the answer to what could not be done.
-type Problem struct {
-	Status int    `json:"status"`
-	Error  string `json:"error"`
-}
-
 // fail says that something could not be done, in the way of whoever asked.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, status int, err error) {
 	if status >= http.StatusInternalServerError {
 		s.Log.Warn("the console could not do something", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
 	}
 	if isAPI(r) {
-		writeJSON(w, status, Problem{status, err.Error()})
+		writeJSON(w, status, api.Problem{Status: status, Error: err.Error()})
 		return
 	}
 	s.failPage(w, r, status, err)

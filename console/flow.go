@@ -5,9 +5,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
+	"net/url"
 	"sync"
 	"time"
 
+	"wayleave/api"
 	"wayleave/oauth"
 	"wayleave/operate"
 )
@@ -18,35 +21,14 @@ const (
 	maxFlows = 1000
 )
 
-// States of a Flow.
-const (
-	FlowWaiting   = "waiting" // for the operator
-	FlowStoring   = "storing" // the provider's answer is being exchanged and stored
-	FlowConnected = "connected"
-	FlowFailed    = "failed"
-)
-
-// Flow is a connect that has begun. It has nothing secret but what the operator is to see.
-type Flow struct {
-	ID    string `json:"id"`
-	Grant string `json:"grant"`
-	Way   string `json:"way"` // code or device
-	State string `json:"state"`
-	Error string `json:"error,omitempty"` // of a failed one
-
-	URL    string    `json:"url,omitempty"`    // the page to open
-	Pasted bool      `json:"pasted,omitempty"` // its answer is to be pasted; else the browser comes back by itself
-	Code   string    `json:"code,omitempty"`   // what to enter there, of a device flow
-	Ends   time.Time `json:"ends"`
-}
-
 // flow is a Flow with what it needs. Its fields but Flow do not change.
 type flow struct {
-	Flow
+	api.Flow
 	owner   string // who began it, and alone may see and finish it
 	actor   actor
 	from    string
 	consent *operate.Consent // of way code
+	ours    bool             // the browser comes back to us
 	stop    context.CancelFunc
 }
 
@@ -66,9 +48,9 @@ func newFlows(now func() time.Time) *flows {
 }
 
 // add keeps a flow, and forgets those that are over.
-func (f *flows) add(x *flow) Flow {
+func (f *flows) add(x *flow) api.Flow {
 	x.ID = rand.Text()
-	x.State = FlowWaiting
+	x.State = api.FlowWaiting
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, old := range f.byID {
@@ -84,12 +66,12 @@ func (f *flows) add(x *flow) Flow {
 }
 
 // find is a flow of the owner's.
-func (f *flows) find(id, owner string) (Flow, bool) {
+func (f *flows) find(id, owner string) (api.Flow, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	x, ok := f.byID[id]
 	if !ok || x.owner != owner {
-		return Flow{}, false
+		return api.Flow{}, false
 	}
 	f.expire(x)
 	return x.Flow, true
@@ -97,8 +79,8 @@ func (f *flows) find(id, owner string) (Flow, bool) {
 
 // expire fails a flow that nobody finished. The mutex is held.
 func (f *flows) expire(x *flow) {
-	if x.State == FlowWaiting && f.now().After(x.Ends) {
-		x.State, x.Error = FlowFailed, "nobody agreed in time; connect again"
+	if x.State == api.FlowWaiting && f.now().After(x.Ends) {
+		x.State, x.Error = api.FlowFailed, "nobody agreed in time; connect again"
 	}
 }
 
@@ -110,20 +92,48 @@ func (f *flows) take(owner string, chosen func(*flow) bool) (*flow, bool) {
 		if x.owner != owner || x.consent == nil || !chosen(x) {
 			continue
 		}
-		if f.expire(x); x.State != FlowWaiting {
+		if f.expire(x); x.State != api.FlowWaiting {
 			return nil, false
 		}
-		x.State = FlowStoring
+		x.State = api.FlowStoring
 		return x, true
 	}
 	return nil, false
 }
 
-// set changes what is known of a flow.
-func (f *flows) set(x *flow, state string, err error) Flow {
+// giveUp fails a flow of the owner's that still waits for somebody to agree. It returns the flow as it is then.
+func (f *flows) giveUp(id, owner string) (api.Flow, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	x.State, x.Error = state, ""
+	x, ok := f.byID[id]
+	if !ok || x.owner != owner {
+		return api.Flow{}, false
+	}
+	if x.State == api.FlowWaiting {
+		x.State, x.Error = api.FlowFailed, "it was given up; connect again"
+		if x.stop != nil {
+			x.stop()
+		}
+	}
+	return x.Flow, true
+}
+
+// agreed reports whether a flow of a device that ended is still waited for, and is then being stored.
+func (f *flows) agreed(x *flow) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	waited := x.State == api.FlowWaiting
+	if waited {
+		x.State = api.FlowStoring
+	}
+	return waited
+}
+
+// set changes what is known of a flow.
+func (f *flows) set(x *flow, state string, stored *operate.Stored, err error) api.Flow {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	x.State, x.Error, x.Stored = state, "", stored
 	if err != nil {
 		x.Error = err.Error()
 	}
@@ -132,12 +142,29 @@ func (f *flows) set(x *flow, state string, err error) Flow {
 
 var errFlowGone = &operate.Refusal{Kind: operate.NoSuch, Words: "there is no such connect: it was begun elsewhere, or is over; connect again"}
 
-// beginConnect begins to connect a grant. The browser comes back to us, unless the provider shows its code on a page of its own
-// or the answer is to be pasted.
-func (s *Server) beginConnect(ctx context.Context, who actor, from, name string, way operate.Way, paste bool) (Flow, error) {
+// comesBack is how the answer of a consent page comes back, unless the provider shows its code on a page of its own.
+type comesBack struct {
+	pasted   bool   // by whoever began, and not with the browser to us
+	redirect string // where they wait for it; empty: nowhere
+}
+
+// checkRedirect refuses what is not a program of the operator's own that waits on loopback (RFC 8252 section 7.3).
+func checkRedirect(redirect string) error {
+	u, err := url.Parse(redirect)
+	if err == nil {
+		at, perr := netip.ParseAddrPort(u.Host)
+		if perr == nil && at.Addr().IsLoopback() && *u == (url.URL{Scheme: "http", Host: u.Host, Path: "/callback"}) {
+			return nil
+		}
+	}
+	return &operate.Refusal{Kind: operate.Misused, Words: "redirect is not where a program waits on loopback, as http://127.0.0.1:PORT/callback"}
+}
+
+// beginConnect begins to connect a grant.
+func (s *Server) beginConnect(ctx context.Context, who actor, from, name string, way operate.Way, back comesBack) (api.Flow, error) {
 	ways, err := s.Desk.Ways(name)
 	if err != nil {
-		return Flow{}, err
+		return api.Flow{}, err
 	}
 	if way == "" {
 		way = ways[0]
@@ -147,26 +174,31 @@ func (s *Server) beginConnect(ctx context.Context, who actor, from, name string,
 		offered = offered || w == way
 	}
 	if !offered {
-		return Flow{}, &operate.Refusal{Kind: operate.Misused, Words: fmt.Sprintf("%s cannot be connected by %q; there are: %v", name, way, ways)}
+		return api.Flow{}, &operate.Refusal{Kind: operate.Misused, Words: fmt.Sprintf("%s cannot be connected by %q; there are: %v", name, way, ways)}
 	}
 	spec, err := s.Desk.Spec(name)
 	if err != nil {
-		return Flow{}, err
+		return api.Flow{}, err
 	}
 	client := s.Desk.Client(name)
 	x := &flow{owner: who.owner(), actor: who, from: from}
-	x.Grant, x.Way, x.Ends = name, string(way), s.now().Add(flowLife)
+	x.Grant, x.Way, x.Ends, x.Account = name, string(way), s.now().Add(flowLife), s.Desk.Config.Grants[name].Account
 	if way == operate.ByDevice {
 		return s.beginDevice(ctx, x, client, spec.Scopes)
 	}
 	redirect := s.Desk.FixedRedirect(name)
-	x.Pasted = redirect != "" || paste || who.login == nil
+	x.Pasted = redirect != "" || back.redirect == "" && (back.pasted || who.login == nil)
 	switch {
 	case redirect != "":
+	case back.redirect != "":
+		if err := checkRedirect(back.redirect); err != nil {
+			return api.Flow{}, err
+		}
+		redirect = back.redirect
 	case x.Pasted:
 		redirect = "http://127.0.0.1/callback" // nobody is there: the address is what is pasted
 	default:
-		redirect = s.URL.JoinPath("/callback").String()
+		redirect, x.ours = s.URL.JoinPath("/callback").String(), true
 	}
 	x.consent = operate.NewConsent(client, redirect, spec.Scopes)
 	x.URL = x.consent.URL()
@@ -174,14 +206,14 @@ func (s *Server) beginConnect(ctx context.Context, who actor, from, name string,
 }
 
 // beginDevice shows a code, and waits for the consent in the background.
-func (s *Server) beginDevice(ctx context.Context, x *flow, client *oauth.Client, scopes []string) (Flow, error) {
+func (s *Server) beginDevice(ctx context.Context, x *flow, client *oauth.Client, scopes []string) (api.Flow, error) {
 	d, err := client.StartDevice(ctx, scopes)
 	if err != nil {
-		return Flow{}, fmt.Errorf("connecting %s: %w", x.Grant, err)
+		return api.Flow{}, err
 	}
 	x.Code, x.URL = d.UserCode, d.VerificationURL
-	if d.VerificationURLComplete != "" {
-		x.URL = d.VerificationURLComplete
+	if c := d.VerificationURLComplete; c != "" && c != x.URL {
+		x.URL, x.EnterAt = c, x.URL
 	}
 	if d.Expires.Before(x.Ends) {
 		x.Ends = d.Expires
@@ -195,16 +227,19 @@ func (s *Server) beginDevice(ctx context.Context, x *flow, client *oauth.Client,
 		if err != nil && errors.Is(err, context.DeadlineExceeded) {
 			err = errors.New("nobody agreed in time; connect again")
 		}
-		s.connected(s.flows.ctx, x, token, err)
+		if s.flows.agreed(x) {
+			s.connected(s.flows.ctx, x, token, err)
+		}
 	}()
 	return shown, nil
 }
 
-// finishConnect takes the answer of a consent page. A wrong answer leaves a flow whose answers are pasted as it was.
-func (s *Server) finishConnect(ctx context.Context, x *flow, answer string) Flow {
+// finishConnect takes the answer of a consent page. A wrong answer leaves a flow as it was whose
+// answers come from who began it.
+func (s *Server) finishConnect(ctx context.Context, x *flow, answer string) api.Flow {
 	code, err := x.consent.Parse(answer)
-	if err != nil && x.Pasted && !errors.Is(err, oauth.ErrDenied) {
-		return s.flows.set(x, FlowWaiting, fmt.Errorf("%w; paste it again", err))
+	if err != nil && !x.ours && !errors.Is(err, oauth.ErrDenied) {
+		return s.flows.set(x, api.FlowWaiting, nil, err)
 	}
 	if err != nil {
 		return s.connected(ctx, x, oauth.Token{}, err)
@@ -216,16 +251,20 @@ func (s *Server) finishConnect(ctx context.Context, x *flow, answer string) Flow
 }
 
 // connected stores what a flow brought, or says why it brought nothing.
-func (s *Server) connected(ctx context.Context, x *flow, token oauth.Token, err error) Flow {
+func (s *Server) connected(ctx context.Context, x *flow, token oauth.Token, err error) api.Flow {
+	var stored *operate.Stored
 	if err == nil {
-		_, err = s.Desk.Connect(ctx, x.Grant, token)
+		var now operate.Stored
+		if now, err = s.Desk.Connect(ctx, x.Grant, token); err == nil {
+			stored = &now
+		}
 	}
 	s.did(x.actor, x.from, "grant.connect", x.Grant, err)
-	state := FlowConnected
+	state := api.FlowConnected
 	if err != nil {
-		state, err = FlowFailed, fmt.Errorf("connecting %s: %w", x.Grant, err)
+		state = api.FlowFailed
 	}
-	out := s.flows.set(x, state, err)
+	out := s.flows.set(x, state, stored, err)
 	s.hub.publish(topicGrants)
 	return out
 }

@@ -8,12 +8,13 @@ import (
 	"net/url"
 	"slices"
 
+	"wayleave/api"
 	"wayleave/grant"
 	"wayleave/operate"
 )
 
 type grantView struct {
-	GrantDetail
+	api.GrantDetail
 	Advice  advice
 	Scopes  []scopeRow
 	Chart   refreshChart
@@ -24,7 +25,6 @@ type grantView struct {
 	Import  bool // it takes an import
 	Refresh bool // a gate could refresh it
 	Where   string
-	Wanted  string // the account to connect
 }
 
 func (s *Server) grantPage(r *http.Request, who actor) (string, string, any, error) {
@@ -35,7 +35,7 @@ func (s *Server) grantPage(r *http.Request, who actor) (string, string, any, err
 	}
 	v := grantView{
 		GrantDetail: d, Advice: s.advise(d.Grant), Scopes: scopeRows(d.Grant), Chart: chartRefreshes(d.Grant.History), May: who.Role.may(Operator),
-		Pasting: s.Desk.FixedRedirect(name) != "", Refresh: s.Desk.CanRefresh(d.Grant) == nil, Wanted: s.Desk.Config.Grants[name].Account,
+		Pasting: s.Desk.FixedRedirect(name) != "", Refresh: s.Desk.CanRefresh(d.Grant) == nil,
 	}
 	v.History = slices.Clone(d.Grant.History)
 	slices.Reverse(v.History)
@@ -52,7 +52,7 @@ func (s *Server) grantPage(r *http.Request, who actor) (string, string, any, err
 
 func (s *Server) connectForm(r *http.Request, who actor) (string, notice, error) {
 	name := r.PathValue("grant")
-	f, err := s.beginConnect(r.Context(), who, from(r), name, operate.Way(r.PostFormValue("way")), r.PostFormValue("paste") != "")
+	f, err := s.beginConnect(r.Context(), who, from(r), name, operate.Way(r.PostFormValue("way")), comesBack{pasted: r.PostFormValue("paste") != ""})
 	if err != nil {
 		return "/grants/" + name, notice{}, err
 	}
@@ -63,9 +63,8 @@ func (s *Server) connectForm(r *http.Request, who actor) (string, notice, error)
 }
 
 type connectView struct {
-	Flow
-	Account string
-	Host    string
+	api.Flow
+	Host string
 }
 
 func (s *Server) connectPage(r *http.Request, who actor) (string, string, any, error) {
@@ -73,7 +72,7 @@ func (s *Server) connectPage(r *http.Request, who actor) (string, string, any, e
 	if !ok {
 		return "", "", nil, errFlowGone
 	}
-	v := connectView{Flow: f, Account: s.Desk.Config.Grants[f.Grant].Account}
+	v := connectView{Flow: f}
 	if u, err := url.Parse(f.URL); err == nil {
 		v.Host = u.Host
 	}
@@ -85,24 +84,24 @@ func (s *Server) answerForm(r *http.Request, who actor) (string, notice, error) 
 	if err != nil {
 		return "/", notice{}, err
 	}
-	if f.State == FlowWaiting {
-		return "/connects/" + f.ID, notice{Text: f.Error, Failed: true}, nil
+	if f.State == api.FlowWaiting {
+		return "/connects/" + f.ID, notice{Text: f.Error + "; paste it again", Failed: true}, nil
 	}
 	return "/grants/" + f.Grant, outcome(f), nil
 }
 
 // outcome is what came of a connect.
-func outcome(f Flow) notice {
-	if f.State == FlowConnected {
+func outcome(f api.Flow) notice {
+	if f.State == api.FlowConnected {
 		return notice{Text: f.Grant + " is connected."}
 	}
-	return notice{Text: f.Error, Failed: true}
+	return notice{Text: fmt.Sprintf("connecting %s: %s", f.Grant, f.Error), Failed: true}
 }
 
 // callback is where a provider sends the browser back to. Only the log-in that began a connect finishes it, and once.
 func (s *Server) callback(w http.ResponseWriter, r *http.Request, who actor) {
 	state := r.URL.Query().Get("state")
-	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return !x.Pasted && state != "" && x.consent.State() == state })
+	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return x.ours && state != "" && x.consent.State() == state })
 	if !ok {
 		s.did(who, from(r), "grant.connect", "", errFlowGone)
 		r.URL.RawQuery = ""
@@ -126,7 +125,7 @@ func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error
 	if r.PostFormValue("name") != name {
 		return back, notice{}, errors.New("nothing was changed: the name was not typed as it is")
 	}
-	end, err := s.disconnectNow(r.Context(), name, r.PostFormValue("keep") == "")
+	end, err := s.disconnectNow(r.Context(), name, r.PostFormValue("keep") == "", operate.AnswerTime)
 	if err != nil {
 		return back, notice{}, err
 	}
@@ -146,7 +145,7 @@ func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error
 
 func (s *Server) importForm(r *http.Request, _ actor) (string, notice, error) {
 	name := r.PathValue("grant")
-	got, err := s.importNow(r.Context(), name, r.PostFormValue("value"))
+	got, err := s.Desk.Import(r.Context(), name, []byte(r.PostFormValue("value")))
 	text := name + " is imported."
 	if got.Warning != "" {
 		text += " " + sentence(got.Warning)

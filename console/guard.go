@@ -185,7 +185,7 @@ func statusOf(err error) int {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &refusal):
-		return map[operate.Kind]int{operate.NoSuch: http.StatusNotFound, operate.Misused: http.StatusUnprocessableEntity, operate.NotNow: http.StatusConflict}[refusal.Kind]
+		return map[operate.Kind]int{operate.NoSuch: http.StatusNotFound, operate.Misused: http.StatusUnprocessableEntity, operate.Unusable: http.StatusUnprocessableEntity, operate.NotNow: http.StatusConflict}[refusal.Kind]
 	case errors.As(err, &tooLarge):
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, errBadRequest):

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/invopop/jsonschema"
+
+	"wayleave/api"
 )
 
 var pathParameter = regexp.MustCompile(`\{([a-z]+)\}`)
@@ -40,7 +42,7 @@ func (s *Server) openAPI() ([]byte, error) {
 		}
 		return object{"$ref": "#/components/schemas/" + schemaName(reflect.TypeOf(v))}, nil
 	}
-	problem, err := ref(Problem{})
+	problem, err := ref(api.Problem{})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func (s *Server) openAPI() ([]byte, error) {
 	return json.MarshalIndent(object{
 		"openapi": "3.1.0",
 		"info":    object{"title": "Wayleave operators' API", "version": "1", "license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-		"servers": []any{object{"url": apiRoot}},
+		"servers": []any{object{"url": api.Root}},
 		"paths":   paths,
 		"components": object{
 			"schemas":         schemas,

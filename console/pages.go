@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/api"
 	"wayleave/grant"
 )
 
@@ -313,7 +314,7 @@ type accessView struct {
 
 func (s *Server) accessPage(r *http.Request, _ actor) (string, string, any, error) {
 	all, err := s.tokens.list(r.Context())
-	return "Access", "access", accessView{all, roles, s.URL.JoinPath(apiRoot).String()}, err
+	return "Access", "access", accessView{all, roles, s.URL.JoinPath(api.Root).String()}, err
 }
 
 func (s *Server) tokenForm(r *http.Request, who actor) (string, notice, error) {

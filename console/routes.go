@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"path"
 	"strings"
+
+	"wayleave/api"
 )
 
 //go:embed static
@@ -16,19 +18,19 @@ var static embed.FS
 func (s *Server) routes() (http.Handler, error) {
 	mux := http.NewServeMux()
 	for _, e := range s.endpoints() {
-		mux.Handle(e.method+" "+apiRoot+e.path, s.serve(e))
+		mux.Handle(e.method+" "+api.Root+e.path, s.serve(e))
 	}
 	document, err := s.openAPI()
 	if err != nil {
 		return nil, err
 	}
-	mux.HandleFunc("GET "+apiRoot+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET "+api.Root+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(document)
 	})
-	mux.Handle("GET "+apiRoot+"/events", s.guarded(Viewer, s.events))
+	mux.Handle("GET "+api.Root+"/events", s.guarded(Viewer, s.events))
 	mux.Handle("GET /events", s.guarded(Viewer, s.events))
-	mux.HandleFunc(apiRoot+"/", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc(api.Root+"/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, http.StatusNotFound, errNoPage)
 	})
 	if err := s.pages(mux); err != nil {

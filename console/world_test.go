@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/api"
 	"wayleave/approval"
 	"wayleave/audit"
 	"wayleave/config"
@@ -308,7 +309,7 @@ type program struct {
 
 func (p *program) call(method, path, body string, into any) int {
 	p.t.Helper()
-	r := p.request(method, apiRoot+path, body)
+	r := p.request(method, api.Root+path, body)
 	r.Header.Del("Sec-Fetch-Site")
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer "+p.token)

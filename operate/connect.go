@@ -20,21 +20,32 @@ const (
 // Ways are those a grant can be connected by, the usual one first. It refuses grants that nobody connects.
 func (d Desk) Ways(name string) ([]Way, error) {
 	spec, err := d.Spec(name)
+	if err == nil {
+		err = CheckConnect(name, spec.Provider, spec.Kind)
+	}
 	if err != nil {
 		return nil, err
 	}
 	p, _ := d.Config.ProviderOf(name)
 	switch {
-	case spec.Kind == grant.Static:
-		return nil, refuse(Misused, "%s is of the static provider %s, which has no consent page; run `wayleave grant import %s`", name, spec.Provider, name)
-	case spec.Kind == grant.Machine:
-		return nil, refuse(Misused, "%s needs no connect: the gate gets its tokens by itself", name)
 	case p.GrantType == oauth.GrantDevice:
 		return []Way{ByDevice}, nil
 	case p.DeviceURL != "":
 		return []Way{ByCode, ByDevice}, nil
 	}
 	return []Way{ByCode}, nil
+}
+
+// CheckConnect refuses kinds of grants that nobody connects.
+func CheckConnect(name, provider string, kind grant.Kind) error {
+	switch kind {
+	case grant.Static:
+		return refuse(Misused, "%s is of the static provider %s, which has no consent page; run `wayleave grant import %s`", name, provider, name)
+	case grant.Machine:
+		return refuse(Misused, "%s needs no connect: the gate gets its tokens by itself", name)
+	default:
+		return nil
+	}
 }
 
 // FixedRedirect is where the provider shows a code or sends the browser, whatever is asked for; "" where it comes back to
@@ -82,11 +93,19 @@ func (c *Consent) Exchange(ctx context.Context, code secret.Text) (oauth.Token, 
 	return c.client.Exchange(ctx, code, c.state, c.pkce, c.redirect)
 }
 
+// Stored is a grant as it was just stored.
+type Stored struct {
+	Grant     grant.Summary `json:"grant"`
+	Refreshes bool          `json:"refreshes"` // there is a refresh token, so a gate can get another one
+}
+
 // Connect stores tokens as a new consent.
-func (d Desk) Connect(ctx context.Context, name string, t oauth.Token) (grant.Summary, error) {
+func (d Desk) Connect(ctx context.Context, name string, t oauth.Token) (Stored, error) {
 	spec, err := d.Spec(name)
 	if err != nil {
-		return grant.Summary{}, err
+		return Stored{}, err
 	}
-	return grant.Connect(ctx, d.Docs, spec, t, d.Now())
+	s, err := grant.Connect(ctx, d.Docs, spec, t, d.Now())
+	s.Requested, s.Granted = append([]string{}, s.Requested...), append([]string{}, s.Granted...) // lists in JSON, too
+	return Stored{s, !t.Refresh.IsZero()}, err
 }

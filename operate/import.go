@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -20,10 +21,34 @@ var ErrTooLarge = errors.New("it is larger than any credential; name the right f
 // CanImport refuses a grant that takes no import.
 func (d Desk) CanImport(name string) (grant.Spec, error) {
 	spec, err := d.Spec(name)
-	if err == nil && spec.Kind == grant.Machine {
-		err = refuse(Misused, "%s takes no import: the gate gets its tokens by itself", name)
+	if err == nil {
+		err = CheckImport(name, spec.Kind)
 	}
 	return spec, err
+}
+
+// CheckImport refuses kinds of grants that take no import.
+func CheckImport(name string, kind grant.Kind) error {
+	if kind == grant.Machine {
+		return refuse(Misused, "%s takes no import: the gate gets its tokens by itself", name)
+	}
+	return nil
+}
+
+// Imported is what came of an import.
+type Imported struct {
+	Stored
+	Warning string `json:"warning,omitempty"`
+}
+
+// Import reads a credential as Read does, and stores it. The warning is there even with an error.
+func (d Desk) Import(ctx context.Context, name string, data []byte) (Imported, error) {
+	t, warning, err := d.Read(name, data)
+	if err != nil {
+		return Imported{}, err
+	}
+	s, err := d.Connect(ctx, name, t)
+	return Imported{s, warning}, err
 }
 
 // Read reads a credential that an operator has: the bare value of a static grant, or the tokens of another one. warning is
@@ -39,7 +64,7 @@ func (d Desk) Read(name string, data []byte) (t oauth.Token, warning string, err
 		t, warning, err = d.readTokens(name, data)
 	}
 	if err != nil {
-		return oauth.Token{}, "", fmt.Errorf("importing %s: %w; nothing was changed", name, err)
+		return oauth.Token{}, "", refuse(Unusable, "importing %s: %v; nothing was changed", name, err)
 	}
 	return t, warning, nil
 }

@@ -46,9 +46,10 @@ type Kind int
 
 // Kinds of refusals.
 const (
-	NoSuch  Kind = iota // there is no such grant
-	Misused             // nothing of this kind can be done with this grant
-	NotNow              // it could be, but not as the grant is now
+	NoSuch   Kind = iota // there is no such grant
+	Misused              // nothing of this kind can be done with this grant
+	NotNow               // it could be, but not as the grant is now
+	Unusable             // it could be, but not with the value that was given
 )
 
 func refuse(kind Kind, format string, args ...any) error {
@@ -126,20 +127,26 @@ type alone struct {
 
 func (a alone) List(context.Context, string) ([]string, error) { return []string{a.name}, nil }
 
-// Watch looks at a grant until done says that it is as awaited. When ctx ends before, the error is its cause; the summary is
-// the last one seen in any case. A Vault that does not answer for a while is waited out.
+// Watch is the function Watch for a grant of the store. A Vault that does not answer for a while is waited out.
 func (d Desk) Watch(ctx context.Context, name string, done func(grant.Summary) bool) (grant.Summary, error) {
-	tick := time.NewTicker(d.Every)
+	look := func(ctx context.Context) (grant.Summary, error) { return d.Find(ctx, name) }
+	return Watch(ctx, d.Every, look, done, func(err error) bool { return errors.Is(err, vault.ErrUnavailable) })
+}
+
+// Watch looks at a grant until done says that it is as awaited. When ctx ends before, the error is its cause; the summary is
+// the last one seen in any case. Errors that pass are waited out.
+func Watch(ctx context.Context, every time.Duration, look func(context.Context) (grant.Summary, error), done func(grant.Summary) bool, passes func(error) bool) (grant.Summary, error) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var last grant.Summary
 	for {
-		s, err := d.Find(ctx, name)
+		s, err := look(ctx)
 		switch {
 		case err == nil && done(s):
 			return s, nil
 		case err == nil:
 			last = s
-		case ctx.Err() == nil && !errors.Is(err, vault.ErrUnavailable):
+		case ctx.Err() == nil && !passes(err):
 			return last, err
 		}
 		select {

@@ -37,8 +37,15 @@ func NeedsOperator(s grant.Summary) bool {
 	return s.State == grant.NeverConnected || s.State == grant.NeedsReconnect
 }
 
-// AskRefresh asks the running gates for a new token of a grant; Answer waits for it.
+// AskRefresh asks the running gates for a new token of a grant, unless CanRefresh refuses it; Answer waits for it.
 func (d Desk) AskRefresh(ctx context.Context, name string) (id string, err error) {
+	s, err := d.Find(ctx, name)
+	if err == nil {
+		err = d.CanRefresh(s)
+	}
+	if err != nil {
+		return "", err
+	}
 	return grant.Ask(ctx, d.Docs, name, grant.AskRefresh, d.Now())
 }
 

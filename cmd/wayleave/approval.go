@@ -29,7 +29,7 @@ func newApproval() *cobra.Command {
 
 // approvalCommand is a grantCommand whose arguments are no grants.
 func approvalCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
-	c := grantCommand(role, f)
+	c := deskCommand(role, f)
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	return c
 }

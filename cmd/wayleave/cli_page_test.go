@@ -26,8 +26,8 @@ Completion of commands, flags and grant names: put this in your shell's start-up
 
 ` + "```sh\nsource <(wayleave completion bash)\n```" + `
 
-Variables: ` + "`WAYLEAVE_CONFIG`, `WAYLEAVE_STATE`, `WAYLEAVE_GATE`, `WAYLEAVE_GATE_CA`, `WAYLEAVE_TOKEN`, `WAYLEAVE_TOKEN_FILE`, `WAYLEAVE_CERT`, `WAYLEAVE_KEY` and `WAYLEAVE_AUDIENCE`" + ` stand for the flags and files of the same name, ` +
-		"`WAYLEAVE_ENVOY` and `WAYLEAVE_BAO`" + ` name executables, ` + "`VAULT_ADDR` and `VAULT_TOKEN`" + ` a Vault and the operator's log-in, ` + "`BROWSER`" + ` what opens a consent page.
+Variables: ` + "`WAYLEAVE_CONFIG`, `WAYLEAVE_STATE`, `WAYLEAVE_GATE`, `WAYLEAVE_GATE_CA`, `WAYLEAVE_TOKEN`, `WAYLEAVE_TOKEN_FILE`, `WAYLEAVE_CERT`, `WAYLEAVE_KEY`, `WAYLEAVE_AUDIENCE`, `WAYLEAVE_API`, `WAYLEAVE_API_TOKEN_FILE` and `WAYLEAVE_API_CA_FILE`" + ` stand for the flags and files of the same name, ` +
+		"`WAYLEAVE_API_TOKEN`" + ` is an API token itself, ` + "`WAYLEAVE_ENVOY` and `WAYLEAVE_BAO`" + ` name executables, ` + "`VAULT_ADDR` and `VAULT_TOKEN`" + ` a Vault and the operator's log-in, ` + "`BROWSER`" + ` what opens a consent page.
 `)
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {

@@ -16,46 +16,58 @@ import (
 
 	"wayleave/oauth"
 	"wayleave/operate"
-	"wayleave/secret"
 )
 
 // authorization is one run of the authorization code flow (RFC 6749 §4.1 with PKCE, RFC 7636) from a terminal.
 type authorization struct {
-	client   *oauth.Client
-	redirect string // the provider's fixed redirect URL; empty: a callback on loopback (RFC 8252 §7.3)
-	scopes   []string
-	in       io.Reader              // where a code may be pasted
-	out      io.Writer              // where the URL is printed
-	open     func(url string) error // opens a browser; nil: don't
+	begin func(ctx context.Context, redirect string) (pageConsent, error) // redirect is a callback on loopback (RFC 8252 §7.3)
+	in    io.Reader                                                       // where a code may be pasted
+	out   io.Writer                                                       // where the URL is printed
+	open  func(url string) error                                          // opens a browser; nil: don't
 }
 
+// pageConsent is a connect that has begun, by the provider's consent page.
+type pageConsent struct {
+	url    string
+	pasted bool // the page shows its answer, and does not come back to the callback
+	answer parser
+	end    finisher // gives it up when time is over, unless it is being finished; nil: there is nothing to give up
+}
+
+// parser takes an answer of the page. An error says why it is not one of this connect, unless it is oauth.ErrDenied.
+type parser func(answer string) (finisher, error)
+
+// finisher exchanges the answer for tokens, and stores them.
+type finisher func(context.Context) (operate.Stored, error)
+
 // run prints the URL, waits for the callback or for a pasted answer, and exchanges the code.
-func (a authorization) run(ctx context.Context) (oauth.Token, error) {
+func (a authorization) run(ctx context.Context) (operate.Stored, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan answer, 2) // one from the page, one from the terminal
 
-	redirect := a.redirect
-	var callback net.Listener
-	if redirect == "" {
-		var err error
-		if callback, err = (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
-			return oauth.Token{}, fmt.Errorf("listening for the provider's answer: %w", err)
-		}
-		redirect = "http://" + callback.Addr().String() + "/callback"
+	callback, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return operate.Stored{}, fmt.Errorf("listening for the provider's answer: %w", err)
 	}
-	consent := operate.NewConsent(a.client, redirect, a.scopes)
-	if callback != nil {
-		serveCallback(ctx, callback, consent.Parse, answers)
+	consent, err := a.begin(ctx, "http://"+callback.Addr().String()+"/callback")
+	if err != nil || consent.pasted {
+		_ = callback.Close()
 	}
-	url := consent.URL()
+	if err != nil {
+		return operate.Stored{}, err
+	}
+	if !consent.pasted {
+		serveCallback(ctx, callback, consent.answer, answers)
+	}
+	url := consent.url
 	fmt.Fprintf(a.out, "Open this page, sign in and agree:\n\n  %s\n\n", url)
 	if a.open != nil {
 		if err := a.open(url); err != nil {
 			fmt.Fprintf(a.out, "(no browser could be opened here: %v)\n", err)
 		}
 	}
-	if a.redirect == "" {
+	if !consent.pasted {
 		fmt.Fprint(a.out, "Waiting for the answer. On another machine? Paste the address the browser ends up at:\n")
 	} else {
 		fmt.Fprint(a.out, "Then paste the code it shows (or the address it ends up at):\n")
@@ -63,37 +75,39 @@ func (a authorization) run(ctx context.Context) (oauth.Token, error) {
 
 	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.
 	pasted := make(chan error, 1)
-	go func() { pasted <- readPasted(a.in, a.out, consent.Parse, answers) }()
+	go func() { pasted <- readPasted(a.in, a.out, consent.answer, answers) }()
 
 	for {
 		select {
 		case got := <-answers:
 			if got.err != nil {
-				return oauth.Token{}, got.err
+				return operate.Stored{}, got.err
 			}
 			fmt.Fprint(a.out, "Exchanging the code…\n")
-			return consent.Exchange(ctx, got.code)
+			return got.finish(ctx)
 		case err := <-pasted:
 			// Nil: the answer is in answers, and which of the two is seen first is chance. With a callback to wait for, the
 			// end of standard input means only that nobody types here.
-			if err != nil && a.redirect != "" {
-				return oauth.Token{}, err
+			if err != nil && consent.pasted {
+				return operate.Stored{}, err
 			}
 			pasted = nil
 		case <-ctx.Done():
-			return oauth.Token{}, fmt.Errorf("%w; nothing was changed, run the command again", context.Cause(ctx))
+			if consent.end != nil {
+				if got, err := consent.end(ctx); err == nil {
+					return got, nil
+				}
+			}
+			return operate.Stored{}, fmt.Errorf("%w; nothing was changed, run the command again", context.Cause(ctx))
 		}
 	}
 }
 
 // answer is what came of the consent page: a code, or that there will be none.
 type answer struct {
-	code secret.Text
-	err  error
+	finish finisher
+	err    error
 }
-
-// parser finds the code in an answer to this login.
-type parser func(answer string) (secret.Text, error)
 
 // readPasted reads lines until one is an answer; the error is that the input ended before.
 func readPasted(in io.Reader, out io.Writer, parse parser, answers chan<- answer) error {
@@ -103,12 +117,12 @@ func readPasted(in io.Reader, out io.Writer, parse parser, answers chan<- answer
 		if line == "" {
 			continue
 		}
-		code, err := parse(line)
+		finish, err := parse(line)
 		if err != nil && !errors.Is(err, oauth.ErrDenied) {
 			fmt.Fprintf(out, "%v; paste it again:\n", err)
 			continue
 		}
-		answers <- answer{code, err}
+		answers <- answer{finish, err}
 		return nil
 	}
 	return errors.New("the input ended before a code was pasted; run the command again on a terminal, or pipe the code in")
@@ -121,10 +135,10 @@ func serveCallback(ctx context.Context, l net.Listener, parse parser, answers ch
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("Referrer-Policy", "no-referrer")
-		code, err := parse(r.URL.String())
+		finish, err := parse(r.URL.String())
 		if err == nil || errors.Is(err, oauth.ErrDenied) {
 			select {
-			case answers <- answer{code, err}:
+			case answers <- answer{finish, err}:
 			default: // answered already
 			}
 		}

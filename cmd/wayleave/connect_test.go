@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -14,6 +15,7 @@ import (
 
 	"wayleave/demo"
 	"wayleave/oauth"
+	"wayleave/operate"
 )
 
 // terminal is what an operator sees and types.
@@ -44,9 +46,12 @@ func (o *terminal) String() string {
 var authorizeURL = regexp.MustCompile(`http\S+/authorize\?\S+`)
 
 // url waits for the address of the consent page.
-func (o *terminal) url(ctx context.Context) (string, error) {
+func (o *terminal) url(ctx context.Context) (string, error) { return o.find(ctx, authorizeURL) }
+
+// find waits for something that is shown.
+func (o *terminal) find(ctx context.Context, what *regexp.Regexp) (string, error) {
 	for {
-		if u := authorizeURL.FindString(o.String()); u != "" {
+		if u := what.FindString(o.String()); u != "" {
 			return u, nil
 		}
 		select {
@@ -54,6 +59,16 @@ func (o *terminal) url(ctx context.Context) (string, error) {
 		case <-ctx.Done():
 			return "", ctx.Err()
 		}
+	}
+}
+
+// consenting begins consents, the answer of which the provider shows at fixed, if there is one. What they bring goes into token.
+func consenting(client *oauth.Client, fixed string, token *oauth.Token) func(context.Context, string) (pageConsent, error) {
+	return func(_ context.Context, redirect string) (pageConsent, error) {
+		return askPage(client, cmp.Or(fixed, redirect), []string{"user:inference"}, fixed != "", func(_ context.Context, got oauth.Token) (operate.Stored, error) {
+			*token = got
+			return operate.Stored{}, nil
+		}), nil
 	}
 }
 
@@ -130,7 +145,8 @@ func TestAuthorization(t *testing.T) {
 				}
 				played <- err
 			}()
-			token, err := authorization{client: client, redirect: c.redirect, scopes: []string{"user:inference"}, in: in, out: out}.run(ctx)
+			var token oauth.Token
+			_, err := authorization{begin: consenting(client, c.redirect, &token), in: in, out: out}.run(ctx)
 			if e := <-played; e != nil {
 				t.Fatalf("the operator: %v", e)
 			}
@@ -154,13 +170,13 @@ func TestAuthorization(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		out := newTerminal()
 		go func() { _, _ = out.url(ctx); cancel() }()
-		_, err := authorization{client: client, in: strings.NewReader(""), out: out}.run(ctx)
+		_, err := authorization{begin: consenting(client, "", nil), in: strings.NewReader(""), out: out}.run(ctx)
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("the input ends where a code must be pasted", func(t *testing.T) {
-		_, err := authorization{client: client, redirect: codePage, in: strings.NewReader("\n"), out: io.Discard}.run(t.Context())
+		_, err := authorization{begin: consenting(client, codePage, nil), in: strings.NewReader("\n"), out: io.Discard}.run(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "before a code was pasted") {
 			t.Errorf("got %v", err)
 		}
@@ -179,7 +195,7 @@ func TestPastedAnswerIsNotLost(t *testing.T) {
 		AuthStyle: oauth.AuthNone, TokenFormat: oauth.FormatForm, AllowInsecure: true,
 	}, nil, nil)
 	for range 100 {
-		_, err := authorization{client: client, redirect: world.ProviderURL + "/code", in: strings.NewReader("no-such-code\n"), out: io.Discard}.run(t.Context())
+		_, err := authorization{begin: consenting(client, world.ProviderURL+"/code", nil), in: strings.NewReader("no-such-code\n"), out: io.Discard}.run(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "invalid_grant") {
 			t.Fatalf("got %v; want the provider's own refusal", err)
 		}

@@ -8,28 +8,28 @@ import (
 	"time"
 
 	"wayleave/oauth"
+	"wayleave/operate"
 )
 
 // deviceLogin is one run of the device flow (RFC 8628) from a terminal: the browser may be on any machine.
 type deviceLogin struct {
-	client deviceClient
-	scopes []string
-	now    func() time.Time
-	out    io.Writer              // where the code is shown
-	open   func(url string) error // opens a browser; nil: don't
+	begin func(context.Context) (deviceConsent, error)
+	now   func() time.Time
+	out   io.Writer              // where the code is shown
+	open  func(url string) error // opens a browser; nil: don't
 }
 
-// deviceClient is an [oauth.Client].
-type deviceClient interface {
-	StartDevice(ctx context.Context, scopes []string) (oauth.Device, error)
-	AwaitDevice(ctx context.Context, d oauth.Device) (oauth.Token, error)
+// deviceConsent is a connect that has begun, by a code.
+type deviceConsent struct {
+	oauth.Device
+	finish finisher // waits until the operator has agreed
 }
 
 // run shows the code and waits for the consent.
-func (l deviceLogin) run(ctx context.Context) (oauth.Token, error) {
-	d, err := l.client.StartDevice(ctx, l.scopes)
+func (l deviceLogin) run(ctx context.Context) (operate.Stored, error) {
+	d, err := l.begin(ctx)
 	if err != nil {
-		return oauth.Token{}, err
+		return operate.Stored{}, err
 	}
 	fmt.Fprintf(l.out, "Open this page in a browser, on any machine:\n\n    %s\n\nand enter this code:\n\n    %s\n\n", d.VerificationURL, d.UserCode)
 	page := d.VerificationURL
@@ -43,9 +43,9 @@ func (l deviceLogin) run(ctx context.Context) (oauth.Token, error) {
 		}
 	}
 	fmt.Fprintf(l.out, "Waiting for the consent; the code is good for %s…\n", span(d.Expires.Sub(l.now())))
-	token, err := l.client.AwaitDevice(ctx, d)
+	got, err := d.finish(ctx)
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, oauth.ErrDenied) {
-		return oauth.Token{}, fmt.Errorf("%w; nothing was changed, run the command again", cause)
+		return operate.Stored{}, fmt.Errorf("%w; nothing was changed, run the command again", cause)
 	}
-	return token, err
+	return got, err
 }

@@ -9,26 +9,7 @@ import (
 
 	"wayleave/oauth"
 	"wayleave/operate"
-	"wayleave/secret"
 )
-
-// devices is a provider whose operator agrees, or does not.
-type devices struct {
-	device oauth.Device
-	start  error
-	await  func(context.Context) error
-}
-
-func (d devices) StartDevice(context.Context, []string) (oauth.Device, error) {
-	return d.device, d.start
-}
-
-func (d devices) AwaitDevice(ctx context.Context, _ oauth.Device) (oauth.Token, error) {
-	if err := d.await(ctx); err != nil {
-		return oauth.Token{}, err
-	}
-	return oauth.Token{Access: secret.New("at-hush")}, nil
-}
 
 func TestDeviceLogin(t *testing.T) {
 	plain := oauth.Device{UserCode: "WDJB-MJHT", VerificationURL: "https://login.example/device", Expires: noon.Add(15 * time.Minute)}
@@ -59,11 +40,16 @@ func TestDeviceLogin(t *testing.T) {
 			defer cancel(nil)
 			var out strings.Builder
 			opened := ""
-			token, err := deviceLogin{
-				client: devices{tt.device, tt.start, tt.await}, now: func() time.Time { return noon }, out: &out,
+			begin := func(context.Context) (deviceConsent, error) {
+				return deviceConsent{tt.device, func(ctx context.Context) (operate.Stored, error) {
+					return operate.Stored{Refreshes: true}, tt.await(ctx)
+				}}, tt.start
+			}
+			got, err := deviceLogin{
+				begin: begin, now: func() time.Time { return noon }, out: &out,
 				open: func(url string) error { opened = url; return nil },
 			}.run(ctx)
-			if !errors.Is(err, tt.fails) || (err == nil) == token.Access.IsZero() {
+			if !errors.Is(err, tt.fails) || err == nil && !got.Refreshes {
 				t.Errorf("got %v; want %v", err, tt.fails)
 			}
 			if opened != tt.opens {

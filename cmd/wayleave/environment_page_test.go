@@ -18,7 +18,7 @@ import (
 var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy"}
 
 // ownVariables are those of wayleave itself.
-var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN", "WAYLEAVE_TOKEN_FILE", "WAYLEAVE_ID_TOKEN", "WAYLEAVE_CERT", "WAYLEAVE_KEY", "WAYLEAVE_AUDIENCE", "WAYLEAVE_STATE"}
+var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN", "WAYLEAVE_TOKEN_FILE", "WAYLEAVE_ID_TOKEN", "WAYLEAVE_CERT", "WAYLEAVE_KEY", "WAYLEAVE_AUDIENCE", "WAYLEAVE_STATE", "WAYLEAVE_API", "WAYLEAVE_API_TOKEN", "WAYLEAVE_API_TOKEN_FILE", "WAYLEAVE_API_CA_FILE"}
 
 // environmentPage documents what a worker's environment is, by making it: every variable that any part of the product sets or
 // removes is set to something else beforehand.

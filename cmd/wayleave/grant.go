@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/config"
-	"wayleave/grant"
 	"wayleave/operate"
 	"wayleave/vault"
 	"wayleave/vault/embedded"
@@ -25,55 +24,82 @@ func newGrant() *cobra.Command {
 		Use:   "grant",
 		Short: "Connect, import, list, show, refresh and disconnect grants",
 		Long: `A grant is one operator's consent at one provider, or a key that an operator imported. These commands talk to Vault as the
-operator: with VAULT_TOKEN for the Vault in the configuration, or with the token that 'wayleave up' keeps in --state. They
-never read a token.`,
+operator: with VAULT_TOKEN for the Vault in the configuration, or with the token that 'wayleave up' keeps in --state. With
+--api they have a gate do the same, for who has an API token of its console and no rights at Vault. They never read a token.`,
 	}, newGrantConnect(), newGrantImport(), newGrantList(), newGrantShow(), newGrantHistory(), newGrantRefresh(), newGrantDisconnect())
 }
 
-// desk is where a grant command works: an operator's desk, and the terminal.
+// desk is where a command works that needs Vault itself: an operator's desk, and the terminal.
 type desk struct {
 	operate.Desk
+	stdio
+}
 
+// stdio is the terminal, or what stands for it.
+type stdio struct {
 	in   io.Reader
 	out  io.Writer // results
 	err  io.Writer // all else
 	json bool
 }
 
-// grantCommand makes a command that works as the operator, with the rights of role.
-func grantCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{}
-	st := addStateFlag(c)
-	configPath := addConfigOrGateFlag(c, st)
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		cfg, err := config.Load(configPath())
-		if err != nil || len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return slices.Sorted(maps.Keys(cfg.Grants)), cobra.ShellCompDirectiveNoFileComp
+// deskFlags say where an operator's desk is.
+type deskFlags struct {
+	state  *state
+	config func() string
+	json   bool
+}
+
+func addDeskFlags(c *cobra.Command) *deskFlags {
+	f := &deskFlags{state: addStateFlag(c)}
+	f.config = addConfigOrGateFlag(c, f.state)
+	c.Flags().BoolVar(&f.json, "json", false, "print JSON")
+	return f
+}
+
+func (f *deskFlags) stdio(c *cobra.Command) stdio {
+	return stdio{in: c.InOrStdin(), out: c.OutOrStdout(), err: c.ErrOrStderr(), json: f.json}
+}
+
+// open opens the desk at Vault, with the rights of role.
+func (f *deskFlags) open(c *cobra.Command, role vault.Role) (d operate.Desk, leave func(), err error) {
+	cfg, err := checkConfig(c, f.config())
+	if err != nil {
+		return d, nil, err
 	}
+	// The gate's log-in, the workers' tokens and the clients' secrets are not the operator's.
+	cfg.Vault.Auth = operatorAuth()
+	identity, err := operatorVault(cfg, *f.state)
+	if err != nil {
+		return d, nil, err
+	}
+	store, err := openAs(c.Context(), cfg, identity, role, newLog(c.ErrOrStderr(), slog.LevelWarn))
+	if err != nil {
+		return d, nil, err
+	}
+	return operate.Desk{Config: cfg, Specs: operate.Specs(cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond}, func() { store.Close() }, nil
+}
+
+// completeGrants completes the names of the configuration's grants.
+func (f *deskFlags) completeGrants(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cfg, err := config.Load(f.config())
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return slices.Sorted(maps.Keys(cfg.Grants)), cobra.ShellCompDirectiveNoFileComp
+}
+
+// deskCommand makes a command that works as the operator at Vault, with the rights of role.
+func deskCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
+	c := &cobra.Command{}
+	flags := addDeskFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		cfg, err := checkConfig(c, configPath())
+		d, leave, err := flags.open(c, role)
 		if err != nil {
 			return err
 		}
-		// The gate's log-in, the workers' tokens and the clients' secrets are not the operator's.
-		cfg.Vault.Auth = operatorAuth()
-		identity, err := operatorVault(cfg, *st)
-		if err != nil {
-			return err
-		}
-		store, err := openAs(c.Context(), cfg, identity, role, newLog(c.ErrOrStderr(), slog.LevelWarn))
-		if err != nil {
-			return err
-		}
-		defer store.Close()
-		return f(c.Context(), desk{
-			Desk: operate.Desk{Config: cfg, Specs: operate.Specs(cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond},
-			in:   c.InOrStdin(), out: c.OutOrStdout(), err: c.ErrOrStderr(), json: asJSON,
-		}, args)
+		defer leave()
+		return f(c.Context(), desk{d, flags.stdio(c)}, args)
 	}
 	return c
 }
@@ -122,19 +148,5 @@ func openVault(ctx context.Context, cfg *config.Config, identity vault.Config, l
 	return store, err
 }
 
-// configured reports whether the configuration has a grant.
-func (d desk) configured(name string) bool {
-	_, ok := d.Config.Grants[name]
-	return ok
-}
-
 // say prints a line for the operator, which is no result.
-func (d desk) say(format string, args ...any) { fmt.Fprintf(d.err, format+"\n", args...) }
-
-// show prints a grant as the command's result.
-func (d desk) show(s grant.Summary) error {
-	if d.json {
-		return printJSON(d.out, s)
-	}
-	return printGrant(d.out, s, d.Now())
-}
+func (d stdio) say(format string, args ...any) { fmt.Fprintf(d.err, format+"\n", args...) }

@@ -4,21 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"wayleave/grant"
-	"wayleave/oauth"
 	"wayleave/operate"
 	"wayleave/vault"
 )
 
 func newGrantConnect() *cobra.Command {
 	var o connectOptions
-	c := grantCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error { return d.connect(ctx, args[0], o) })
+	c := operatorCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error { return d.connect(ctx, args[0], o) })
 	c.Use = "connect NAME"
 	c.Short = "Connect or reconnect a grant through the provider's consent page"
 	c.Long = `Connect sends you to the provider's consent page with the scopes of the configuration and stores what it grants. The answer
@@ -29,7 +27,8 @@ Grants of client_credentials and jwt_bearer need no connect: the gate gets their
 with 'wayleave grant import'.`
 	c.Example = `  wayleave grant connect claude -c wayleave.yaml
   wayleave grant connect claude -c wayleave.yaml --no-browser
-  wayleave grant connect github -c wayleave.yaml --device --wait`
+  wayleave grant connect github -c wayleave.yaml --device --wait
+  wayleave grant connect claude --api https://gate.example.com --api-token-file api.token`
 	c.Args = exactArgs("NAME")
 	c.Flags().BoolVar(&o.device, "device", false, "use the provider's device flow: a code instead of a callback")
 	c.Flags().BoolVar(&o.noBrowser, "no-browser", false, "only print the page's address")
@@ -43,57 +42,55 @@ type connectOptions struct {
 	timeout                 time.Duration
 }
 
-func (d desk) connect(ctx context.Context, name string, o connectOptions) error {
-	spec, err := d.Spec(name)
+func (d operator) connect(ctx context.Context, name string, o connectOptions) error {
+	g, err := d.Find(ctx, name)
 	if err != nil {
 		return err
 	}
-	if spec.Kind == grant.Machine {
+	if g.Kind == grant.Machine {
 		return d.connectMachine(ctx, name, o)
 	}
-	ways, err := d.Ways(name)
+	if err := operate.CheckConnect(name, g.Provider, g.Kind); err != nil {
+		return err
+	}
+	ways, account, err := d.Ways(ctx, name)
 	switch {
 	case err != nil:
 		return err
 	case o.timeout <= 0:
 		return usageError{fmt.Errorf("--timeout %v leaves no time for the consent; leave it out for ten minutes", o.timeout)}
 	case o.device && !slices.Contains(ways, operate.ByDevice):
-		return usageError{fmt.Errorf("provider %s has no device flow: set its device_url, or leave --device out", spec.Provider)}
+		return usageError{fmt.Errorf("provider %s has no device flow: set its device_url, or leave --device out", g.Provider)}
 	}
-	// Of all secrets only the client's own is needed here.
-	if err := d.Config.LoadClient(d.Config.Grants[name].Provider, os.Getenv); err != nil {
-		return err
-	}
-	client := d.Client(name)
 	open := browser()
 	if o.noBrowser {
 		open = nil
 	}
-	if account := d.Config.Grants[name].Account; account != "" {
+	if account != "" {
 		d.say("Connect the account %s.", account)
 	}
 	consent, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("no consent within %v", o.timeout))
 	defer cancel()
-	var token oauth.Token
-	if o.device || ways[0] == operate.ByDevice {
-		token, err = deviceLogin{client: client, scopes: spec.Scopes, now: d.Now, out: d.err, open: open}.run(consent)
+	var got operate.Stored
+	if o.device || len(ways) > 0 && ways[0] == operate.ByDevice {
+		begin := func(ctx context.Context) (deviceConsent, error) { return d.AskDevice(ctx, name) }
+		got, err = deviceLogin{begin: begin, now: d.now, out: d.err, open: open}.run(consent)
 	} else {
-		token, err = authorization{client: client, redirect: d.FixedRedirect(name), scopes: spec.Scopes, in: d.in, out: d.err, open: open}.run(consent)
+		begin := func(ctx context.Context, redirect string) (pageConsent, error) { return d.AskPage(ctx, name, redirect) }
+		got, err = authorization{begin: begin, in: d.in, out: d.err, open: open}.run(consent)
 	}
 	if err != nil {
 		return fmt.Errorf("connecting %s: %w", name, err)
 	}
-	return d.store(ctx, name, token, o.wait)
+	return d.stored(ctx, got, o.wait)
 }
 
-// store stores a token as a new consent and prints the grant.
-func (d desk) store(ctx context.Context, name string, token oauth.Token, wait bool) error {
-	s, err := d.Connect(ctx, name, token)
-	if err != nil {
-		return err
-	}
+// stored prints a grant that was just stored, when a gate has taken it over if that is to be waited for.
+func (d operator) stored(ctx context.Context, got operate.Stored, wait bool) error {
+	s := got.Grant
 	if wait {
-		if s, err = d.takenOver(ctx, s, token); err != nil {
+		var err error
+		if s, err = d.takenOver(ctx, got); err != nil {
 			return err
 		}
 	}
@@ -101,8 +98,9 @@ func (d desk) store(ctx context.Context, name string, token oauth.Token, wait bo
 }
 
 // takenOver waits until a gate has refreshed a grant that was just stored: then it holds it.
-func (d desk) takenOver(ctx context.Context, s grant.Summary, token oauth.Token) (grant.Summary, error) {
-	if token.Refresh.IsZero() {
+func (d operator) takenOver(ctx context.Context, got operate.Stored) (grant.Summary, error) {
+	s := got.Grant
+	if !got.Refreshes {
 		d.say("There is no refresh token, so there is nothing to wait for; running gates see the grant within seconds.")
 		return s, nil
 	}
@@ -118,7 +116,7 @@ func (d desk) takenOver(ctx context.Context, s grant.Summary, token oauth.Token)
 }
 
 // connectMachine says how a grant is that nobody connects.
-func (d desk) connectMachine(ctx context.Context, name string, o connectOptions) error {
+func (d operator) connectMachine(ctx context.Context, name string, o connectOptions) error {
 	d.say("%s needs no connect: the gate gets its tokens by itself.", name)
 	if o.wait {
 		return d.showGrant(ctx, name, grant.Healthy, operate.AnswerTime)

@@ -3,8 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,11 +18,14 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/api"
 	"wayleave/config"
+	"wayleave/console"
 	"wayleave/grant"
 	"wayleave/oauth"
 	"wayleave/operate"
 	"wayleave/secret"
+	"wayleave/vault"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
 )
@@ -49,7 +57,7 @@ grants:
 `
 
 // Secrets of these tests; none may be printed.
-var deskSecret = regexp.MustCompile(`(?:at|rt|sk)-[a-z0-9-]*hush[a-z0-9-]*`)
+var deskSecret = regexp.MustCompile(`(?:at|rt|sk)-[a-z0-9-]*hush[a-z0-9-]*|wlop_\S*`)
 
 // office is a store, what the configuration says, and a provider that gates talk to.
 type office struct {
@@ -58,6 +66,10 @@ type office struct {
 	docs *vaulttest.Memory
 	out  bytes.Buffer
 	err  bytes.Buffer
+
+	reconfigured bool        // the configuration has no grants any more
+	client       *api.Client // at a gate; nil: commands work at Vault
+	at           string      // address of the gate's console
 
 	mu       sync.Mutex
 	scopes   []string // granted by the next answer; nil: unchanged
@@ -82,12 +94,85 @@ func newOffice(t *testing.T) *office {
 	return o
 }
 
-// desk is an operator's, with nobody at the keyboard who types more than in.
-func (o *office) desk(in string) desk {
-	return desk{
-		Desk: operate.Desk{Config: o.cfg, Specs: operate.Specs(o.cfg), Docs: o.docs, Now: time.Now, Every: 5 * time.Millisecond},
-		in:   strings.NewReader(in), out: &o.out, err: &o.err,
+// inEveryForm runs a test with commands that work at Vault, and with commands that work at a gate's console.
+func inEveryForm(t *testing.T, test func(t *testing.T, o *office)) {
+	t.Helper()
+	t.Run("at Vault", func(t *testing.T) { test(t, newOffice(t)) })
+	t.Run("at a gate", func(t *testing.T) {
+		o := newOffice(t)
+		o.useAPI()
+		test(t, o)
+	})
+}
+
+// everyForm is inEveryForm for tests that make offices of their own.
+func everyForm(t *testing.T, test func(t *testing.T, newOffice func(*testing.T) *office)) {
+	t.Helper()
+	t.Run("at Vault", func(t *testing.T) { test(t, newOffice) })
+	t.Run("at a gate", func(t *testing.T) {
+		test(t, func(t *testing.T) *office {
+			o := newOffice(t)
+			o.useAPI()
+			return o
+		})
+	})
+}
+
+// useAPI makes commands work at the console of a gate.
+func (o *office) useAPI() {
+	o.t.Helper()
+	const token = "wlop_hush"
+	doc := map[string]any{}
+	for text, role := range map[string]string{token: "operator", "wlop_viewer-hush": "viewer"} {
+		sum := sha256.Sum256([]byte(text))
+		doc[role] = map[string]any{"name": role, "role": role, "sha256": hex.EncodeToString(sum[:])}
 	}
+	if _, err := o.docs.Put(o.t.Context(), "operators/tokens", doc, 0); err != nil {
+		o.t.Fatal(err)
+	}
+	front := httptest.NewUnstartedServer(nil)
+	at := &url.URL{Scheme: "http", Host: front.Listener.Addr().String()}
+	// A console as the office is when the request comes; connects go on from one to the next.
+	var consoles sync.Map
+	front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		served, ok := consoles.Load(o.reconfigured)
+		if !ok {
+			keeper := grant.NewKeeper(o.docs, operate.Specs(o.cfg), grant.Options{Holder: "console"})
+			c, err := console.New(console.Config{Desk: o.vaultDesk(), Grants: keeper, URL: at, Idle: time.Hour, Life: time.Hour}, nil)
+			if err != nil {
+				o.t.Error(err)
+				return
+			}
+			served, _ = consoles.LoadOrStore(o.reconfigured, c)
+		}
+		served.(*console.Server).ServeHTTP(w, r)
+	})
+	front.Start()
+	o.t.Cleanup(front.Close)
+	client := api.New(at, secret.New(token), api.Options{Every: 5 * time.Millisecond, Warn: func(text string) { fmt.Fprintln(&o.err, "warning: "+text) }})
+	o.t.Cleanup(client.Close)
+	o.client, o.at = client, at.String()
+}
+
+// desk is an operator's, with nobody at the keyboard who types more than in.
+func (o *office) desk(in string) operator {
+	d := operator{operations: atVault{o.vaultDesk()}, stdio: o.stdio(in), now: time.Now}
+	if o.client != nil {
+		d.operations = atGate{o.client}
+	}
+	return d
+}
+
+func (o *office) stdio(in string) stdio {
+	return stdio{in: strings.NewReader(in), out: &o.out, err: &o.err}
+}
+
+func (o *office) vaultDesk() operate.Desk {
+	d := operate.Desk{Config: o.cfg, Specs: operate.Specs(o.cfg), Docs: o.docs, Now: time.Now, Every: 5 * time.Millisecond}
+	if o.reconfigured {
+		d.Specs = nil
+	}
+	return d
 }
 
 func (o *office) Refresh(_ context.Context, _ secret.Text, granted, requested []string) (oauth.Token, error) {
@@ -118,6 +203,13 @@ func (o *office) gate() {
 			specs[i].OAuth = o
 		}
 	}
+	o.keep(specs)
+}
+
+// realGate runs a gate that talks to the configuration's providers.
+func (o *office) realGate() { o.keep(operate.Specs(o.cfg)) }
+
+func (o *office) keep(specs []grant.Spec) {
 	k := grant.NewKeeper(o.docs, specs, grant.Options{Holder: "gate-1", Reread: 20 * time.Millisecond})
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -133,7 +225,7 @@ func (o *office) gate() {
 // connect stores a consent of these scopes.
 func (o *office) connect(name string, scopes ...string) {
 	o.t.Helper()
-	spec, err := o.desk("").Spec(name)
+	spec, err := o.vaultDesk().Spec(name)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -143,10 +235,23 @@ func (o *office) connect(name string, scopes ...string) {
 	}
 }
 
+// breakStore makes the store not answer any more.
+func (o *office) breakStore() {
+	o.docs.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
+}
+
+// disconnect forgets a grant.
+func (o *office) disconnect(name string) {
+	o.t.Helper()
+	if err := grant.Disconnect(o.t.Context(), o.docs, name); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
 // state is what status/<name> says.
 func (o *office) state(name string) grant.State {
 	o.t.Helper()
-	s, err := o.desk("").Find(o.t.Context(), name)
+	s, err := o.vaultDesk().Find(o.t.Context(), name)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -173,86 +278,96 @@ func (o *office) wants(err error, code int, says ...string) {
 var clientFailure = &oauth.Error{Outcome: oauth.Refused, Status: 401, Code: "invalid_client"}
 
 func TestShowAndList(t *testing.T) {
-	o := newOffice(t)
-	ctx := t.Context()
-	d := o.desk("")
-	o.wants(d.showGrant(ctx, "acme", "", 0), 14, "never_connected", "wayleave grant connect acme")
-	o.wants(d.showGrant(ctx, "key", "", 0), 14, "wayleave grant import key")
-	o.wants(d.showGrant(ctx, "nobody", "", 0), exitUsage, `no grant "nobody"`, "acme")
+	inEveryForm(t, func(t *testing.T, o *office) {
+		ctx := t.Context()
+		d := o.desk("")
+		o.wants(d.showGrant(ctx, "acme", "", 0), 14, "never_connected", "wayleave grant connect acme")
+		o.wants(d.showGrant(ctx, "key", "", 0), 14, "wayleave grant import key")
+		o.wants(d.showGrant(ctx, "nobody", "", 0), exitUsage, `no grant "nobody"`, "acme")
 
-	o.connect("acme", "read")
-	o.wants(d.showGrant(ctx, "acme", "", 0), 10, "operator@acme.example", "scope_missing", "write: requested and not granted", "in 59m", "What happened last")
-	o.wants(d.list(ctx, false), 0, "1 of 2", "missing: write: requested and not granted", "never_connected", "next: ")
-	o.wants(d.list(ctx, true), 14)
+		o.connect("acme", "read")
+		o.wants(d.showGrant(ctx, "acme", "", 0), 10, "operator@acme.example", "scope_missing", "write: requested and not granted", "in 59m", "What happened last")
+		o.wants(d.list(ctx, false), 0, "1 of 2", "missing: write: requested and not granted", "never_connected", "next: ")
+		o.wants(d.list(ctx, true), 14)
 
-	o.connect("acme", "read", "write")
-	o.wants(d.showGrant(ctx, "acme", "", 0), 0, "healthy")
-	o.wants(d.showGrant(ctx, "acme", grant.Healthy, time.Minute), 0, "healthy")
-	o.wants(d.showGrant(ctx, "acme", grant.NeedsReconnect, 20*time.Millisecond), 1, "is healthy, and not needs_reconnect after 20ms")
-	o.wants(d.showGrant(ctx, "bare", grant.Healthy, 20*time.Millisecond), 14, "is never_connected, and not healthy")
-	o.wants(d.showGrant(ctx, "acme", "well", time.Minute), exitUsage, `no state "well"`, "healthy, refreshing")
+		o.connect("acme", "read", "write")
+		o.wants(d.showGrant(ctx, "acme", "", 0), 0, "healthy")
+		o.wants(d.showGrant(ctx, "acme", grant.Healthy, time.Minute), 0, "healthy")
+		o.wants(d.showGrant(ctx, "acme", grant.NeedsReconnect, 20*time.Millisecond), 1, "is healthy, and not needs_reconnect after 20ms")
+		o.wants(d.showGrant(ctx, "bare", grant.Healthy, 20*time.Millisecond), 14, "is never_connected, and not healthy")
+		o.wants(d.showGrant(ctx, "acme", "well", time.Minute), exitUsage, `no state "well"`, "healthy, refreshing")
 
-	// A grant that the configuration has no more is shown as long as it is stored.
-	o.wants(d.history(ctx, "acme"), 0, "connected", "an operator")
-	d.Specs = d.Specs[1:]
-	o.wants(d.showGrant(ctx, "acme", "", 0), 0, "not in the configuration")
-	o.wants(d.list(ctx, false), 0, "not in the configuration")
+		// A grant that the configuration has no more is shown as long as it is stored.
+		o.wants(d.history(ctx, "acme"), 0, "connected", "an operator")
+		o.reconfigured = true
+		d = o.desk("")
+		o.wants(d.showGrant(ctx, "acme", "", 0), 0, "not in the configuration")
+		o.wants(d.list(ctx, false), 0, "not in the configuration")
 
-	d = o.desk("")
-	d.json = true
-	if err := d.list(ctx, false); err != nil {
-		t.Fatal(err)
-	}
-	var all []grant.Summary
-	if err := json.Unmarshal(o.out.Bytes(), &all); err != nil || len(all) != 6 || all[0].State != grant.Healthy || len(all[0].History) != 2 {
-		t.Errorf("%v, %+v", err, all)
-	}
-	d.Specs, d.Docs = nil, vaulttest.NewMemory()
-	o.wants(d.list(ctx, true), 0, "[]")
-	d.json = false
-	o.wants(d.list(ctx, true), 0, "There are no grants")
-	o.wants(d.showGrant(ctx, "acme", "", 0), exitUsage, "the configuration has none")
+		o.reconfigured = false
+		d = o.desk("")
+		d.json = true
+		if err := d.list(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+		var all []grant.Summary
+		if err := json.Unmarshal(o.out.Bytes(), &all); err != nil || len(all) != 6 || all[0].State != grant.Healthy || len(all[0].History) != 2 {
+			t.Errorf("%v, %+v", err, all)
+		}
+		o.reconfigured = true
+		d = o.desk("")
+		d.json = true
+		o.disconnect("acme")
+		o.wants(d.list(ctx, true), 0, "[]")
+		d.json = false
+		o.wants(d.list(ctx, true), 0, "There are no grants")
+		o.wants(d.showGrant(ctx, "acme", "", 0), exitUsage, "the configuration has none")
+	})
 }
 
 // A state that is awaited is seen when it comes.
 func TestShowWaits(t *testing.T) {
-	o := newOffice(t)
-	done := make(chan error, 1)
-	go func() { done <- o.desk("").showGrant(t.Context(), "robot", grant.Healthy, time.Minute) }()
-	o.gate()
-	o.wants(<-done, 0, "the gate gets its tokens by itself", "healthy")
+	inEveryForm(t, func(t *testing.T, o *office) {
+		done := make(chan error, 1)
+		go func() { done <- o.desk("").showGrant(t.Context(), "robot", grant.Healthy, time.Minute) }()
+		o.gate()
+		o.wants(<-done, 0, "the gate gets its tokens by itself", "healthy")
+	})
 }
 
 func TestRefresh(t *testing.T) {
-	o := newOffice(t)
-	ctx, d := t.Context(), o.desk("")
-	o.wants(d.refresh(ctx, "key", true, time.Minute), 1, "imported value", "wayleave grant import key")
-	o.wants(d.refresh(ctx, "acme", true, time.Minute), 14, "cannot be refreshed", "wayleave grant connect acme")
-	o.wants(d.refresh(ctx, "robot", true, time.Minute), 1, "no gate has asked")
+	inEveryForm(t, func(t *testing.T, o *office) {
+		ctx, d := t.Context(), o.desk("")
+		o.wants(d.refresh(ctx, "key", true, time.Minute), 1, "imported value", "wayleave grant import key")
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 14, "cannot be refreshed", "wayleave grant connect acme")
+		o.wants(d.refresh(ctx, "robot", true, time.Minute), 1, "no gate has asked")
 
-	o.connect("acme")
-	o.wants(d.refresh(ctx, "acme", true, 30*time.Millisecond), 1, "no gate has refreshed acme within 30ms", "wayleave doctor")
-	o.wants(d.refresh(ctx, "acme", false, time.Minute), 0, "Asked for a refresh")
+		o.connect("acme")
+		o.wants(d.refresh(ctx, "acme", true, 30*time.Millisecond), 1, "no gate has refreshed acme within 30ms", "wayleave doctor")
+		o.wants(d.refresh(ctx, "acme", false, time.Minute), 0, "Asked for a refresh")
 
-	o.gate()
-	o.wants(d.refresh(ctx, "acme", true, time.Minute), 0, "Waiting for a gate", "healthy", "refreshes")
-	o.scopes = []string{"read"}
-	o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "write: granted once and withdrawn since")
-	o.mu.Lock()
-	o.fail = clientFailure
-	o.mu.Unlock()
-	o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "was not refreshed", "invalid_client")
-	o.wants(d.history(ctx, "acme"), 0, "connected", "refreshed", "gate-1", "no longer granted: write", "failed", "invalid_client: ")
-	d.Specs = nil
-	o.wants(d.refresh(ctx, "acme", true, time.Minute), 1, "not in the configuration any more")
+		o.gate()
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 0, "Waiting for a gate", "healthy", "refreshes")
+		o.scopes = []string{"read"}
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "write: granted once and withdrawn since")
+		o.mu.Lock()
+		o.fail = clientFailure
+		o.mu.Unlock()
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "was not refreshed", "invalid_client")
+		o.wants(d.history(ctx, "acme"), 0, "connected", "refreshed", "gate-1", "no longer granted: write", "failed", "invalid_client: ")
+		o.reconfigured = true
+		o.wants(o.desk("").refresh(ctx, "acme", true, time.Minute), 1, "not in the configuration any more")
+	})
 }
 
-func TestDisconnect(t *testing.T) {
+func TestDisconnect(t *testing.T) { everyForm(t, testDisconnect) }
+
+func testDisconnect(t *testing.T, newOffice func(*testing.T) *office) {
 	ctx := t.Context()
 	t.Run("no gate", func(t *testing.T) {
 		o := newOffice(t)
 		o.connect("acme")
-		o.wants(o.desk("").disconnect(ctx, "acme", true, true, 30*time.Millisecond), 0, "gone from Vault", "not revoked at the provider: no gate answered within 30ms")
+		o.wants(o.desk("").disconnect(ctx, "acme", true, true, time.Second), 0, "gone from Vault", "not revoked at the provider: no gate answered within 1s")
 		if s := o.state("acme"); s != grant.NeverConnected {
 			t.Error(s)
 		}
@@ -314,8 +429,9 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
-func TestConnectWithoutConsent(t *testing.T) {
-	o := newOffice(t)
+func TestConnectWithoutConsent(t *testing.T) { inEveryForm(t, testConnectWithoutConsent) }
+
+func testConnectWithoutConsent(t *testing.T, o *office) {
 	ctx, d := t.Context(), o.desk("")
 	o.wants(d.connect(ctx, "key", connectOptions{timeout: time.Minute}), exitUsage, "wayleave grant import key")
 	o.wants(d.connect(ctx, "nobody", connectOptions{timeout: time.Minute}), exitUsage, "no grant")
@@ -330,14 +446,22 @@ func TestConnectWithoutConsent(t *testing.T) {
 func TestStoreWaits(t *testing.T) {
 	o := newOffice(t)
 	o.gate()
-	d := o.desk("")
 	token := oauth.Token{Access: secret.New("at-hush-0"), Refresh: secret.New("rt-hush-0"), Expiry: time.Now().Add(time.Hour)}
-	o.wants(d.store(t.Context(), "acme", token, true), 0, "healthy", "refreshes")
+	store := func() error {
+		got, err := o.vaultDesk().Connect(t.Context(), "acme", token)
+		if err != nil {
+			return err
+		}
+		return o.desk("").stored(t.Context(), got, true)
+	}
+	o.wants(store(), 0, "healthy", "refreshes")
 	token.Refresh = secret.Text{}
-	o.wants(d.store(t.Context(), "acme", token, true), 0, "no refresh token")
+	o.wants(store(), 0, "no refresh token")
 }
 
-func TestImport(t *testing.T) {
+func TestImport(t *testing.T) { everyForm(t, testImport) }
+
+func testImport(t *testing.T, newOffice func(*testing.T) *office) {
 	ctx := t.Context()
 	claude := fmt.Sprintf(`{"claudeAiOauth":{"accessToken":"at-hush-1","refreshToken":"rt-hush-1","expiresAt":%d,"scopes":["user:inference","user:profile","user:sessions:claude_code"]}}`, time.Now().Add(time.Hour).UnixMilli())
 	for _, tt := range []struct {

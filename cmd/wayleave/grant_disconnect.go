@@ -18,7 +18,7 @@ import (
 func newGrantDisconnect() *cobra.Command {
 	var yes, noRevoke bool
 	var timeout time.Duration
-	c := grantCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error {
+	c := operatorCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
 		return d.disconnect(ctx, args[0], yes, !noRevoke, timeout)
 	})
 	c.Use = "disconnect NAME"
@@ -35,7 +35,7 @@ or because no gate runs. Workers lose the grant within seconds.`
 	return c
 }
 
-func (d desk) disconnect(ctx context.Context, name string, yes, revoke bool, timeout time.Duration) error {
+func (d operator) disconnect(ctx context.Context, name string, yes, revoke bool, timeout time.Duration) error {
 	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func (d desk) disconnect(ctx context.Context, name string, yes, revoke bool, tim
 }
 
 // confirm asks the operator a question; no answer is no.
-func (d desk) confirm(question string) bool {
+func (d stdio) confirm(question string) bool {
 	fmt.Fprint(d.err, question)
 	line, _ := bufio.NewReader(d.in).ReadString('\n')
 	answer := strings.ToLower(strings.TrimSpace(line))

@@ -11,7 +11,7 @@ import (
 )
 
 func newGrantHistory() *cobra.Command {
-	c := grantCommand(vault.Viewer, func(ctx context.Context, d desk, args []string) error { return d.history(ctx, args[0]) })
+	c := operatorCommand(vault.Viewer, func(ctx context.Context, d operator, args []string) error { return d.history(ctx, args[0]) })
 	c.Use = "history NAME"
 	c.Short = "Show what happened to a grant: connects, refreshes, failures and who made them"
 	c.Long = `History shows the last 30 events of a grant, the oldest first: when, what, by which gate, the generation of the tokens after
@@ -23,7 +23,7 @@ its history; disconnecting ends it.`
 	return c
 }
 
-func (d desk) history(ctx context.Context, name string) error {
+func (d operator) history(ctx context.Context, name string) error {
 	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err

@@ -17,7 +17,9 @@ import (
 func newGrantImport() *cobra.Command {
 	var file string
 	var wait bool
-	c := grantCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error { return d.importGrant(ctx, args[0], file, wait) })
+	c := operatorCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
+		return d.importGrant(ctx, args[0], file, wait)
+	})
 	c.Use = "import NAME"
 	c.Short = "Store a key, a password, or tokens that were given out elsewhere"
 	c.Long = `Import reads a credential from standard input or a file, never from the command line, and stores it as the grant's. On a
@@ -37,27 +39,30 @@ gate then refreshes it, so whoever else goes on refreshing with the same refresh
 	return c
 }
 
-func (d desk) importGrant(ctx context.Context, name, file string, wait bool) error {
-	spec, err := d.CanImport(name)
+func (d operator) importGrant(ctx context.Context, name, file string, wait bool) error {
+	g, err := d.Find(ctx, name)
+	if err == nil {
+		err = operate.CheckImport(name, g.Kind)
+	}
 	if err != nil {
 		return err
 	}
-	data, err := d.readImport(ctx, name, file, spec.Kind)
+	data, err := d.readImport(ctx, name, file, g.Kind)
 	if err != nil {
 		return err
 	}
-	token, warning, err := d.Read(name, data)
+	got, err := d.Import(ctx, name, data)
+	if got.Warning != "" {
+		d.say("warning: %s", got.Warning)
+	}
 	if err != nil {
 		return err
 	}
-	if warning != "" {
-		d.say("warning: %s", warning)
-	}
-	return d.store(ctx, name, token, wait)
+	return d.stored(ctx, got.Stored, wait)
 }
 
 // readImport reads what is to be imported.
-func (d desk) readImport(ctx context.Context, name, file string, kind grant.Kind) ([]byte, error) {
+func (d operator) readImport(ctx context.Context, name, file string, kind grant.Kind) ([]byte, error) {
 	in := d.in
 	switch tty := terminalOf(d.in); {
 	case file != "":

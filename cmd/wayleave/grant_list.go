@@ -12,7 +12,7 @@ import (
 
 func newGrantList() *cobra.Command {
 	var check bool
-	c := grantCommand(vault.Viewer, func(ctx context.Context, d desk, _ []string) error { return d.list(ctx, check) })
+	c := operatorCommand(vault.Viewer, func(ctx context.Context, d operator, _ []string) error { return d.list(ctx, check) })
 	c.Use = "list"
 	c.Short = "List every grant, configured or stored, with its state and next step"
 	c.Long = `List shows each grant's account, state, how long its token lives, how many of the scopes it asks for it holds, and below it
@@ -20,14 +20,15 @@ what is missing, what went wrong last and what to do. With --check it is for mon
 code (see 'wayleave grant show --help').`
 	c.Example = `  wayleave grant list -c wayleave.yaml
   wayleave grant list -c wayleave.yaml --json
-  wayleave grant list -c wayleave.yaml --check`
+  wayleave grant list -c wayleave.yaml --check
+  wayleave grant list --api https://gate.example.com --api-token-file api.token`
 	c.Args = exactArgs()
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	c.Flags().BoolVar(&check, "check", false, "exit with the code of the worst state")
 	return c
 }
 
-func (d desk) list(ctx context.Context, check bool) error {
+func (d operator) list(ctx context.Context, check bool) error {
 	all, err := d.List(ctx)
 	if err != nil {
 		return err
@@ -38,7 +39,7 @@ func (d desk) list(ctx context.Context, check bool) error {
 	case len(all) == 0:
 		_, err = fmt.Fprintln(d.out, "There are no grants. Add one to grants in the configuration; docs/grants.md shows how.")
 	default:
-		err = printGrants(d.out, all, d.Now(), widthOf(d.out))
+		err = printGrants(d.out, all, d.now(), widthOf(d.out))
 	}
 	if err != nil || !check {
 		return err

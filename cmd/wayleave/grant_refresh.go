@@ -16,7 +16,7 @@ import (
 func newGrantRefresh() *cobra.Command {
 	var wait bool
 	var timeout time.Duration
-	c := grantCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error {
+	c := operatorCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
 		return d.refresh(ctx, args[0], wait, timeout)
 	})
 	c.Use = "refresh NAME"
@@ -35,19 +35,17 @@ A failure that leaves the grant healthy, and no answer in time, are 1.`
 	return c
 }
 
-func (d desk) refresh(ctx context.Context, name string, wait bool, timeout time.Duration) error {
+func (d operator) refresh(ctx context.Context, name string, wait bool, timeout time.Duration) error {
 	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err
 	}
-	if err := d.CanRefresh(s); err != nil {
-		if s.Kind != grant.Machine && s.Kind != grant.Static && operate.NeedsOperator(s) && d.configured(name) {
-			d.say("wayleave: %v", err)
-			return exitOf(s.State)
-		}
-		return err
-	}
 	id, err := d.AskRefresh(ctx, name)
+	var refused *operate.Refusal
+	if errors.As(err, &refused) && refused.Kind == operate.NotNow && s.Kind == grant.Consent && operate.NeedsOperator(s) {
+		d.say("wayleave: %v", err)
+		return exitOf(s.State)
+	}
 	if err != nil {
 		return err
 	}
@@ -75,13 +73,15 @@ func (d desk) refresh(ctx context.Context, name string, wait bool, timeout time.
 	return exitOf(s.State).asError()
 }
 
-// answer is Answer, said.
-func (d desk) answer(ctx context.Context, name, id string, timeout time.Duration) (grant.Summary, error) {
+// answer waits until a gate has carried out the request with the id; the error is operate.ErrNotInTime when none did.
+func (d operator) answer(ctx context.Context, name, id string, timeout time.Duration) (grant.Summary, error) {
 	d.sayWaiting()
-	return d.Answer(ctx, name, id, timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, operate.ErrNotInTime)
+	defer cancel()
+	return d.Watch(ctx, name, func(s grant.Summary) bool { return s.Request == id })
 }
 
-func (d desk) sayWaiting() {
+func (d stdio) sayWaiting() {
 	if !d.json {
 		d.say("Waiting for a gate…")
 	}

@@ -18,7 +18,7 @@ import (
 func newGrantShow() *cobra.Command {
 	var wait string
 	var timeout time.Duration
-	c := grantCommand(vault.Viewer, func(ctx context.Context, d desk, args []string) error {
+	c := operatorCommand(vault.Viewer, func(ctx context.Context, d operator, args []string) error {
 		return d.showGrant(ctx, args[0], grant.State(wait), timeout)
 	})
 	c.Use = "show NAME"
@@ -52,7 +52,7 @@ func stateNames() []string {
 	return names
 }
 
-func (d desk) showGrant(ctx context.Context, name string, wait grant.State, timeout time.Duration) error {
+func (d operator) showGrant(ctx context.Context, name string, wait grant.State, timeout time.Duration) error {
 	s, err := d.Find(ctx, name)
 	if err != nil {
 		return err

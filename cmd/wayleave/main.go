@@ -80,7 +80,7 @@ func codeOf(err error) int {
 		return int(code)
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &misuse) && misuse.Kind != operate.NotNow:
+	case errors.As(err, &misuse) && (misuse.Kind == operate.NoSuch || misuse.Kind == operate.Misused):
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused

@@ -21,7 +21,7 @@ func newSession() *cobra.Command {
 		Use:   "session",
 		Short: "Make, list and revoke workers' sessions, and rotate the keys they are made with",
 		Long: `A session is one worker's permission for a time. 'wayleave run' makes, renews and ends one by itself. To list and to revoke
-sessions is an operator's business: those commands talk to Vault as 'wayleave grant' does, and need no gate to answer them.`,
+sessions is an operator's business: those commands talk to Vault, or with --api to a gate, as 'wayleave grant' does.`,
 	}, newSessionCreate(), newSessionList(), newSessionRevoke(), newSessionRotateKeys())
 }
 
@@ -86,22 +86,23 @@ func createdSession(e worker.Enrolment, proxy string) session {
 
 func newSessionList() *cobra.Command {
 	var name string
-	c := grantCommand(vault.Viewer, func(ctx context.Context, d desk, _ []string) error { return d.listSessions(ctx, name) })
+	c := operatorCommand(vault.Viewer, func(ctx context.Context, d operator, _ []string) error { return d.listSessions(ctx, name) })
 	c.Use = "list"
 	c.Short = "List the live sessions"
 	c.Long = `List shows every session that lives: its worker, where it came from, what its worker proved to be, and when it ends if it is
 not renewed. A session appears within seconds of its start.`
 	c.Example = `  wayleave session list -c wayleave.yaml
   wayleave session list -c wayleave.yaml --worker ci
-  wayleave session list -c wayleave.yaml --json`
+  wayleave session list -c wayleave.yaml --json
+  wayleave session list --api https://gate.example.com --api-token-file api.token`
 	c.Args = exactArgs()
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	c.Flags().StringVar(&name, "worker", "", "only those of this worker")
 	return c
 }
 
-func (d desk) listSessions(ctx context.Context, name string) error {
-	all, err := worker.ListSessions(ctx, d.Docs, d.Now())
+func (d operator) listSessions(ctx context.Context, name string) error {
+	all, err := d.Sessions(ctx)
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func (d desk) listSessions(ctx context.Context, name string) error {
 	rows := [][]string{{"SESSION", "WORKER", "PROFILE", "FROM", "SUBJECT", "ISSUED", "ENDS"}}
 	for _, s := range all {
 		rows = append(rows, []string{
-			s.ID, s.Worker, s.Profile, orDash(printable(s.Source)), orDash(short(printable(s.Subject), 40)), ago(s.Issued, d.Now()), "in " + span(s.Ends.Sub(d.Now())),
+			s.ID, s.Worker, s.Profile, orDash(printable(s.Source)), orDash(short(printable(s.Subject), 40)), ago(s.Issued, d.now()), "in " + span(s.Ends.Sub(d.now())),
 		})
 	}
 	return printTable(d.out, rows, func(int) []note { return nil }, widthOf(d.out))
@@ -137,7 +138,7 @@ func printable(s string) string {
 
 func newSessionRevoke() *cobra.Command {
 	var q revokeFlags
-	c := grantCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error { return d.revokeSessions(ctx, q, args) })
+	c := operatorCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error { return d.revokeSessions(ctx, q, args) })
 	c.Use = "revoke [ID…]"
 	c.Short = "End sessions before their time, at every gate within five seconds"
 	c.Long = `Revoke ends sessions: those with the given ids, all that a worker has, or all there are. Every gate that reaches Vault
@@ -164,7 +165,7 @@ type revokeFlags struct {
 	notBefore string
 }
 
-func (d desk) revokeSessions(ctx context.Context, q revokeFlags, ids []string) error {
+func (d operator) revokeSessions(ctx context.Context, q revokeFlags, ids []string) error {
 	many := q.all || len(q.workers) > 0
 	switch {
 	case len(ids) == 0 && !many:
@@ -176,73 +177,36 @@ func (d desk) revokeSessions(ctx context.Context, q revokeFlags, ids []string) e
 	case q.notBefore != "" && !many:
 		return usageError{errors.New("--not-before goes with --worker or --all")}
 	}
-	now := d.Now()
-	for _, id := range ids {
-		if !worker.ValidSessionID(id, now) {
-			return usageError{fmt.Errorf("%q is not the id of a session; 'wayleave session list' shows them", id)}
+	end := operate.SessionsToEnd{Sessions: ids, Workers: q.workers, All: q.all}
+	if q.notBefore != "" {
+		var err error
+		if end.NotBefore, err = time.Parse(time.RFC3339, q.notBefore); err != nil {
+			return usageError{fmt.Errorf("--not-before %s is no time; write it as in 2026-03-01T12:00:00Z", q.notBefore)}
 		}
 	}
-	for _, name := range q.workers {
-		if !worker.ValidName(name) {
-			return usageError{fmt.Errorf("%q is not the name of a worker", name)}
+	if q.all && !q.yes && terminalOf(d.in) != nil {
+		live, err := d.Sessions(ctx)
+		if err != nil {
+			return err
 		}
-		if _, configured := d.Config.Workers[name]; !configured {
-			d.say("wayleave: the configuration has no worker %s; sessions of one that had this name end all the same", name)
+		if !d.confirm(fmt.Sprintf("%s, and every worker has to be started again. End all sessions? [y/N] ", liveCount(len(live)))) {
+			return errors.New("nothing was changed")
 		}
 	}
-	live, err := worker.ListSessions(ctx, d.Docs, now)
+	ended, err := d.EndSessions(ctx, end)
 	if err != nil {
 		return err
 	}
-	r := worker.Revocation{Sessions: ids, Workers: q.workers, All: q.all}
-	var ended []worker.Live
-	for _, s := range live {
-		if slices.Contains(ids, s.ID) || q.all || slices.Contains(q.workers, s.Worker) {
-			ended = append(ended, s)
-		}
-	}
-	if q.notBefore != "" {
-		if r.NotBefore, err = time.Parse(time.RFC3339, q.notBefore); err != nil {
-			return usageError{fmt.Errorf("--not-before %s is no time; write it as in 2026-03-01T12:00:00Z", q.notBefore)}
-		}
-		if r.NotBefore.After(now.Add(time.Second)) {
-			return usageError{fmt.Errorf("--not-before %s is to come: sessions issued until then would be over at once", q.notBefore)}
-		}
-		ended = slices.DeleteFunc(ended, func(s worker.Live) bool { return !s.Issued.Before(r.NotBefore) })
-	} else {
-		// Seconds are whole, and the clock of a gate may be ahead of ours.
-		r.NotBefore = now.Truncate(time.Second).Add(time.Second)
-		for _, s := range ended {
-			if next := s.Issued.Add(time.Second); next.After(r.NotBefore) {
-				r.NotBefore = next
-			}
-		}
-	}
-	if q.all && !q.yes && terminalOf(d.in) != nil && !d.confirm(fmt.Sprintf("%s, and every worker has to be started again. End all sessions? [y/N] ", liveCount(len(ended)))) {
-		return errors.New("nothing was changed")
-	}
-	if err := worker.Revoke(ctx, d.Docs, r, now); err != nil {
-		return err
+	for _, name := range ended.Unconfigured {
+		d.say("wayleave: the configuration has no worker %s; sessions of one that had this name end all the same", name)
 	}
 	if d.json {
-		said := struct {
-			Ended     []string  `json:"ended"` // of those that were listed
-			NotBefore time.Time `json:"not_before,omitzero"`
-		}{Ended: []string{}}
-		for _, s := range ended {
-			said.Ended = append(said.Ended, s.ID)
-		}
-		if many {
-			said.NotBefore = r.NotBefore.UTC()
-		}
-		return printJSON(d.out, said)
+		return printJSON(d.out, ended)
 	}
-	for _, id := range ids {
-		if !slices.ContainsFunc(live, func(s worker.Live) bool { return s.ID == id }) {
-			d.say("wayleave: no live session %s is listed; if it lives, it ends all the same", id)
-		}
+	for _, id := range ended.Unlisted {
+		d.say("wayleave: no live session %s is listed; if it lives, it ends all the same", id)
 	}
-	_, err = fmt.Fprintf(d.out, "Revoked: every gate that reaches Vault refuses them within five seconds (%s).\n", liveCount(len(ended)))
+	_, err = fmt.Fprintf(d.out, "Revoked: every gate that reaches Vault refuses them within five seconds (%s).\n", liveCount(len(ended.Ended)))
 	return err
 }
 
@@ -260,7 +224,7 @@ const rotationTime = 90 * time.Second
 func newSessionRotateKeys() *cobra.Command {
 	var endSessions, yes bool
 	var timeout time.Duration
-	c := grantCommand(vault.Operator, func(ctx context.Context, d desk, _ []string) error {
+	c := deskCommand(vault.Operator, func(ctx context.Context, d desk, _ []string) error {
 		return d.rotateKeys(ctx, endSessions, yes, timeout)
 	})
 	c.Use = "rotate-keys"

@@ -44,35 +44,38 @@ func (o *office) check(s worker.Session) error {
 }
 
 func TestSessionList(t *testing.T) {
-	o := newOffice(t)
-	d := o.desk("")
-	if err := d.listSessions(t.Context(), ""); err != nil || !strings.Contains(o.out.String(), "no live sessions") {
-		t.Errorf("%v: %s", err, &o.out)
-	}
-	_, issued := o.gateWith("ci", "ci", "laptop")
-	o.out.Reset()
-	if err := d.listSessions(t.Context(), ""); err != nil || strings.Count(o.out.String(), "\n") != 4 || !strings.Contains(o.out.String(), issued[2].ID) ||
-		!strings.Contains(o.out.String(), "192.0.2.1") || !strings.Contains(o.out.String(), "in 59m") {
-		t.Errorf("%v: %s", err, &o.out)
-	}
-	if strings.Contains(o.out.String(), "\x1b") {
-		t.Error("what a worker's platform calls it reaches the terminal as it is")
-	}
-	o.out.Reset()
-	if err := d.listSessions(t.Context(), "nobody"); err != nil || !strings.Contains(o.out.String(), "Worker nobody has no live session") {
-		t.Errorf("%v: %s", err, &o.out)
-	}
-	d.json = true
-	for name, want := range map[string]int{"": 3, "ci": 2, "nobody": 0} {
-		o.out.Reset()
-		var got []worker.Live
-		if err := errors.Join(d.listSessions(t.Context(), name), json.Unmarshal(o.out.Bytes(), &got)); err != nil || len(got) != want || got == nil {
-			t.Errorf("%q: %v: %s", name, err, &o.out)
+	inEveryForm(t, func(t *testing.T, o *office) {
+		d := o.desk("")
+		if err := d.listSessions(t.Context(), ""); err != nil || !strings.Contains(o.out.String(), "no live sessions") {
+			t.Errorf("%v: %s", err, &o.out)
 		}
-	}
+		_, issued := o.gateWith("ci", "ci", "laptop")
+		o.out.Reset()
+		if err := d.listSessions(t.Context(), ""); err != nil || strings.Count(o.out.String(), "\n") != 4 || !strings.Contains(o.out.String(), issued[2].ID) ||
+			!strings.Contains(o.out.String(), "192.0.2.1") || !strings.Contains(o.out.String(), "in 59m") {
+			t.Errorf("%v: %s", err, &o.out)
+		}
+		if strings.Contains(o.out.String(), "\x1b") {
+			t.Error("what a worker's platform calls it reaches the terminal as it is")
+		}
+		o.out.Reset()
+		if err := d.listSessions(t.Context(), "nobody"); err != nil || !strings.Contains(o.out.String(), "Worker nobody has no live session") {
+			t.Errorf("%v: %s", err, &o.out)
+		}
+		d.json = true
+		for name, want := range map[string]int{"": 3, "ci": 2, "nobody": 0} {
+			o.out.Reset()
+			var got []worker.Live
+			if err := errors.Join(d.listSessions(t.Context(), name), json.Unmarshal(o.out.Bytes(), &got)); err != nil || len(got) != want || got == nil {
+				t.Errorf("%q: %v: %s", name, err, &o.out)
+			}
+		}
+	})
 }
 
-func TestSessionRevoke(t *testing.T) {
+func TestSessionRevoke(t *testing.T) { everyForm(t, testSessionRevoke) }
+
+func testSessionRevoke(t *testing.T, newOffice func(*testing.T) *office) {
 	for _, c := range []struct {
 		name  string
 		q     revokeFlags
@@ -125,8 +128,7 @@ func TestSessionRevoke(t *testing.T) {
 		"a moment that is to come":  {revokeFlags{all: true, notBefore: time.Now().Add(time.Hour).Format(time.RFC3339)}, nil},
 		"a worker and an empty one": {revokeFlags{workers: []string{"ci", ""}}, nil},
 	} {
-		var usage usageError
-		if err := o.desk("").revokeSessions(t.Context(), c.q, c.ids); !errors.As(err, &usage) {
+		if err := o.desk("").revokeSessions(t.Context(), c.q, c.ids); codeOf(err) != exitUsage {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -160,7 +162,8 @@ func TestSessionRevoke(t *testing.T) {
 
 func TestSessionRotateKeys(t *testing.T) {
 	o := newOffice(t)
-	if err := o.desk("").rotateKeys(t.Context(), false, false, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "no gate has rotated") {
+	at := desk{o.vaultDesk(), o.stdio("")}
+	if err := at.rotateKeys(t.Context(), false, false, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "no gate has rotated") {
 		t.Errorf("without a gate: %v", err)
 	}
 	gate, issued := o.gateWith("ci")
@@ -187,14 +190,14 @@ func TestSessionRotateKeys(t *testing.T) {
 			}
 		}
 	}
-	if err := tend(o.desk(""), false); err != nil || !strings.Contains(o.out.String(), "key 2 makes sessions now, and live sessions go on (keys accepted: 1, 2)") {
+	if err := tend(at, false); err != nil || !strings.Contains(o.out.String(), "key 2 makes sessions now, and live sessions go on (keys accepted: 1, 2)") {
 		t.Errorf("%v: %s", err, &o.out)
 	}
 	if err := o.check(issued[0]); err != nil {
 		t.Error(err)
 	}
 	o.out.Reset()
-	d := o.desk("")
+	d := at
 	d.json = true
 	var status worker.KeyStatus
 	if err := errors.Join(tend(d, true), json.Unmarshal(o.out.Bytes(), &status)); err != nil || len(status.Accepted) != 1 || status.Accepted[0] != status.Current {
