@@ -52,17 +52,28 @@ func probe() {
 		return fmt.Sprintf("%d %s", resp.StatusCode, body)
 	}
 	direct := &http.Client{Transport: &http.Transport{}}
+	ended := func(err error) any {
+		switch {
+		case errors.Is(err, unix.ECONNREFUSED):
+			return "refused"
+		case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+			return "reset" // whenever that was noticed
+		}
+		return err
+	}
 	echo := func(address string) any {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
-			return errors.Is(err, unix.ECONNREFUSED)
+			return ended(err)
 		}
 		defer conn.Close()
-		fmt.Fprint(conn, "ping\n")
+		if _, err := fmt.Fprint(conn, "ping\n"); err != nil {
+			return ended(err)
+		}
 		_ = conn.(*net.TCPConn).CloseWrite()
 		answer, err := io.ReadAll(conn)
 		if err != nil {
-			return errors.Is(err, unix.ECONNRESET)
+			return ended(err)
 		}
 		return string(answer)
 	}
@@ -199,9 +210,9 @@ func TestIsolated(t *testing.T) {
 		"captured by address":      "192.0.2.7:443 says ping",
 		"captured by IPv6 address": "[2001:db8::7]:443 says ping",
 		"captured port":            "ssh.test:22 says ping",
-		"denied":                   "true", // reset
-		"another port":             "true", // refused
-		"the gate itself":          "true", // refused: its port is none of the network's
+		"denied":                   "reset",
+		"another port":             "refused",
+		"the gate itself":          "refused", // its port is none of the network's
 		"below the search list":    "true",
 		"uid":                      fmt.Sprint(os.Getuid()),
 		"environment":              "this",
