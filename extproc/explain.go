@@ -156,7 +156,12 @@ func (e *Explainer) judged(d *decision, f *rules.Facts, as string) Explanation {
 	}
 	x := d.explained(as)
 	x.Route, x.Credential = f.Route, f.Credential
-	if x.Words == "" {
+	switch {
+	case v.Action == rules.Hold && as == "route": // it is not refused yet
+		x.Reason, x.Words = "", v.Words
+	case v.Action == rules.Hold:
+		x.Verdict = rules.Deny
+	case x.Words == "":
 		x.Words = v.Words
 	}
 	for _, r := range append([]rules.Reading{f.Reading}, f.Others...) {

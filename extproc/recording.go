@@ -36,7 +36,11 @@ func (s *Server) record(d *decision, r *request) {
 		return
 	}
 	j := rules.Judged{Time: s.now().UTC(), Verdict: d.verdict, Rule: d.rule, DryRun: d.wouldRefuse != nil}
-	if d.refusal != nil && d.verdict != rules.Hold {
+	atProxy := r.connectAuthority == ""
+	if j.Verdict == rules.Hold && atProxy { // what cannot wait is refused
+		j.Verdict = rules.Deny
+	}
+	if d.refusal != nil && j.Verdict != rules.Hold {
 		j.Reason = d.refusal.reason
 	}
 	unasked := d.verdict == "" && d.refusal != nil // because of what the configuration says besides
@@ -50,9 +54,9 @@ func (s *Server) record(d *decision, r *request) {
 	}
 	p := s.policy.Load()
 	switch {
-	case r.connectAuthority == "" && r.method != http.MethodConnect && r.scheme != "http": // which nothing allows
+	case atProxy && r.method != http.MethodConnect && r.scheme != "http": // which nothing allows
 		return
-	case r.connectAuthority != "" || r.method != http.MethodConnect:
+	case !atProxy || r.method != http.MethodConnect:
 		j.Facts = s.records.facts(p, d, r)
 	case d.refusal != nil || p.find(d.to).tunnel: // of other hosts each request is told
 		j.Facts = *d.tunnelled(r, time.Time{})

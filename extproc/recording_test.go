@@ -154,6 +154,25 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// What waits is held, and what cannot is refused, under dry_run too.
+func TestReplayOfHeld(t *testing.T) {
+	f := newFixture(t)
+	for _, dry := range []bool{false, true} {
+		cfg := ruled(dry, "", rules.Rule{Name: "h", Action: rules.Hold, Words: "somebody looks at it"})
+		all, _ := recorded(t, f, cfg, nil, nil,
+			f.anthropic("GET", "/v1/models", "authorization", "Bearer "+f.claude()), connectTo("pypi.org:443"), request{method: "GET", authority: "plain.example.org", scheme: "http", path: "/a"})
+		if len(all) != 3 || all[0].Verdict != rules.Hold || all[0].Reason != "" || all[1].Verdict != rules.Deny || all[2].Verdict != rules.Deny {
+			t.Fatalf("%+v", all)
+		}
+		for i, j := range all {
+			x := NewExplainer(cfg).Replay(j)
+			if x.Verdict != j.Verdict || x.DryRun != dry || i == 0 && x.Words != "somebody looks at it" || i > 0 && !strings.Contains(x.Words, "cannot wait") {
+				t.Errorf("%+v is replayed as %+v", j, x)
+			}
+		}
+	}
+}
+
 // Other configurations, other outcomes.
 func TestReplayOfOtherConfigurations(t *testing.T) {
 	f := newFixture(t)
