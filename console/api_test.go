@@ -129,6 +129,9 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("%s %s is not tried", e.method, e.path)
 		}
 	}
+	if said := w.events(); !strings.Contains(said, "session.revoke nobody by admin-script") {
+		t.Errorf("the audit does not say whose sessions were ended:\n%s", said)
+	}
 	var raw json.RawMessage
 	admin.call("GET", "/grants/nobody", "", &raw)
 	fits("a problem", at("GET", "/grants/{grant}", "default"), raw)

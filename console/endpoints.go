@@ -51,7 +51,7 @@ func (s *Server) serve(e endpoint) http.Handler {
 			return e.do(c)
 		}()
 		if e.action != "" {
-			s.did(who, from(r), e.action, target(r), err)
+			s.did(who, from(r), e.action, c.target(), err)
 		}
 		if err != nil {
 			s.fail(w, r, statusOf(err), err)
@@ -61,7 +61,15 @@ func (s *Server) serve(e endpoint) http.Handler {
 	})
 }
 
-// target is what a request is about.
+// target is what a call is about.
+func (c *call) target() string {
+	if in, ok := c.in.(interface{ Target() string }); ok {
+		return in.Target()
+	}
+	return target(c.Request)
+}
+
+// target is what the path of a request is about.
 func target(r *http.Request) string {
 	for _, name := range []string{"grant", "worker", "id", "token"} {
 		if v := r.PathValue(name); v != "" {

@@ -3,6 +3,7 @@ package operate
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"wayleave/worker"
@@ -15,6 +16,20 @@ type SessionsToEnd struct {
 	All       bool      `json:"all,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"` // of workers and all: only sessions issued before this; now if not said
 }
+
+// Target is what an audit says that was ended.
+func (q SessionsToEnd) Target() string {
+	target := strings.Join(append(slices.Clone(q.Workers), q.Sessions...), " ")
+	if q.All {
+		target = "all"
+	}
+	if len(target) > longestTarget {
+		target = target[:longestTarget] + "…"
+	}
+	return target
+}
+
+const longestTarget = 500
 
 // SessionsEnded is what came of it.
 type SessionsEnded struct {
