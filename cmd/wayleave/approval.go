@@ -27,7 +27,7 @@ func newApproval() *cobra.Command {
 	}, newApprovalList(), newApprovalShow(), newApprovalDecide(approval.Allow), newApprovalDecide(approval.Deny), newApprovalForget())
 }
 
-// approvalCommand is a grantCommand whose arguments are no grants.
+// approvalCommand is a deskCommand whose arguments are no grants.
 func approvalCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
 	c := deskCommand(role, f)
 	c.ValidArgsFunction = cobra.NoFileCompletions
