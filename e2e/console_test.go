@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
@@ -206,7 +207,9 @@ func TestConsole(t *testing.T) {
 		"required_scopes: [user:inference]", "required_scopes: [user:sessions:claude_code]", 1)
 	g = startIn(t, w, wider)
 	b.logIn(g)
+	began := time.Now()
 	b.sees("It needs one reconnect: the configuration asks for user:sessions:claude_code")
+	t.Logf("what needs the operator is seen %v after the log-in", time.Since(began).Round(time.Millisecond))
 	if out, _ := call("/v1/code/sessions"); !strings.Contains(out, "scope") {
 		t.Errorf("a scope that is missing: %s", out)
 	}

@@ -137,11 +137,11 @@ func OfEnvoy(node, refused, gate string, pages Pages) (Alert, bool) {
 }
 
 // OfApproval is a request that waits for an operator, at one gate.
-func OfApproval(a approval.Approval) Alert {
+func OfApproval(a approval.Approval, pages Pages) Alert {
 	return Alert{
 		Key: "approval/" + a.ID, Kind: Approval, Subject: a.Worker, Severity: Warning, Local: true,
 		Title: "a request of " + a.Worker + " waits for an operator until " + clock(a.Until), Text: a.Method + " " + a.Host + a.Path + ": " + a.Words,
-		Next: "run `wayleave approval allow " + a.ID + "` or `wayleave approval deny " + a.ID + "`",
+		Next: "run `wayleave approval allow " + a.ID + "` or `wayleave approval deny " + a.ID + "`", URL: pages.at("/approvals"),
 	}
 }
 

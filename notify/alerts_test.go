@@ -94,10 +94,10 @@ func TestOfVaultAndEnvoy(t *testing.T) {
 }
 
 func TestOfApproval(t *testing.T) {
-	a := OfApproval(approval.Approval{ID: "abc", Until: time.Unix(0, 0), Request: approval.Request{Worker: "ci", Method: "DELETE", Host: "api.test:443", Path: "/x", Words: "why"}})
+	a := OfApproval(approval.Approval{ID: "abc", Until: time.Unix(0, 0), Request: approval.Request{Worker: "ci", Method: "DELETE", Host: "api.test:443", Path: "/x", Words: "why"}}, func(path string) string { return "https://gate.example.com" + path })
 	want := Alert{
 		Key: "approval/abc", Kind: Approval, Subject: "ci", Severity: Warning, Title: "a request of ci waits for an operator until 1970-01-01 00:00 UTC",
-		Text: "DELETE api.test:443/x: why", Next: "run `wayleave approval allow abc` or `wayleave approval deny abc`", Local: true,
+		Text: "DELETE api.test:443/x: why", Next: "run `wayleave approval allow abc` or `wayleave approval deny abc`", URL: "https://gate.example.com/approvals", Local: true,
 	}
 	if a != want {
 		t.Errorf("%+v", a)

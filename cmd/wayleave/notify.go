@@ -116,7 +116,7 @@ func (g gate) alerts(holder string, grants *grant.Keeper, fleet *xds.Server, aut
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
 		}
 		for _, a := range board.Waiting() {
-			add(notify.OfApproval(a), true)
+			add(notify.OfApproval(a, pages), true)
 		}
 		for _, f := range faults {
 			add(notify.OfHost(f.Key, f.What, pages), true)
