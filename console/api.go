@@ -403,6 +403,8 @@ type Configuration struct {
 	OnDisk   string `json:"on_disk"`  // revision of the file as it is now; empty: it has a fault
 	Fault    string `json:"fault,omitempty"`
 	Diff     string `json:"diff,omitempty"` // from what runs to the file as it is now
+	// Changes are the same in an operator's terms; none when both mean the same.
+	Changes []config.Change `json:"changes,omitempty"`
 }
 
 func (s *Server) configuration(*call) (any, error) { return s.configurationNow(), nil }
@@ -419,8 +421,9 @@ func (s *Server) configurationNow() Configuration {
 		c.Fault = err.Error()
 	} else {
 		c.OnDisk = short(parsed.Hash())
+		c.Changes = config.Compare(s.Desk.Config, parsed)
 	}
-	c.Diff = diff(string(s.source), string(now))
+	c.Diff = textDiff(string(s.source), string(now))
 	return c
 }
 

@@ -81,8 +81,8 @@ func counted(err error) error {
 func newConfig() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "config",
-		Short: "Check the configuration, print its schema, or render what Envoy gets",
-	}, newConfigCheck(), newConfigSchema(), newConfigRender())
+		Short: "Check and compare configurations, print their schema, or render what Envoy gets",
+	}, newConfigCheck(), newConfigSchema(), newConfigRender(), newConfigDiff())
 }
 
 func newConfigCheck() *cobra.Command {
