@@ -146,7 +146,11 @@ func TestHeaders(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/", "/grants/acme", "/grants/key", "/requests", "/approvals", "/workers", "/routes", "/configuration", "/audit", "/access"} {
-		page := b.get(path).body
+		a := b.get(path)
+		if a.status != http.StatusOK || strings.Contains(a.body, "has a fault") {
+			t.Errorf("%s: %d %.200s", path, a.status, a.body)
+		}
+		page := a.body
 		for _, not := range []string{" style=", "<style", " onclick", "javascript:", "<script>", "http://fonts", "https://cdn"} {
 			if strings.Contains(page, not) {
 				t.Errorf("%s has %q", path, not)
