@@ -356,8 +356,21 @@ func TestReplicas(t *testing.T) {
 			rw.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		})
+		f.forget()
 		f.connect(t, 2*time.Second)
-		w := a.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+		var refreshing *replica // the other one may not know this consent yet, and serves the token before it
+		if err := eventually(func() error {
+			for _, r := range f.replicas {
+				if seen, _ := r.out.contains("grant not refreshed"); seen {
+					refreshing = r
+					return nil
+				}
+			}
+			return errors.New("nobody has tried to refresh")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		w := refreshing.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 		client := w.client(t, true)
 		until := func(status int, reason string) {
 			t.Helper()
