@@ -10,12 +10,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
 
 	"wayleave/grant"
+	"wayleave/loopback"
 	"wayleave/operate"
 	"wayleave/secret"
 	"wayleave/worker"
@@ -52,7 +52,7 @@ func ParseURL(address string) (*url.URL, error) {
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
 		return nil, errors.New("it is not the address of a gate's console, which looks like https://gate.example.com") // and may hold a secret
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !a.IsLoopback()) {
+	if u.Scheme == "http" && !loopback.Host(u.Hostname()) {
 		return nil, fmt.Errorf("http://%s is beyond this machine, and whoever is on the way would get the token; use https", u.Host)
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
