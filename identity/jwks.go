@@ -117,7 +117,9 @@ func (s *keySet) whyNot() error {
 // refresh fetches the keys. No caller's patience ends it, since others wait for the same.
 func (s *keySet) refresh() (any, error) {
 	if s.mayFetch() > 0 { // somebody else has, since the caller looked
-		return nil, nil
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return nil, s.failure
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
