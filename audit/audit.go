@@ -18,7 +18,7 @@ type Record struct {
 	Kind Kind      `json:"kind"`
 	Gate string    `json:"gate,omitempty"` // that wrote it
 
-	// Outcome is Swapped, Passed or Refused of a request, and Done or Failed of an operator's action.
+	// Outcome is Swapped, Passed, Answered or Refused of a request, and Done or Failed of an operator's action.
 	Outcome Outcome `json:"outcome"`
 	// Reason is the x-wayleave-reason of a refusal, and the error of what failed.
 	Reason string `json:"reason,omitempty"`
@@ -62,8 +62,10 @@ const (
 	Swapped Outcome = "swapped"
 	Passed  Outcome = "passed"
 	Refused Outcome = "refused"
-	Done    Outcome = "done"
-	Failed  Outcome = "failed"
+	// Answered by the gate itself, with nothing that is real: nothing went to the provider.
+	Answered Outcome = "answered"
+	Done     Outcome = "done"
+	Failed   Outcome = "failed"
 )
 
 // Filter says which records somebody looks for. What is empty is not looked at.

@@ -27,7 +27,7 @@ type AuditList struct {
 }
 
 var auditParameters = []parameter{
-	{"kind", "request, tunnel or operator"}, {"outcome", "swapped, passed or refused; of operators' actions done or failed"}, {"reason", "only refusals for this reason"},
+	{"kind", "request, tunnel or operator"}, {"outcome", "swapped, passed, answered or refused; of operators' actions done or failed"}, {"reason", "only refusals for this reason"},
 	{"worker", "only this worker's"}, {"session", "only this session's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"},
 	{"actor", "only what this operator did"}, {"request", "only the request with this id"}, {"text", "only where some text has this in it, whatever its case"},
 	{"from", "only what ended at this time or later (RFC 3339)"}, {"to", "only what ended before this time (RFC 3339)"}, {"limit", "how many at most, up to 1000; 200 if not said"},

@@ -14,6 +14,7 @@ import (
 type Decided struct {
 	At        time.Time
 	Swapped   bool   // a placeholder was replaced
+	Answered  bool   // the gate answered in the provider's place
 	Reason    string // of a refusal; empty: it was let through
 	Worker    string
 	Session   string
@@ -42,7 +43,7 @@ func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
 	if d.refusal != nil {
 		x.Reason = d.refusal.reason
 	} else {
-		x.Swapped = d.swap != nil
+		x.Swapped, x.Answered = d.swap != nil, d.answer != nil
 	}
 	if x.Swapped {
 		x.Token = token.Version

@@ -80,8 +80,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 		return s.again(ctx, in, was)
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
-	policy := s.policy.Load()
-	d := decide(policy, s.sessions, &r, s.now())
+	d := decide(s.policy.Load(), s.sessions, &r, s.now())
 	s.record(&d, &r)
 	id := requestID(r.values("x-request-id"))
 	if d.held != nil && s.approvals != nil {
@@ -90,7 +89,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 			return nil, err
 		}
 	}
-	p.release = s.count(ctx, policy, &d, true) // after all that may refuse it or take long by itself
+	p.release = s.count(ctx, s.policy.Load(), &d, true) // after all that may refuse it or take long by itself
 	var token grant.Token
 	if d.swap != nil {
 		var refused *refusal
@@ -103,10 +102,10 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
+	s.tell(d, &r, token, id)
 	if d.answer != nil {
 		return s.ownAnswer(ctx, d), nil
 	}
-	s.tell(d, &r, token, id)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}

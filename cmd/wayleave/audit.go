@@ -82,6 +82,8 @@ func (a account) request(d extproc.Decided) {
 		r.Outcome = audit.Refused
 	case d.Swapped:
 		r.Outcome = audit.Swapped
+	case d.Answered:
+		r.Outcome = audit.Answered
 	}
 	a.file.Add(r)
 }
@@ -132,7 +134,7 @@ func auditCommand(f func(c *cobra.Command, gates [][]string, filter audit.Filter
 	path := addConfigOrGateFlag(c, st)
 	flags := c.Flags()
 	flags.StringVar(&kind, "kind", "", "only request, tunnel or operator")
-	flags.StringVar(&outcome, "outcome", "", "only swapped, passed or refused; of operators' actions done or failed")
+	flags.StringVar(&outcome, "outcome", "", "only swapped, passed, answered or refused; of operators' actions done or failed")
 	flags.StringVar(&filter.Reason, "reason", "", "only refusals for this reason")
 	flags.StringVar(&filter.Worker, "worker", "", "only this worker's")
 	flags.StringVar(&filter.Session, "session", "", "only this session's")
