@@ -9,8 +9,10 @@ import (
 	procv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 
+	"wayleave/approval"
 	"wayleave/grant"
 	"wayleave/limit"
+	rules "wayleave/policy"
 )
 
 // limited is a server with limits, for each worker and for the credential claude.
@@ -232,5 +234,49 @@ func TestArrivalsAreCounted(t *testing.T) {
 	f.server.now = func() time.Time { return now.Add(30 * time.Second) }
 	if reason, _ := asks("CONNECT", "pypi.org:443"); reason != "" {
 		t.Error(reason)
+	}
+}
+
+// A request that waits for an operator takes no place meanwhile, and has one when it goes on, by the limits that there are then.
+func TestHeldRequestTakesNoPlace(t *testing.T) {
+	f := limited(t, limit.Limit{Concurrent: 1}, limit.Limit{})
+	cfg := ruled(false, rules.Allow, holding("eyes", `method == "DELETE"`))
+	p := cfg.Profiles["default"]
+	p.Limit = limit.Limit{Concurrent: 1}
+	cfg.Profiles["default"] = p
+	f.server.Update(cfg)
+	deleting := f.anthropic("DELETE", "/v1/files/1", "authorization", "Bearer "+f.claude())
+	other := new(phases)
+	b := &board{result: approval.Result{ID: "abc", State: approval.Allowed}}
+	f.server.approvals = b
+	ask := func(r request, p *phases) *extprocv3.ProcessingResponse {
+		t.Helper()
+		p.send = func(*extprocv3.ProcessingResponse) error { return nil }
+		out, err := f.server.process(t.Context(), message(r), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	b.before = func() {
+		if out := ask(f.swapped(), other); verdictOf(out) != verdictSwap {
+			t.Errorf("while one waits: %v", out)
+		}
+		other.release()
+	}
+	held := new(phases)
+	if out := ask(deleting, held); verdictOf(out) != verdictSwap || held.release == nil {
+		t.Fatalf("allowed: %v", out)
+	}
+	b.before = nil
+	if _, reason, _, _ := refusalOf(t, ask(f.swapped(), new(phases))); reason != rateLimited {
+		t.Errorf("beside one that was allowed: %q", reason)
+	}
+	held.release()
+
+	// The operator of the gate may take the limit away while one waits.
+	b.before = func() { f.server.Update(ruled(false, rules.Allow, holding("eyes", `method == "DELETE"`))) }
+	if out := ask(deleting, held); verdictOf(out) != verdictSwap || held.release != nil {
+		t.Errorf("without a limit any more: %v", out)
 	}
 }
