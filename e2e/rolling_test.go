@@ -52,7 +52,7 @@ func newHouseOf(t *testing.T, config string, replicas ...string) *house {
 	for _, name := range replicas {
 		s.serve(t, name)
 	}
-	s.envoy = f.start(t, f.world, "envoy.log", "wayleave", "envoy", "--run-dir", f.runDir(), "--drain", "4s")
+	s.envoy = f.start(t, f.world, "envoy.log", "wayleave", "envoy", "--run-dir", f.runDir(), "--drain", "8s") // a client that shares its processor reads late that it is to go elsewhere
 	if err := eventually(func() error {
 		out, err := f.command("wayleave", "run", "--", "true").CombinedOutput()
 		if err != nil {
