@@ -7,6 +7,7 @@ package api
 import (
 	"time"
 
+	"wayleave/approval"
 	"wayleave/grant"
 	"wayleave/operate"
 	"wayleave/worker"
@@ -95,6 +96,20 @@ type ImportRequest struct {
 // Sessions is a list of those that live.
 type Sessions struct {
 	Sessions []worker.Live `json:"sessions"`
+}
+
+// Approvals are the requests that wait for an operator, what became of those of the last hour, and the decisions that hold for later ones.
+type Approvals struct {
+	Approvals []approval.Approval `json:"approvals"` // those that wait in front, the oldest first; then the others, the newest first
+	Kept      []approval.Kept     `json:"kept"`
+	Warning   string              `json:"warning,omitempty"`
+}
+
+// DecisionRequest is what an operator decides about a request that waits.
+type DecisionRequest struct {
+	Verdict approval.Verdict `json:"verdict"`        // allow or deny
+	For     string           `json:"for,omitempty"`  // how long it holds for later requests of the session that meet the same rule, such as 1h; empty: for this one only
+	Note    string           `json:"note,omitempty"` // shown to a worker that is denied
 }
 
 // Problem is the answer to what could not be done.

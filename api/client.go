@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/approval"
 	"wayleave/grant"
 	"wayleave/loopback"
 	"wayleave/operate"
@@ -276,6 +277,35 @@ func (c *Client) EndSessions(ctx context.Context, q operate.SessionsToEnd) (oper
 	var out operate.SessionsEnded
 	err := c.call(ctx, callTime, http.MethodPost, q, &out, "sessions", "revoke")
 	return out, err
+}
+
+// Approvals are the requests that wait, and what became of those of the last hour.
+func (c *Client) Approvals(ctx context.Context) (approval.Held, error) {
+	var out Approvals
+	err := c.call(ctx, callTime, http.MethodGet, nil, &out, "approvals")
+	c.warned(out.Warning)
+	return approval.Held{Approvals: out.Approvals, Kept: out.Kept}, err
+}
+
+// Approval is one of those.
+func (c *Client) Approval(ctx context.Context, id string) (a approval.Approval, err error) {
+	return a, c.call(ctx, callTime, http.MethodGet, nil, &a, "approvals", id)
+}
+
+// Rule decides about a request that waits, and waits until a gate has acted on it. Who decides is who the token is of.
+func (c *Client) Rule(ctx context.Context, id string, r operate.Ruling) (a approval.Approval, err error) {
+	in := DecisionRequest{Verdict: r.Verdict, Note: r.Note}
+	if r.For != 0 {
+		in.For = r.For.String()
+	}
+	err = c.call(ctx, callTime, http.MethodPost, in, &a, "approvals", id, "decide")
+	return a, err
+}
+
+// Forget ends a decision that holds for later requests.
+func (c *Client) Forget(ctx context.Context, id string) (k approval.Kept, err error) {
+	err = c.call(ctx, callTime, http.MethodPost, nil, &k, "approvals", id, "forget")
+	return k, err
 }
 
 // Connect begins to connect a grant.

@@ -40,9 +40,10 @@ func (s *Server) endpoints() []endpoint {
 		{"GET", "/sessions", Viewer, "Every session that lives, those that end first in front", "", nil, api.Sessions{}, nil, s.listSessions},
 		{"POST", "/sessions/revoke", Operator, "End sessions: some, all of workers, or all", "session.revoke", operate.SessionsToEnd{}, operate.SessionsEnded{}, nil, s.revokeSessions},
 		{"POST", "/sessions/{id}/revoke", Operator, "End one session", "session.revoke", nil, Revoked{}, nil, s.revokeSession},
-		{"GET", "/approvals", Viewer, "The requests that wait for an operator, and what became of those of the last hour", "", nil, Approvals{}, nil, s.listApprovals},
+		{"GET", "/approvals", Viewer, "The requests that wait for an operator, and what became of those of the last hour", "", nil, api.Approvals{}, nil, s.listApprovals},
 		{"GET", "/approvals/{id}", Viewer, "One request that waits, or waited in the last hour", "", nil, approval.Approval{}, nil, s.showApproval},
-		{"POST", "/approvals/{id}/decide", Operator, "Allow or deny a request that waits, and wait until a gate has acted on it", "approval.decide", DecisionRequest{}, approval.Approval{}, nil, s.decideApproval},
+		{"POST", "/approvals/{id}/decide", Operator, "Allow or deny a request that waits, and wait until a gate has acted on it", "approval.decide", api.DecisionRequest{}, approval.Approval{}, nil, s.decideApproval},
+		{"POST", "/approvals/{id}/forget", Operator, "Take back a decision that holds for later requests", "approval.forget", nil, approval.Kept{}, nil, s.forgetApproval},
 		{"GET", "/decisions", Viewer, "What became of the latest requests at this gate, the newest first", "", nil, DecisionList{}, []parameter{
 			{"worker", "only this worker's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"}, {"reason", "only refusals for this reason"},
 			{"outcome", "swapped, passed or refused"}, {"limit", "how many at most; 200 if not said"},

@@ -86,6 +86,8 @@ func TestOpenAPI(t *testing.T) {
 	waits := func() string {
 		return w.hold(approval.Request{Worker: "ci", Session: "s1", Rule: "eyes", Method: "DELETE", Host: "api.acme.example:443", Path: "/"})
 	}
+	kept := w.hold(approval.Request{Worker: "ci", Session: "s2", Rule: "other", Method: "GET", Host: "api.acme.example:443", Path: "/"})
+	admin.call("POST", "/approvals/"+kept+"/decide", `{"verdict":"deny","for":"15m"}`, &struct{}{})
 	done := map[string]bool{}
 	for _, c := range []struct{ method, path, template, body string }{
 		{"POST", "/connects/" + f.ID + "/answer", "/connects/{id}/answer", string(pasted)},
@@ -109,6 +111,7 @@ func TestOpenAPI(t *testing.T) {
 		{"GET", "/approvals", "/approvals", ""},
 		{"GET", "/approvals/" + waits(), "/approvals/{id}", ""},
 		{"POST", "/approvals/" + waits() + "/decide", "/approvals/{id}/decide", `{"verdict":"allow","for":"15m","note":"planned"}`},
+		{"POST", "/approvals/" + kept + "/forget", "/approvals/{id}/forget", ""},
 		{"GET", "/fleet", "/fleet", ""},
 		{"GET", "/configuration", "/configuration", ""},
 		{"POST", "/tokens", "/tokens", `{"name":"maria","role":"viewer"}`},

@@ -5,51 +5,34 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
+	"wayleave/api"
 	"wayleave/approval"
 	"wayleave/operate"
 	"wayleave/vault"
 )
 
-// takenTime is how long a gate is given to act on a decision: it looks every second.
-const takenTime = 10 * time.Second
-
-// Approvals are the requests that wait for an operator, what became of those of the last hour, and the decisions that hold for later ones.
-type Approvals struct {
-	Approvals []approval.Approval `json:"approvals"` // those that wait in front, the oldest first; then the others, the newest first
-	Kept      []approval.Kept     `json:"kept"`
-	Warning   string              `json:"warning,omitempty"`
-}
-
 func (s *Server) listApprovals(c *call) (any, error) { return s.approvals(c.Context()) }
 
-func (s *Server) approvals(ctx context.Context) (Approvals, error) {
+func (s *Server) approvals(ctx context.Context) (api.Approvals, error) {
 	held, err := s.Desk.Approvals(ctx)
 	if errors.Is(err, vault.ErrUnavailable) {
-		return Approvals{[]approval.Approval{}, []approval.Kept{}, fmt.Sprintf("Vault does not answer, so what waits is not known: %v", err)}, nil
+		return api.Approvals{Approvals: []approval.Approval{}, Kept: []approval.Kept{}, Warning: fmt.Sprintf("Vault does not answer, so what waits is not known: %v", err)}, nil
 	}
-	return Approvals{Approvals: held.Approvals, Kept: held.Kept}, err
+	return api.Approvals{Approvals: held.Approvals, Kept: held.Kept}, err
 }
 
 func (s *Server) showApproval(c *call) (any, error) {
 	return s.Desk.Approval(c.Context(), c.PathValue("id"))
 }
 
-// DecisionRequest is what an operator decides.
-type DecisionRequest struct {
-	Verdict approval.Verdict `json:"verdict"`        // allow or deny
-	For     string           `json:"for,omitempty"`  // how long it holds for later requests of the session that meet the same rule, such as 1h; empty: for this one only
-	Note    string           `json:"note,omitempty"` // shown to a worker that is denied
-}
-
 func (s *Server) decideApproval(c *call) (any, error) {
-	return s.decide(c.Context(), c.PathValue("id"), *c.in.(*DecisionRequest), c.who, c.from())
+	return s.decide(c.Context(), c.PathValue("id"), *c.in.(*api.DecisionRequest), c.who, c.from())
 }
 
 // decide writes a decision down and waits until a gate has acted on it.
-func (s *Server) decide(ctx context.Context, id string, in DecisionRequest, who actor, from string) (approval.Approval, error) {
+func (s *Server) decide(ctx context.Context, id string, in api.DecisionRequest, who actor, from string) (approval.Approval, error) {
 	r := operate.Ruling{Verdict: in.Verdict, Note: in.Note, By: who.Name, From: from}
 	if in.Verdict != approval.Allow && in.Verdict != approval.Deny {
 		return approval.Approval{}, fmt.Errorf("%w: the verdict is neither allow nor deny", errBadRequest)
@@ -60,18 +43,11 @@ func (s *Server) decide(ctx context.Context, id string, in DecisionRequest, who 
 			return approval.Approval{}, fmt.Errorf("%w: for is no time such as 1h", errBadRequest)
 		}
 	}
-	if a, err := s.Desk.Decide(ctx, id, r); err != nil {
-		return a, err
-	}
-	a, err := s.Desk.Taken(ctx, id, takenTime)
-	want := map[approval.Verdict]approval.State{approval.Allow: approval.Allowed, approval.Deny: approval.Denied}[r.Verdict]
-	switch {
-	case errors.Is(err, operate.ErrNotInTime):
-		return a, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("the decision is written down, but the gate that held the request (%s) has not acted on it: it may be gone, and the worker has got an error then", a.Gate)}
-	case err == nil && a.State != want:
-		return a, &operate.Refusal{Kind: operate.NotNow, Words: "the decision came too late: the request is " + strings.ReplaceAll(string(a.State), "_", " ")}
-	}
-	return a, err
+	return s.Desk.Rule(ctx, id, r)
+}
+
+func (s *Server) forgetApproval(c *call) (any, error) {
+	return s.Desk.Forget(c.Context(), c.PathValue("id"))
 }
 
 type approvalsView struct {
@@ -104,10 +80,15 @@ func (s *Server) approvalsPage(r *http.Request, who actor) (string, string, any,
 func waits(a approval.Approval) bool { return a.State == approval.Waiting && a.Decision == nil }
 
 func (s *Server) decideForm(r *http.Request, who actor) (string, notice, error) {
-	in := DecisionRequest{Verdict: approval.Verdict(r.PostFormValue("verdict")), For: r.PostFormValue("for"), Note: r.PostFormValue("note")}
+	in := api.DecisionRequest{Verdict: approval.Verdict(r.PostFormValue("verdict")), For: r.PostFormValue("for"), Note: r.PostFormValue("note")}
 	a, err := s.decide(r.Context(), r.PathValue("id"), in, who, from(r))
 	words := map[approval.Verdict]string{approval.Allow: "is allowed, and goes on.", approval.Deny: "is denied."}[in.Verdict]
 	return "/approvals", notice{Text: fmt.Sprintf("The request of %s %s", a.Worker, words)}, err
+}
+
+func (s *Server) forgetForm(r *http.Request, _ actor) (string, notice, error) {
+	k, err := s.Desk.Forget(r.Context(), r.PathValue("id"))
+	return "/approvals", notice{Text: fmt.Sprintf("Taken back: what rule %s holds of %s waits for an operator again.", k.Rule, k.Worker)}, err
 }
 
 // waiting is how many requests wait for an operator; none are known while Vault does not answer.

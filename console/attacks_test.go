@@ -284,7 +284,7 @@ func TestRolesOfPages(t *testing.T) {
 	}
 	forms := map[string]Role{
 		"/grants/acme/connect": Operator, "/grants/acme/refresh": Operator, "/grants/acme/disconnect": Operator, "/grants/key/import": Operator,
-		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/approvals/none/decide": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
+		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/approvals/none/decide": Operator, "/approvals/none/forget": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
 	}
 	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/approvals": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/audit": Operator, "/access": Admin, "/callback": Operator}
 	for _, role := range roles {

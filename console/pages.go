@@ -162,6 +162,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("POST /grants/{grant}/disconnect", s.form(Operator, "grant.disconnect", s.disconnectForm))
 	mux.Handle("POST /grants/{grant}/import", s.form(Operator, "grant.import", s.importForm))
 	mux.Handle("POST /approvals/{id}/decide", s.form(Operator, "approval.decide", s.decideForm))
+	mux.Handle("POST /approvals/{id}/forget", s.form(Operator, "approval.forget", s.forgetForm))
 	mux.Handle("POST /workers/{worker}/revoke", s.form(Operator, "session.revoke", s.revokeForm))
 	mux.Handle("POST /sessions/{id}/revoke", s.form(Operator, "session.revoke", s.revokeForm))
 	mux.Handle("POST /access/tokens", s.form(Admin, "token.create", s.tokenForm))

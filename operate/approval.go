@@ -85,6 +85,30 @@ func (d Desk) Decide(ctx context.Context, id string, r Ruling) (approval.Approva
 	return a, nil
 }
 
+// takenTime is how long a gate is given to act on a decision: it looks every second.
+const takenTime = 10 * time.Second
+
+// Rule is Decide, and waits until a gate has acted on it. The approval is as it was last seen, also with an error.
+func (d Desk) Rule(ctx context.Context, id string, r Ruling) (approval.Approval, error) {
+	if a, err := d.Decide(ctx, id, r); err != nil {
+		return a, err
+	}
+	a, err := d.Taken(ctx, id, takenTime)
+	switch {
+	case errors.Is(err, ErrNotInTime):
+		return a, refuse(NotNow, "the decision is written down, but no gate has acted on it within %v: the gate that held the request (%s) may be gone, and its worker has got an error then; see `wayleave approval show %s`", takenTime, a.Gate, id)
+	case err != nil:
+		return a, err
+	}
+	if want := map[approval.Verdict]approval.State{approval.Allow: approval.Allowed, approval.Deny: approval.Denied}[r.Verdict]; a.State != want {
+		if a.State == approval.Allowed || a.State == approval.Denied { // somebody else was faster
+			return a, refuse(NotNow, "the request was %s by %s at the same moment", a.State, a.Decision.By)
+		}
+		return a, refuse(NotNow, "the decision came too late: the request is %s", strings.ReplaceAll(string(a.State), "_", " "))
+	}
+	return a, nil
+}
+
 // Taken waits until a gate has acted on a decision; ErrNotInTime is that none did.
 func (d Desk) Taken(ctx context.Context, id string, timeout time.Duration) (approval.Approval, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, ErrNotInTime)

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -22,21 +21,21 @@ func newApproval() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "approval",
 		Short: "List, show, allow and deny requests that wait for an operator, and take a decision back",
-		Long: `A rule of a profile with hold makes requests wait until an operator allows or denies them. These commands talk to Vault as
-'wayleave grant' does, and every gate that shares it acts on them.`,
+		Long: `A rule of a profile with hold makes requests wait until an operator allows or denies them. These commands talk to Vault, or
+to a gate with --api, as 'wayleave grant' does; every gate of that Vault acts on them.`,
 	}, newApprovalList(), newApprovalShow(), newApprovalDecide(approval.Allow), newApprovalDecide(approval.Deny), newApprovalForget())
 }
 
-// approvalCommand is a deskCommand whose arguments are no grants.
-func approvalCommand(role vault.Role, f func(context.Context, desk, []string) error) *cobra.Command {
-	c := deskCommand(role, f)
+// approvalCommand is an operatorCommand whose arguments are no grants.
+func approvalCommand(role vault.Role, f func(context.Context, operator, []string) error) *cobra.Command {
+	c := operatorCommand(role, f)
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	return c
 }
 
 func newApprovalList() *cobra.Command {
 	var all bool
-	c := approvalCommand(vault.Viewer, func(ctx context.Context, d desk, _ []string) error { return d.listApprovals(ctx, all) })
+	c := approvalCommand(vault.Viewer, func(ctx context.Context, d operator, _ []string) error { return d.listApprovals(ctx, all) })
 	c.Use = "list"
 	c.Short = "List the requests that wait for an operator"
 	c.Long = `List shows the requests that wait, the oldest first, and the decisions that hold for later requests of a session. With --all it
@@ -49,7 +48,7 @@ shows what became of the requests of the last hour too.`
 	return c
 }
 
-func (d desk) listApprovals(ctx context.Context, all bool) error {
+func (d operator) listApprovals(ctx context.Context, all bool) error {
 	held, err := d.Approvals(ctx)
 	if err != nil {
 		return err
@@ -77,16 +76,16 @@ func (d desk) listApprovals(ctx context.Context, all bool) error {
 	fmt.Fprintln(d.out, "\nDecisions that hold for later requests:")
 	rows := [][]string{{"ID", "WORKER", "SESSION", "RULE", "DECISION", "BY", "ENDS"}}
 	for _, k := range held.Kept {
-		rows = append(rows, []string{k.Approval, k.Worker, k.Session, k.Rule, string(k.Verdict), short(printable(k.By), 28), "in " + span(k.Until.Sub(d.Now()))})
+		rows = append(rows, []string{k.Approval, k.Worker, k.Session, k.Rule, string(k.Verdict), short(printable(k.By), 28), "in " + span(k.Until.Sub(d.now()))})
 	}
 	return printTable(d.out, rows, func(int) []note { return nil }, widthOf(d.out))
 }
 
-func (d desk) printApprovals(all []approval.Approval) error {
+func (d operator) printApprovals(all []approval.Approval) error {
 	rows := [][]string{{"ID", "WORKER", "REQUEST", "RULE", "STATE", "SINCE"}}
 	for _, a := range all {
 		rows = append(rows, []string{
-			a.ID, a.Worker, short(printable(a.Method+" "+a.Host+a.Path), 48), a.Rule, stateOf(a, d.Now()), ago(a.Since, d.Now()),
+			a.ID, a.Worker, short(printable(a.Method+" "+a.Host+a.Path), 48), a.Rule, stateOf(a, d.now()), ago(a.Since, d.now()),
 		})
 	}
 	return printTable(d.out, rows, func(i int) []note {
@@ -106,7 +105,7 @@ func stateOf(a approval.Approval, now time.Time) string {
 }
 
 func newApprovalShow() *cobra.Command {
-	c := approvalCommand(vault.Viewer, func(ctx context.Context, d desk, args []string) error {
+	c := approvalCommand(vault.Viewer, func(ctx context.Context, d operator, args []string) error {
 		a, err := d.Approval(ctx, args[0])
 		if err != nil {
 			return err
@@ -123,7 +122,7 @@ headers and its body are not known.`
 	return c
 }
 
-func (d desk) showApproval(a approval.Approval) error {
+func (d operator) showApproval(a approval.Approval) error {
 	if d.json {
 		return printJSON(d.out, a)
 	}
@@ -134,7 +133,7 @@ func (d desk) showApproval(a approval.Approval) error {
 		}
 	}
 	row("approval", a.ID)
-	row("state", stateOf(a, d.Now()))
+	row("state", stateOf(a, d.now()))
 	row("request", a.Method+" "+a.Host+a.Path)
 	row("credential", orDash(a.Credential))
 	row("rule", a.Rule)
@@ -157,12 +156,9 @@ func (d desk) showApproval(a approval.Approval) error {
 	return t.Flush()
 }
 
-// takenTime is how long a gate is given to act on a decision: it looks every second.
-const takenTime = 10 * time.Second
-
 func newApprovalDecide(verdict approval.Verdict) *cobra.Command {
 	r := operate.Ruling{Verdict: verdict}
-	c := approvalCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error {
+	c := approvalCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
 		r.By, r.From = whoami()
 		return d.decideApproval(ctx, args[0], r)
 	})
@@ -186,22 +182,10 @@ and with 'wayleave approval forget'.`
 	return c
 }
 
-func (d desk) decideApproval(ctx context.Context, id string, r operate.Ruling) error {
-	if _, err := d.Decide(ctx, id, r); err != nil {
-		return err
-	}
-	a, err := d.Taken(ctx, id, takenTime)
-	if errors.Is(err, operate.ErrNotInTime) {
-		return fmt.Errorf("the decision is written down, but no gate has acted on it within %v: the gate that held the request (%s) may be gone, and its worker has got an error then; see `wayleave approval show %s`", takenTime, a.Gate, id)
-	}
+func (d operator) decideApproval(ctx context.Context, id string, r operate.Ruling) error {
+	a, err := d.Rule(ctx, id, r)
 	if err != nil {
 		return err
-	}
-	if want := map[approval.Verdict]approval.State{approval.Allow: approval.Allowed, approval.Deny: approval.Denied}[r.Verdict]; a.State != want {
-		if a.State == approval.Allowed || a.State == approval.Denied { // somebody else was faster
-			return fmt.Errorf("the request was %s by %s at the same moment", a.State, a.Decision.By)
-		}
-		return fmt.Errorf("the decision came too late: the request is %s", strings.ReplaceAll(string(a.State), "_", " "))
 	}
 	if d.json {
 		return printJSON(d.out, a)
@@ -214,7 +198,7 @@ func (d desk) decideApproval(ctx context.Context, id string, r operate.Ruling) e
 }
 
 func newApprovalForget() *cobra.Command {
-	c := approvalCommand(vault.Operator, func(ctx context.Context, d desk, args []string) error {
+	c := approvalCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
 		k, err := d.Forget(ctx, args[0])
 		if err != nil {
 			return err

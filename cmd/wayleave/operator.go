@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/api"
+	"wayleave/approval"
 	"wayleave/grant"
 	"wayleave/oauth"
 	"wayleave/operate"
@@ -21,7 +22,7 @@ import (
 	"wayleave/worker"
 )
 
-// operator is where a command for grants or sessions works: at Vault or at a gate, and at the terminal.
+// operator is where a command for grants, sessions or approvals works: at Vault or at a gate, and at the terminal.
 type operator struct {
 	operations
 	stdio
@@ -38,6 +39,10 @@ type operations interface {
 	Import(ctx context.Context, name string, data []byte) (operate.Imported, error)
 	Sessions(ctx context.Context) ([]worker.Live, error)
 	EndSessions(ctx context.Context, q operate.SessionsToEnd) (operate.SessionsEnded, error)
+	Approvals(ctx context.Context) (approval.Held, error)
+	Approval(ctx context.Context, id string) (approval.Approval, error)
+	Rule(ctx context.Context, id string, r operate.Ruling) (approval.Approval, error)
+	Forget(ctx context.Context, id string) (approval.Kept, error)
 
 	// Ways are those a grant can be connected by, and whose account is meant.
 	Ways(ctx context.Context, name string) (ways []operate.Way, account string, err error)
