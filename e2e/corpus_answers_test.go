@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -165,7 +166,7 @@ var corpusFrameAnswers = []frameAnswer{
 			}
 		}
 		return nil
-	}, "503 upstream_broke_off"},
+	}, "503 upstream_broke_off|" + brokeOff}, // whether Envoy has all of the head it takes before the upstream fails
 }
 
 // answeringHTTP2 is answering for frames. A connection that has failed is not spoken to any more.
@@ -226,7 +227,7 @@ func TestCorpusOfAnswers(t *testing.T) {
 			case a.status >= 400 && a.reason != "" && a.explained():
 				got = fmt.Sprintf("%d %s", a.status, a.reason)
 			}
-			if got != want {
+			if !slices.Contains(strings.Split(want, "|"), got) {
 				t.Errorf("%s, HTTP/2 %v: %.200q (%v), want %q", name, h2, got, err, want)
 			}
 			for header := range a.header {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -118,7 +117,7 @@ func startSteadyOver(w worker, clients []*http.Client, rate time.Duration) *stea
 			s.begun.Add(1)
 			s.wg.Go(func() {
 				began := time.Now()
-				a, err := do(client, w.request(http.MethodPost, "https://api.demo.test/echo", io.NopCloser(strings.NewReader("once"))))
+				a, err := do(client, w.request(http.MethodPost, "https://api.demo.test/echo", strings.NewReader("once")))
 				if err == nil && (a.status != http.StatusOK || !strings.Contains(a.body, "authorization_sha256")) {
 					err = fmt.Errorf("got %v", a)
 				}
