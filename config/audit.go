@@ -17,10 +17,15 @@ type Audit struct {
 
 func (k *checker) audit() {
 	a := k.Audit
-	if a.MaxMB < 1 || a.MaxMB > 100_000 {
-		k.fault("audit.max_mb", fmt.Sprint(a.MaxMB)+" is out of range", "write a number from 1 to 100000")
-	}
+	k.megabytes("audit.max_mb", a.MaxMB)
 	if a.File != "" && a.File == k.Record.File {
 		k.fault("audit.file", "is record.file too", "give each a file of its own")
+	}
+}
+
+// megabytes checks how much a gate's file may take.
+func (k *checker) megabytes(path string, n int) {
+	if n < 1 || n > 100_000 {
+		k.fault(path, fmt.Sprint(n)+" is out of range", "write a number from 1 to 100000")
 	}
 }

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -36,9 +35,7 @@ func (k *checker) record() {
 			}
 		}
 	}
-	if r.MaxMB < 1 || r.MaxMB > 100_000 {
-		k.fault("record.max_mb", fmt.Sprint(r.MaxMB)+" is out of range", "write a number from 1 to 100000")
-	}
+	k.megabytes("record.max_mb", r.MaxMB)
 	k.unique("record.headers", r.Headers)
 	k.unique("record.query", r.Query)
 	canonical := func(name string) string { return strings.ReplaceAll(name, "_", "-") }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"wayleave/grant"
-	"wayleave/worker"
 )
 
 // Decided is what became of one request, or of one connection that was refused, for whoever watches. It has nothing of what the
@@ -54,7 +53,7 @@ func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
 // pathShown is the path without its query, fit for an account of it; none when there is a placeholder in it.
 func pathShown(r *request) string {
 	path, _, _ := strings.Cut(r.path, "?")
-	if r.method == http.MethodConnect || strings.Contains(path, worker.Marker) {
+	if r.method == http.MethodConnect || holdsMarker(path) {
 		return ""
 	}
 	return shown(path)

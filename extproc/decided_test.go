@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -42,6 +43,9 @@ func TestDecided(t *testing.T) {
 		})}},
 		"passed":                    {func() { ask("api.anthropic.com", "GET", "/v1/models", "x-request-id", "request-2") }, []Decided{with(request, func(d *Decided) { d.Method, d.Path, d.RequestID = "GET", "/v1/models", "request-2" })}},
 		"a placeholder in the path": {func() { ask("api.anthropic.com", "GET", "/v1/"+f.claude(), "x-request-id", "request-3") }, []Decided{with(request, func(d *Decided) { d.Method, d.RequestID, d.Reason = "GET", "request-3", misplacedPlaceholder })}},
+		"one that is written otherwise": {func() {
+			ask("api.anthropic.com", "GET", "/v1/"+strings.Replace(f.claude(), "wlplaceholder", "wl%70laceholder", 1), "x-request-id", "request-5")
+		}, []Decided{with(request, func(d *Decided) { d.Method, d.RequestID, d.Reason = "GET", "request-5", misplacedPlaceholder })}},
 		"answered": {func() {
 			ask("api.anthropic.com", "POST", "/v1/oauth/token", "authorization", "Bearer x", "x-request-id", "request-4")
 		}, []Decided{with(request, func(d *Decided) {

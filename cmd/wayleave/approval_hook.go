@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,12 +41,9 @@ func asking(cfg *config.Config, log *slog.Logger) (func(context.Context, approva
 
 func newApprovalHook(cfg *config.Config, log *slog.Logger) (*approvalHook, error) {
 	h := cfg.Approvals.Webhook
-	var roots *x509.CertPool // the system's
-	if h.CAFile != "" {
-		var err error
-		if roots, err = rootsAnd(cfg.Path(h.CAFile)); err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
+	roots, err := rootsAnd(cfg.Path(h.CAFile))
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
 	}
 	signing, err := webhook.ParseKey(h.Key)
 	if err != nil {

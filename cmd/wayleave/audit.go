@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,11 @@ func auditOf(cfg *config.Config) string {
 		return ""
 	}
 	return absolute(cfg.Path(cfg.Audit.File))
+}
+
+// auditFile is the same for a gate of `wayleave up`, which has one without being asked.
+func (s state) auditFile(cfg *config.Config) string {
+	return cmp.Or(auditOf(cfg), s.path("audit.jsonl"))
 }
 
 // openAudit opens the gate's audit.
@@ -150,10 +156,7 @@ func auditCommand(f func(c *cobra.Command, gates [][]string, filter audit.Filter
 		if err != nil {
 			return err
 		}
-		file := auditOf(cfg)
-		if file == "" {
-			file = st.path("audit.jsonl")
-		}
+		file := st.auditFile(cfg)
 		filter.Kind, filter.Outcome = audit.Kind(kind), audit.Outcome(outcome)
 		if filter.From, err = sinceOf(since, time.Now()); err != nil {
 			return err
@@ -209,7 +212,7 @@ func newAuditQuery() *cobra.Command {
 		if found.Unreadable > 0 {
 			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %d lines are no records\n", found.Unreadable)
 		}
-		if len(found.Records) == limit && limit > 0 {
+		if len(found.Records) == limit {
 			fmt.Fprintf(c.ErrOrStderr(), "wayleave: these are the latest %d; --limit shows more\n", limit)
 		}
 		return nil

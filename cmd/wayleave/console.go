@@ -200,9 +200,6 @@ func (d *consoleDoor) listen(ctx context.Context) (net.Listener, error) {
 
 // consoleRoots are the authorities for the issuer of the console's OIDC log-in; nil: the system's alone.
 func consoleRoots(cfg *config.Config) (*x509.CertPool, error) {
-	if cfg.Console.OIDC.CAFile == "" {
-		return nil, nil
-	}
 	pool, err := rootsAnd(cfg.Path(cfg.Console.OIDC.CAFile))
 	if err != nil {
 		return nil, fmt.Errorf("console.oidc.ca_file: %w", err)
@@ -210,8 +207,11 @@ func consoleRoots(cfg *config.Config) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// rootsAnd are the system's authorities and those of a PEM file.
+// rootsAnd are the system's authorities and those of a PEM file; nil, which is the system's alone, when none is named.
 func rootsAnd(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
 	system, _, err := worker.SystemRoots(os.Getenv)
 	if err != nil {
 		return nil, fmt.Errorf("reading the system's root certificates: %w", err)

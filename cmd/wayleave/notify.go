@@ -31,13 +31,9 @@ func targets(cfg *config.Config) ([]notify.Target, error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Notify.Targets)) {
 		t := cfg.Notify.Targets[name]
 		key := "notify.targets." + name
-		var roots *x509.CertPool // the system's
-		if t.CAFile != "" {
-			pool, err := rootsAnd(cfg.Path(t.CAFile))
-			if err != nil {
-				return nil, fmt.Errorf("%s.ca_file: %w", key, err)
-			}
-			roots = pool
+		roots, err := rootsAnd(cfg.Path(t.CAFile))
+		if err != nil {
+			return nil, fmt.Errorf("%s.ca_file: %w", key, err)
 		}
 		sender, err := sender(t, roots)
 		if err != nil {

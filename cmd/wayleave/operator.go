@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -142,11 +141,9 @@ func (f *apiFlags) open(c *cobra.Command, s stdio) (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	var roots *x509.CertPool
-	if f.caFile != "" {
-		if roots, err = rootsAnd(f.caFile); err != nil {
-			return nil, fmt.Errorf("--api-ca-file: %w", err)
-		}
+	roots, err := rootsAnd(f.caFile)
+	if err != nil {
+		return nil, fmt.Errorf("--api-ca-file: %w", err)
 	}
 	return api.New(at, token, api.Options{Roots: roots, Warn: func(text string) { s.say("warning: %s", text) }}), nil
 }

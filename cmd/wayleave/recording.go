@@ -1,8 +1,6 @@
 package main
 
 import (
-	"path/filepath"
-
 	"wayleave/extproc"
 	"wayleave/journal"
 	"wayleave/policy"
@@ -14,8 +12,7 @@ func (g gate) openRecord() (*journal.File[policy.Judged], error) {
 	if r.File == "" {
 		return nil, nil
 	}
-	file := absolute(g.cfg.Path(r.File))
-	return journal.Open[policy.Judged]("record.file", filepath.Join(filepath.Dir(file), ofReplica(g.replica, filepath.Base(file))), int64(r.MaxMB)<<20, g.log)
+	return journal.Open[policy.Judged]("record.file", replicaFile(absolute(g.cfg.Path(r.File)), g.replica), int64(r.MaxMB)<<20, g.log)
 }
 
 // recording is what the recorder is told; nothing when there is none.

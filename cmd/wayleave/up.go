@@ -21,14 +21,6 @@ import (
 	"wayleave/xds"
 )
 
-// auditFile is where a gate of this machine keeps its audit.
-func (u upper) auditFile() string {
-	if file := u.cfg.Audit.File; file != "" {
-		return absolute(u.cfg.Path(file))
-	}
-	return u.state.path("audit.jsonl")
-}
-
 func newUp() *cobra.Command {
 	var configPath string
 	c := &cobra.Command{
@@ -109,7 +101,7 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting the gate")
 	served := make(chan serving, 1) // buffered: the gate does not wait for us
-	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.auditFile(), accessLog: u.state.path("envoy", "access.log"), log: u.log}
+	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), log: u.log}
 	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
 	var now serving
