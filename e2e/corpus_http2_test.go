@@ -1,10 +1,10 @@
 package e2e
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -267,11 +267,13 @@ var corpusFrames = []framesEntry{
 // speak begins a connection with what write writes, and returns what became of the streams: once all of wanted have
 // ended or, in case of tunnels, opened, or the connection has ended, which counts as stream 0.
 func speak(conn net.Conn, write func(f *http2.Framer) error, tunnels bool, wanted ...uint32) map[uint32]answer {
-	f := http2.NewFramer(conn, conn)
+	// In one piece where it is short, so that no answer is given between two frames.
+	out := bufio.NewWriterSize(conn, 16<<10)
+	f := http2.NewFramer(out, conn)
 	f.AllowIllegalWrites, f.MaxHeaderListSize = true, 1<<20
 	go func() { // not read by the gate, it may not end before we read
-		if _, err := io.WriteString(conn, http2.ClientPreface); err == nil && f.WriteSettings() == nil {
-			_ = write(f)
+		if _, err := out.WriteString(http2.ClientPreface); err == nil && f.WriteSettings() == nil {
+			_ = errors.Join(write(f), out.Flush())
 		}
 	}()
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
