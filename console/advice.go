@@ -16,7 +16,7 @@ type advice struct {
 
 // advise says what a grant needs. Nothing is the zero advice.
 func (s *Server) advise(g grant.Summary) advice {
-	_, configured := s.Desk.Config.Grants[g.Name]
+	_, configured := s.Desk().Config.Grants[g.Name]
 	reconnect := func(format string, args ...any) advice {
 		return advice{Text: fmt.Sprintf(format, args...), Action: "connect", Label: "Reconnect"}
 	}

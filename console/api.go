@@ -68,7 +68,7 @@ func (s *Server) me(c *call) (any, error) { return Me{c.who.Name, c.who.Role, c.
 
 // grants is every grant. When the store does not answer it is what this gate knows by itself, and the reason.
 func (s *Server) grants(ctx context.Context) (api.Grants, error) {
-	all, err := s.Desk.List(ctx)
+	all, err := s.Desk().List(ctx)
 	if err == nil {
 		out := api.Grants{Grants: []grant.Summary{}}
 		for _, g := range all {
@@ -80,7 +80,7 @@ func (s *Server) grants(ctx context.Context) (api.Grants, error) {
 		return api.Grants{}, err
 	}
 	out := api.Grants{Grants: []grant.Summary{}, Warning: fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)}
-	for _, spec := range s.Desk.Specs {
+	for _, spec := range s.Desk().Specs {
 		out.Grants = append(out.Grants, whole(s.Grants.Summary(spec.Name)))
 	}
 	return out, nil
@@ -95,17 +95,17 @@ func whole(g grant.Summary) grant.Summary {
 func (s *Server) listGrants(c *call) (any, error) { return s.grants(c.Context()) }
 
 func (s *Server) detail(ctx context.Context, name string) (api.GrantDetail, error) {
-	g, err := s.Desk.Find(ctx, name)
-	d := api.GrantDetail{Account: s.Desk.Config.Grants[name].Account, Routes: []string{}, Workers: s.workersOf(name)}
+	g, err := s.Desk().Find(ctx, name)
+	d := api.GrantDetail{Account: s.Desk().Config.Grants[name].Account, Routes: []string{}, Workers: s.workersOf(name)}
 	if err != nil {
-		if _, serr := s.Desk.Spec(name); serr != nil || !errors.Is(err, vault.ErrUnavailable) {
+		if _, serr := s.Desk().Spec(name); serr != nil || !errors.Is(err, vault.ErrUnavailable) {
 			return d, err
 		}
 		g, d.Warning = s.Grants.Summary(name), fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)
 	}
 	d.Grant = whole(g)
-	d.Ways, _ = s.Desk.Ways(name) // none for what nobody connects
-	for _, r := range s.Desk.Config.Routes {
+	d.Ways, _ = s.Desk().Ways(name) // none for what nobody connects
+	for _, r := range s.Desk().Config.Routes {
 		if r.Grant == name {
 			d.Routes = append(d.Routes, r.Name)
 		}
@@ -115,7 +115,7 @@ func (s *Server) detail(ctx context.Context, name string) (api.GrantDetail, erro
 
 // workersOf are the workers that may use a grant, by name.
 func (s *Server) workersOf(grant string) []string {
-	cfg, names := s.Desk.Config, []string{}
+	cfg, names := s.Desk().Config, []string{}
 	for _, w := range slices.Sorted(maps.Keys(cfg.Workers)) {
 		if slices.Contains(cfg.Profiles[cfg.Workers[w].Profile].Grants, grant) {
 			names = append(names, w)
@@ -164,7 +164,7 @@ func (s *Server) refresh(c *call) (any, error) {
 	if !c.in.(*api.RefreshRequest).NoWait {
 		return s.refreshNow(c.Context(), name)
 	}
-	id, err := s.Desk.AskRefresh(c.Context(), name)
+	id, err := s.Desk().AskRefresh(c.Context(), name)
 	if err != nil {
 		return nil, err
 	}
@@ -175,11 +175,11 @@ func (s *Server) refresh(c *call) (any, error) {
 
 // refreshNow has a gate refresh a grant. That the provider refused is an error.
 func (s *Server) refreshNow(ctx context.Context, name string) (api.GrantDetail, error) {
-	id, err := s.Desk.AskRefresh(ctx, name)
+	id, err := s.Desk().AskRefresh(ctx, name)
 	if err != nil {
 		return api.GrantDetail{}, err
 	}
-	g, err := s.Desk.Answer(ctx, name, id, operate.AnswerTime)
+	g, err := s.Desk().Answer(ctx, name, id, operate.AnswerTime)
 	if errors.Is(err, operate.ErrNotInTime) {
 		return api.GrantDetail{}, &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("no gate has refreshed %s within %v; the request stands for ten minutes", name, operate.AnswerTime)}
 	}
@@ -207,16 +207,16 @@ func (s *Server) disconnect(c *call) (any, error) {
 }
 
 func (s *Server) disconnectNow(ctx context.Context, name string, revoke bool, wait time.Duration) (api.Disconnected, error) {
-	g, err := s.Desk.Find(ctx, name)
+	g, err := s.Desk().Find(ctx, name)
 	if err != nil {
 		return api.Disconnected{}, err
 	}
-	end, err := s.Desk.Disconnect(ctx, g, revoke, wait, nil)
+	end, err := s.Desk().Disconnect(ctx, g, revoke, wait, nil)
 	return api.Disconnected{Grant: name, Revocation: end}, err
 }
 
 func (s *Server) importGrant(c *call) (any, error) {
-	return s.Desk.Import(c.Context(), c.PathValue("grant"), []byte(c.in.(*api.ImportRequest).Value))
+	return s.Desk().Import(c.Context(), c.PathValue("grant"), []byte(c.in.(*api.ImportRequest).Value))
 }
 
 // Route is one of the configuration.
@@ -249,7 +249,7 @@ type Routes struct {
 func (s *Server) listRoutes(*call) (any, error) { return s.allRoutes(), nil }
 
 func (s *Server) allRoutes() Routes {
-	cfg := s.Desk.Config
+	cfg := s.Desk().Config
 	list := func(l []string) []string { return append([]string{}, l...) }
 	out := Routes{Routes: []Route{}, Tunnel: list(cfg.Tunnel), Plain: list(cfg.Plain), Deny: list(cfg.Deny)}
 	for _, r := range cfg.Routes {
@@ -285,7 +285,7 @@ type Workers struct {
 func (s *Server) listWorkers(c *call) (any, error) { return s.workers(c.Context()) }
 
 func (s *Server) workers(ctx context.Context) (Workers, error) {
-	cfg := s.Desk.Config
+	cfg := s.Desk().Config
 	live, err := worker.ListSessions(ctx, s.sessions, s.now())
 	out := Workers{Workers: []Worker{}}
 	if errors.Is(err, vault.ErrUnavailable) {
@@ -340,7 +340,7 @@ func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
 		}
 		q.Workers = []string{what.Worker}
 	} else {
-		live, err := s.Desk.Sessions(ctx)
+		live, err := s.Desk().Sessions(ctx)
 		if err != nil {
 			return what, err
 		}
@@ -349,17 +349,17 @@ func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
 		}
 		q.Sessions = []string{what.Session}
 	}
-	_, err := s.Desk.EndSessions(ctx, q)
+	_, err := s.Desk().EndSessions(ctx, q)
 	return what, err
 }
 
 func (s *Server) listSessions(c *call) (any, error) {
-	live, err := s.Desk.Sessions(c.Context())
+	live, err := s.Desk().Sessions(c.Context())
 	return api.Sessions{Sessions: live}, err
 }
 
 func (s *Server) revokeSessions(c *call) (any, error) {
-	return s.Desk.EndSessions(c.Context(), *c.in.(*operate.SessionsToEnd))
+	return s.Desk().EndSessions(c.Context(), *c.in.(*operate.SessionsToEnd))
 }
 
 func (s *Server) listDecisions(c *call) (any, error) {
@@ -411,7 +411,8 @@ type Configuration struct {
 func (s *Server) configuration(*call) (any, error) { return s.configurationNow(), nil }
 
 func (s *Server) configurationNow() Configuration {
-	c := Configuration{File: s.File, Revision: short(s.Desk.Config.Hash()), Text: string(s.source)}
+	source := string(s.Source())
+	c := Configuration{File: s.File, Revision: short(s.Desk().Config.Hash()), Text: source}
 	now, err := os.ReadFile(s.File)
 	if err != nil {
 		c.Fault = err.Error()
@@ -422,9 +423,9 @@ func (s *Server) configurationNow() Configuration {
 		c.Fault = err.Error()
 	} else {
 		c.OnDisk = short(parsed.Hash())
-		c.Changes = config.Compare(s.Desk.Config, parsed)
+		c.Changes = config.Compare(s.Desk().Config, parsed)
 	}
-	c.Diff = textDiff(string(s.source), string(now))
+	c.Diff = textDiff(source, string(now))
 	return c
 }
 

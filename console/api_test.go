@@ -237,7 +237,7 @@ func TestConnectOfAProgram(t *testing.T) {
 	if err := demo.ApproveDevice(t.Context(), f.URL); err != nil {
 		t.Fatal(err)
 	}
-	if g, err := w.console.Desk.Find(t.Context(), "acme"); err != nil || g.State != grant.NeverConnected {
+	if g, err := w.console.Desk().Find(t.Context(), "acme"); err != nil || g.State != grant.NeverConnected {
 		t.Errorf("%v %s", err, g.State)
 	}
 }

@@ -16,7 +16,7 @@ import (
 func (s *Server) listApprovals(c *call) (any, error) { return s.approvals(c.Context()) }
 
 func (s *Server) approvals(ctx context.Context) (api.Approvals, error) {
-	held, err := s.Desk.Approvals(ctx)
+	held, err := s.Desk().Approvals(ctx)
 	if errors.Is(err, vault.ErrUnavailable) {
 		return api.Approvals{Approvals: []approval.Approval{}, Kept: []approval.Kept{}, Warning: fmt.Sprintf("Vault does not answer, so what waits is not known: %v", err)}, nil
 	}
@@ -24,7 +24,7 @@ func (s *Server) approvals(ctx context.Context) (api.Approvals, error) {
 }
 
 func (s *Server) showApproval(c *call) (any, error) {
-	return s.Desk.Approval(c.Context(), c.PathValue("id"))
+	return s.Desk().Approval(c.Context(), c.PathValue("id"))
 }
 
 func (s *Server) decideApproval(c *call) (any, error) {
@@ -43,11 +43,11 @@ func (s *Server) decide(ctx context.Context, id string, in api.DecisionRequest, 
 			return approval.Approval{}, fmt.Errorf("%w: for is no time such as 1h", errBadRequest)
 		}
 	}
-	return s.Desk.Rule(ctx, id, r)
+	return s.Desk().Rule(ctx, id, r)
 }
 
 func (s *Server) forgetApproval(c *call) (any, error) {
-	return s.Desk.Forget(c.Context(), c.PathValue("id"))
+	return s.Desk().Forget(c.Context(), c.PathValue("id"))
 }
 
 type approvalsView struct {
@@ -87,13 +87,13 @@ func (s *Server) decideForm(r *http.Request, who actor) (string, notice, error) 
 }
 
 func (s *Server) forgetForm(r *http.Request, _ actor) (string, notice, error) {
-	k, err := s.Desk.Forget(r.Context(), r.PathValue("id"))
+	k, err := s.Desk().Forget(r.Context(), r.PathValue("id"))
 	return "/approvals", notice{Text: fmt.Sprintf("Taken back: what rule %s holds of %s waits for an operator again.", k.Rule, k.Worker)}, err
 }
 
 // waiting is how many requests wait for an operator; none are known while Vault does not answer.
 func (s *Server) waiting(ctx context.Context) (n int) {
-	held, err := s.Desk.Approvals(ctx)
+	held, err := s.Desk().Approvals(ctx)
 	if err != nil {
 		return 0
 	}

@@ -108,6 +108,6 @@ func (s *Server) auditPage(r *http.Request, _ actor) (string, string, any, error
 	return "Audit", "audit", v, err
 }
 
-func (s *Server) grantNames() []string { return slices.Sorted(maps.Keys(s.Desk.Config.Grants)) }
+func (s *Server) grantNames() []string { return slices.Sorted(maps.Keys(s.Desk().Config.Grants)) }
 
-func (s *Server) workerNames() []string { return slices.Sorted(maps.Keys(s.Desk.Config.Workers)) }
+func (s *Server) workerNames() []string { return slices.Sorted(maps.Keys(s.Desk().Config.Workers)) }

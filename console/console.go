@@ -34,8 +34,10 @@ const (
 
 // Config is what a console works with. It is not changed afterwards.
 type Config struct {
-	// Desk does what operators want done, with the rights of the gate.
-	Desk operate.Desk
+	// Desk does what operators want done, with the rights of the gate, by the configuration of the moment.
+	Desk func() operate.Desk
+	// Source is the text of that configuration.
+	Source func() []byte
 	// Now known here of a grant, without asking the store.
 	Grants interface {
 		Summary(name string) grant.Summary
@@ -103,12 +105,11 @@ type Server struct {
 	sessions  worker.Documents
 	handler   http.Handler
 	templates map[string]*template.Template // by page
-	source    []byte                        // of the configuration that runs
 	began     time.Time
 }
 
 // New returns a Server. Its Run keeps pages that are being looked at up to date.
-func New(c Config, source []byte) (*Server, error) {
+func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -123,10 +124,10 @@ func New(c Config, source []byte) (*Server, error) {
 	}
 	s := &Server{
 		Config: c, logins: newLogins(c.Idle, c.Life, c.Now), flows: newFlows(c.Now), hub: newHub(), limiter: throttle.New(triesAtOnce, tryAgain),
-		source: source, began: c.Now(),
+		began: c.Now(),
 	}
-	s.tokens = &tokens{docs: c.Desk.Docs, now: c.Now}
-	s.sessions = c.Desk.Docs
+	s.tokens = &tokens{docs: c.Desk().Docs, now: c.Now}
+	s.sessions = c.Desk().Docs
 	if c.OIDC.Issuer != "" {
 		s.oidc = newOIDC(c)
 	}

@@ -107,7 +107,7 @@ func (s *Server) watch(ctx context.Context) {
 // fingerprint changes with every grant and Envoy that does.
 func (s *Server) fingerprint() [sha256.Size]byte {
 	var all []any
-	for _, spec := range s.Desk.Specs {
+	for _, spec := range s.Desk().Specs {
 		all = append(all, s.Grants.Summary(spec.Name))
 	}
 	data, _ := json.Marshal(append(all, s.Fleet())) // strings, numbers and times
@@ -118,7 +118,7 @@ func (s *Server) fingerprint() [sha256.Size]byte {
 func (s *Server) heldNow(ctx context.Context) (sum [sha256.Size]byte, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, askEvery)
 	defer cancel()
-	held, err := s.Desk.Approvals(ctx)
+	held, err := s.Desk().Approvals(ctx)
 	if err != nil {
 		return sum, false
 	}

@@ -162,7 +162,7 @@ func checkRedirect(redirect string) error {
 
 // beginConnect begins to connect a grant.
 func (s *Server) beginConnect(ctx context.Context, who actor, from, name string, way operate.Way, back comesBack) (api.Flow, error) {
-	ways, err := s.Desk.Ways(name)
+	ways, err := s.Desk().Ways(name)
 	if err != nil {
 		return api.Flow{}, err
 	}
@@ -176,17 +176,17 @@ func (s *Server) beginConnect(ctx context.Context, who actor, from, name string,
 	if !offered {
 		return api.Flow{}, &operate.Refusal{Kind: operate.Misused, Words: fmt.Sprintf("%s cannot be connected by %q; there are: %v", name, way, ways)}
 	}
-	spec, err := s.Desk.Spec(name)
+	spec, err := s.Desk().Spec(name)
 	if err != nil {
 		return api.Flow{}, err
 	}
-	client := s.Desk.Client(name)
+	client := s.Desk().Client(name)
 	x := &flow{owner: who.owner(), actor: who, from: from}
-	x.Grant, x.Way, x.Ends, x.Account = name, string(way), s.now().Add(flowLife), s.Desk.Config.Grants[name].Account
+	x.Grant, x.Way, x.Ends, x.Account = name, string(way), s.now().Add(flowLife), s.Desk().Config.Grants[name].Account
 	if way == operate.ByDevice {
 		return s.beginDevice(ctx, x, client, spec.Scopes)
 	}
-	redirect := s.Desk.FixedRedirect(name)
+	redirect := s.Desk().FixedRedirect(name)
 	x.Pasted = redirect != "" || back.redirect == "" && (back.pasted || who.login == nil)
 	switch {
 	case redirect != "":
@@ -255,7 +255,7 @@ func (s *Server) connected(ctx context.Context, x *flow, token oauth.Token, err 
 	var stored *operate.Stored
 	if err == nil {
 		var now operate.Stored
-		if now, err = s.Desk.Connect(ctx, x.Grant, token); err == nil {
+		if now, err = s.Desk().Connect(ctx, x.Grant, token); err == nil {
 			stored = &now
 		}
 	}

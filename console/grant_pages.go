@@ -35,14 +35,14 @@ func (s *Server) grantPage(r *http.Request, who actor) (string, string, any, err
 	}
 	v := grantView{
 		GrantDetail: d, Advice: s.advise(d.Grant), Scopes: scopeRows(d.Grant), Chart: chartRefreshes(d.Grant.History), May: who.Role.may(Operator),
-		Pasting: s.Desk.FixedRedirect(name) != "", Refresh: s.Desk.CanRefresh(d.Grant) == nil,
+		Pasting: s.Desk().FixedRedirect(name) != "", Refresh: s.Desk().CanRefresh(d.Grant) == nil,
 	}
 	v.History = slices.Clone(d.Grant.History)
 	slices.Reverse(v.History)
 	v.Device = len(d.Ways) > 1 && d.Ways[1] == operate.ByDevice
-	_, err = s.Desk.CanImport(name)
+	_, err = s.Desk().CanImport(name)
 	v.Import = err == nil
-	if p, ok := s.Desk.Config.ProviderOf(name); ok {
+	if p, ok := s.Desk().Config.ProviderOf(name); ok {
 		if u, err := url.Parse(cmp.Or(p.AuthorizeURL, p.DeviceURL)); err == nil {
 			v.Where = u.Host
 		}
@@ -129,7 +129,7 @@ func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error
 	if err != nil {
 		return back, notice{}, err
 	}
-	if _, configured := s.Desk.Config.Grants[name]; !configured {
+	if _, configured := s.Desk().Config.Grants[name]; !configured {
 		back = "/"
 	}
 	text := name + " is disconnected, and its tokens were revoked at the provider."
@@ -145,7 +145,7 @@ func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error
 
 func (s *Server) importForm(r *http.Request, _ actor) (string, notice, error) {
 	name := r.PathValue("grant")
-	got, err := s.Desk.Import(r.Context(), name, []byte(r.PostFormValue("value")))
+	got, err := s.Desk().Import(r.Context(), name, []byte(r.PostFormValue("value")))
 	text := name + " is imported."
 	if got.Warning != "" {
 		text += " " + sentence(got.Warning)

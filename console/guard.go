@@ -22,8 +22,8 @@ import (
 func (s *Server) contentPolicy() string {
 	forms := map[string]bool{}
 	list := "'self'"
-	for name := range s.Desk.Config.Grants {
-		p, _ := s.Desk.Config.ProviderOf(name)
+	for name := range s.Desk().Config.Grants {
+		p, _ := s.Desk().Config.ProviderOf(name)
 		if u, err := url.Parse(p.AuthorizeURL); err == nil && u.Host != "" {
 			if origin := u.Scheme + "://" + u.Host; !forms[origin] && !strings.ContainsAny(origin, "; ,'") {
 				forms[origin] = true

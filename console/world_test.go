@@ -123,7 +123,10 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	w.address = "http://" + front.Listener.Addr().String()
 	at, _ := url.Parse(w.address)
 	c := Config{
-		Desk:   operate.Desk{Config: w.cfg, Specs: specs, Docs: w.docs, Now: time.Now, Every: 5 * time.Millisecond},
+		Desk: func() operate.Desk {
+			return operate.Desk{Config: w.cfg, Specs: specs, Docs: w.docs, Now: time.Now, Every: 5 * time.Millisecond}
+		},
+		Source: func() []byte { return []byte(text) },
 		Grants: keeper, Decisions: NewDecisions(100), File: file, URL: at,
 		Alias:   func(host string) bool { return host == "localhost:"+at.Port() },
 		Fleet:   func() []Node { return []Node{{ID: "envoy-1", Version: "1.40.0", Since: time.Now(), Current: true}} },
@@ -144,7 +147,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	if change != nil {
 		change(&c)
 	}
-	if w.console, err = New(c, []byte(text)); err != nil {
+	if w.console, err = New(c); err != nil {
 		t.Fatal(err)
 	}
 	running.Go(func() { w.console.Run(ctx) })
@@ -353,7 +356,7 @@ func (b *browser) wants(what string, a answer, status int, texts ...string) {
 func (w *world) store(name, access, refresh string, scopes []string) {
 	w.t.Helper()
 	t := oauth.Token{Access: secret.New(access), Refresh: secret.New(refresh), Scopes: scopes, Expiry: time.Now().Add(time.Hour)}
-	if _, err := w.console.Desk.Connect(w.t.Context(), name, t); err != nil {
+	if _, err := w.console.Desk().Connect(w.t.Context(), name, t); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -118,7 +118,6 @@ func watched(to *console.Decisions, account account) func(extproc.Decided) {
 type consoleDoor struct {
 	gate   gate
 	config console.Config
-	text   []byte // of the configuration
 	log    *slog.Logger
 
 	listener net.Listener    // nil: another gate has the address
@@ -164,15 +163,16 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *gr
 	if err != nil {
 		return nil, err
 	}
-	d := &consoleDoor{gate: g, text: text, log: g.log}
+	d := &consoleDoor{gate: g, log: g.log}
 	at, err := g.consoleURL(p.listen)
 	if err != nil {
 		return nil, err
 	}
 	d.reachedAt(at)
 	c := g.cfg.Console
+	desk := operate.Desk{Config: g.cfg, Specs: operate.Specs(g.cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond}
 	d.config = console.Config{
-		Desk:   operate.Desk{Config: g.cfg, Specs: operate.Specs(g.cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond},
+		Desk: func() operate.Desk { return desk }, Source: func() []byte { return text },
 		Grants: grants, Fleet: func() []console.Node { return fleetNodes(fleet) }, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
 		File: p.config, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Log: g.log,
 	}
@@ -277,7 +277,7 @@ func (d *consoleDoor) prepare(l net.Listener) error {
 	if a, err := netip.ParseAddrPort(l.Addr().String()); d.gate.cfg.Console.PublicURL == "" && err == nil && a.Addr().IsLoopback() {
 		c.NewLink = d.keepLink
 	}
-	if d.server, err = console.New(c, d.text); err != nil {
+	if d.server, err = console.New(c); err != nil {
 		return fmt.Errorf("the console: %w", err)
 	}
 	d.log.Info("operators may come", "console", c.URL.String())

@@ -138,7 +138,7 @@ func (o *office) useAPI() {
 		served, ok := consoles.Load(o.reconfigured)
 		if !ok {
 			keeper := grant.NewKeeper(o.docs, operate.Specs(o.cfg), grant.Options{Holder: "console"})
-			c, err := console.New(console.Config{Desk: o.vaultDesk(), Grants: keeper, URL: at, Idle: time.Hour, Life: time.Hour}, nil)
+			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, URL: at, Idle: time.Hour, Life: time.Hour})
 			if err != nil {
 				o.t.Error(err)
 				return
