@@ -26,6 +26,8 @@ type State struct {
 	Stable string `json:"stable,omitempty"`
 	// Current is under way, or waits; nil: nothing is.
 	Current *Rollout `json:"current,omitempty"`
+	// Drained are the ids of the Envoys that are told not to listen.
+	Drained []string `json:"drained,omitempty"`
 	// History is what ended, the latest first.
 	History []Rollout `json:"history,omitempty"`
 }
@@ -114,7 +116,8 @@ type Counts struct {
 	Refusals int `json:"refusals"` // refused by the gate
 }
 
-func (c Counts) plus(o Counts) Counts {
+// Plus is both together.
+func (c Counts) Plus(o Counts) Counts {
 	return Counts{c.Requests + o.Requests, c.Errors + o.Errors, c.Refusals + o.Refusals}
 }
 
@@ -152,7 +155,7 @@ func (s State) clone() State {
 		c.Chosen, c.Away = slices.Clone(c.Chosen), maps.Clone(c.Away)
 		s.Current = &c
 	}
-	s.History = slices.Clone(s.History)
+	s.Drained, s.History = slices.Clone(s.Drained), slices.Clone(s.History)
 	return s
 }
 
@@ -289,7 +292,7 @@ func (r Rollout) counted(fleet []Node, fresh bool) (sum Counts) {
 	}
 	for _, n := range fleet {
 		if n.Has == want && r.has(n) == fresh {
-			sum = sum.plus(n.Counts)
+			sum = sum.Plus(n.Counts)
 		}
 	}
 	return sum

@@ -1,0 +1,127 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"wayleave/rollout"
+	"wayleave/vault"
+)
+
+// Envoy is one Envoy, as the gate sees it that tells it its configuration.
+type Envoy struct {
+	ID      string    `json:"id"`
+	Group   string    `json:"group,omitempty"`
+	Version string    `json:"version"` // of Envoy, as 1.40.0
+	Gate    string    `json:"gate"`
+	Since   time.Time `json:"since"`
+	// Revision is what it is told, Has what it has taken whole; empty: nothing yet.
+	Revision string `json:"revision"`
+	Has      string `json:"has,omitempty"`
+	// Refused is what it said when it refused a part of Revision; empty: it did not.
+	Refused string `json:"refused,omitempty"`
+	// Listening says that it has taken its listeners; Drained that it is told to have none.
+	Listening bool   `json:"listening"`
+	Drained   bool   `json:"drained,omitempty"`
+	Parts     []Part `json:"parts,omitempty"`
+}
+
+// Part is one kind of what an Envoy is told, by version.
+type Part struct {
+	Type    string `json:"type"` // Listener, RouteConfiguration, VirtualHost, Cluster, TypedExtensionConfig or Secret
+	Sent    string `json:"sent"`
+	Acked   string `json:"acked,omitempty"`
+	Refused string `json:"refused,omitempty"` // the version that it refused last, and what it said
+	Error   string `json:"error,omitempty"`
+}
+
+// Traffic is what an Envoy did under a revision.
+type Traffic struct {
+	Envoy    string `json:"envoy"`
+	Revision string `json:"revision"`
+	rollout.Counts
+}
+
+// Report is what one gate sees.
+type Report struct {
+	Gate   string  `json:"gate"`
+	Envoys []Envoy `json:"envoys,omitempty"` // that are connected to it
+	// Traffic is that of all requests that it decided about since Rollout began, or since the gate runs.
+	Traffic []Traffic `json:"traffic,omitempty"`
+	Rollout string    `json:"rollout,omitempty"` // id of the last one that it knows of
+	// Unable are the revisions that the gate cannot serve, and why.
+	Unable map[string]string `json:"unable,omitempty"`
+	// At is when it was written, by the gate's clock. It is written again every ReportEvery, if only to say that the gate is there.
+	At time.Time `json:"at"`
+}
+
+// ReportEvery is how long a gate lets its report stand; one that is Gone old is of a gate that is not there any more.
+const (
+	ReportEvery = 10 * time.Second
+	Gone        = time.Minute
+)
+
+// View is all that is known of the fleet.
+type View struct {
+	State   rollout.State `json:"state"`
+	Reports []Report      `json:"gates"`
+}
+
+// Read returns what is known now. Reports of gates that are gone are left out.
+func Read(ctx context.Context, docs Documents, now time.Time) (View, error) {
+	var v View
+	var err error
+	if v.State, _, err = ReadState(ctx, docs); err != nil {
+		return v, err
+	}
+	names, err := docs.List(ctx, gatesDir)
+	if err != nil {
+		return v, fmt.Errorf("listing the gates: %w", err)
+	}
+	for _, name := range names {
+		var r Report
+		if _, err := docs.Get(ctx, gatesDir+"/"+name, &vault.Packed{Value: &r}); errors.Is(err, vault.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return v, fmt.Errorf("reading what the gate %s reports: %w", name, err)
+		}
+		if now.Sub(r.At) < Gone {
+			v.Reports = append(v.Reports, r)
+		}
+	}
+	return v, nil
+}
+
+// Envoys are those of all gates by id, each once: the gate that it came to last knows best.
+func (v View) Envoys() []Envoy {
+	latest := map[string]Envoy{}
+	for _, r := range v.Reports {
+		for _, e := range r.Envoys {
+			if was, known := latest[e.ID]; !known || e.Since.After(was.Since) {
+				latest[e.ID] = e
+			}
+		}
+	}
+	all := make([]Envoy, 0, len(latest))
+	for _, e := range latest {
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b Envoy) int { return strings.Compare(a.ID, b.ID) })
+	return all
+}
+
+// Traffic is what the Envoy did under the revision; an empty revision: under all of them.
+func (v View) Traffic(envoy, revision string) (sum rollout.Counts) {
+	for _, r := range v.Reports {
+		for _, t := range r.Traffic {
+			if t.Envoy == envoy && (revision == "" || t.Revision == revision) {
+				sum = sum.Plus(t.Counts)
+			}
+		}
+	}
+	return sum
+}
