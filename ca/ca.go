@@ -25,6 +25,7 @@ import (
 	"math/big"
 	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -44,7 +45,7 @@ type Signer interface {
 // Config says what an Authority certifies and for how long.
 type Config struct {
 	// Domains are the names leaves are minted for: "api.example.com" for that name alone, "*.example.com" for every name
-	// below it, at any depth, but not for itself. Lower case. At least one.
+	// below it, at any depth, but not for itself. Lower case. At least one. See Certify.
 	Domains []string
 	// IntermediateTTL is how long an intermediate lives; default 24 h. It is replaced at two thirds of that, which leaves
 	// a third for the Signer to be away.
@@ -65,7 +66,8 @@ type Config struct {
 type Authority struct {
 	signer  Signer
 	cfg     Config
-	allowed names
+	changes chan change
+	allowed atomic.Pointer[names]
 	roots   atomic.Pointer[roots]
 	current atomic.Pointer[intermediate]
 }
@@ -104,14 +106,65 @@ func New(ctx context.Context, signer Signer, cfg Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{signer: signer, cfg: cfg, allowed: allowed}
+	a := &Authority{signer: signer, cfg: cfg, changes: make(chan change)}
+	a.allowed.Store(&allowed)
 	if _, err := a.lookAtRoots(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.rotate(ctx); err != nil {
+	if err := a.rotate(ctx, allowed); err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// change asks Run for other names.
+type change struct {
+	allowed names
+	done    chan error
+}
+
+// Certify changes the names that leaves are minted for, while Run runs. When the intermediate is not for all of them it is
+// replaced first, and nothing changes if that fails. Leaves that were handed out stay good.
+func (a *Authority) Certify(ctx context.Context, domains []string) error {
+	want, err := parseDomains(domains)
+	if err != nil {
+		return err
+	}
+	c := change{want, make(chan error, 1)}
+	select {
+	case a.changes <- c:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// change is Certify, in Run.
+func (a *Authority) change(ctx context.Context, want names) error {
+	if !a.current.Load().covers(want) {
+		if err := a.rotate(ctx, want); err != nil {
+			return err
+		}
+	}
+	a.allowed.Store(&want)
+	return nil
+}
+
+// covers reports whether the intermediate may sign for all of n.
+func (in *intermediate) covers(n names) bool {
+	for _, d := range n.constraints() {
+		for parent, more := d, true; !slices.Contains(in.cert.PermittedDNSDomains, parent); {
+			if _, parent, more = strings.Cut(parent, "."); !more {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Roots are the certificates that workers trust, the one that signs first; not to be changed.
@@ -139,6 +192,10 @@ func (a *Authority) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		case c := <-a.changes:
+			timer.Stop()
+			c.done <- a.change(ctx, c.allowed)
+			continue
 		case <-timer.C:
 		}
 		err := a.look(ctx)
@@ -174,7 +231,7 @@ func (a *Authority) look(ctx context.Context) error {
 	if SignedBy(in.cert, roots.certs[0]) && a.cfg.Now().Before(in.renewAt) {
 		return nil
 	}
-	if err := a.rotate(ctx); err != nil {
+	if err := a.rotate(ctx, *a.allowed.Load()); err != nil {
 		return err
 	}
 	a.cfg.Log.Info("replaced the intermediate CA", "ends", a.current.Load().cert.NotAfter, "root", commonName(roots.certs[0]))
@@ -198,8 +255,8 @@ func (a *Authority) lookAtRoots(ctx context.Context) (changed bool, err error) {
 	return true, nil
 }
 
-// rotate makes a key, has it certified, and puts it in the place of the current one.
-func (a *Authority) rotate(ctx context.Context) error {
+// rotate makes a key, has it certified for the names, and puts it in the place of the current one.
+func (a *Authority) rotate(ctx context.Context, allowed names) error {
 	root := a.roots.Load().certs[0]
 	// An intermediate that outlives its root would be good for nothing at its end.
 	left := root.NotAfter.Sub(a.cfg.Now()).Truncate(time.Second)
@@ -214,7 +271,7 @@ func (a *Authority) rotate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making the intermediate CA's request: %w", err)
 	}
-	chain, err := a.signer.SignIntermediate(ctx, csr, a.allowed.constraints(), min(a.cfg.IntermediateTTL, left))
+	chain, err := a.signer.SignIntermediate(ctx, csr, allowed.constraints(), min(a.cfg.IntermediateTTL, left))
 	if err != nil {
 		return fmt.Errorf("having an intermediate CA signed: %w", err)
 	}
@@ -282,7 +339,7 @@ const backdate = 5 * time.Minute
 // Each leaf has a key of its own. Making one costs about as much as the signature, and a key that leaks from wherever the
 // leaf is held then speaks for one host only.
 func (a *Authority) Leaf(host string) (Leaf, error) {
-	if !a.allowed.allow(host) {
+	if !a.allowed.Load().allow(host) {
 		return Leaf{}, fmt.Errorf("%w: %.300q", ErrNameNotAllowed, host)
 	}
 	ca, now := a.current.Load(), a.cfg.Now()

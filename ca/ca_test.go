@@ -195,6 +195,55 @@ func TestNameConstraints(t *testing.T) {
 }
 
 // OpenSSL in its strict mode, which Python 3.13 uses by default, accepts the chain.
+// The names may change while the authority is at work: leaves are minted for the new ones at once and for the old ones no
+// more, under an intermediate that is replaced only if it has to be, and never for nothing.
+func TestCertify(t *testing.T) {
+	signers(t, func(t *testing.T, s ca.Signer) {
+		a := newAuthority(t, s, ca.Config{Domains: []string{"api.example.com", "*.wild.example.com"}})
+		go func() { _ = a.Run(t.Context()) }()
+		before, err := a.Leaf("api.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		intermediate := func() *x509.Certificate {
+			leaf, err := a.Leaf("a.wild.example.com")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return certificates(t, leaf.CertificatePEM)[1]
+		}
+		first := intermediate()
+		if err := a.Certify(t.Context(), []string{"b.wild.example.com", "a.wild.example.com"}); err != nil {
+			t.Fatal(err)
+		}
+		if !intermediate().Equal(first) {
+			t.Error("the intermediate was replaced although it is for all names")
+		}
+		if _, err := a.Leaf("api.example.com"); !errors.Is(err, ca.ErrNameNotAllowed) {
+			t.Errorf("a name that is gone: %v", err)
+		}
+		if err := a.Certify(t.Context(), []string{"new.example.org", "a.wild.example.com"}); err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := a.Leaf("new.example.org")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := verify(t, a, leaf, "new.example.org", time.Now()); err != nil {
+			t.Errorf("a name that is new: %v", err)
+		}
+		if err := verify(t, a, before, "api.example.com", time.Now()); err != nil {
+			t.Errorf("a leaf from before: %v", err)
+		}
+		if err := a.Certify(t.Context(), []string{"Not a name"}); err == nil {
+			t.Error("no error for what is no name")
+		}
+		if _, err := a.Leaf("new.example.org"); err != nil {
+			t.Errorf("after a failure: %v", err)
+		}
+	})
+}
+
 func TestStrictOpenSSL(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {

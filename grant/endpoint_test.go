@@ -206,7 +206,7 @@ func TestRefusedWhileLeftAlone(t *testing.T) {
 		w.connect()
 		time.Sleep(2 * time.Hour)
 		k := w.keeper(Options{})
-		m := k.minders["claude"]
+		m := k.minder("claude")
 		m.endpoint.failures, m.endpoint.until = tripsAt, m.now().run+30*time.Second
 		w.start(k)
 		before := time.Now()

@@ -252,7 +252,7 @@ func (x *Exchanger) evict(now time.Duration) {
 
 // epoch names the consent that a grant's tokens come from; empty while there is none that may be used.
 func (k *Keeper) epoch(name string) string {
-	m := k.minders[name]
+	m := k.minder(name)
 	if m == nil {
 		return ""
 	}
@@ -265,7 +265,7 @@ func (k *Keeper) epoch(name string) string {
 
 // epochOf names the consent that access comes from; empty when the grant has another token by now.
 func (k *Keeper) epochOf(name string, access secret.Text) string {
-	if !k.minders[name].view.Load().rec.Access.Equal(access) {
+	if m := k.minder(name); m == nil || !m.view.Load().rec.Access.Equal(access) {
 		return ""
 	}
 	return k.epoch(name)

@@ -16,6 +16,7 @@ package grant
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"wayleave/oauth"
@@ -29,6 +30,11 @@ type Spec struct {
 	Scopes   []string // requested: what a connect asks for, and what the state is judged by
 	Kind     Kind
 	OAuth    Issuer // nil for Static
+}
+
+// same reports whether a grant is kept in the same way by both.
+func (s Spec) same(o Spec) bool {
+	return s.Name == o.Name && s.Provider == o.Provider && s.Kind == o.Kind && s.OAuth == o.OAuth && slices.Equal(s.Scopes, o.Scopes)
 }
 
 // Kind says where a grant's tokens come from.

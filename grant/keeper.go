@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,7 +28,9 @@ type Options struct {
 // Keeper keeps a set of grants usable and hands out their tokens. Each grant belongs to one goroutine, which [Keeper.Run]
 // starts; every other method only looks at what that goroutine has published, so all are safe for concurrent use.
 type Keeper struct {
-	minders map[string]*minder // by name; never changed
+	minders atomic.Pointer[map[string]*minder] // by name; the map is replaced, never changed
+	make    func(Spec) *minder
+	updates chan update
 	docs    Documents
 	reread  time.Duration
 	log     *slog.Logger
@@ -35,6 +38,15 @@ type Keeper struct {
 	drain   time.Duration
 	ended   chan struct{} // closed when Run returns
 }
+
+// update asks Run for another set of grants.
+type update struct {
+	specs []Spec
+	done  chan struct{} // closed when they are there
+}
+
+// minder is the one of a grant; nil when there is none.
+func (k *Keeper) minder(name string) *minder { return (*k.minders.Load())[name] }
 
 // NewKeeper returns a Keeper of the grants in specs, whose names are distinct. Nothing happens before Run.
 func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
@@ -49,7 +61,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 		o.Running = func() time.Duration { return time.Since(start) }
 	}
 	k := &Keeper{
-		minders: make(map[string]*minder, len(specs)),
+		updates: make(chan update),
 		docs:    docs,
 		reread:  cmp.Or(o.Reread, 5*time.Second),
 		log:     o.Log,
@@ -59,11 +71,11 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 	}
 	holder := cmp.Or(o.Holder, rand.Text())
 	endpoints := map[string]*endpoint{}
-	for _, s := range specs {
+	k.make = func(s Spec) *minder { // for NewKeeper, and then for Run alone
 		if endpoints[s.Provider] == nil {
 			endpoints[s.Provider] = &endpoint{}
 		}
-		k.minders[s.Name] = newMinder(&minder{
+		return newMinder(&minder{
 			spec:     s,
 			docs:     docs,
 			spool:    o.Spool,
@@ -75,6 +87,11 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
 		})
 	}
+	minders := make(map[string]*minder, len(specs))
+	for _, s := range specs {
+		minders[s.Name] = k.make(s)
+	}
+	k.minders.Store(&minders)
 	return k
 }
 
@@ -85,25 +102,113 @@ func (k *Keeper) Run(ctx context.Context) error {
 	defer close(k.ended)
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	var (
-		running sync.WaitGroup
-		mu      sync.Mutex
-		errs    []error // guarded by mu
-	)
-	for _, m := range k.minders {
-		running.Go(func() {
-			if err := m.run(ctx, work); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, err)
-			}
-		})
+	all := crew{ctx: ctx, work: work, shifts: map[string]*shift{}}
+	for name, m := range *k.minders.Load() {
+		all.begin(name, m)
 	}
-	running.Go(func() { k.watchRequests(ctx) })
-	<-ctx.Done()
+	all.running.Go(func() { k.watchRequests(ctx) })
+	for ctx.Err() == nil {
+		select {
+		case u := <-k.updates:
+			k.replace(&all, u.specs)
+			close(u.done)
+		case <-ctx.Done():
+		}
+	}
 	defer time.AfterFunc(k.drain, stop).Stop()
-	running.Wait()
-	return errors.Join(errs...)
+	all.running.Wait()
+	return errors.Join(all.errs...)
+}
+
+// Update makes the set of grants that of specs, and returns when tokens of all of them can be asked for. Of a grant whose
+// Spec is the same, OAuth being the same object, nothing changes. One that is to be kept otherwise goes on with the token it
+// has; one that is gone is let go of when nothing of it is unsaved. The error is that of ctx, or says that Run has ended.
+func (k *Keeper) Update(ctx context.Context, specs []Spec) error {
+	u := update{specs, make(chan struct{})}
+	select {
+	case k.updates <- u:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-k.ended:
+		return errEnded
+	}
+	select {
+	case <-u.done:
+		return nil
+	case <-k.ended:
+		return errEnded
+	}
+}
+
+var errEnded = errors.New("the grants are not kept any more: this gate is being stopped")
+
+// replace is Update, in Run.
+func (k *Keeper) replace(all *crew, specs []Spec) {
+	was := *k.minders.Load()
+	is := make(map[string]*minder, len(specs))
+	for _, s := range specs {
+		old := was[s.Name]
+		switch {
+		case old == nil:
+			is[s.Name] = k.make(s)
+			all.begin(s.Name, is[s.Name])
+		case old.spec.same(s):
+			is[s.Name] = old
+		default:
+			is[s.Name] = k.make(s)
+			is[s.Name].view.Store(old.view.Load().again()) // which serves until the old one has ended
+			all.begin(s.Name, is[s.Name])
+		}
+	}
+	k.minders.Store(&is)
+	for name := range was {
+		if is[name] == nil {
+			all.shifts[name].stop()
+		}
+	}
+}
+
+// crew is the minders' goroutines, of which each grant has one at a time. It belongs to Run.
+type crew struct {
+	ctx, work context.Context
+	shifts    map[string]*shift // by name
+	running   sync.WaitGroup
+
+	mu   sync.Mutex
+	errs []error // guarded by mu
+}
+
+// shift is a minder at work.
+type shift struct {
+	minder *minder
+	stop   context.CancelFunc
+	ended  chan struct{}
+}
+
+// begin sets m to work, after whoever has minded the grant before has ended, and with what that one knew.
+func (c *crew) begin(name string, m *minder) {
+	before := c.shifts[name]
+	if before != nil {
+		before.stop()
+	}
+	ctx, stop := context.WithCancel(c.ctx)
+	now := &shift{minder: m, stop: stop, ended: make(chan struct{})}
+	c.shifts[name] = now
+	c.running.Go(func() {
+		defer close(now.ended)
+		defer stop()
+		if before == nil {
+			m.restore()
+		} else {
+			<-before.ended
+			m.succeed(before.minder)
+		}
+		if err := m.run(ctx, c.work); err != nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.errs = append(c.errs, err)
+		}
+	})
 }
 
 // Token returns an access token of the grant with at least the required scopes; the error is an *[Unusable]. It returns
@@ -112,12 +217,12 @@ func (k *Keeper) Run(ctx context.Context) error {
 // store that is newer than the request: that may take a second, because grants are not read more often. A ctx that ends
 // ends the wait only: no work is bound to it.
 func (k *Keeper) Token(ctx context.Context, name string, required []string) (Token, error) {
-	m, ok := k.minders[name]
-	if !ok {
-		return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
-	}
 	came := k.now()
 	for waiting := true; ; {
+		m := k.minder(name)
+		if m == nil {
+			return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
+		}
 		v := m.view.Load()
 		t, refusal, wait := v.answer(m.policy, m.spec, required, came, k.now())
 		if refusal == nil {
@@ -142,12 +247,12 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 // however many requests ask, and again only after a pause, which grows while new tokens are rejected too. What cannot be
 // refreshed may have been connected or imported anew: that is looked for. When nothing helps it returns the rejected token.
 func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []string) (Token, error) {
-	m, ok := k.minders[name]
-	if !ok {
-		return k.Token(ctx, name, required)
-	}
 	came := k.now()
 	for {
+		m := k.minder(name)
+		if m == nil {
+			return k.Token(ctx, name, required)
+		}
 		v, now := m.view.Load(), k.now()
 		t, refusal, _ := v.answer(m.policy, m.spec, required, came, now)
 		if refusal != nil || t.Version != rejected {
@@ -173,7 +278,7 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 
 // Reject is Replace for whoever does not wait: the provider has rejected a token of the grant.
 func (k *Keeper) Reject(name, version string) {
-	if m := k.minders[name]; m != nil {
+	if m := k.minder(name); m != nil {
 		m.reject(version)
 	}
 }
@@ -190,7 +295,7 @@ func (k *Keeper) watchRequests(ctx context.Context) {
 		}
 		failed = err != nil
 		for name, r := range all {
-			if m := k.minders[name]; m != nil && err == nil {
+			if m := k.minder(name); m != nil && err == nil {
 				m.carryOut(r)
 			}
 		}
@@ -204,8 +309,8 @@ func (k *Keeper) watchRequests(ctx context.Context) {
 
 // Summary returns what this replica knows of a grant: what status/<name> holds, or worse when the store fails.
 func (k *Keeper) Summary(name string) Summary {
-	m, ok := k.minders[name]
-	if !ok {
+	m := k.minder(name)
+	if m == nil {
 		return Summary{Name: name, LastError: ErrNotConfigured.Error()}.in(NeverConnected)
 	}
 	return m.view.Load().summary(m.spec, k.now())

@@ -78,6 +78,15 @@ func newMinder(m *minder) *minder {
 	return m
 }
 
+// succeed makes m go on where before has ended, which minded the same grant for another Spec.
+func (m *minder) succeed(before *minder) {
+	m.owned = before.owned
+	m.reported, m.draining = nil, false
+	m.rescope = m.rec.connected() && !m.askedForAll()
+	before.publish() // whoever waits for it asks m from now on
+	m.publish()
+}
+
 // ask makes the minder read the grant at once, or as soon as the last read is recheck ago: an operator may have connected
 // it, or another replica refreshed it.
 func (m *minder) ask() {
@@ -103,7 +112,6 @@ func (m *minder) reject(version string) {
 // run minds the grant until ctx ends and nothing is unsaved, or until work ends, which is the context of everything it
 // does. The error says that a token was lost.
 func (m *minder) run(ctx, work context.Context) error {
-	m.restore()
 	for work.Err() == nil && (ctx.Err() == nil || m.holding()) {
 		if err := m.storeErr(); err != nil && ctx.Err() != nil && !m.draining {
 			m.draining = true

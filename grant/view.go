@@ -27,6 +27,13 @@ type view struct {
 	superseded chan struct{} // closed when the next view is there
 }
 
+// again is the same picture for another minder to replace.
+func (v *view) again() *view {
+	same := *v
+	same.superseded = make(chan struct{})
+	return &same
+}
+
 // answer decides about a request that came at came and requires these scopes: a token, or a refusal. With wait, a better
 // answer may be coming: the refusal holds if the caller cannot wait for the next view.
 func (v *view) answer(p policy, spec Spec, required []string, came, now moment) (t Token, refusal *Unusable, wait bool) {
