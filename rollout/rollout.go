@@ -12,9 +12,11 @@
 package rollout
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -47,12 +49,13 @@ type Rollout struct {
 	Ended  time.Time `json:"ended,omitzero"`
 
 	Step  int       `json:"step"`  // of Plan.Steps
-	Since time.Time `json:"since"` // when the step began
-	// Chosen are the ids of the Envoys that have To. In a step for all of them, every other has it too.
+	Since time.Time `json:"since"` // when the step's Envoys were chosen
+	// Chosen are the ids of the Envoys that have To, sorted. In a step for all of them, every other has it too.
 	Chosen []string `json:"chosen,omitempty"`
-	// Away are those of them that are not there, and since when.
+	// Away are those of them that are not there, that came when others had been chosen, or that take it again, and since when.
 	Away map[string]time.Time `json:"away,omitempty"`
-	// Settled is when all chosen ones had taken it; zero: not yet.
+	// Settled is when all chosen ones had taken it; zero: not yet. The dwell begins then, and Envoys that come or are restarted
+	// later do not make it begin anew: a large fleet is never without some.
 	Settled time.Time `json:"settled,omitzero"`
 	// Before is what the Envoys on From did during this rollout, as long as there were any.
 	Before Counts `json:"before"`
@@ -97,7 +100,7 @@ func (s Step) String() string {
 	return fmt.Sprintf("%d %%", s.Share)
 }
 
-// Node is an Envoy, as some gate sees it.
+// Node is an Envoy, as some gate sees it. A drained one is like the others: it takes a revision, and has no requests.
 type Node struct {
 	ID    string
 	Group string
@@ -108,6 +111,9 @@ type Node struct {
 	// Counts are what it did under the revision it has, during this rollout.
 	Counts Counts
 }
+
+// Unable is a gate that cannot serve a revision, and why.
+type Unable struct{ Gate, Revision, Why string }
 
 // Counts are requests and what became of them.
 type Counts struct {
@@ -130,11 +136,10 @@ var (
 
 // Revision is what the Envoy with this id has to have.
 func (s State) Revision(node string) string {
-	c := s.Current
-	if c == nil || !slices.Contains(c.Chosen, node) && !c.step().all() {
+	if s.Current == nil || !s.Current.has(node) {
 		return s.Stable
 	}
-	return c.To
+	return s.Current.To
 }
 
 // Revisions are those that some Envoy may have to have.
@@ -145,7 +150,7 @@ func (s State) Revisions() []string {
 	return []string{s.Stable, s.Current.To}
 }
 
-func (r Rollout) step() Step { return r.Plan.Steps[r.Step] }
+func (r *Rollout) step() Step { return r.Plan.Steps[r.Step] }
 
 const historyLength = 50
 
@@ -234,104 +239,142 @@ func (s State) change(f func(*Rollout)) (State, error) {
 	return s, nil
 }
 
-// Advance is the state as it is to be, by what is seen of the fleet. It is the same for all who see the same, and the same as s when
-// nothing is to be done.
-func (s State) Advance(fleet []Node, now time.Time) State {
+// Times returns the latest of the times by which the next step is judged; zero: nothing is under way.
+func (s State) Times() (latest time.Time) {
+	if s.Current == nil {
+		return latest
+	}
+	latest = s.Current.Since
+	for _, t := range append(slices.Collect(maps.Values(s.Current.Away)), s.Current.Settled) {
+		if t.After(latest) {
+			latest = t
+		}
+	}
+	return latest
+}
+
+// Moved is the state with those times moved by d: they may be of another machine's clock, or of before an outage.
+func (s State) Moved(d time.Duration) State {
+	if s.Current == nil {
+		return s
+	}
+	s = s.clone()
+	s.Current.Since = s.Current.Since.Add(d)
+	if !s.Current.Settled.IsZero() {
+		s.Current.Settled = s.Current.Settled.Add(d)
+	}
+	for id, t := range s.Current.Away {
+		s.Current.Away[id] = t.Add(d)
+	}
+	return s
+}
+
+// Advance is the state as it is to be, by what is seen of the fleet, each node once, and what gates say they cannot do. It is the
+// same for all who see the same, and the same as s when nothing is to be done.
+//
+// Where no Envoy is connected, there is none to take it: the step goes on after its dwell. A step for a group that none of the
+// connected Envoys is of goes back, as a canary that nobody is would be none.
+func (s State) Advance(fleet []Node, unable []Unable, now time.Time) State {
 	if s.Current == nil {
 		return s
 	}
 	next := s.clone()
 	n := next.Current
+	n.choose(fleet, now)
 	n.Away = n.away(fleet, now)
-	if why := n.fault(fleet, now); why != "" {
+	if why := cmp.Or(n.incapable(unable), n.fault(fleet, now)); why != "" {
 		return s.end(RolledBack, why, now)
 	}
-	if !maps.Equal(n.Away, s.Current.Away) {
-		return next
-	}
-	r := s.Current
-	if more := r.choose(fleet); len(more) > 0 {
-		n.Chosen = append(n.Chosen, more...)
-		slices.Sort(n.Chosen)
-		n.Since, n.Settled = now, time.Time{} // those have their time too
-		return next
-	}
-	settled := r.settled(fleet)
-	switch {
-	case settled && r.Settled.IsZero():
+	if n.Settled.IsZero() && n.settled(fleet) {
 		n.Settled = now
-		return next
-	case !settled && !r.Settled.IsZero(): // one has come back, and takes it again
-		n.Since, n.Settled = now, time.Time{}
-		return next
-	case !settled || len(r.Away) > 0 || r.Phase == Paused || now.Sub(r.Settled) < r.step().Dwell:
+	}
+	if n.Phase == Running && !n.Settled.IsZero() && len(n.Away) == 0 && n.settled(fleet) && now.Sub(n.Settled) >= n.step().Dwell {
+		if n.Step == len(n.Plan.Steps)-1 {
+			return s.end(Succeeded, "", now)
+		}
+		if old := n.counted(fleet, false); old.Requests > n.Before.Requests {
+			n.Before = old
+		}
+		n.Step, n.Since, n.Settled = n.Step+1, now, time.Time{}
+		n.add(n.wanted(fleet))
+	}
+	if reflect.DeepEqual(*n, *s.Current) {
 		return s
-	case r.Step == len(r.Plan.Steps)-1:
-		return s.end(Succeeded, "", now)
 	}
-	if old := r.counted(fleet, false); old.Requests > 0 {
-		n.Before = old
-	}
-	n.Step, n.Since, n.Settled = r.Step+1, now, time.Time{}
 	return next
 }
 
-// has reports whether the rollout is for the node.
-func (r Rollout) has(n Node) bool { return r.step().all() || slices.Contains(r.Chosen, n.ID) }
+// chose reports whether the node is among the chosen.
+func (r *Rollout) chose(id string) bool {
+	_, is := slices.BinarySearch(r.Chosen, id)
+	return is
+}
 
-// settled reports whether all that are there and chosen have taken it.
-func (r Rollout) settled(fleet []Node) bool {
-	return !slices.ContainsFunc(fleet, func(n Node) bool { return r.has(n) && n.Has != r.To })
+// has reports whether the node has to have To.
+func (r *Rollout) has(id string) bool { return r.step().all() || r.chose(id) }
+
+// settled reports whether all that are there and chosen have taken it, and there are some where there should be.
+func (r *Rollout) settled(fleet []Node) bool {
+	return !r.missesGroup(fleet) && !slices.ContainsFunc(fleet, func(n Node) bool { return r.has(n.ID) && n.Has != r.To })
+}
+
+// missesGroup reports whether the step is for a group of which nobody is.
+func (r *Rollout) missesGroup(fleet []Node) bool {
+	group := r.step().Group
+	return group != "" && len(fleet) > 0 && !slices.ContainsFunc(fleet, func(n Node) bool { return n.Group == group || r.chose(n.ID) })
 }
 
 // counted is what those did that have the new revision, or those that have the old one.
-func (r Rollout) counted(fleet []Node, fresh bool) (sum Counts) {
+func (r *Rollout) counted(fleet []Node, fresh bool) (sum Counts) {
 	want := r.From
 	if fresh {
 		want = r.To
 	}
 	for _, n := range fleet {
-		if n.Has == want && r.has(n) == fresh {
+		if n.Has == want && r.has(n.ID) == fresh {
 			sum = sum.Plus(n.Counts)
 		}
 	}
 	return sum
 }
 
-// away are the chosen nodes that are not there, with when that was noticed.
-func (r Rollout) away(fleet []Node, now time.Time) map[string]time.Time {
-	there := map[string]bool{}
-	for _, n := range fleet {
-		there[n.ID] = true
+// choose adds those to the chosen that are to be. The first of the first step are chosen here, those of other steps as the step
+// begins; who comes after them has a time of its own to take it.
+func (r *Rollout) choose(fleet []Node, now time.Time) {
+	if r.Phase == Paused && !r.step().all() {
+		return
 	}
-	away := map[string]time.Time{}
-	for _, id := range r.Chosen {
-		since, known := r.Away[id]
-		switch {
-		case there[id]:
-		case known:
-			away[id] = since
-		default:
-			away[id] = now
+	more := r.wanted(fleet)
+	switch {
+	case len(more) == 0:
+		return
+	case len(r.Chosen) == 0 && r.Settled.IsZero():
+		r.Since = now
+	default:
+		if r.Away == nil {
+			r.Away = map[string]time.Time{}
+		}
+		for _, id := range more {
+			r.Away[id] = now
 		}
 	}
-	return away
+	r.add(more)
 }
 
-// choose returns the nodes that are to be chosen beside those that are.
-func (r Rollout) choose(fleet []Node) []string {
-	step := r.step()
-	var there, more []string
-	chosen := 0
+func (r *Rollout) add(ids []string) {
+	r.Chosen = append(r.Chosen, ids...)
+	slices.Sort(r.Chosen)
+}
+
+// wanted are the nodes that the step is for, beside the chosen. One that is away keeps its place: it comes back, or all go back.
+func (r *Rollout) wanted(fleet []Node) (more []string) {
+	step, all := r.step(), len(r.Chosen)
 	for _, n := range fleet {
-		if slices.Contains(there, n.ID) {
-			continue // two streams of one
+		if r.chose(n.ID) {
+			continue
 		}
-		there = append(there, n.ID)
-		switch {
-		case slices.Contains(r.Chosen, n.ID):
-			chosen++
-		case step.Group == "" || n.Group == step.Group:
+		all++
+		if step.Group == "" || n.Group == step.Group {
 			more = append(more, n.ID)
 		}
 	}
@@ -339,34 +382,75 @@ func (r Rollout) choose(fleet []Node) []string {
 		return more
 	}
 	byHash(more)
-	want := (len(there)*min(step.Share, 100) + 99) / 100 // at least one
-	return more[:max(0, min(want-chosen, len(more)))]
+	want := (all*min(step.Share, 100) + 99) / 100 // at least one
+	return more[:max(0, min(want-len(r.Chosen), len(more)))]
+}
+
+// away are the chosen nodes that owe something, with when that was noticed. Those that were chosen as the step began and have not
+// taken it yet are judged by Since.
+func (r *Rollout) away(fleet []Node, now time.Time) map[string]time.Time {
+	has := make(map[string]string, len(fleet))
+	for _, n := range fleet {
+		has[n.ID] = n.Has
+	}
+	var away map[string]time.Time
+	for _, id := range r.Chosen {
+		revision, there := has[id]
+		since, known := r.Away[id]
+		if there && (revision == r.To || !known && r.Settled.IsZero()) {
+			continue
+		}
+		if !known {
+			since = now
+		}
+		if away == nil {
+			away = map[string]time.Time{}
+		}
+		away[id] = since
+	}
+	return away
+}
+
+// incapable is which gate makes all go back; empty: none.
+func (r *Rollout) incapable(unable []Unable) string {
+	for _, u := range unable {
+		if u.Revision == r.To {
+			return fmt.Sprintf("the gate %s cannot serve it: %s", u.Gate, u.Why)
+		}
+	}
+	return ""
 }
 
 // fault is why all go back; empty: they do not.
-func (r Rollout) fault(fleet []Node, now time.Time) string {
-	late := now.Sub(r.Since) >= r.Plan.TakeTime
-	var waiting []string
+func (r *Rollout) fault(fleet []Node, now time.Time) string {
+	var slow, missing []string
+	there := make(map[string]bool, len(fleet))
 	for _, n := range fleet {
-		switch {
-		case !r.has(n):
-		case n.Refused != "" && n.Revision == r.To:
+		there[n.ID] = true
+		if r.has(n.ID) && n.Refused != "" && n.Revision == r.To {
 			return fmt.Sprintf("the Envoy %s refuses it: %s", n.ID, n.Refused)
-		case n.Has != r.To:
-			waiting = append(waiting, n.ID)
+		}
+		since, apart := r.Away[n.ID]
+		if !apart {
+			since = r.Since
+		}
+		if r.chose(n.ID) && n.Has != r.To && now.Sub(since) >= r.Plan.TakeTime {
+			slow = append(slow, n.ID)
 		}
 	}
-	if len(waiting) > 0 && late {
-		return fmt.Sprintf("%s did not take it within %v", several("the Envoy", waiting), r.Plan.TakeTime)
+	if len(slow) > 0 {
+		return fmt.Sprintf("%s did not take it within %v", several("the Envoy", slow), r.Plan.TakeTime)
 	}
-	var missing []string
 	for id, since := range r.Away {
-		if now.Sub(since) >= r.Plan.TakeTime {
+		if !there[id] && now.Sub(since) >= r.Plan.TakeTime {
 			missing = append(missing, id)
 		}
 	}
 	if len(missing) > 0 {
 		return fmt.Sprintf("%s went away and did not come back within %v", several("the Envoy", missing), r.Plan.TakeTime)
+	}
+	if r.Phase != Paused && r.missesGroup(fleet) && now.Sub(r.Since) >= r.Plan.TakeTime {
+		return fmt.Sprintf("no Envoy is of the group %s, which a step is for", r.step().Group)
 	}
 	fresh, old := r.counted(fleet, true), r.counted(fleet, false)
 	if old.Requests < r.Before.Requests {

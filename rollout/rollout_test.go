@@ -109,8 +109,8 @@ func (f *fleet) run(t *testing.T, s State, now time.Time, each func(State, time.
 			each(s, now)
 		}
 		seen := f.seen(s)
-		next := s.Advance(seen, now)
-		if again := s.Advance(seen, now); !reflect.DeepEqual(next, again) {
+		next := s.Advance(seen, nil, now)
+		if again := s.Advance(seen, nil, now); !reflect.DeepEqual(next, again) {
 			t.Fatal("two gates that see the same do not agree")
 		}
 		s = next
@@ -229,7 +229,7 @@ func TestGroups(t *testing.T) {
 	s := begin(t, p)
 	for now := start; s.Current != nil && s.Current.Step == 0; now = now.Add(time.Second) {
 		f.live(s)
-		s = s.Advance(f.seen(s), now)
+		s = s.Advance(f.seen(s), nil, now)
 	}
 	if got := slices.Sorted(maps.Keys(f.had["r2"])); !slices.Equal(got, []string{"envoy-1", "envoy-3", "envoy-5"}) {
 		t.Errorf("the first step was for %v", got)
@@ -242,6 +242,7 @@ func TestOperators(t *testing.T) {
 		t.Errorf("a second one: %v", err)
 	}
 	f := newFleet(2, 5)
+	s = s.Advance(f.seen(s), nil, start)
 	s, err := s.Pause("lunch")
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +250,7 @@ func TestOperators(t *testing.T) {
 	now := start
 	for range 600 {
 		f.live(s)
-		s = s.Advance(f.seen(s), now)
+		s = s.Advance(f.seen(s), nil, now)
 		now = now.Add(time.Second)
 	}
 	if s.Current == nil || s.Current.Step != 0 || s.Current.Phase != Paused || len(s.Current.Chosen) != 1 {
@@ -335,7 +336,7 @@ func TestModel(t *testing.T) {
 					alive[g] = r.IntN(60) // killed, after it had read or written or before
 				}
 				state, version := docs.read(r)
-				next := state.Advance(f.seen(state), now)
+				next := state.Advance(f.seen(state), nil, now)
 				if !reflect.DeepEqual(next, state) && r.IntN(20) > 0 {
 					docs.write(next, version)
 				}
