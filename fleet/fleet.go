@@ -122,6 +122,35 @@ func Revisions(ctx context.Context, docs Documents) ([]Revision, error) {
 	return all, nil
 }
 
+// Forget removes the revisions that nothing refers to any more: no Envoy has them, and the last rollouts were not of them. Young ones
+// stay, since one is stored before its rollout starts.
+func Forget(ctx context.Context, docs Documents, s rollout.State, now time.Time) error {
+	names, err := docs.List(ctx, revisionsDir)
+	if err != nil {
+		return fmt.Errorf("listing the revisions: %w", err)
+	}
+	keep := s.Revisions()
+	for _, r := range s.History[:min(len(s.History), kept)] {
+		keep = append(keep, r.From, r.To)
+	}
+	for _, name := range names {
+		if slices.Contains(keep, name) {
+			continue
+		}
+		r, err := LoadRevision(ctx, docs, name)
+		if errors.Is(err, ErrNoRevision) || err == nil && now.Sub(r.Stored) < freshTime {
+			continue
+		}
+		if err == nil {
+			err = docs.Delete(ctx, revisionsDir+"/"+name)
+		}
+		if err != nil {
+			return fmt.Errorf("removing the old revision %.12s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // ReadState returns how far the rollout is; version is for a later write. A fleet without one has the zero State.
 func ReadState(ctx context.Context, docs Documents) (s rollout.State, version int, err error) {
 	version, err = docs.Get(ctx, statePath, &vault.Packed{Value: &s})

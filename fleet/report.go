@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -124,4 +125,36 @@ func (v View) Traffic(envoy, revision string) (sum rollout.Counts) {
 		}
 	}
 	return sum
+}
+
+// fleet is what a rollout is judged by. What a gate said before it knew of this rollout is about the last one: it says which Envoys
+// there are, and no more.
+func (v View) fleet() (nodes []rollout.Node, unable []rollout.Unable) {
+	current := v.State.Current
+	knows := map[string]bool{}
+	counts := map[traffic]rollout.Counts{}
+	for _, r := range v.Reports {
+		for _, revision := range slices.Sorted(maps.Keys(r.Unable)) {
+			unable = append(unable, rollout.Unable{Gate: r.Gate, Revision: revision, Why: r.Unable[revision]})
+		}
+		if r.Rollout != current.ID {
+			continue
+		}
+		knows[r.Gate] = true
+		for _, t := range r.Traffic {
+			k := traffic{t.Envoy, t.Revision}
+			counts[k] = counts[k].Plus(t.Counts)
+		}
+	}
+	for _, e := range v.Envoys() {
+		n := rollout.Node{ID: e.ID, Group: e.Group, Has: e.Has, Revision: e.Revision, Refused: e.Refused, Counts: counts[traffic{e.ID, e.Has}]}
+		if !knows[e.Gate] {
+			n.Refused = ""
+			if n.Has == current.To {
+				n.Has = ""
+			}
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, unable
 }

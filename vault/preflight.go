@@ -23,8 +23,8 @@ func (c *Client) needs(role Role) []need {
 		look := []string{"list", "read"}
 		remove := []string{"delete", "list", "read"}
 		return []need{
-			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", write}, {data + "requests/any", write}, {data + "operators/any", write}, {data + "notifications/any", write}, {data + "approvals/any", write},
-			{metadata + "grants/any", remove}, {metadata + "status/any", remove}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look}, {metadata + "operators/any", look}, {metadata + "notifications/any", look},
+			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", write}, {data + "requests/any", write}, {data + "operators/any", write}, {data + "notifications/any", write}, {data + "approvals/any", write}, {data + "fleet/any", write},
+			{metadata + "grants/any", remove}, {metadata + "status/any", remove}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look}, {metadata + "operators/any", look}, {metadata + "notifications/any", look}, {metadata + "fleet/any", remove},
 			{c.cfg.PKIMount + "/root/sign-intermediate", []string{"update"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
@@ -36,6 +36,7 @@ func (c *Client) needs(role Role) []need {
 			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "requests/any", []string{"list", "read"}},
 			{data + "sessions/any", []string{"read"}}, {data + "sessions/revoked", write}, {metadata + "sessions/any", []string{"list", "read"}},
 			{data + "approvals/any", write},
+			{data + "fleet/any", []string{"read"}}, {data + "fleet/state", write}, {data + "fleet/revisions/any", write}, {metadata + "fleet/any", []string{"list", "read"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	default:
@@ -43,6 +44,7 @@ func (c *Client) needs(role Role) []need {
 			{data + "status/any", []string{"read"}}, {metadata + "status/any", []string{"list", "read"}},
 			{data + "sessions/any", []string{"read"}}, {metadata + "sessions/any", []string{"list", "read"}},
 			{data + "approvals/any", []string{"read"}},
+			{data + "fleet/any", []string{"read"}}, {metadata + "fleet/any", []string{"list", "read"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	}

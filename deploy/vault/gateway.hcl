@@ -31,6 +31,13 @@ path "wayleave/data/notifications/*" {
 path "wayleave/data/approvals/*" {
   capabilities = ["create", "read", "update"]
 }
+# The configurations that its Envoys and those of other gates have, how far a rollout is, and what each gate sees.
+path "wayleave/data/fleet/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/metadata/fleet/*" {
+  capabilities = ["delete", "list", "read"]
+}
 # Its console disconnects grants.
 path "wayleave/metadata/grants/*" {
   capabilities = ["delete", "list", "read"]

@@ -39,6 +39,20 @@ path "wayleave/data/approvals/*" {
   capabilities = ["create", "read", "update"]
 }
 
+# The fleet: what gates see of their Envoys, the configurations, which it stores, and how far a rollout is, which it starts and ends.
+path "wayleave/data/fleet/*" {
+  capabilities = ["read"]
+}
+path "wayleave/data/fleet/state" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/data/fleet/revisions/*" {
+  capabilities = ["create", "read", "update"]
+}
+path "wayleave/metadata/fleet/*" {
+  capabilities = ["list", "read"]
+}
+
 # The roots that workers trust: the one that signs, and those beside it while one replaces another.
 path "wayleave-pki/cert/ca" {
   capabilities = ["read"]

@@ -19,6 +19,14 @@ path "wayleave/data/approvals/*" {
   capabilities = ["read"]
 }
 
+# The fleet, and its configurations, in which no secret is.
+path "wayleave/data/fleet/*" {
+  capabilities = ["read"]
+}
+path "wayleave/metadata/fleet/*" {
+  capabilities = ["list", "read"]
+}
+
 # The roots that workers trust: the one that signs, and those beside it while one replaces another.
 path "wayleave-pki/cert/ca" {
   capabilities = ["read"]
