@@ -226,6 +226,7 @@ func (m *Member) look(ctx context.Context) error {
 	m.clock, m.last = m.clock+min(now-m.last, lapse), now
 	switch {
 	case s.Stable == "" && m.state.Stable != "":
+		m.version = version // one that is written anew counts from there
 		return errLost
 	case version >= m.version || m.older+1 >= believed: // else it is a standby's that lags, unless it stays: of a restored backup
 		m.older = 0
