@@ -416,6 +416,11 @@ func (m *Member) step(ctx context.Context) error {
 
 // report writes this gate's report when it is due.
 func (m *Member) report(ctx context.Context) error {
+	since := m.o.Running() - m.reportedAt
+	if m.reported != nil && since < stepEvery {
+		m.reportIsDue = true // perhaps
+		return nil
+	}
 	r := m.own()
 	what := r
 	what.At = time.Time{}
@@ -426,10 +431,8 @@ func (m *Member) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	since := m.o.Running() - m.reportedAt
-	changed := !bytes.Equal(said, m.reported)
-	m.reportIsDue = changed
-	if m.reported != nil && since < ReportEvery && (!changed || since < stepEvery) {
+	m.reportIsDue = false
+	if m.reported != nil && since < ReportEvery && bytes.Equal(said, m.reported) {
 		return nil
 	}
 	path := gatesDir + "/" + m.o.Gate
@@ -448,7 +451,7 @@ func (m *Member) report(ctx context.Context) error {
 		}
 		return fmt.Errorf("reporting what this gate sees: %w", err)
 	}
-	m.reportOf, m.reported, m.reportedAt, m.reportIsDue = version, said, m.o.Running(), false
+	m.reportOf, m.reported, m.reportedAt = version, said, m.o.Running()
 	return nil
 }
 

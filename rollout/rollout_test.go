@@ -236,6 +236,160 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+// Envoys that come, and such that are restarted, take the revision, and do not make a dwell begin anew.
+func TestComing(t *testing.T) {
+	f := newFleet(10, 6)
+	n := 0
+	_, end := f.run(t, begin(t, plan(20, 100)), start, func(State, time.Time) {
+		n++
+		switch e := f.envoys[n/10%len(f.envoys)]; {
+		case n%10 == 0:
+			f.envoys = append(f.envoys, &envoy{id: fmt.Sprintf("later-%d", n)})
+		case n%10 == 3:
+			e.gone, e.has = true, ""
+		case n%10 == 6:
+			e.gone = false
+		}
+	})
+	if took := end.Sub(start); took < 2*time.Minute || took > 150*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestComerThatDoesNotTakeIt(t *testing.T) {
+	f := newFleet(3, 7)
+	s, end := f.run(t, begin(t, plan(100)), start, func(_ State, now time.Time) {
+		if now.Sub(start) == 20*time.Second {
+			f.envoys = append(f.envoys, &envoy{id: "later", slow: "r2", has: "r1"})
+		}
+	})
+	if got := s.History[0]; got.Phase != RolledBack || got.Reason != "the Envoy later did not take it within 30s" || end.Sub(start) > 55*time.Second {
+		t.Errorf("after %v: %+v", end.Sub(start), got)
+	}
+}
+
+// One that is away keeps its place: no other becomes a canary for it.
+func TestAwayKeepsItsPlace(t *testing.T) {
+	f := newFleet(4, 8)
+	f.run(t, begin(t, plan(25, 100)), start, func(s State, now time.Time) {
+		if s.Current.Step > 0 || len(s.Current.Chosen) == 0 {
+			return
+		}
+		if len(s.Current.Chosen) > 1 {
+			t.Fatalf("chosen are %v", s.Current.Chosen)
+		}
+		e := f.envoys[slices.IndexFunc(f.envoys, func(e *envoy) bool { return e.id == s.Current.Chosen[0] })]
+		if e.gone = now.Sub(start) > 20*time.Second && now.Sub(start) < 40*time.Second; e.gone {
+			e.has = ""
+		}
+	})
+}
+
+func TestNobodyThere(t *testing.T) {
+	group := Plan{TakeTime: 30 * time.Second, Steps: []Step{{Group: "canary", Dwell: time.Minute}, {Share: 100, Dwell: time.Minute}}}
+	for name, c := range map[string]struct {
+		envoys int
+		plan   Plan
+		phase  Phase
+		says   string
+		after  time.Duration
+	}{
+		"no Envoy":                   {0, plan(10, 100), Succeeded, "", 2 * time.Minute},
+		"no Envoy, and a group":      {0, group, Succeeded, "", 2 * time.Minute},
+		"a group that nobody is of":  {3, group, RolledBack, "no Envoy is of the group canary, which a step is for", 30 * time.Second},
+		"no dwell, and a small step": {3, Plan{Steps: []Step{{Share: 1}, {Share: 100}}, TakeTime: time.Minute}, Succeeded, "", 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(c.envoys, 9)
+			s, end := f.run(t, begin(t, c.plan), start, nil)
+			if got := s.History[0]; got.Phase != c.phase || got.Reason != c.says || end.Sub(start) > c.after+5*time.Second || end.Sub(start) < c.after {
+				t.Errorf("after %v: %+v", end.Sub(start), got)
+			}
+		})
+	}
+}
+
+func TestUnable(t *testing.T) {
+	f := newFleet(3, 10)
+	s := begin(t, plan(50, 100))
+	s = s.Advance(f.seen(s), []Unable{{"g1", "r1", "no"}, {"g1", "r0", "no"}}, start)
+	if s.Current == nil {
+		t.Fatal("it went back for another revision")
+	}
+	s = s.Advance(f.seen(s), []Unable{{"g1", "r2", "the host a.test is refused"}}, start)
+	if s.Stable != "r1" || s.History[0].Reason != "the gate g1 cannot serve it: the host a.test is refused" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// The times by which a step is judged move together, and no others do.
+func TestMoved(t *testing.T) {
+	f := newFleet(4, 11)
+	s := begin(t, plan(50, 100))
+	for i := range 5 {
+		f.live(s)
+		if i == 3 {
+			f.envoys[2].gone, f.envoys[3].gone = true, true
+		}
+		s = s.Advance(f.seen(s), nil, start.Add(time.Duration(i)*time.Second))
+	}
+	if s.Current.Settled.IsZero() || len(s.Current.Away) == 0 || !s.Times().Equal(start.Add(3*time.Second)) {
+		t.Fatalf("%v %+v", s.Times(), s.Current)
+	}
+	moved := s.Moved(time.Hour)
+	if got, want := moved.Times(), s.Times().Add(time.Hour); !got.Equal(want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if again := moved.Moved(-time.Hour); !reflect.DeepEqual(again, s) {
+		t.Errorf("%+v", again)
+	}
+	if !moved.Current.Began.Equal(s.Current.Began) || (State{}).Moved(time.Hour).Current != nil || !(State{}).Times().IsZero() {
+		t.Error("other times were moved")
+	}
+}
+
+// While it is paused nobody is chosen, and it still goes back.
+func TestPaused(t *testing.T) {
+	f := newFleet(4, 12)
+	s, err := begin(t, plan(25, 100)).Pause("wait")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := start
+	pass := func(n int) {
+		for range n {
+			f.live(s)
+			now = now.Add(time.Second)
+			s = s.Advance(f.seen(s), nil, now)
+		}
+	}
+	pass(100)
+	if len(s.Current.Chosen) > 0 {
+		t.Fatalf("chosen are %v", s.Current.Chosen)
+	}
+	if s, err = s.Resume(now); err != nil {
+		t.Fatal(err)
+	}
+	pass(5)
+	if s, err = s.Pause("wait"); err != nil || len(s.Current.Chosen) != 1 {
+		t.Fatalf("%v %+v", err, s.Current)
+	}
+	for i := range 8 {
+		f.envoys = append(f.envoys, &envoy{id: fmt.Sprintf("later-%d", i), has: "r1"})
+	}
+	pass(100)
+	if len(s.Current.Chosen) != 1 {
+		t.Fatalf("chosen are %v", s.Current.Chosen)
+	}
+	for _, e := range f.envoys {
+		e.refuses = "r2"
+	}
+	pass(1)
+	if s.Current != nil || s.History[0].Phase != RolledBack {
+		t.Errorf("%+v", s.Current)
+	}
+}
+
 func TestOperators(t *testing.T) {
 	s := begin(t, plan(50, 100))
 	if _, err := s.Start(Rollout{ID: "2", To: "r3", Plan: plan(100)}, start); err == nil || !strings.Contains(err.Error(), "another rollout is under way") {
