@@ -23,6 +23,7 @@ const (
 	idleEvery   = 2 * time.Second        // at the state, when no rollout is under way
 	stepEvery   = time.Second            // at everything during one; a report is written no more often either
 	othersEvery = 5 * time.Second        // at the other gates' reports, when no rollout is under way
+	othersSoon  = stepEvery / 2          // and during one, however often Envoys wake us
 	wakeGap     = 100 * time.Millisecond // between two looks, whatever wakes us
 	retryEvery  = 5 * time.Second        // to serve what could not be served
 )
@@ -32,7 +33,7 @@ const (
 	swept      = 10 * time.Minute // and so is its report then
 	lapse      = 5 * time.Second  // what counts at most between two looks: nothing is held against anybody while Vault is away
 	slack      = 2 * time.Second  // that a time in the state may differ from ours without being moved
-	believed   = 5                // looks that must show an older version of the state before it is believed
+	believed   = 10 * time.Second // for which an older version of the state must be shown before it is believed
 	leaveTime  = 2 * time.Second
 	freshTime  = time.Hour // a revision younger than this may be one that is about to be rolled out
 	kept       = 20        // rollouts whose revisions are kept
@@ -70,9 +71,9 @@ type Member struct {
 	// What follows is of Open, and then of Run.
 
 	state   rollout.State
-	version int // of the document; -1: not read yet
-	older   int // how many looks have shown an older one
-	again   bool
+	version int           // of the document; -1: not read yet
+	older   time.Duration // since when, by clock, an older one has been shown; -1: it is not
+	again   bool          // somebody wrote before us; look again
 
 	unable map[string]error
 	tried  time.Duration // when
@@ -126,7 +127,7 @@ func Join(o Options) *Member {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Member{
-		o: o, wake: make(chan struct{}, 1), version: -1, reportOf: -1, last: o.Running(), othersAt: o.Running() - othersEvery,
+		o: o, wake: make(chan struct{}, 1), version: -1, older: -1, reportOf: -1, last: o.Running(), othersAt: o.Running() - othersEvery,
 		ended: map[string]bool{}, traffic: map[traffic]rollout.Counts{}, others: map[string]*other{},
 	}
 	m.view.Store(&View{})
@@ -228,17 +229,23 @@ func (m *Member) look(ctx context.Context) error {
 	case s.Stable == "" && m.state.Stable != "":
 		m.version = version // one that is written anew counts from there
 		return errLost
-	case version >= m.version || m.older+1 >= believed: // else it is a standby's that lags, unless it stays: of a restored backup
-		m.older = 0
+	case version >= m.version || m.older >= 0 && m.clock-m.older >= believed: // which is of a backup that was restored
+		m.older = -1
 		m.learn(ctx, s, version)
-	default:
-		m.older++
+	default: // of a standby that lags
+		if m.older < 0 {
+			m.older = m.clock
+		}
 		return nil
 	}
 	if len(m.unable) > 0 && now-m.tried >= retryEvery {
 		m.apply(ctx)
 	}
-	if m.state.Current != nil || now-m.othersAt >= othersEvery {
+	every := othersEvery
+	if m.state.Current != nil {
+		every = othersSoon
+	}
+	if now-m.othersAt >= every {
 		if err := m.readOthers(ctx); err != nil {
 			return err
 		}
@@ -344,7 +351,11 @@ func (m *Member) readOthers(ctx context.Context) error {
 func (m *Member) own() Report {
 	r := Report{Gate: m.o.Gate, Envoys: slices.Clone(m.envoys), Rollout: m.rollout, At: wall(m.o.Now())}
 	for i := range r.Envoys {
-		r.Envoys[i].Gate = m.o.Gate
+		e := &r.Envoys[i]
+		e.Gate, e.Refused, e.Parts = m.o.Gate, brief(e.Refused), slices.Clone(e.Parts)
+		for j := range e.Parts {
+			e.Parts[j].Error = brief(e.Parts[j].Error)
+		}
 	}
 	slices.SortFunc(r.Envoys, func(a, b Envoy) int { return strings.Compare(a.ID, b.ID) })
 	for k, c := range m.traffic {
@@ -358,7 +369,7 @@ func (m *Member) own() Report {
 		if r.Unable == nil {
 			r.Unable = map[string]string{}
 		}
-		r.Unable[revision] = strings.ToValidUTF8(err.Error()[:min(len(err.Error()), reasonSize)], "")
+		r.Unable[revision] = brief(err.Error())
 	}
 	return r
 }
@@ -467,5 +478,10 @@ func lastRollout(s rollout.State) string {
 
 // wall is a time as it is after it was written down.
 func wall(t time.Time) time.Time { return t.UTC().Round(0) }
+
+// brief is a text that Envoy or an error made, as far as it is kept.
+func brief(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), reasonSize)], "")
+}
 
 func short(revision string) string { return revision[:min(len(revision), 12)] }

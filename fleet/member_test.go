@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -29,7 +30,11 @@ var stories = map[string]func(t *testing.T, w *world){
 		c := w.canary()
 		c.refuses = "r2"
 		w.begin(3, 0, steps(3*time.Second, 10, 100))
+		began := time.Now()
 		w.over(30*time.Second, rollout.RolledBack, "the Envoy "+c.id+" refuses it: no such filter")
+		if took := time.Since(began); w.inBubble() && took > 2*idleEvery {
+			t.Errorf("all were back %v after the start", took)
+		}
 		if got := w.had(); len(got) > 0 {
 			t.Errorf("%v had it", got)
 		}
@@ -89,7 +94,7 @@ func (w *world) begin(gates, envoys int, p rollout.Plan) {
 	if w.inBubble() {
 		w.pass(5 * time.Second)
 	}
-	w.until(10*time.Second, "every gate knows of every Envoy", func(rollout.State) bool {
+	w.until(20*time.Second, "every gate knows of every Envoy", func(rollout.State) bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return !slices.ContainsFunc(w.gates, func(g *gate) bool { return len(g.member.View().Envoys()) != len(w.envoys) })
@@ -151,7 +156,6 @@ func TestGateDiesAnywhere(t *testing.T) {
 			}
 			gates := []*gate{w.gate("gate-0", first, 0), w.gate("gate-1", m, 0)}
 			if gates[0].dead || gates[1].dead { // before it had begun
-				w.close()
 				return
 			}
 			m.mu.Lock()
@@ -201,9 +205,9 @@ func TestGateDiesAnywhere(t *testing.T) {
 		t.Fatalf("a whole rollout took %d calls", calls)
 	}
 	for at := range calls {
+		run(2+at, alone, at%2 == 1)
 		for kind := range kinds {
-			run(2+at, kind, at%2 == 0)
-			run(2+at, kind, at%2 == 1)
+			run(2+at, kind, (at+kind)%2 == 0)
 		}
 	}
 	t.Logf("%d calls, and it ended so: %v", calls, ends)
@@ -236,6 +240,88 @@ func TestVaultAway(t *testing.T) {
 			w.over(time.Minute, rollout.Succeeded, "")
 		})
 	}
+}
+
+// A gate that does not reach Vault, while others do, keeps the rollout from reaching all, and follows when it is back.
+func TestGateCutOff(t *testing.T) {
+	for _, after := range []time.Duration{0, 3 * time.Second, 6 * time.Second} {
+		inWorld(t, func(t *testing.T, w *world, docs *vaulttest.Memory) {
+			cut := &severed{Documents: docs}
+			w.gate("gate-cut", cut, 0)
+			w.begin(2, 6, steps(5*time.Second, 10, 100))
+			w.pass(after + tick)
+			cut.off.Store(true)
+			w.change(func() { w.gates[0].cut = true })
+			s := w.until(3*time.Minute, "it is over", func(s rollout.State) bool { return s.Current == nil })
+			if got := s.History[0]; got.Phase != rollout.RolledBack {
+				t.Errorf("cut off after %v: %+v", after, got)
+			}
+			cut.off.Store(false)
+			w.pass(idleEvery)
+			w.change(func() { w.gates[0].cut = false })
+			w.over(time.Minute, rollout.RolledBack, "")
+		})
+	}
+}
+
+// TestChaos has a store that fails, loses answers and lags, gates that die and come back, and Envoys that are restarted. When that
+// ends the rollout does too, by what its Envoys say and nothing else.
+func TestChaos(t *testing.T) {
+	t.Parallel()
+	ends := map[rollout.Phase]int{}
+	for seed := range uint64(30) {
+		inWorld(t, func(t *testing.T, w *world, docs *vaulttest.Memory) {
+			r, faults := rand.New(rand.NewPCG(seed, 3)), rand.New(rand.NewPCG(seed, 4))
+			var mu sync.Mutex
+			refuser := r.IntN(3) == 0
+			w.addEnvoys(2 + r.IntN(6))
+			if refuser {
+				w.envoys[r.IntN(len(w.envoys))].refuses = "r2"
+			}
+			w.begin(3, 0, steps(time.Duration(r.IntN(4))*time.Second, 1+r.IntN(40), 41+r.IntN(40), 100))
+			w.change(func() { w.vault = true })
+			docs.Inject(func(op, _ string) vaulttest.Fault {
+				mu.Lock()
+				defer mu.Unlock()
+				switch faults.IntN(12) {
+				case 0:
+					return vaulttest.Fault{Before: vault.ErrUnavailable}
+				case 1:
+					return vaulttest.Fault{After: vault.ErrUnavailable}
+				case 2:
+					return vaulttest.Fault{Stale: op == "get"}
+				}
+				return vaulttest.Fault{}
+			})
+			for range r.IntN(30) {
+				for range 1 + r.IntN(20) {
+					w.live()
+					<-time.After(tick)
+				}
+				switch i := r.IntN(len(w.gates)); r.IntN(4) {
+				case 0:
+					if !w.gates[i].dead {
+						w.stop(w.gates[i])
+						w.gate(w.gates[i].name, nil, time.Duration(r.IntN(600)-300)*time.Second)
+					}
+				case 1:
+					w.change(func() {
+						e := w.envoys[r.IntN(len(w.envoys))]
+						e.at, e.has, e.told, e.refused = nil, "", "", ""
+					})
+				}
+			}
+			docs.Inject(nil)
+			w.pass(idleEvery)
+			w.change(func() { w.vault = false })
+			end := w.over(5*time.Minute, "", "")
+			ends[end.Phase]++
+			if (end.Phase == rollout.Succeeded) == refuser {
+				t.Errorf("seed %d: %+v", seed, end)
+			}
+		})
+	}
+	t.Logf("it ended so: %v", ends)
 }
 
 // Gates whose clocks are ten minutes apart keep to the dwell.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,6 +41,7 @@ type gate struct {
 	end    context.CancelFunc
 	ended  chan struct{}
 	dead   bool
+	cut    bool // off from Vault
 	skew   time.Duration
 	state  rollout.State
 	cannot map[string]error
@@ -75,8 +77,8 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world, docs *vaulttest.Memory
 				return vaulttest.Fault{}
 			})
 		}
+		defer w.close()
 		f(t, w, docs)
-		w.close()
 	})
 }
 
@@ -197,7 +199,9 @@ func (w *world) live() {
 	for i, e := range w.envoys {
 		var said []string
 		for _, g := range there {
-			said = append(said, g.state.Revision(e.id))
+			if !g.cut {
+				said = append(said, g.state.Revision(e.id))
+			}
 		}
 		slices.Sort(said)
 		since, known := w.differ[e.id]
@@ -349,6 +353,26 @@ func (w *world) had() (ids []string) {
 		}
 	}
 	return ids
+}
+
+// severed is a store as a gate sees it that is cut off from it.
+type severed struct {
+	Documents
+	off atomic.Bool
+}
+
+func (s *severed) Get(ctx context.Context, path string, into any) (int, error) {
+	if s.off.Load() {
+		return 0, vault.ErrUnavailable
+	}
+	return s.Documents.Get(ctx, path, into)
+}
+
+func (s *severed) Put(ctx context.Context, path string, doc any, cas int) (int, error) {
+	if s.off.Load() {
+		return 0, vault.ErrUnavailable
+	}
+	return s.Documents.Put(ctx, path, doc, cas)
 }
 
 // mortal is a store as a gate sees it that dies at its n-th call, before it or after.

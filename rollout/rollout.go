@@ -152,7 +152,11 @@ func (s State) Revisions() []string {
 
 func (r *Rollout) step() Step { return r.Plan.Steps[r.Step] }
 
-const historyLength = 50
+// The document stays small, whatever Envoy or an operator says.
+const (
+	historyLength = 50
+	maxReason     = 1000
+)
 
 func (s State) clone() State {
 	if s.Current != nil {
@@ -168,7 +172,7 @@ func (s State) clone() State {
 func (s State) end(phase Phase, reason string, now time.Time) State {
 	s = s.clone()
 	r := *s.Current
-	r.Phase, r.Reason, r.Ended = phase, reason, now
+	r.Phase, r.Reason, r.Ended = phase, strings.ToValidUTF8(reason[:min(len(reason), maxReason)], ""), now
 	r.Chosen, r.Away = nil, nil // they may be long
 	if phase == Succeeded {
 		s.Stable = r.To

@@ -242,12 +242,13 @@ func TestComing(t *testing.T) {
 	n := 0
 	_, end := f.run(t, begin(t, plan(20, 100)), start, func(State, time.Time) {
 		n++
-		switch e := f.envoys[n/10%len(f.envoys)]; {
-		case n%10 == 0:
+		e := f.envoys[n/10%len(f.envoys)]
+		switch n % 10 {
+		case 0:
 			f.envoys = append(f.envoys, &envoy{id: fmt.Sprintf("later-%d", n)})
-		case n%10 == 3:
+		case 3:
 			e.gone, e.has = true, ""
-		case n%10 == 6:
+		case 6:
 			e.gone = false
 		}
 	})
