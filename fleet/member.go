@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -241,20 +242,11 @@ func (m *Member) look(ctx context.Context) error {
 	if len(m.unable) > 0 && now-m.tried >= retryEvery {
 		m.apply(ctx)
 	}
-	every := othersEvery
-	if m.state.Current != nil {
-		every = othersSoon
+	err = m.readOthers(ctx, now)
+	if err == nil {
+		err = m.step(ctx)
 	}
-	if now-m.othersAt >= every {
-		if err := m.readOthers(ctx); err != nil {
-			return err
-		}
-		m.othersAt = now
-	}
-	if err := m.step(ctx); err != nil {
-		return err
-	}
-	return m.report(ctx)
+	return errors.Join(err, m.report(ctx)) // others go on by what we say, when we cannot
 }
 
 // know takes over a state without doing anything about it.
@@ -314,8 +306,15 @@ func (m *Member) count() {
 	}
 }
 
-// readOthers reads what other gates report.
-func (m *Member) readOthers(ctx context.Context) error {
+// readOthers reads what other gates report, when that is due.
+func (m *Member) readOthers(ctx context.Context, now time.Duration) error {
+	every := othersEvery
+	if m.state.Current != nil {
+		every = othersSoon
+	}
+	if now-m.othersAt < every {
+		return nil
+	}
 	names, err := m.o.Docs.List(ctx, gatesDir)
 	if err != nil {
 		return fmt.Errorf("listing the gates: %w", err)
@@ -344,6 +343,7 @@ func (m *Member) readOthers(ctx context.Context) error {
 			delete(m.others, name)
 		}
 	}
+	m.othersAt = now
 	return nil
 }
 
@@ -361,7 +361,9 @@ func (m *Member) own() Report {
 	for k, c := range m.traffic {
 		r.Traffic = append(r.Traffic, Traffic{Envoy: k.envoy, Revision: k.revision, Counts: c})
 	}
-	slices.SortFunc(r.Traffic, func(a, b Traffic) int { return strings.Compare(a.Envoy+" "+a.Revision, b.Envoy+" "+b.Revision) })
+	slices.SortFunc(r.Traffic, func(a, b Traffic) int {
+		return cmp.Or(strings.Compare(a.Envoy, b.Envoy), strings.Compare(a.Revision, b.Revision))
+	})
 	for revision, err := range m.unable {
 		if errors.Is(err, vault.ErrUnavailable) { // it can when Vault is there again
 			continue

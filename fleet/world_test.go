@@ -296,7 +296,7 @@ func (w *world) over(most time.Duration, phase rollout.Phase, reason string) rol
 	w.until(most, "every Envoy has "+s.Stable, func(rollout.State) bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return !slices.ContainsFunc(w.envoys, func(e *envoy) bool { return !e.gone && (e.at == nil || e.has != s.Stable) })
+		return !slices.ContainsFunc(w.envoys, func(e *envoy) bool { return !e.gone && (e.at == nil || e.has != s.Stable && e.refuses != s.Stable) })
 	})
 	w.until(most, "each gate has told of the end", func(rollout.State) bool {
 		w.mu.Lock()
