@@ -26,6 +26,7 @@ const (
 	othersEvery = 5 * time.Second        // at the other gates' reports, when no rollout is under way
 	othersSoon  = stepEvery / 2          // and during one, however often Envoys wake us
 	wakeGap     = 100 * time.Millisecond // between two looks, whatever wakes us
+	pastEvery   = 5 * time.Minute        // what an Envoy did in so long, or twice that, is what it did before a rollout
 	retryEvery  = 5 * time.Second        // to serve what could not be served
 )
 
@@ -87,7 +88,10 @@ type Member struct {
 
 	rollout string // the last one known
 	ended   map[string]bool
-	traffic map[traffic]rollout.Counts
+	traffic map[traffic]rollout.Counts    // since the rollout began
+	recent  [2]map[traffic]rollout.Counts // of these and of the last pastEvery
+	turned  time.Duration                 // by clock, when the later of them began
+	past    []Traffic
 	envoys  []Envoy
 
 	others   map[string]*other
@@ -129,7 +133,7 @@ func Join(o Options) *Member {
 	}
 	m := &Member{
 		o: o, wake: make(chan struct{}, 1), version: -1, older: -1, reportOf: -1, last: o.Running(), othersAt: o.Running() - othersEvery,
-		ended: map[string]bool{}, traffic: map[traffic]rollout.Counts{}, others: map[string]*other{},
+		ended: map[string]bool{}, traffic: map[traffic]rollout.Counts{}, recent: [2]map[traffic]rollout.Counts{{}, {}}, others: map[string]*other{},
 	}
 	m.view.Store(&View{})
 	return m
@@ -266,8 +270,9 @@ func (m *Member) learn(ctx context.Context, s rollout.State, version int) {
 	m.apply(ctx)
 	if last := lastRollout(s); last != m.rollout {
 		m.rollout = last
-		m.o.Counted() // this far it was of before
+		m.count() // this far it was of before
 		clear(m.traffic)
+		m.past = m.before(s.Current)
 	}
 	over := false
 	for _, r := range slices.Backward(s.History) {
@@ -303,7 +308,38 @@ func (m *Member) count() {
 	for _, t := range m.o.Counted() {
 		k := traffic{t.Envoy, t.Revision}
 		m.traffic[k] = m.traffic[k].Plus(t.Counts)
+		m.recent[0][k] = m.recent[0][k].Plus(t.Counts)
 	}
+	if m.clock-m.turned >= pastEvery {
+		m.recent, m.turned = [2]map[traffic]rollout.Counts{{}, m.recent[0]}, m.clock
+	}
+}
+
+// before is the traffic that the rollout is compared with, if nothing else is there.
+func (m *Member) before(r *rollout.Rollout) (past []Traffic) {
+	if r == nil {
+		return nil
+	}
+	sum := map[traffic]rollout.Counts{}
+	for _, counts := range m.recent {
+		for k, c := range counts {
+			if k.revision == r.From {
+				sum[k] = sum[k].Plus(c)
+			}
+		}
+	}
+	return sorted(sum)
+}
+
+// sorted is the traffic, always in the same order.
+func sorted(counts map[traffic]rollout.Counts) (all []Traffic) {
+	for k, c := range counts {
+		all = append(all, Traffic{Envoy: k.envoy, Revision: k.revision, Counts: c})
+	}
+	slices.SortFunc(all, func(a, b Traffic) int {
+		return cmp.Or(strings.Compare(a.Envoy, b.Envoy), strings.Compare(a.Revision, b.Revision))
+	})
+	return all
 }
 
 // readOthers reads what other gates report, when that is due.
@@ -358,12 +394,10 @@ func (m *Member) own() Report {
 		}
 	}
 	slices.SortFunc(r.Envoys, func(a, b Envoy) int { return strings.Compare(a.ID, b.ID) })
-	for k, c := range m.traffic {
-		r.Traffic = append(r.Traffic, Traffic{Envoy: k.envoy, Revision: k.revision, Counts: c})
+	r.Traffic = sorted(m.traffic)
+	if m.state.Current != nil {
+		r.Past = m.past
 	}
-	slices.SortFunc(r.Traffic, func(a, b Traffic) int {
-		return cmp.Or(strings.Compare(a.Envoy, b.Envoy), strings.Compare(a.Revision, b.Revision))
-	})
 	for revision, err := range m.unable {
 		if errors.Is(err, vault.ErrUnavailable) { // it can when Vault is there again
 			continue

@@ -69,6 +69,24 @@ var stories = map[string]func(t *testing.T, w *world){
 		w.away(false)
 		w.over(time.Minute, rollout.Succeeded, "")
 	},
+	"more requests fail than before": func(t *testing.T, w *world) {
+		w.begin(2, 4, rollout.Plan{})
+		w.change(func() {
+			for _, e := range w.envoys {
+				e.fails["r1"], e.fails["r2"] = 2, 40
+			}
+		})
+		w.until(time.Minute, "they have had requests", func(rollout.State) bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.envoys[3].requests > 100
+		})
+		if err := w.start("1", steps(time.Minute, 100)); err != nil {
+			t.Fatal(err)
+		}
+		w.until(time.Minute, "they have had it", func(rollout.State) bool { return len(w.had()) == 4 })
+		w.over(time.Minute, rollout.RolledBack, "requests failed with it")
+	},
 	"two starts at once": func(t *testing.T, w *world) {
 		w.begin(2, 2, rollout.Plan{})
 		var wg sync.WaitGroup

@@ -54,6 +54,8 @@ type Report struct {
 	// Traffic is that of all requests that it decided about since Rollout began, or since the gate runs.
 	Traffic []Traffic `json:"traffic,omitempty"`
 	Rollout string    `json:"rollout,omitempty"` // id of the last one that it knows of
+	// Past is the traffic under the revision that it began from, in the minutes before.
+	Past []Traffic `json:"past,omitempty"`
 	// Unable are the revisions that the gate cannot serve, and why.
 	Unable map[string]string `json:"unable,omitempty"`
 	// At is when it was written, by the gate's clock. It is written again every ReportEvery, if only to say that the gate is there.
@@ -127,12 +129,21 @@ func (v View) Traffic(envoy, revision string) (sum rollout.Counts) {
 	return sum
 }
 
+// Compared is what Envoys did with the new revision of the rollout that is under way, and what that is compared with.
+func (v View) Compared() (fresh, old rollout.Counts) {
+	if v.State.Current == nil {
+		return fresh, old
+	}
+	nodes, _ := v.fleet()
+	return v.State.Current.Compared(nodes)
+}
+
 // fleet is what a rollout is judged by. What a gate said before it knew of this rollout is about the last one: it says which Envoys
 // there are, and no more.
 func (v View) fleet() (nodes []rollout.Node, unable []rollout.Unable) {
 	current := v.State.Current
 	knows := map[string]bool{}
-	counts := map[traffic]rollout.Counts{}
+	counts, past := map[traffic]rollout.Counts{}, map[string]rollout.Counts{}
 	for _, r := range v.Reports {
 		for _, revision := range slices.Sorted(maps.Keys(r.Unable)) {
 			unable = append(unable, rollout.Unable{Gate: r.Gate, Revision: revision, Why: r.Unable[revision]})
@@ -145,9 +156,12 @@ func (v View) fleet() (nodes []rollout.Node, unable []rollout.Unable) {
 			k := traffic{t.Envoy, t.Revision}
 			counts[k] = counts[k].Plus(t.Counts)
 		}
+		for _, t := range r.Past {
+			past[t.Envoy] = past[t.Envoy].Plus(t.Counts)
+		}
 	}
 	for _, e := range v.Envoys() {
-		n := rollout.Node{ID: e.ID, Group: e.Group, Has: e.Has, Revision: e.Revision, Refused: e.Refused, Counts: counts[traffic{e.ID, e.Has}]}
+		n := rollout.Node{ID: e.ID, Group: e.Group, Has: e.Has, Revision: e.Revision, Refused: e.Refused, Counts: counts[traffic{e.ID, e.Has}], Past: past[e.ID]}
 		if !knows[e.Gate] {
 			n.Refused = ""
 			if n.Has == current.To {

@@ -57,7 +57,7 @@ type Rollout struct {
 	// Settled is when all chosen ones had taken it; zero: not yet. The dwell begins then, and Envoys that come or are restarted
 	// later do not make it begin anew: a large fleet is never without some.
 	Settled time.Time `json:"settled,omitzero"`
-	// Before is what the Envoys on From did during this rollout, as long as there were any.
+	// Before is what the Envoys on From did during this rollout, when there were enough of them.
 	Before Counts `json:"before"`
 }
 
@@ -108,8 +108,8 @@ type Node struct {
 	Has string
 	// Refused is what it said when it refused a part of Revision; empty: it did not.
 	Revision, Refused string
-	// Counts are what it did under the revision it has, during this rollout.
-	Counts Counts
+	// Counts are what it did under the revision it has, during this rollout; Past what it did under From in the minutes before.
+	Counts, Past Counts
 }
 
 // Unable is a gate that cannot serve a revision, and why.
@@ -342,6 +342,22 @@ func (r *Rollout) counted(fleet []Node, fresh bool) (sum Counts) {
 	return sum
 }
 
+// Compared is what Envoys did with the new revision, and what it is compared with: what others do with the old one now; where too
+// few do, what they did in an earlier step; and where there was none, what all did in the minutes before.
+func (r *Rollout) Compared(fleet []Node) (fresh, old Counts) {
+	fresh, old = r.counted(fleet, true), r.counted(fleet, false)
+	if old.Requests < r.Plan.MinRequests {
+		old = r.Before
+	}
+	if old.Requests < r.Plan.MinRequests {
+		old = Counts{}
+		for _, n := range fleet {
+			old = old.Plus(n.Past)
+		}
+	}
+	return fresh, old
+}
+
 // choose adds those to the chosen that are to be. The first of the first step are chosen here, those of other steps as the step
 // begins; who comes after them has a time of its own to take it.
 func (r *Rollout) choose(fleet []Node, now time.Time) {
@@ -456,10 +472,7 @@ func (r *Rollout) fault(fleet []Node, now time.Time) string {
 	if r.Phase != Paused && r.missesGroup(fleet) && now.Sub(r.Since) >= r.Plan.TakeTime {
 		return fmt.Sprintf("no Envoy is of the group %s, which a step is for", r.step().Group)
 	}
-	fresh, old := r.counted(fleet, true), r.counted(fleet, false)
-	if old.Requests < r.Before.Requests {
-		old = r.Before
-	}
+	fresh, old := r.Compared(fleet)
 	if fresh.Requests < r.Plan.MinRequests || old.Requests < r.Plan.MinRequests {
 		return ""
 	}

@@ -310,6 +310,30 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
+func TestCompared(t *testing.T) {
+	node := func(id, has string, counts, past int) Node {
+		return Node{ID: id, Has: has, Counts: Counts{Requests: counts}, Past: Counts{Requests: past}}
+	}
+	r := Rollout{From: "r1", To: "r2", Plan: plan(50, 100), Chosen: []string{"a"}}
+	for name, c := range map[string]struct {
+		before, others, fresh, old int
+	}{
+		"others, now":           {60, 50, 7, 50},
+		"an earlier step":       {60, 49, 7, 60},
+		"the minutes before":    {49, 49, 7, 300},
+		"others, and no step":   {0, 80, 7, 80},
+		"nothing but the past":  {0, 0, 7, 300},
+		"one that has neither":  {0, 10, 7, 300},
+		"exactly enough of all": {50, 50, 7, 50},
+	} {
+		r.Before = Counts{Requests: c.before}
+		fresh, old := r.Compared([]Node{node("a", "r2", 7, 100), node("b", "r1", c.others, 200), node("c", "r0", 1000, 0)})
+		if fresh.Requests != c.fresh || old.Requests != c.old {
+			t.Errorf("%s: %v and %v", name, fresh, old)
+		}
+	}
+}
+
 func TestUnable(t *testing.T) {
 	f := newFleet(3, 10)
 	s := begin(t, plan(50, 100))
