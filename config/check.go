@@ -28,6 +28,7 @@ func check(c *Config, doc *document) Faults {
 	k.record()
 	k.approvals()
 	k.process()
+	k.rollout()
 	k.providers()
 	k.grants()
 	k.routes()
@@ -53,7 +54,7 @@ func (k *checker) fault(path, what, fix string) {
 
 func (k *checker) warn(path, what, fix string) {
 	at := k.doc.find(path)
-	k.warnings = append(k.warnings, Fault{File: k.doc.file, Line: at.line, Column: at.column, Key: path, What: what, Fix: fix})
+	k.warnings = append(k.warnings, Fault{File: k.doc.of(path).file, Line: at.line, Column: at.column, Key: path, What: what, Fix: fix})
 }
 
 // reference checks that a name is one of the keys declared in a section that could be read.
@@ -93,6 +94,8 @@ func (k *checker) notEmpty(path string, n int) {
 	}
 }
 
+var nodePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$`)
+
 var mountPattern = regexp.MustCompile(`^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$`)
 
 func (k *checker) vault() {
@@ -115,8 +118,14 @@ func (k *checker) vault() {
 	k.vaultAuth()
 }
 
-// process checks upstream.
+// process checks envoy and upstream.
 func (k *checker) process() {
+	if k.Envoy.Name != "" && !nodePattern.MatchString(k.Envoy.Name) {
+		k.fault("envoy.name", quote(k.Envoy.Name)+" is not a name", "use 1 to 253 of a-z A-Z 0-9 . _ - and start with a letter or digit")
+	}
+	if k.Envoy.Group != "" {
+		k.name("envoy.group", k.Envoy.Group)
+	}
 	k.unique("upstream.ca_files", k.Upstream.CAFiles)
 	for i, name := range k.Upstream.CAFiles {
 		if name == "" {

@@ -13,7 +13,7 @@ import (
 
 // Change is one difference between two configurations, as an operator would say it.
 type Change struct {
-	Of   string `json:"of"`   // host, scopes, grant, provider, route, profile, worker, issuer or setting
+	Of   string `json:"of"`   // host, scopes, grant, provider, route, profile, worker, issuer, file, setting or local setting
 	Name string `json:"name"` // of what has changed
 	What string `json:"what"` // how, in words
 	// Reconnect says that a grant may have to be connected again before all of it works.
@@ -24,7 +24,7 @@ type Change struct {
 func (c Change) String() string { return c.Of + " " + c.Name + ": " + c.What }
 
 // Compare says what is different in the second of two configurations: what a host is, what a request needs, what a grant is asked
-// for, what a worker may. Configurations with the same Hash have no changes.
+// for, what a worker may. Configurations with the same Hash differ in local settings only.
 func Compare(a, b *Config) []Change {
 	d := &comparison{a: a, b: b}
 	d.hosts()
@@ -180,7 +180,18 @@ func (d *comparison) settings() {
 	a, b := reflect.ValueOf(*d.a), reflect.ValueOf(*d.b)
 	for i := range a.NumField() {
 		if key := a.Type().Field(i).Tag.Get("yaml"); key != "" && key != "-" && !named[key] {
-			d.fields("setting", key, a.Field(i).Interface(), b.Field(i).Interface())
+			of := "setting"
+			if isLocal(key) {
+				of = "local setting" // no part of the revision
+			}
+			d.fields(of, key, a.Field(i).Interface(), b.Field(i).Interface())
+		}
+	}
+	was, _ := d.a.Files()
+	is, _ := d.b.Files()
+	for _, name := range slices.Sorted(maps.Keys(was)) {
+		if text, still := is[name]; still && !bytes.Equal(was[name], text) {
+			d.add("file", name, "has another content")
 		}
 	}
 }

@@ -49,6 +49,9 @@ type Config struct {
 	// The Envoy process that carries the traffic.
 	Envoy Envoy `yaml:"envoy"`
 
+	// How a change of the configuration reaches the Envoys.
+	Rollout Rollout `yaml:"rollout"`
+
 	// How destinations are reached.
 	Upstream Upstream `yaml:"upstream"`
 
@@ -92,7 +95,8 @@ type Config struct {
 	// Warnings are what looks unintended but works. They are looked for only when there is no fault.
 	Warnings Faults `yaml:"-"`
 
-	doc *document // where everything is
+	doc    *document    // where everything is
+	public *publicFiles // see Files
 }
 
 // Vault says where HashiCorp Vault or OpenBao is and how the gate logs in.
@@ -208,6 +212,12 @@ type Envoy struct {
 
 	// What Envoy logs. trace and debug are refused: they print requests with their real credentials.
 	LogLevel string `yaml:"log_level" jsonschema:"enum=info,enum=warning,enum=error,enum=critical,enum=off,default=warning" why:"trace and debug print requests with their real credentials"`
+
+	// Name of this machine's Envoy among those of its fleet, which no other may have. Default: the machine's host name.
+	Name string `yaml:"name" jsonschema:"pattern=^[A-Za-z0-9][A-Za-z0-9._-]{0\\,252}$"`
+
+	// Name of the group that this machine's Envoy is in, for steps of rollout. Default: none.
+	Group string `yaml:"group" jsonschema:"pattern=^[a-z0-9][a-z0-9._-]{0\\,62}$"`
 }
 
 // Upstream says how destinations are reached.
@@ -310,8 +320,14 @@ func Load(path string) (*Config, error) {
 // Parse reads a configuration from memory; name is the file name for messages and for relative file names.
 // The error is of type Faults.
 func Parse(name string, data []byte) (*Config, error) {
-	c := &Config{Dir: filepath.Dir(name)}
-	doc := read(name, data, c)
+	c := &Config{Dir: filepath.Dir(name), public: &publicFiles{}}
+	doc := newDocument(name, data)
+	doc.read(c)
+	return c.finish(doc)
+}
+
+// finish checks what was read.
+func (c *Config) finish(doc *document) (*Config, error) {
 	c.doc = doc
 	if !doc.broken[""] {
 		c.applyDefaults(doc.given)

@@ -330,6 +330,7 @@ func TestHash(t *testing.T) {
 		"comment":             "# hello\n" + valid,
 		"default written out": valid + "envoy: {log_level: warning}\nlisten: {proxy: 127.0.0.1:3128}\n",
 		"key order":           "workers:\n  laptop: {profile: default}\n  ci: {token_file: ci.token, profile: default}\n" + valid[:strings.Index(valid, "workers:")],
+		"what is local":       valid + "vault: {mount: other}\nlisten: {proxy: 127.0.0.1:9}\nenvoy: {group: canary}\nrollout: {automatic: false}\n",
 		"quotes":              strings.ReplaceAll(valid, "client_id: wayleave", `client_id: "wayleave"`),
 		"default port":        strings.ReplaceAll(valid, "hosts: [api.acme.example]", "hosts: [api.acme.example:443]"),
 	} {

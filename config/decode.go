@@ -30,16 +30,16 @@ type seeder interface {
 	seed(name string, get func(key string) string)
 }
 
-// read decodes the only document of data into the struct out points to.
-func read(file string, data []byte, out any) *document {
-	d := &document{file: file, lines: strings.Split(string(data), "\n"), at: map[string]place{"": {1, 1}}, broken: map[string]bool{}}
+// read decodes the only document of the file into the struct out points to.
+func (d *document) read(out any) {
+	data := d.data
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var root, second yaml.Node
 	if err := dec.Decode(&root); errors.Is(err, io.EOF) {
-		return d // an empty file is an empty configuration
+		return // an empty file is an empty configuration
 	} else if err != nil {
 		d.syntaxFault(err, data)
-		return d
+		return
 	}
 	d.value(root.Content[0], reflect.ValueOf(out).Elem(), "", "")
 	if err := dec.Decode(&second); err == nil {
@@ -47,7 +47,6 @@ func read(file string, data []byte, out any) *document {
 	} else if !errors.Is(err, io.EOF) {
 		d.syntaxFault(err, data)
 	}
-	return d
 }
 
 var (
@@ -275,6 +274,9 @@ func (d *document) mark(path string, key, value *yaml.Node) {
 func (d *document) section(n *yaml.Node, v reflect.Value, path string) {
 	known := fields(v.Type())
 	d.pairs(n, path, func(key, value *yaml.Node) {
+		if path == "" && d.skip != nil && d.skip(key.Value) {
+			return
+		}
 		i := slices.IndexFunc(known, func(f field) bool { return f.key == key.Value })
 		if i < 0 {
 			d.unknownKey(key, known, path)

@@ -41,6 +41,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 	fill(&c.Envoy.LogLevel, "warning")
 	c.Console.applyDefaults(given)
 	c.Notify.applyDefaults(given)
+	c.Rollout.applyDefaults(given)
 	if c.Audit.MaxMB == 0 && !given("audit.max_mb") {
 		c.Audit.MaxMB = 500
 	}

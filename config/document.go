@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,14 +17,37 @@ type place struct{ line, column int }
 // document is one file being read: where each key is, and what is wrong so far.
 type document struct {
 	file   string
-	lines  []string         // of the file
-	at     map[string]place // by key path
-	broken map[string]bool  // key paths whose value could not be read
+	data   []byte
+	skip   func(key string) bool // nil, or which top-level keys are as if they were not there
+	local  *document             // nil, or the file that the local part comes from
+	at     map[string]place      // by key path
+	broken map[string]bool       // key paths whose value could not be read
 	faults Faults
 }
 
+func newDocument(file string, data []byte) *document {
+	return &document{file: file, data: data, at: map[string]place{"": {1, 1}}, broken: map[string]bool{}}
+}
+
+// merge makes the local part of another file part of d.
+func (d *document) merge(local *document) {
+	delete(local.at, "")
+	maps.Copy(d.at, local.at)
+	maps.Copy(d.broken, local.broken)
+	d.faults = append(d.faults, local.faults...)
+	d.local = local
+}
+
+// of is the file that path is in.
+func (d *document) of(path string) *document {
+	if d.local != nil && isLocal(path) {
+		return d.local
+	}
+	return d
+}
+
 func (d *document) fault(path string, at place, what, fix string) {
-	d.faults = append(d.faults, Fault{File: d.file, Line: max(at.line, 1), Column: max(at.column, 1), Key: path, What: what, Fix: fix})
+	d.faults = append(d.faults, Fault{File: d.of(path).file, Line: max(at.line, 1), Column: max(at.column, 1), Key: path, What: what, Fix: fix})
 }
 
 // badValue reports a value that cannot be used, and remembers that later checks need not look at it.
@@ -52,14 +76,15 @@ func (d *document) find(path string) place {
 // changed it too much to say.
 func (d *document) inside(path, text string, line, column int) place {
 	start := d.find(path)
+	lines := strings.Split(string(d.of(path).data), "\n")
 	var wanted string
-	if lines := strings.Split(text, "\n"); line <= len(lines) {
-		wanted = lines[line-1]
+	if all := strings.Split(text, "\n"); line <= len(all) {
+		wanted = all[line-1]
 	}
 	// A text begins where its key has it, or on the next line when it is a block.
-	for n := start.line + line - 1; wanted != "" && n <= min(start.line+line, len(d.lines)); n++ {
-		if at := strings.Index(d.lines[n-1], wanted); at >= 0 {
-			return place{n, utf8.RuneCountInString(d.lines[n-1][:at]) + column}
+	for n := start.line + line - 1; wanted != "" && n <= min(start.line+line, len(lines)); n++ {
+		if at := strings.Index(lines[n-1], wanted); at >= 0 {
+			return place{n, utf8.RuneCountInString(lines[n-1][:at]) + column}
 		}
 	}
 	return start

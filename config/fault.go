@@ -32,7 +32,7 @@ func (f Fault) Error() string {
 	return b.String()
 }
 
-// Faults is everything wrong with one file, in the order of its lines.
+// Faults is everything wrong with one file, in the order of its lines; or with two files, of its local part and of its shared one.
 type Faults []Fault
 
 // Error implements error: one fault a line.
@@ -55,6 +55,6 @@ func (fs Faults) Unwrap() []error {
 
 func (fs Faults) sort() {
 	slices.SortStableFunc(fs, func(a, b Fault) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Key, b.Key), cmp.Compare(a.What, b.What))
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Key, b.Key), cmp.Compare(a.What, b.What))
 	})
 }

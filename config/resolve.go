@@ -180,9 +180,13 @@ func (c *Config) EnvMode(profile, grant string) string {
 
 // HostFault is what others find wrong with a host of the configuration, as a fault of the file.
 func (c *Config) HostFault(host, what, fix string) Fault {
-	path := c.pathOf(host)
+	return c.faultAt(c.pathOf(host), what, fix)
+}
+
+// faultAt is a fault of what the file has at path.
+func (c *Config) faultAt(path, what, fix string) Fault {
 	at := c.doc.find(path)
-	return Fault{File: c.doc.file, Line: at.line, Column: at.column, Key: path, What: what, Fix: fix}
+	return Fault{File: c.doc.of(path).file, Line: at.line, Column: at.column, Key: path, What: what, Fix: fix}
 }
 
 // pathOf is the key path of a host; "" when the file does not name it.

@@ -32,6 +32,7 @@ import (
 type Bootstrap struct {
 	NodeID  string // names this Envoy among its fleet
 	Cluster string // names the fleet; empty: "wayleave"
+	Group   string // the part of the fleet that it is in, which it tells the gate as metadata; empty: none
 	// GateSockets are the unix sockets of the gates' gRPC services. Envoy asks any of several, and sees which are well.
 	GateSockets []string
 	// AdminSocket is the unix socket Envoy's admin interface is to listen on.
@@ -141,8 +142,12 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
+	node := &corev3.Node{Id: b.NodeID, Cluster: cluster}
+	if b.Group != "" {
+		node.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{"group": structpb.NewStringValue(b.Group)}}
+	}
 	return &bootstrapv3.Bootstrap{
-		Node:  &corev3.Node{Id: b.NodeID, Cluster: cluster},
+		Node:  node,
 		Admin: &bootstrapv3.Admin{Address: pipe(b.AdminSocket), IgnoreGlobalConnLimit: true},
 		BootstrapExtensions: []*corev3.TypedExtensionConfig{{
 			Name:        "envoy.bootstrap.internal_listener",

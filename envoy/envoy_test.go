@@ -35,7 +35,9 @@ func sound() envoy.Bootstrap {
 func TestBootstrapIsValid(t *testing.T) {
 	several := sound()
 	several.GateSockets = []string{"/run/wayleave/gate.a.sock", "/run/wayleave/gate.b.sock"}
-	for _, b := range []envoy.Bootstrap{sound(), several} {
+	grouped := sound()
+	grouped.Group = "canary"
+	for _, b := range []envoy.Bootstrap{sound(), several, grouped} {
 		y, err := b.YAML()
 		if err != nil {
 			t.Fatal(err)

@@ -97,6 +97,9 @@ func newConfigCheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if _, err := cfg.Files(); err != nil {
+				return counted(err)
+			}
 			if err := latentFaults(cfg); err != nil {
 				return counted(err)
 			}

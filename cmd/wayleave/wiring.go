@@ -63,7 +63,7 @@ func issuers(cfg *config.Config, log *slog.Logger) (*identity.Verifier, error) {
 		i := cfg.Issuers[name]
 		var roots *x509.CertPool // the system's
 		if i.CAFile != "" {
-			text, err := os.ReadFile(cfg.Path(i.CAFile))
+			text, err := cfg.ReadFile(i.CAFile)
 			if err != nil {
 				return nil, fmt.Errorf("issuers.%s.ca_file: %w", name, err)
 			}
@@ -353,12 +353,15 @@ func checkReplica(cfg *config.Config, replica string) error {
 
 // bootstrap is what Envoy starts with: where the gate is, and nothing else.
 func bootstrap(cfg *config.Config, sockets string) envoy.Bootstrap {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "wayleave"
+	name := cfg.Envoy.Name
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			name = "wayleave"
+		}
 	}
 	return envoy.Bootstrap{
-		NodeID: host, GateSockets: socketPaths(cfg, sockets, gateSocket), AdminSocket: filepath.Join(sockets, adminSocket),
+		NodeID: name, Group: cfg.Envoy.Group, GateSockets: socketPaths(cfg, sockets, gateSocket), AdminSocket: filepath.Join(sockets, adminSocket),
 		LogLevel: cfg.Envoy.LogLevel,
 	}
 }
@@ -370,7 +373,7 @@ func upstreamRoots(cfg *config.Config) ([]byte, error) {
 		return nil, fmt.Errorf("reading the system's root certificates: %w", err)
 	}
 	for _, name := range cfg.Upstream.CAFiles {
-		more, err := os.ReadFile(cfg.Path(name))
+		more, err := cfg.ReadFile(name)
 		if err != nil {
 			return nil, fmt.Errorf("upstream.ca_files: %w", err)
 		}
