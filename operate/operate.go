@@ -1,6 +1,6 @@
-// Package operate owns what operators do with grants, whoever asks for it: the command line or the console. It says what may be
-// done, does it, and says what came of it. How that is shown, and who may ask, is left to them; how a grant is kept, to package
-// grant; the protocol, to package oauth.
+// Package operate owns what operators do with grants, sessions and rollouts, whoever asks for it: the command line or the console. It
+// says what may be done, does it, and says what came of it. How that is shown, and who may ask, is left to them; how a grant is kept, to
+// package grant; how a fleet is led, to packages fleet and rollout; the protocol, to package oauth.
 //
 //	wayleave grant … ──┐                 ┌─▶ grant: Connect, Ask, Disconnect, List
 //	                   ├─▶ operate.Desk ─┤
@@ -31,6 +31,8 @@ type Desk struct {
 	Docs   grant.Documents
 	Now    func() time.Time
 	Every  time.Duration // between two looks at what gates wrote
+	// Validate is what speaks against what Envoy would be told by a configuration, as *Objections. Nil: nobody is asked.
+	Validate func(context.Context, *config.Config) error
 }
 
 // Refusal is why something was not begun.
