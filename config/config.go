@@ -7,6 +7,7 @@
 package config
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -338,6 +339,14 @@ func (c *Config) finish(doc *document) (*Config, error) {
 		return nil, doc.faults
 	}
 	return c, nil
+}
+
+// Text is the file as it was read. A configuration made by With has that of its shared part.
+func (c *Config) Text() []byte {
+	if c.doc == nil {
+		return nil
+	}
+	return bytes.Clone(c.doc.data)
 }
 
 // Path resolves a file name written in the configuration: a relative one is relative to the directory of the file.

@@ -164,6 +164,15 @@ func (c *Config) ReadFile(name string) ([]byte, error) {
 	return os.ReadFile(c.Path(name))
 }
 
+// FileNames are the names of Files, each once.
+func (c *Config) FileNames() (names []string) {
+	for _, at := range c.publicNames() {
+		names = append(names, at.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 type namedFile struct{ path, name string }
 
 // publicNames are the files that are part of what the configuration means. That of a pod's own authority is the machine's.

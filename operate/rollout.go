@@ -69,7 +69,7 @@ func (d Desk) StartRollout(ctx context.Context, q RolloutRequest) (Started, erro
 		return Started{}, err
 	}
 	if h := state.History; q.Automatic && len(h) > 0 && h[0].To == begin.To && h[0].Phase != rollout.Succeeded {
-		all = append(all, Objection{RolledBack, "the last rollout of it was " + ended(h[0])})
+		all = append(all, Objection{RolledBack, "the last rollout of it was " + h[0].Outcome()})
 	}
 	var open, forced []Objection
 	for _, o := range all {
@@ -146,15 +146,6 @@ func (d Desk) revision(ctx context.Context, id string) (*config.Config, error) {
 func isFaults(err error) bool {
 	_, are := errors.AsType[config.Faults](err)
 	return are
-}
-
-// ended is how a rollout has ended, in words.
-func ended(r rollout.Rollout) string {
-	words := map[rollout.Phase]string{rollout.RolledBack: "rolled back", rollout.Aborted: "aborted", rollout.Succeeded: "good"}[r.Phase]
-	if r.Reason != "" {
-		words += ": " + r.Reason
-	}
-	return words
 }
 
 // rolloutID is a name that sorts by time.

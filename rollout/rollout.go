@@ -150,7 +150,19 @@ func (s State) Revisions() []string {
 	return []string{s.Stable, s.Current.To}
 }
 
-func (r *Rollout) step() Step { return r.Plan.Steps[r.Step] }
+// Outcome is how it has ended and why, in words that follow "was"; before that, its phase.
+func (r Rollout) Outcome() string {
+	words := map[Phase]string{Succeeded: "completed", RolledBack: "rolled back", Aborted: "aborted"}[r.Phase]
+	if words == "" {
+		return string(r.Phase)
+	}
+	if r.Reason != "" {
+		words += ": " + r.Reason
+	}
+	return words
+}
+
+func (r Rollout) step() Step { return r.Plan.Steps[r.Step] }
 
 // The document stays small, whatever Envoy or an operator says.
 const (

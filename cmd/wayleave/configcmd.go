@@ -14,7 +14,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"wayleave/config"
-	"wayleave/envoy"
 	"wayleave/xds"
 )
 
@@ -165,13 +164,7 @@ func newConfigRender() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			static, err := envoy.Static(boot, resources.All())
-			if err != nil {
-				return err
-			}
-			if err := envoy.Validate(c.Context(), binary.Path, static); errors.Is(err, envoy.ErrInvalid) {
-				return fmt.Errorf("Envoy %s: %w; what it was sent is what 'wayleave config render' prints", binary.Version, err) //nolint:staticcheck,revive // a name
-			} else if err != nil {
+			if err := askEnvoy(c.Context(), binary, boot, resources); err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "Envoy %s accepts the configuration (revision %.12s)\n", binary.Version, cfg.Hash())
