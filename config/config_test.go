@@ -352,7 +352,7 @@ func TestHash(t *testing.T) {
 	}
 }
 
-// Whatever the bytes, Parse returns a configuration or faults that each have a place, and what it accepts it accepts again.
+// Whatever the bytes, Parse returns a configuration or faults that each have a place, and what is kept of what it accepts means the same.
 func FuzzParse(f *testing.F) {
 	files, _ := filepath.Glob("testdata/*.yaml")
 	for _, file := range files {
@@ -370,6 +370,17 @@ func FuzzParse(f *testing.F) {
 		if err == nil {
 			if c.Hash() == "" {
 				t.Error("no hash")
+			}
+			shared, err := config.Shared("f.yaml", data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			joined, err := config.Join("f.yaml", shared, data)
+			if err != nil {
+				t.Fatalf("what is kept of it is refused: %v\n%s", err, shared)
+			}
+			if joined.Hash() != c.Hash() {
+				t.Errorf("what is kept of it means something else:\n%s", shared)
 			}
 			return
 		}

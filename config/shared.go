@@ -35,7 +35,7 @@ func Shared(name string, text []byte) ([]byte, error) {
 		d.syntaxFault(err, text)
 		return nil, d.faults
 	}
-	if root.Kind == 0 {
+	if root.Kind == 0 || isNull(root.Content[0]) {
 		return nil, nil
 	}
 	top := root.Content[0]
@@ -44,12 +44,17 @@ func Shared(name string, text []byte) ([]byte, error) {
 	}
 	var kept []*yaml.Node
 	for i := 0; i+1 < len(top.Content); i += 2 {
-		if !isLocal(top.Content[i].Value) {
+		key := top.Content[i]
+		if key.Kind == yaml.AliasNode {
+			key = key.Alias
+		}
+		if !isLocal(key.Value) {
 			kept = append(kept, top.Content[i], top.Content[i+1])
 		}
 	}
 	top.Content = kept
 	bringAnchors(top)
+	writeNulls(top)
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
@@ -57,6 +62,16 @@ func Shared(name string, text []byte) ([]byte, error) {
 		return nil, fmt.Errorf("writing the shared part of %s: %w", name, err)
 	}
 	return out.Bytes(), nil
+}
+
+// writeNulls writes out what is empty in a {map} or [list], where the library would make it a string.
+func writeNulls(n *yaml.Node) {
+	for _, c := range n.Content {
+		if n.Style&yaml.FlowStyle != 0 && isNull(c) {
+			c.Value = "null"
+		}
+		writeNulls(c)
+	}
 }
 
 // bringAnchors writes out what aliases in the tree mean whose anchor is not in it.

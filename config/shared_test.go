@@ -14,10 +14,11 @@ import (
 
 func TestShared(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"nothing":       {"", ""},
-		"only local":    {"vault: {mount: m}\nlisten:\n  proxy: 127.0.0.1:1\n", "{}\n"},
-		"comments stay": {"listen: {proxy: '127.0.0.1:1'} # mine\n# for everybody\ntunnel:\n  - a.example # one\nconsole: {}\n", "# for everybody\ntunnel:\n  - a.example # one\n"},
-		"in one line":   {"{listen: {proxy: '127.0.0.1:1'}, tunnel: [a.example]}\n", "{tunnel: [a.example]}\n"},
+		"nothing":        {"", ""},
+		"only local":     {"vault: {mount: m}\nlisten:\n  proxy: 127.0.0.1:1\n", "{}\n"},
+		"comments stay":  {"listen: {proxy: '127.0.0.1:1'} # mine\n# for everybody\ntunnel:\n  - a.example # one\nconsole: {}\n", "# for everybody\ntunnel:\n  - a.example # one\n"},
+		"in one line":    {"{listen: {proxy: '127.0.0.1:1'}, tunnel: [a.example]}\n", "{tunnel: [a.example]}\n"},
+		"without values": {"grants: {a: , b: {c: }}\ntunnel:\n", "grants: {a: null, b: {c: null}}\ntunnel:\n"},
 		"an anchor of the local part": {
 			"listen: {proxy: '127.0.0.1:1', proxy_tls: '127.0.0.1:2', tls_names: &names [a.example]}\ntunnel: *names\ndeny: *names\n",
 			"tunnel: &names [a.example]\ndeny: *names\n",
