@@ -30,6 +30,7 @@ type fleet struct {
 type replica struct {
 	*gate
 	envoy *gate
+	dir   string // its run directory
 }
 
 const fleetConfig = `
@@ -131,20 +132,20 @@ func (f *fleet) must(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// replica starts another one.
-func (f *fleet) replica(t *testing.T) *replica {
+// replica starts another one, with some variables set for its configuration.
+func (f *fleet) replica(t *testing.T, set ...string) *replica {
 	t.Helper()
 	name := fmt.Sprint("replica", len(f.replicas))
 	proxy, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := f.with("PROXY="+proxy, "WAYLEAVE_GATE=http://"+proxy, "WAYLEAVE_CONFIG="+f.saved(name+".yaml"), "VAULT_TOKEN=")
+	w := f.with(append(set, "PROXY="+proxy, "WAYLEAVE_GATE=http://"+proxy, "WAYLEAVE_CONFIG="+f.saved(name+".yaml"), "VAULT_TOKEN=")...)
 	if err := w.configure(f.config); err != nil {
 		t.Fatal(err)
 	}
 	dir := f.saved(name)
-	r := &replica{gate: f.start(t, w, name+".log", "wayleave", "serve", "--run-dir", dir)}
+	r := &replica{dir: dir, gate: f.start(t, w, name+".log", "wayleave", "serve", "--run-dir", dir)}
 	if err := r.waitOutput("msg=serving"); err != nil {
 		t.Fatal(err)
 	}

@@ -194,8 +194,14 @@ func (s *steady) stop() {
 // admin asks Envoy.
 func (s *house) admin(t *testing.T, path string) string {
 	t.Helper()
+	return askAdmin(t, s.runDir(), path)
+}
+
+// askAdmin asks the Envoy of a run directory.
+func askAdmin(t *testing.T, dir, path string) string {
+	t.Helper()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(s.runDir(), "admin.sock"))
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, "admin.sock"))
 	}}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://envoy"+path, nil)
 	if err != nil {
