@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -42,6 +43,7 @@ func (d Desk) StartRollout(ctx context.Context, q RolloutRequest) (Started, erro
 			return Started{}, refuse(Misused, "%q is no objection; those that can be overruled are: %s", name, strings.Join(objectionNames, ", "))
 		}
 	}
+	q.File = cmp.Or(q.File, "the configuration")
 	after, err := d.Config.With(q.File, q.Text, nil)
 	if err != nil {
 		return Started{}, err
