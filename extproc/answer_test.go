@@ -30,7 +30,7 @@ func standInConfig() Config {
 // A client's own refresh gets the placeholder it has, where its profile says so, and nothing else at that host does.
 func TestStandIn(t *testing.T) {
 	f := newServer(t)
-	f.server.Update(standInConfig())
+	f.server.only(standInConfig())
 	f.vault.scopes = []string{"user:inference", "user:profile"}
 	client, checks := f.serve(t)
 
@@ -83,7 +83,7 @@ func TestStandIn(t *testing.T) {
 		}
 	}
 	check(true, "a profile that wants answers")
-	f.server.Update(testConfig)
+	f.server.only(testConfig)
 	check(false, "a profile that does not")
 	if strings.Contains(f.log.String(), "REAL-") {
 		t.Error("a token was logged")
@@ -114,7 +114,7 @@ func TestAnswers(t *testing.T) {
 		{Host: "id.example.com", Path: "/hello", Method: "GET", Credential: "claude", JSON: `{}`},
 		{Host: "api.anthropic.com", Path: "/api/hello", Method: "GET", Credential: "claude"},
 	}}}
-	f.server.Update(cfg)
+	f.server.only(cfg)
 	f.vault.scopes, f.vault.facts = []string{"a", "b"}, map[string]string{"account": `x"y\`}
 	client, checks := f.serve(t)
 	ask := func(r request) (int, string, string) {
@@ -165,7 +165,7 @@ func TestRewrittenHeaders(t *testing.T) {
 	for i := range cfg.Routes {
 		cfg.Routes[i].RewriteHeaders = map[string]string{"x-account": "account"}
 	}
-	f.server.Update(cfg)
+	f.server.only(cfg)
 	client, _ := f.serve(t)
 	ask := func(headers ...string) (set map[string]string, removed []string) {
 		t.Helper()

@@ -33,13 +33,14 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 		return s.checkRedirected(ctx, in.GetAttributes()), nil
 	}
 	r := newProxyRequest(asked)
+	r.asked(ctx, in.GetAttributes().GetContextExtensions())
 	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
-	policy := s.policy.Load()
+	policy := s.live.Load().by(r.revision)
 	d := arrive(policy, s.sessions, &r, s.now())
 	s.record(&d, &r)
 	whole := r.method != http.MethodConnect || policy.find(d.to).tunnel // of other hosts each request is counted and told of
 	if whole {
-		s.count(ctx, policy, &d, false)
+		s.count(ctx, &d, false)
 	}
 	id := requestID(nil)
 	if d.wouldRefuse != nil {
@@ -80,7 +81,7 @@ func newProxyRequest(h *authv3.AttributeContext_HttpRequest) request {
 
 // arrive decides about a request to the proxy itself.
 func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
-	d := decision{host: shown(r.authority)}
+	d := decision{by: p, host: shown(r.authority)}
 	session, err := authenticate(sessions, strings.Join(r.values("proxy-authorization"), ","))
 	if err != nil {
 		d.refusal = &refusal{reason: proxyAuthRequired}

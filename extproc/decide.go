@@ -26,6 +26,7 @@ type decision struct {
 	replayable   bool     // Envoy can keep all of it, to send it again
 
 	// What is known of the request, for the answer and the log.
+	by      *policy        // that decided
 	route   *Route         // nil: none found
 	session worker.Session // zero: none known
 	host    string
@@ -61,7 +62,7 @@ func decide(p *policy, sessions Sessions, r *request, now time.Time) decision {
 
 // assess is all of decide but the rules.
 func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
-	d := decision{host: shown(r.authority)}
+	d := decision{by: p, host: shown(r.authority)}
 	refuse := func(f refusal) decision {
 		d.refusal, d.swap = &f, nil
 		return d

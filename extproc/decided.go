@@ -25,16 +25,18 @@ type Decided struct {
 	Grant     string
 	Token     string // version of the token that was sent; it tells it from others and is no secret
 	RequestID string
+	Revision  string // of the configuration that decided, as it is shown
 }
 
-// tell tells who watches of a decision.
+// tell counts a decision, and tells who watches.
 func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
+	s.counts.decided(&d, r)
 	if s.decided == nil {
 		return
 	}
 	x := Decided{
 		At: s.now(), Worker: d.session.Worker, Session: d.session.ID, Source: r.source, Host: d.host, Method: shown(r.method), Path: pathShown(r),
-		RequestID: id,
+		RequestID: id, Revision: shortRevision(d.by.revision),
 	}
 	if d.route != nil {
 		x.Route, x.Grant = d.route.Name, d.route.Credential

@@ -13,7 +13,7 @@ import (
 // Whoever watches is told of each request once, with nothing of what it carried.
 func TestDecided(t *testing.T) {
 	f := newServer(t)
-	f.server.Update(standInConfig())
+	f.server.only(standInConfig())
 	var told []Decided
 	f.server.decided = func(d Decided) { told = append(told, d) }
 	ask := func(host, method, path string, fields ...string) {

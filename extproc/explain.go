@@ -84,7 +84,7 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 	if cleartext {
 		atProxy = request{method: f.Method, authority: to.String(), scheme: "http", path: f.Path}
 	}
-	d := decision{host: to.String(), session: session}
+	d := decision{by: p, host: to.String(), session: session}
 	p.admit(&d, &atProxy)
 	switch {
 	case d.refusal != nil:

@@ -208,7 +208,7 @@ type Server struct {
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 
-	policy    atomic.Pointer[policy]
+	live      atomic.Pointer[policies]
 	sessions  Sessions
 	tokens    Tokens
 	deadline  time.Duration
@@ -217,13 +217,14 @@ type Server struct {
 	decided   func(Decided)
 	records   Recording
 	log       *slog.Logger
-	bodies    sync.Once // warns of them
-	meters    limit.Meters
+	bodies    sync.Once    // warns of them
+	meters    limit.Meters // of all revisions: no worker is allowed more by asking two
+	counts    counts
 	leaving   chan struct{} // closed by leave
 	leave     func()
 }
 
-// New returns a Server that decides by cfg.
+// New returns a Server that decides by cfg, whatever revision an Envoy says.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
 	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, records: o.Recording, log: o.Log, leaving: make(chan struct{})}
 	s.leave = sync.OnceFunc(func() { close(s.leaving) })
@@ -236,13 +237,9 @@ func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.Update(cfg)
+	s.Update("", map[string]Config{"": cfg})
 	return s
 }
-
-// Update replaces the configuration at once: each request is decided by the old or by the new one. The server keeps
-// references into cfg, which must not be changed any more.
-func (s *Server) Update(cfg Config) { s.policy.Store(newPolicy(cfg)) }
 
 // Register registers the services.
 func (s *Server) Register(r grpc.ServiceRegistrar) {

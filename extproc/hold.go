@@ -35,7 +35,7 @@ func (s *Server) awaitOperator(ctx context.Context, send func(*extprocv3.Process
 	switch got.State {
 	case approval.Allowed:
 		r.approved = d.rule
-		again := decide(s.policy.Load(), s.sessions, r, s.now())
+		again := decide(s.live.Load().by(r.revision), s.sessions, r, s.now())
 		if again.held == nil {
 			return again, nil
 		}

@@ -56,10 +56,10 @@ func TestHeldRequest(t *testing.T) {
 			s.sessions = over{s.sessions}
 		}, 403, sessionRevoked, "ended the session"},
 		"the rules change meanwhile": {allowed, func(s *Server) {
-			s.Update(ruled(false, rules.Deny))
+			s.only(ruled(false, rules.Deny))
 		}, 400, policyDenied, "no rule of profile"},
 		"another rule holds it then": {allowed, func(s *Server) {
-			s.Update(ruled(false, rules.Allow, holding("other", "")))
+			s.only(ruled(false, rules.Allow, holding("other", "")))
 		}, 503, approvalUnavailable, "rule other holds it now"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,11 +18,11 @@ import (
 
 // count counts a request that everything else lets out, and refuses it when that is one too many. The request is under way
 // until release is called, which is nil when nothing limits how many are; ends says whether we shall know.
-func (s *Server) count(ctx context.Context, p *policy, d *decision, ends bool) (release func()) {
+func (s *Server) count(ctx context.Context, d *decision, ends bool) (release func()) {
 	if d.refusal != nil || d.answer != nil {
 		return nil
 	}
-	claims := p.claims(d, ends)
+	claims := d.by.claims(d, ends)
 	if len(claims) == 0 {
 		return nil
 	}

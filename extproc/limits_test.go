@@ -26,7 +26,7 @@ func limited(t *testing.T, each, claude limit.Limit, more ...func(*Config)) *ser
 	for _, m := range more {
 		m(&cfg)
 	}
-	f.server.Update(cfg)
+	f.server.only(cfg)
 	return f
 }
 
@@ -244,7 +244,7 @@ func TestHeldRequestTakesNoPlace(t *testing.T) {
 	p := cfg.Profiles["default"]
 	p.Limit = limit.Limit{Concurrent: 1}
 	cfg.Profiles["default"] = p
-	f.server.Update(cfg)
+	f.server.only(cfg)
 	deleting := f.anthropic("DELETE", "/v1/files/1", "authorization", "Bearer "+f.claude())
 	other := new(phases)
 	b := &board{result: approval.Result{ID: "abc", State: approval.Allowed}}
@@ -275,7 +275,7 @@ func TestHeldRequestTakesNoPlace(t *testing.T) {
 	held.release()
 
 	// The operator of the gate may take the limit away while one waits.
-	b.before = func() { f.server.Update(ruled(false, rules.Allow, holding("eyes", `method == "DELETE"`))) }
+	b.before = func() { f.server.only(ruled(false, rules.Allow, holding("eyes", `method == "DELETE"`))) }
 	if out := ask(deleting, held); verdictOf(out) != verdictSwap || held.release != nil {
 		t.Errorf("without a limit any more: %v", out)
 	}

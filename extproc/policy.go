@@ -17,6 +17,8 @@ import (
 
 // policy is a Config made ready for look-ups. It is never changed.
 type policy struct {
+	revision string // whose it is
+
 	exact    map[endpoint]target
 	wildcard map[endpoint]target // host is the suffix, with its leading dot
 	routes   map[string]*Route   // by name

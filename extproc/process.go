@@ -80,7 +80,8 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 		return s.again(ctx, in, was)
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
-	d := decide(s.policy.Load(), s.sessions, &r, s.now())
+	r.asked(ctx, nil)
+	d := decide(s.live.Load().by(r.revision), s.sessions, &r, s.now())
 	s.record(&d, &r)
 	id := requestID(r.values("x-request-id"))
 	if d.held != nil && s.approvals != nil {
@@ -89,7 +90,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 			return nil, err
 		}
 	}
-	p.release = s.count(ctx, s.policy.Load(), &d, true) // after all that may refuse it or take long by itself
+	p.release = s.count(ctx, &d, true) // after all that may refuse it or take long by itself
 	var token grant.Token
 	if d.swap != nil {
 		var refused *refusal
@@ -179,6 +180,9 @@ func (d *decision) attributes(f *refusal, requestID string) []slog.Attr {
 		slog.String("host", d.host),
 		slog.String("request_id", requestID),
 	}
+	if d.by.revision != "" {
+		attrs = append(attrs, slog.String("revision", shortRevision(d.by.revision)))
+	}
 	if d.rule != "" {
 		attrs = append(attrs, slog.String("rule", d.rule))
 	}
@@ -222,6 +226,7 @@ func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
 const (
 	metadataNamespace = "wayleave"
 	metadataVerdict   = "verdict"
+	fieldRevision     = "revision" // of the configuration that decided, as it is shown
 	verdictSwap       = "swap"
 	verdictPass       = "pass"
 )
@@ -230,7 +235,7 @@ const (
 func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
 	var set [][2]string
 	remove := d.remove
-	fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdictPass)}
+	fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdictPass), fieldRevision: structpb.NewStringValue(shortRevision(d.by.revision))}
 	if d.swap != nil {
 		fields = sentBy(d, token).metadata()
 		set = append(set, [2]string{d.swap.out.header, d.swap.out.value(token.Access.Reveal())})

@@ -35,7 +35,7 @@ func (s *Server) record(d *decision, r *request) {
 	if s.records.To == nil || d.answer != nil || d.to == (endpoint{}) || len(r.method) > maxMethod || d.refusal != nil && d.verdict == "" && !slices.Contains(configured, d.refusal.reason) {
 		return
 	}
-	j := rules.Judged{Time: s.now().UTC(), Verdict: d.verdict, Rule: d.rule, DryRun: d.wouldRefuse != nil}
+	j := rules.Judged{Time: s.now().UTC(), Revision: shortRevision(d.by.revision), Verdict: d.verdict, Rule: d.rule, DryRun: d.wouldRefuse != nil}
 	atProxy := r.connectAuthority == ""
 	if j.Verdict == rules.Hold && atProxy { // what cannot wait is refused
 		j.Verdict = rules.Deny
@@ -52,7 +52,7 @@ func (s *Server) record(d *decision, r *request) {
 	case j.Verdict == "":
 		j.Verdict = rules.Allow
 	}
-	p := s.policy.Load()
+	p := d.by
 	switch {
 	case atProxy && r.method != http.MethodConnect && r.scheme != "http": // which nothing allows
 		return

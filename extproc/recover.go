@@ -31,6 +31,7 @@ const (
 
 // sent is a swap that was made: what Envoy keeps of it as dynamic metadata. Nothing in it is secret.
 type sent struct {
+	revision             string // of the configuration that decided, as it is shown
 	route, worker, grant string
 	scopes               []string
 	version              string // of the token
@@ -42,7 +43,8 @@ type sent struct {
 func sentBy(d decision, t grant.Token) sent {
 	out := d.swap.out
 	return sent{
-		route: d.route.Name, worker: d.session.Worker, grant: d.swap.grant, scopes: d.swap.scopes, version: t.Version,
+		revision: shortRevision(d.by.revision),
+		route:    d.route.Name, worker: d.session.Worker, grant: d.swap.grant, scopes: d.swap.scopes, version: t.Version,
 		header: out.header, user: out.basic && out.tokenIsUser, password: out.basic && out.tokenIsPassword,
 		unsearched: d.upgrade && d.route.MaskBody,
 	}
@@ -52,6 +54,7 @@ func sentBy(d decision, t grant.Token) sent {
 func (s sent) metadata() map[string]*structpb.Value {
 	return map[string]*structpb.Value{
 		metadataVerdict: structpb.NewStringValue(verdictSwap),
+		fieldRevision:   structpb.NewStringValue(s.revision),
 		"route":         structpb.NewStringValue(s.route),
 		"worker":        structpb.NewStringValue(s.worker),
 		"grant":         structpb.NewStringValue(s.grant),
@@ -70,7 +73,8 @@ func sentBefore(m *corev3.Metadata) (s sent, answered string, ok bool) {
 	f := m.GetFilterMetadata()[metadataNamespace].GetFields()
 	text := func(name string) string { return f[name].GetStringValue() }
 	return sent{
-		route: text("route"), worker: text("worker"), grant: text("grant"), scopes: strings.Fields(text("scopes")), version: text("version"),
+		revision: text(fieldRevision),
+		route:    text("route"), worker: text("worker"), grant: text("grant"), scopes: strings.Fields(text("scopes")), version: text("version"),
 		header: text("header"), user: f["user"].GetBoolValue(), password: f["password"].GetBoolValue(),
 		unsearched: f["unsearched"].GetBoolValue(),
 	}, text("answered"), text(metadataVerdict) == verdictSwap
@@ -97,7 +101,8 @@ func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAcce
 func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was sent) (*extprocv3.ProcessingResponse, error) {
 	r := newRequest(in.GetRequestHeaders(), nil)
 	values := r.values(was.header)
-	route := s.policy.Load().routes[was.route]
+	by := s.live.Load().by(was.revision)
+	route := by.routes[was.route]
 	got, refused := s.take(ctx, was.grant, route, func(ctx context.Context) (grant.Token, error) {
 		return s.tokens.Replace(ctx, was.grant, was.worker, was.version, was.scopes)
 	})
@@ -105,7 +110,7 @@ func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if refused != nil {
-		d := decision{refusal: refused, route: route, host: shown(r.authority)}
+		d := decision{by: by, refusal: refused, route: route, host: shown(r.authority)}
 		d.session.Worker = was.worker
 		id := requestID(nil)
 		s.logRefusal(ctx, d, id)

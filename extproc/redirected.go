@@ -25,10 +25,10 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 		method: http.MethodConnect, authority: net.JoinHostPort(a.GetTlsSession().GetSni(), strconv.Itoa(int(port))),
 		source: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
 	}
-	policy := s.policy.Load()
-	d := redirected(policy, &r, s.now())
+	r.asked(ctx, a.GetContextExtensions())
+	d := redirected(s.live.Load().by(r.revision), &r, s.now())
 	s.record(&d, &r)
-	s.count(ctx, policy, &d, false)
+	s.count(ctx, &d, false)
 	id := requestID(nil)
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
@@ -43,7 +43,7 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 
 // redirected decides about a connection that was redirected.
 func redirected(p *policy, r *request, now time.Time) decision {
-	d := decision{host: shown(r.authority)}
+	d := decision{by: p, host: shown(r.authority)}
 	address, err := netip.ParseAddr(r.source)
 	name, known := p.workerAt(address.Unmap())
 	if err != nil || !known {

@@ -82,7 +82,7 @@ func TestReplays(t *testing.T) {
 				method: "POST", authority: c.host, path: "/v1/messages", serverName: c.host, connectAuthority: c.host + ":443",
 				identity: c.identity, headers: []header{{"authorization", "Bearer " + c.value}},
 			}
-			d := decide(server.policy.Load(), learned, &r, c.at)
+			d := decide(server.live.Load().stable, learned, &r, c.at)
 			if c.reason == "" {
 				if d.swap == nil {
 					t.Fatalf("refused: %+v", d.refusal)

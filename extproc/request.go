@@ -30,6 +30,9 @@ type request struct {
 	serverName       string // what TLS asked for
 	source           string // the worker's address
 
+	node     string // the Envoy that asks
+	revision string // that it says it has
+
 	approved string // the rule that holds it, and an operator has allowed
 }
 

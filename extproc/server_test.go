@@ -461,7 +461,7 @@ func TestUpdate(t *testing.T) {
 	}
 	changed := testConfig
 	changed.Workers = map[string]string{}
-	f.server.Update(changed)
+	f.server.only(changed)
 	out := exchange(t, client, in)
 	if got := headersOf(t, out.GetImmediateResponse().GetHeaders().GetSetHeaders())["x-wayleave-reason"]; got != "session_expired" {
 		t.Errorf("a worker that was removed is answered %q", got)
@@ -671,7 +671,7 @@ func TestIsolation(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				f.server.Update(testConfig)
+				f.server.only(testConfig)
 			}
 		}
 	})

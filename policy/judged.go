@@ -4,9 +4,11 @@ import "time"
 
 // Judged is what was decided about one request, and what was known of it.
 type Judged struct {
-	Time    time.Time `json:"time"`
-	Facts   Facts     `json:"facts"`
-	Verdict Action    `json:"verdict"`
+	Time time.Time `json:"time"`
+	// Revision of the configuration that decided, as it is shown; empty: its gate knew of none.
+	Revision string `json:"revision,omitempty"`
+	Facts    Facts  `json:"facts"`
+	Verdict  Action `json:"verdict"`
 	// Rule is the name of the one that decided; empty: none did.
 	Rule string `json:"rule,omitempty"`
 	// Reason is that of the refusal, when something else than a rule may have refused the request; see docs/refusals.md.
