@@ -1,13 +1,19 @@
 package extproc
 
-import "sync"
+import (
+	"net/http"
+	"strings"
+	"sync"
+
+	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+)
 
 // Count is what one Envoy's requests by one revision came to.
 type Count struct {
 	Node, Revision string
 	// Requests are those that the revision was asked about: let through, refused, or answered by the gate.
 	Requests int
-	// Errors are those let through that ended in an answer of 5xx, or in none because of the upstream.
+	// Errors are those let through that ended in an answer of 5xx, of the upstream's or in place of one, or in a part of an answer.
 	Errors int
 	// Refusals are those refused for a reason that a configuration can bring about.
 	Refusals int
@@ -66,6 +72,19 @@ func (c *counts) decided(d *decision, r *request) {
 		more.Refusals = 1
 	}
 	c.add(r.node, d.by.revision, more)
+}
+
+// failed counts a request that was let through as an error: it ended in an answer of 5xx, of the upstream's or in place of one, or
+// its answer broke off. A revision that is not live any more is not counted: another one must not be charged with what it did.
+func (s *Server) failed(node, revision string, r *dataaccesslogv3.HTTPResponseProperties) {
+	p := s.live.Load().of[revision]
+	code, details := r.GetResponseCode().GetValue(), r.GetResponseCodeDetails()
+	if p == nil || strings.HasPrefix(details, detailsRefused) { // the gate refused its second attempt
+		return
+	}
+	if code >= http.StatusInternalServerError || code != http.StatusSwitchingProtocols && strings.HasPrefix(details, detailsBrokeOff) {
+		s.counts.add(node, p.revision, Count{Errors: 1})
+	}
 }
 
 // Counted returns what was counted since the last call, in no order.

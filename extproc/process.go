@@ -208,6 +208,13 @@ func requestID(sent []string) string {
 	return strings.ToLower(rand.Text())
 }
 
+// How what Envoy's log says of a request begins.
+const (
+	detailsRefused      = "wayleave_" // the gate refused it
+	detailsTooLongAgain = "request_payload_exceeded_retry_buffer_limit"
+	detailsBrokeOff     = "upstream_reset_after_response_started"
+)
+
 // immediate answers in place of the upstream.
 func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
 	headers := &extprocv3.HeaderMutation{}
@@ -218,7 +225,7 @@ func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
 		Status:  &typev3.HttpStatus{Code: typev3.StatusCode(a.status)},
 		Headers: headers,
 		Body:    a.body,
-		Details: "wayleave_" + reason,
+		Details: detailsRefused + reason,
 	}}}
 }
 

@@ -5,9 +5,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/codes"
@@ -80,20 +82,33 @@ func sentBefore(m *corev3.Metadata) (s sent, answered string, ok bool) {
 	}, text("answered"), text(metadataVerdict) == verdictSwap
 }
 
-// StreamAccessLogs learns from Envoy of the swapped requests that ended with a 401, or could not be sent again after one.
-// It is envoy.service.accesslog.v3.AccessLogService.
+// StreamAccessLogs learns from Envoy of the requests that failed after they were let through: swapped ones that ended with a 401, or
+// could not be sent again after one, and those that count against their revision. It is envoy.service.accesslog.v3.AccessLogService.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	var node string
 	for {
 		in, err := stream.Recv()
 		if err != nil {
 			return err // io.EOF too: Envoy keeps the stream for as long as it has something to say
 		}
+		if id := in.GetIdentifier(); id != nil { // the first message of a stream has it
+			node = id.GetNode().GetId()
+		}
 		for _, e := range in.GetHttpLogs().GetLogEntry() {
-			if was, _, ok := sentBefore(e.GetCommonProperties().GetMetadata()); ok {
+			was, _, swapped := sentBefore(e.GetCommonProperties().GetMetadata())
+			switch {
+			case !rejection(e.GetResponse()):
+				s.failed(node, was.revision, e.GetResponse())
+			case swapped:
 				s.tokens.Reject(was.grant, was.worker, was.version)
 			}
 		}
 	}
+}
+
+// rejection reports whether the provider's answer was that it does not take the token.
+func rejection(r *dataaccesslogv3.HTTPResponseProperties) bool {
+	return r.GetResponseCode().GetValue() == http.StatusUnauthorized || strings.HasPrefix(r.GetResponseCodeDetails(), detailsTooLongAgain)
 }
 
 // again answers about a request whose token was rejected: it goes out with another, or with the same when there is no

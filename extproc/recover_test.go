@@ -13,9 +13,11 @@ import (
 	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"wayleave/grant"
 )
@@ -100,7 +102,7 @@ func TestRejectionsAreLearnt(t *testing.T) {
 	entry := func(edit func(map[string]*structpb.Value)) *dataaccesslogv3.HTTPAccessLogEntry {
 		m := rejected(first, "x", "y").GetMetadataContext()
 		edit(m.GetFilterMetadata()[metadataNamespace].GetFields())
-		return &dataaccesslogv3.HTTPAccessLogEntry{CommonProperties: &dataaccesslogv3.AccessLogCommon{Metadata: m}}
+		return &dataaccesslogv3.HTTPAccessLogEntry{CommonProperties: &dataaccesslogv3.AccessLogCommon{Metadata: m}, Response: responded(401, "via_upstream")}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	stream := &logStream{ctx: ctx, messages: []*accesslogv3.StreamAccessLogsMessage{{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
@@ -117,6 +119,49 @@ func TestRejectionsAreLearnt(t *testing.T) {
 	}
 	if want := []string{"ci: rejected claude 1"}; !slices.Equal(f.vault.asked, want) {
 		t.Errorf("got %q, want %q", f.vault.asked, want)
+	}
+}
+
+func responded(code uint32, details string) *dataaccesslogv3.HTTPResponseProperties {
+	return &dataaccesslogv3.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(code), ResponseCodeDetails: details}
+}
+
+// What failed after it was let through counts against the revision that let it through, as long as that is live.
+func TestFailuresAreCounted(t *testing.T) {
+	f := twoRevisions(t)
+	entry := func(verdict, revision string, r *dataaccesslogv3.HTTPResponseProperties) *dataaccesslogv3.HTTPAccessLogEntry {
+		fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdict), fieldRevision: structpb.NewStringValue(revision)}
+		return &dataaccesslogv3.HTTPAccessLogEntry{Response: r, CommonProperties: &dataaccesslogv3.AccessLogCommon{
+			Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataNamespace: {Fields: fields}}},
+		}}
+	}
+	logged := func(entries ...*dataaccesslogv3.HTTPAccessLogEntry) *accesslogv3.StreamAccessLogsMessage {
+		return &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+			HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+		}}
+	}
+	stable, next := shortRevision(stableRevision), shortRevision(nextRevision)
+	first := logged(entry(verdictSwap, stable, responded(503, "upstream_reset_before_response_started{connection_failure}")))
+	first.Identifier = &accesslogv3.StreamAccessLogsMessage_Identifier{Node: &corev3.Node{Id: "a"}}
+	stream := &logStream{ctx: t.Context(), messages: []*accesslogv3.StreamAccessLogsMessage{first, logged(
+		entry(verdictPass, next, responded(500, "via_upstream")),
+		entry(verdictSwap, next, responded(200, "upstream_reset_after_response_started{remote_reset}")),
+		// None of these.
+		entry(verdictSwap, next, responded(101, "upstream_reset_after_response_started{connection_termination}")),
+		entry(verdictSwap, next, responded(503, detailsRefused+refreshUnavailable)),
+		entry(verdictSwap, next, responded(503, detailsTooLongAgain)),
+		entry(verdictPass, next, responded(401, "via_upstream")),
+		entry(verdictSwap, "gone", responded(500, "via_upstream")),
+	), {}}}
+	f.vault.asked = nil
+	if err := f.server.StreamAccessLogs(stream); !errors.Is(err, io.EOF) {
+		t.Errorf("ended with %v", err)
+	}
+	if diff := gocmp.Diff([]Count{{Node: "a", Revision: nextRevision, Errors: 2}, {Node: "a", Revision: stableRevision, Errors: 1}}, f.counted()); diff != "" {
+		t.Error(diff)
+	}
+	if len(f.vault.asked) != 1 { // of the one too long to be sent again
+		t.Errorf("rejected: %q", f.vault.asked)
 	}
 }
 

@@ -15,6 +15,7 @@ const (
 	attributeSNI       = "connection.requested_server_name"
 	attributeIdentity  = "filter_state['wayleave.identity']"
 	attributeSource    = "source.address"
+	attributeNode      = "xds.node.id"
 	attributeAuthority = "filter_state['wayleave.connect_authority']"
 )
 
@@ -67,6 +68,7 @@ func newRequest(headers *extprocv3.HttpHeaders, attributes map[string]*structpb.
 	fields := attributes[attributeNamespace].GetFields()
 	r.identity = fields[attributeIdentity].GetStringValue()
 	r.connectAuthority = fields[attributeAuthority].GetStringValue()
+	r.node = fields[attributeNode].GetStringValue()
 	r.serverName = fields[attributeSNI].GetStringValue()
 	if source, err := netip.ParseAddrPort(fields[attributeSource].GetStringValue()); err == nil {
 		r.source = source.Addr().Unmap().String()

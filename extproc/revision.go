@@ -60,7 +60,10 @@ func (r *request) asked(ctx context.Context, extensions map[string]string) {
 		}
 		return ""
 	}
-	r.node, r.revision = said(metadataNode), said(metadataRevision)
+	r.revision = said(metadataRevision)
+	if r.node == "" { // ext_proc says it otherwise
+		r.node = said(metadataNode)
+	}
 	if r.revision == "" {
 		r.revision = extensions[extensionRevision]
 	}

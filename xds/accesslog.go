@@ -62,6 +62,7 @@ var requestLog = map[string]string{
 	"reason":            "%RESP(X-WAYLEAVE-REASON)%",
 	"verdict":           "%DYNAMIC_METADATA(" + metadataNamespace + ":" + metadataVerdict + ")%",
 	"route":             "%DYNAMIC_METADATA(" + metadataNamespace + ":route)%",
+	"revision":          "%DYNAMIC_METADATA(" + metadataNamespace + ":revision)%",
 	"grant":             "%DYNAMIC_METADATA(" + metadataNamespace + ":grant)%",
 }
 
@@ -73,14 +74,21 @@ func accessLog(path, kind string, fields map[string]string) []*accesslogv3.Acces
 	return []*accesslogv3.AccessLog{fileLog(path, kind, fields)}
 }
 
-// rejectionLog tells the gate of each swapped request that ends with a 401, or with a second attempt that could not be made:
-// it has the token replaced for the requests to come. Envoy sends headers only when they are named here, and none is.
-func rejectionLog() *accesslogv3.AccessLog {
+// letOut is true of a request that the gate has let out.
+const letOut = "metadata.filter_metadata['" + metadataNamespace + "']['" + metadataVerdict + "'] != ''"
+
+// answerBrokeOff is true of a request of which only a part of the answer came.
+const answerBrokeOff = "response.code_details.startsWith('upstream_reset_after_response_started')"
+
+// failureLog tells the gate of each swapped request that ends with a 401, or with a second attempt that could not be made: it has the
+// token replaced for the requests to come. It also tells of what was let out and failed, by which revisions of a configuration are
+// compared; of a request that its worker gave up there is no code, and nothing is told. Envoy sends headers only when they are named here, and none is.
+func failureLog() *accesslogv3.AccessLog {
 	return &accesslogv3.AccessLog{
 		Name:   "envoy.access_loggers.http_grpc",
-		Filter: celFilter("response.code == 401 || " + tooLongAgain),
+		Filter: celFilter(letOut + " && (response.code == 401 || response.code >= 500 || " + answerBrokeOff + " || " + tooLongAgain + ")"),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.HttpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
-			LogName:             "rejections",
+			LogName:             "failures",
 			GrpcService:         gateService(1, 0),
 			TransportApiVersion: corev3.ApiVersion_V3,
 			BufferFlushInterval: seconds(50 * time.Millisecond),

@@ -50,6 +50,7 @@ func extProcSettings(p plan) *extprocv3.ExternalProcessor {
 		RequestAttributes: []string{
 			"connection.requested_server_name",
 			"source.address",
+			"xds.node.id",
 			"filter_state['" + stateIdentity + "']",
 			"filter_state['" + stateAuthority + "']",
 		},

@@ -225,7 +225,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
 		LocalReplyConfig:           interceptReplies(),
-		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), rejectionLog()),
+		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), failureLog()),
 		HttpFilters: []*hcmv3.HttpFilter{
 			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
 			hygiene(),

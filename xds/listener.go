@@ -108,7 +108,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		AccessLog:                  accessLog(p.accessLog, "connect", httpLog(streamID)),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,
 		HttpFilters: slices.Concat(
-			[]*hcmv3.HttpFilter{httpFilter(filterAuthz, connectAuthz(p)), setState(tunnelState())},
+			[]*hcmv3.HttpFilter{setState([]*setstatecommon.FilterStateValue{nodeState()}), httpFilter(filterAuthz, connectAuthz(p)), setState(tunnelState())},
 			plainFilters(p),
 			[]*hcmv3.HttpFilter{router()},
 		),
@@ -142,7 +142,7 @@ func router() *hcmv3.HttpFilter {
 // names the worker as dynamic metadata "identity"; a failure to ask refuses.
 func connectAuthz(p plan) *authzv3.ExtAuthz {
 	return &authzv3.ExtAuthz{
-		Services:            &authzv3.ExtAuthz_GrpcService{GrpcService: gateService(len(p.apiSockets), authzTimeout)},
+		Services:            &authzv3.ExtAuthz_GrpcService{GrpcService: askedByNode(gateService(len(p.apiSockets), authzTimeout))},
 		TransportApiVersion: corev3.ApiVersion_V3,
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},

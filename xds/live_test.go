@@ -26,12 +26,14 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/envoy"
@@ -120,6 +122,7 @@ func (s *stack) serve() {
 	s.server.Register(g)
 	authv3.RegisterAuthorizationServer(g, s.gate)
 	extprocv3.RegisterExternalProcessorServer(g, s.gate)
+	accesslogv3.RegisterAccessLogServiceServer(g, s.gate)
 	l, err := net.Listen("unix", filepath.Join(s.dir, "gate.sock"))
 	if err != nil {
 		s.t.Fatal(err)
@@ -277,12 +280,14 @@ func get(t testing.TB, c *http.Client, target string, headers ...string) testAns
 
 // gate answers ext_authz and ext_proc. decide may be replaced while nothing is asked.
 type gate struct {
+	accesslogv3.UnimplementedAccessLogServiceServer
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 	decide func(request) *extprocv3.ProcessingResponse
 	tunnel func(*authv3.AttributeContext) bool // whether one that was redirected goes on; nil: it does
 	checks atomic.Int64
-	real   realGate // answers in place of all this, where there is one
+	asker  atomic.Value // the Envoy that asked last, as it says
+	real   realGate     // answers in place of all this, where there is one
 }
 
 // realGate is an *extproc.Server.
@@ -301,6 +306,7 @@ type request struct {
 // Check lets everyone in who has a user name, and calls the worker by it.
 func (g *gate) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	g.checks.Add(1)
+	g.asker.Store(strings.Join(metadata.ValueFromIncomingContext(ctx, metadataNode), " "))
 	if g.real != nil {
 		return g.real.Check(ctx, req)
 	}
@@ -323,8 +329,8 @@ func (g *gate) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Che
 			}},
 		}, nil
 	}
-	metadata, err := structpb.NewStruct(map[string]any{"identity": user})
-	return &authv3.CheckResponse{Status: &rpcstatus.Status{}, DynamicMetadata: metadata}, err
+	noted, err := structpb.NewStruct(map[string]any{"identity": user})
+	return &authv3.CheckResponse{Status: &rpcstatus.Status{}, DynamicMetadata: noted}, err
 }
 
 func (g *gate) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	setstatecommon "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -66,6 +67,21 @@ func gateService(gates int, timeout time.Duration) *corev3.GrpcService {
 		s.Timeout = seconds(timeout)
 	}
 	return s
+}
+
+// metadataNode is the gRPC metadata in which ext_authz tells the gate which Envoy asks.
+const metadataNode = "wayleave-node"
+
+// askedByNode also says which Envoy asks, as nodeState has noted it. All Envoys have the same resources, and Envoy 1.40 crashes
+// on a CEL expression right here, where each of its threads reads the format by itself.
+func askedByNode(s *corev3.GrpcService) *corev3.GrpcService {
+	s.InitialMetadata = []*corev3.HeaderValue{{Key: metadataNode, Value: "%FILTER_STATE(" + stateNode + ":PLAIN)%"}}
+	return s
+}
+
+// nodeState notes which Envoy this is.
+func nodeState() *setstatecommon.FilterStateValue {
+	return stateValue(stateNode, hashableString, "%CEL(xds.node.id)%")
 }
 
 func seconds(d time.Duration) *durationpb.Duration { return durationpb.New(d) }

@@ -156,6 +156,12 @@ func phaseUpstream(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, "the first half, ")
 		w.(http.Flusher).Flush()
 		panic(http.ErrAbortHandler)
+	case "/fails":
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	case "/silent": // until whoever asks leaves
+		<-r.Context().Done()
+		return
 	case "/empty":
 		w.WriteHeader(http.StatusNoContent)
 		return

@@ -128,7 +128,9 @@ func redirectedChain(p plan, name string) *listenerv3.FilterChain {
 		}),
 	}
 	if name == redirectedTunnelChainName {
-		filters = slices.Insert(filters, 0, networkFilter("envoy.filters.network.ext_authz", tunnelAuthz(p)))
+		filters = slices.Insert(filters, 0,
+			networkFilter("envoy.filters.network.set_filter_state", &setstatev3.Config{OnNewConnection: []*setstatecommon.FilterStateValue{nodeState()}}),
+			networkFilter("envoy.filters.network.ext_authz", tunnelAuthz(p)))
 	}
 	return &listenerv3.FilterChain{Name: name, Filters: filters}
 }
@@ -138,7 +140,7 @@ func redirectedChain(p plan, name string) *listenerv3.FilterChain {
 func tunnelAuthz(p plan) *networkauthzv3.ExtAuthz {
 	return &networkauthzv3.ExtAuthz{
 		StatPrefix:          listenerTransparent,
-		GrpcService:         gateService(len(p.apiSockets), authzTimeout),
+		GrpcService:         askedByNode(gateService(len(p.apiSockets), authzTimeout)),
 		TransportApiVersion: corev3.ApiVersion_V3,
 		IncludeTlsSession:   true, // the server name
 	}

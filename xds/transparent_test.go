@@ -179,6 +179,9 @@ func TestRedirectedTunnelsAreAsked(t *testing.T) {
 		if got := <-asked; got != "127.1.0.7 to localhost:"+port {
 			t.Errorf("the gate is asked about %q", got)
 		}
+		if got := s.gate.asker.Load(); got != "test" {
+			t.Errorf("the gate is asked by %q", got)
+		}
 		select {
 		case err := <-ended:
 			t.Errorf("it did not wait: %v", err)

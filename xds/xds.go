@@ -139,6 +139,8 @@ const (
 	stateTunnel    = "wayleave.tunnel"
 	// And what a request inside is called.
 	stateRequestID = "wayleave.request_id"
+	// And the Envoy itself.
+	stateNode = "wayleave.node"
 
 	// ext_proc's verdict on a request, as dynamic metadata.
 	metadataNamespace = "wayleave"

@@ -1,0 +1,197 @@
+package xds
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	extprocconfig "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	gocmp "github.com/google/go-cmp/cmp"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"wayleave/envoy/envoytest"
+	"wayleave/extproc"
+)
+
+// loggedGate notes what Envoy's log says of requests, once the gate has read it.
+type loggedGate struct {
+	*extproc.Server
+	mu   sync.Mutex
+	read []string // guarded by mu; paths
+}
+
+func (g *gate) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	if real, ok := g.real.(accesslogv3.AccessLogServiceServer); ok {
+		return real.StreamAccessLogs(stream)
+	}
+	return g.UnimplementedAccessLogServiceServer.StreamAccessLogs(stream)
+}
+
+func (l *loggedGate) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	return l.Server.StreamAccessLogs(&readStream{AccessLogService_StreamAccessLogsServer: stream, to: l})
+}
+
+type readStream struct {
+	accesslogv3.AccessLogService_StreamAccessLogsServer
+	to   *loggedGate
+	last *accesslogv3.StreamAccessLogsMessage
+}
+
+func (s *readStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
+	s.to.mu.Lock()
+	for _, e := range s.last.GetHttpLogs().GetLogEntry() {
+		s.to.read = append(s.to.read, e.GetRequest().GetPath())
+	}
+	s.to.mu.Unlock()
+	var err error
+	s.last, err = s.AccessLogService_StreamAccessLogsServer.Recv()
+	return s.last, err
+}
+
+// Requests that failed are counted for their Envoy and for the revision that let them out, and no others are.
+func TestFailuresAreCounted(t *testing.T) {
+	const closed, misnamed = "closed.provider.test", "too.deep.wild.provider.test"
+	const stable, next = "stable0123456789", "next0123456789"
+	cfg := extproc.Config{}
+	p := startPhases(t, false, nil, func(c *extproc.Config) {
+		c.Routes[0].Hosts = append(c.Routes[0].Hosts, closed, misnamed)
+		cfg = *c
+	})
+	real := &loggedGate{Server: p.gate.real.(*extproc.Server)}
+	p.gate.real = real
+	p.config.Routes = append(p.config.Routes,
+		Route{Name: "closed", Hosts: []string{closed}, ConnectTo: freeAddress(t)},
+		Route{Name: "misnamed", Hosts: []string{misnamed}, ConnectTo: p.config.Routes[0].ConnectTo})
+	refusing := cfg
+	refusing.Routes = slices.Clone(cfg.Routes)
+	refusing.Routes[0].Methods = []string{http.MethodGet}
+	real.Update(stable, map[string]extproc.Config{stable: cfg, next: refusing})
+	for _, revision := range []string{"", next} {
+		p.mutate = func(r *Resources) {
+			if revision == "" {
+				return
+			}
+			says := pack(&extprocconfig.ExtProcPerRoute{Override: &extprocconfig.ExtProcPerRoute_Overrides{Overrides: &extprocconfig.ExtProcOverrides{
+				GrpcInitialMetadata: []*corev3.HeaderValue{{Key: "wayleave-revision", Value: revision}},
+			}}})
+			for _, routes := range r.Routes {
+				if routes.GetName() == routesIntercept {
+					routes.TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: says}
+				}
+			}
+		}
+		p.publish()
+		c := p.client(true)
+		ask := func(method, host, path string) int {
+			t.Helper()
+			req, err := http.NewRequestWithContext(t.Context(), method, "https://"+host+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+p.placeholder)
+			return do(t, c, req).status
+		}
+		refusedBy := func(host string) (*http.Response, error) { // by the gate, if Envoy has the host
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodTrace, "https://"+host+"/", nil)
+			if err != nil {
+				return nil, err
+			}
+			return c.Do(req)
+		}
+		envoytest.Await(t, "the routes of revision "+revision, func() error {
+			resp, err := refusedBy(misnamed)
+			if err != nil {
+				return err
+			}
+			_ = resp.Body.Close()
+			if got := ask("DELETE", apiHost, "/"); (got == 403) != (revision == next) {
+				return fmt.Errorf("DELETE is answered %d", got)
+			}
+			return nil
+		})
+		real.Counted()
+		if got := p.gate.asker.Load(); got != "test" {
+			t.Errorf("the gate is asked about connections by %q", got)
+		}
+		// Workers that go away, before the answer and in its middle. They share a connection with what follows, and so the thread whose log tells of it.
+		ctx, leave := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+apiHost+"/silent", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+p.placeholder)
+		before := len(p.requests())
+		gone := make(chan error, 1)
+		go func() {
+			_, err := c.Do(req) //nolint:bodyclose // there is none
+			gone <- err
+		}()
+		envoytest.Await(t, "the request to be at the upstream", func() error {
+			if len(p.requests()) == before {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+		leave()
+		if err := <-gone; err == nil {
+			t.Error("a request without an answer has one")
+		}
+		resp, err := p.send(c, http.MethodGet, "/events", nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		// An answer that breaks off.
+		if resp, err = p.send(c, http.MethodGet, "/broken-off", nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(resp.Body); err == nil {
+			t.Error("an answer that broke off is whole")
+		}
+		_ = resp.Body.Close()
+		for _, x := range []struct {
+			method, host, path string
+			status             int
+		}{
+			{"GET", apiHost, "/", 200}, {"GET", apiHost, "/empty", 204}, {"GET", apiHost, "/refused", 401},
+			{"GET", apiHost, "/fails", 500}, {"GET", apiHost, "/broken", 503}, {"GET", closed, "/closed", 503}, {"GET", misnamed, "/misnamed", 503},
+		} {
+			if got := ask(x.method, x.host, x.path); got != x.status {
+				t.Errorf("%s%s: %d", x.host, x.path, got)
+			}
+		}
+		want := extproc.Count{Node: "test", Revision: cmp.Or(revision, stable), Requests: 10, Errors: 5}
+		if revision != "" {
+			if got := ask("DELETE", apiHost, "/"); got != 403 {
+				t.Errorf("refused: %d", got)
+			}
+			want.Requests, want.Refusals = 11, 1
+		}
+		read := []string{"/broken", "/broken-off", "/closed", "/fails", "/misnamed", "/refused"}
+		envoytest.Await(t, "Envoy's log", func() error {
+			real.mu.Lock()
+			defer real.mu.Unlock()
+			got := slices.Sorted(slices.Values(real.read))
+			if !slices.Equal(got, read) {
+				return fmt.Errorf("it tells of %s", strings.Join(got, " "))
+			}
+			real.read = nil
+			return nil
+		})
+		counted := real.Counted()
+		counted = slices.DeleteFunc(counted, func(c extproc.Count) bool { return c == extproc.Count{} })
+		if diff := gocmp.Diff([]extproc.Count{want}, counted); diff != "" {
+			t.Errorf("revision %q:\n%s", revision, diff)
+		}
+	}
+}
