@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wayleave/oauth"
@@ -37,7 +39,7 @@ type TokenExchanger interface {
 // kept in memory only: they cost one call, and nothing is lost with them. It is safe for concurrent use.
 type Exchanger struct {
 	keeper *Keeper
-	rules  map[string]Exchange // by grant; never changed
+	rules  atomic.Pointer[map[string]Exchange] // by grant; stored with mu held
 
 	mu      sync.Mutex
 	entries map[exchangeKey]*exchanged // guarded by mu, and what they point to
@@ -62,20 +64,48 @@ type exchanged struct {
 
 // NewExchanger returns an Exchanger of the keeper's grants; rules are by the name of the grant.
 func NewExchanger(k *Keeper, rules map[string]Exchange) *Exchanger {
-	return &Exchanger{keeper: k, rules: rules, entries: map[exchangeKey]*exchanged{}}
+	x := &Exchanger{keeper: k, entries: map[exchangeKey]*exchanged{}}
+	x.rules.Store(&rules)
+	return x
+}
+
+// Update replaces the rules at once. Tokens of a grant are kept while its rule is the same, with the very same client, and otherwise
+// exchanged anew: also one that is being got by the old rule is given to nobody.
+func (x *Exchanger) Update(rules map[string]Exchange) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	old := *x.rules.Swap(&rules)
+	for key, e := range x.entries {
+		rule, ok := rules[key.grant]
+		switch {
+		case !ok:
+			delete(x.entries, key)
+		case !rule.equal(old[key.grant]):
+			x.entries[key] = &exchanged{number: e.number, used: e.used}
+		}
+	}
+}
+
+func (r Exchange) equal(o Exchange) bool {
+	return r.OAuth == o.OAuth && r.Audience == o.Audience && r.Resource == o.Resource && slices.Equal(r.Scopes, o.Scopes) && r.Actor == o.Actor
+}
+
+// rule says whether a grant's workers have tokens of their own, and how they get them.
+func (x *Exchanger) rule(name string) (Exchange, bool) {
+	r, ok := (*x.rules.Load())[name]
+	return r, ok
 }
 
 // Token returns a token for a worker with at least the required scopes; the error is an *[Unusable]. For a grant without
 // an exchange it is [Keeper.Token]. Otherwise it returns at once while the worker's token is usable, and waits for one
 // exchange, which all requests of the worker share, when it is not. A ctx that ends ends the wait only.
 func (x *Exchanger) Token(ctx context.Context, name, worker string, required []string) (Token, error) {
-	rule, ok := x.rules[name]
-	if !ok {
-		return x.keeper.Token(ctx, name, required)
-	}
 	key := exchangeKey{name, worker}
 	for waited := false; ; waited = true {
-		t, flight, refusal := x.look(key, rule, waited)
+		if _, ok := x.rule(name); !ok {
+			return x.keeper.Token(ctx, name, required)
+		}
+		t, flight, refusal := x.look(key, waited)
 		if refusal != nil {
 			return Token{}, refusal
 		}
@@ -96,7 +126,7 @@ func (x *Exchanger) Token(ctx context.Context, name, worker string, required []s
 // Replace is [Keeper.Replace] for a worker's own token: it is exchanged anew, for the grant's present one. That one is
 // refreshed when the provider does not take it.
 func (x *Exchanger) Replace(ctx context.Context, name, worker, rejected string, required []string) (Token, error) {
-	if _, ok := x.rules[name]; !ok {
+	if _, ok := x.rule(name); !ok {
 		return x.keeper.Replace(ctx, name, rejected, required)
 	}
 	x.Reject(name, worker, rejected)
@@ -105,7 +135,7 @@ func (x *Exchanger) Replace(ctx context.Context, name, worker, rejected string, 
 
 // Reject is Replace for whoever does not wait.
 func (x *Exchanger) Reject(name, worker, version string) {
-	if _, ok := x.rules[name]; !ok {
+	if _, ok := x.rule(name); !ok {
 		x.keeper.Reject(name, version)
 		return
 	}
@@ -130,10 +160,14 @@ const nextForScopes = "add them to exchange.scopes of the grant in the configura
 
 // look returns the worker's token, or the call to wait for, or why there is neither. A call that has just been waited for
 // is not followed by another.
-func (x *Exchanger) look(key exchangeKey, rule Exchange, waited bool) (t Token, flight chan struct{}, refusal *Unusable) {
+func (x *Exchanger) look(key exchangeKey, waited bool) (t Token, flight chan struct{}, refusal *Unusable) {
 	epoch, now := x.keeper.epoch(key.grant), x.keeper.now().run
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	rule, ok := x.rule(key.grant)
+	if !ok { // since whoever asks has looked
+		return Token{}, closedFlight, nil
+	}
 	e := x.entry(key, now)
 	e.used = now
 	if e.epoch != epoch { // connected anew, disconnected or revoked since
@@ -159,6 +193,9 @@ func (x *Exchanger) look(key exchangeKey, rule Exchange, waited bool) (t Token, 
 	}
 	return Token{}, nil, &u
 }
+
+// closedFlight is one that has ended: whoever waits for it looks again.
+var closedFlight = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // exchange makes one call and notes what came of it. It outlives the request that began it: others wait for it too.
 func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done chan struct{}) {

@@ -325,3 +325,45 @@ func TestExchangerForgets(t *testing.T) {
 		t.Errorf("%d entries", len(x.entries))
 	}
 }
+
+// After a change of its rule a grant's workers get other tokens, also one who waits meanwhile; the tokens of other grants stay.
+func TestExchangeRulesChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMarket(t, &trader{life: time.Hour}, nil)
+		rule, _ := m.x.rule("claude")
+		m.own("w1")
+		m.x.Update(map[string]Exchange{"claude": rule})
+		if same, took := m.own("w1"); same != "1" || took != 0 {
+			t.Errorf("without a change: token %s after %v", same, took)
+		}
+		waiting := make(chan string)
+		go func() {
+			token, _ := m.own("w2")
+			waiting <- token
+		}()
+		synctest.Wait()
+		before, err := m.x.Token(t.Context(), "claude", "w1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rule.Audience = "other"
+		m.x.Update(map[string]Exchange{"claude": rule})
+		if got := <-waiting; got != "3" || m.asked[2].Audience != "other" || m.asked[2].Actor != "w2" {
+			t.Errorf("who waited has token %s, got by %+v", got, m.asked)
+		}
+		if got, took := m.own("w1"); got != "4" || took != time.Second {
+			t.Errorf("token %s after %v", got, took)
+		}
+		m.x.Reject("claude", "w1", before.Version) // it comes late, and is not of this one
+		if got, took := m.own("w1"); got != "4" || took != 0 {
+			t.Errorf("after a rejection of the old token: %s after %v", got, took)
+		}
+		m.x.Update(nil)
+		if got, err := m.x.Token(t.Context(), "claude", "w1", nil); err != nil || !got.Access.Equal(m.token(m.k).Access) {
+			t.Errorf("without a rule: %v", err)
+		}
+		if len(m.x.entries) != 0 {
+			t.Errorf("%d tokens are kept", len(m.x.entries))
+		}
+	})
+}
