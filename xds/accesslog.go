@@ -86,7 +86,7 @@ const answerBrokeOff = "response.code_details.startsWith('upstream_reset_after_r
 func failureLog() *accesslogv3.AccessLog {
 	return &accesslogv3.AccessLog{
 		Name:   "envoy.access_loggers.http_grpc",
-		Filter: celFilter(letOut + " && (response.code == 401 || response.code >= 500 || " + answerBrokeOff + " || " + tooLongAgain + ")"),
+		Filter: celFilter("(response.code == 401 || response.code >= 500 || " + answerBrokeOff + " || " + tooLongAgain + ") && " + letOut),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.HttpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
 			LogName:             "failures",
 			GrpcService:         gateService(1, 0),
