@@ -159,7 +159,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		leaf, err := authority.Leaf(host)
 		return leaf.CertificatePEM, leaf.KeyPEM, leaf.NotAfter, err
 	}, xds.Options{MaxLeaves: spec.Leaves, Log: log})
-	if err := fleet.Publish(resources); err != nil {
+	if err := fleet.Serve(map[string]*xds.Resources{"": resources}, func(xds.Node) xds.Assignment { return xds.Assignment{} }); err != nil {
 		return err
 	}
 	server := grpc.NewServer(options...)

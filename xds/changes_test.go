@@ -15,7 +15,6 @@ import (
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
 
 	"wayleave/envoy/envoytest"
@@ -248,16 +247,12 @@ func TestReplicasAgreeOnVersions(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := NewServer(nil, Options{})
-		if err := s.Publish(r); err != nil {
-			t.Fatal(err)
-		}
-		snap, err := s.cache.GetSnapshot(fleet)
-		if err != nil {
+		if err := s.Serve(alone(r)); err != nil {
 			t.Fatal(err)
 		}
 		out := map[string]string{}
-		for _, kind := range []string{resource.ListenerType, resource.RouteType, resource.ClusterType, resource.ExtensionConfigType} {
-			out[kind] = snap.GetVersion(kind)
+		for k, url := range typeURLs {
+			out[url] = s.revisions[""].sets[k].version
 		}
 		for name, one := range s.secrets.static {
 			out[name] = one.version

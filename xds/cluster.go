@@ -21,31 +21,31 @@ const (
 )
 
 func clusters(p plan) []*clusterv3.Cluster {
-	filters := upstreamFilters(p)
+	filters, ca := upstreamFilters(p), upstreamCA(p).GetName()
 	list := []*clusterv3.Cluster{
 		apiCluster(p.apiSockets),
 		interceptCluster(),
-		upstreamCluster(clusterUpstream, p.dns, anyHTTP(filters)),
-		upstreamCluster(clusterUpstreamH1, p.dns, onlyHTTP1(filters)),
+		upstreamCluster(clusterUpstream, p.dns, ca, anyHTTP(filters)),
+		upstreamCluster(clusterUpstreamH1, p.dns, ca, onlyHTTP1(filters)),
 		tunnelCluster(p.dns),
 	}
 	if len(p.plain) > 0 {
 		list = append(list, plainCluster(p))
 	}
 	for _, r := range p.routes {
-		list = append(list, r.clusters(p.dns, filters)...)
+		list = append(list, r.clusters(p.dns, ca, filters)...)
 	}
 	return list
 }
 
 // clusters are those of the route alone.
-func (r plannedRoute) clusters(dns dnsSettings, filters []*hcmv3.HttpFilter) []*clusterv3.Cluster {
+func (r plannedRoute) clusters(dns dnsSettings, ca string, filters []*hcmv3.HttpFilter) []*clusterv3.Cluster {
 	if r.dial == nil {
 		return nil
 	}
 	return []*clusterv3.Cluster{
-		dialCluster(r.cluster(), *r.dial, dns, anyHTTP(filters)),
-		dialCluster(r.clusterH1(), *r.dial, dns, onlyHTTP1(filters)),
+		dialCluster(r.cluster(), *r.dial, dns, ca, anyHTTP(filters)),
+		dialCluster(r.clusterH1(), *r.dial, dns, ca, onlyHTTP1(filters)),
 	}
 }
 
@@ -84,9 +84,9 @@ func interceptCluster() *clusterv3.Cluster {
 }
 
 // upstreamCluster dials the request's own host over verified TLS.
-func upstreamCluster(name string, dns dnsSettings, http *upstreamhttpv3.HttpProtocolOptions) *clusterv3.Cluster {
+func upstreamCluster(name string, dns dnsSettings, ca string, http *upstreamhttpv3.HttpProtocolOptions) *clusterv3.Cluster {
 	c := forwardProxyCluster(name, dns)
-	c.TransportSocket = transportSocket(transportTLS, verifiedTLS())
+	c.TransportSocket = transportSocket(transportTLS, verifiedTLS(ca))
 	c.TypedExtensionProtocolOptions = httpOptions(http)
 	return c
 }
@@ -114,7 +114,7 @@ func forwardProxyCluster(name string, dns dnsSettings) *clusterv3.Cluster {
 
 // dialCluster dials one given place; the TLS name is the request's host all the same. The operator names the
 // place, so its address may be private.
-func dialCluster(name string, to dialTarget, dns dnsSettings, http *upstreamhttpv3.HttpProtocolOptions) *clusterv3.Cluster {
+func dialCluster(name string, to dialTarget, dns dnsSettings, ca string, http *upstreamhttpv3.HttpProtocolOptions) *clusterv3.Cluster {
 	c := &clusterv3.Cluster{
 		Name:                          name,
 		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
@@ -122,7 +122,7 @@ func dialCluster(name string, to dialTarget, dns dnsSettings, http *upstreamhttp
 		CircuitBreakers:               circuitBreakers(),
 		UpstreamConnectionOptions:     upstreamConnection(),
 		LoadAssignment:                endpoints(name, socketAddress(to.host, uint32(to.port))),
-		TransportSocket:               transportSocket(transportTLS, verifiedTLS()),
+		TransportSocket:               transportSocket(transportTLS, verifiedTLS(ca)),
 		TypedExtensionProtocolOptions: httpOptions(http),
 	}
 	if !to.isIP {
@@ -133,12 +133,12 @@ func dialCluster(name string, to dialTarget, dns dnsSettings, http *upstreamhttp
 	return c
 }
 
-// verifiedTLS trusts the configured CA; the name to expect comes from the request (upstreamHTTP).
-func verifiedTLS() *tlsv3.UpstreamTlsContext {
+// verifiedTLS trusts the CA in the secret of that name; the name to expect comes from the request (upstreamHTTP).
+func verifiedTLS(ca string) *tlsv3.UpstreamTlsContext {
 	return &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
 		TlsParams: &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
-			ValidationContextSdsSecretConfig: secretSource(secretUpstreamCA),
+			ValidationContextSdsSecretConfig: secretSource(ca),
 		},
 	}}
 }

@@ -149,9 +149,14 @@ func (s *stack) publish() {
 	if s.mutate != nil {
 		s.mutate(r)
 	}
-	if err := s.server.Publish(r); err != nil {
+	if err := s.server.Serve(alone(r)); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// alone serves one revision to every node.
+func alone(r *Resources) (map[string]*Resources, func(Node) Assignment) {
+	return map[string]*Resources{"": r}, func(Node) Assignment { return Assignment{} }
 }
 
 // await waits until Envoy has said what it thinks of everything sent to it.

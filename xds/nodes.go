@@ -16,14 +16,19 @@ import (
 // Node is one connected Envoy.
 type Node struct {
 	ID, Cluster string    // from its bootstrap
+	Group       string    // too, "group" of its metadata
 	Version     string    // of Envoy, as 1.40.0
 	Since       time.Time // when its stream began
+	Revision    string    // it is told
+	Has         string    // the revision that it has acknowledged whole; empty: none, or it is on the way to another
+	Drained     bool      // it is told to have no listeners where workers come
+	Listening   bool      // it has acknowledged listeners, and has not refused the newest
 	Types       []TypeState
 }
 
 // TypeState is how far a Node has come with one kind of resource.
 type TypeState struct {
-	Type  string // Listener, RouteConfiguration, Cluster, TypedExtensionConfig or Secret
+	Type  string // Listener, RouteConfiguration, VirtualHost, Cluster, TypedExtensionConfig or Secret
 	Sent  string // the version sent last
 	Sends int    // how many responses were sent
 	Acked string // the version Envoy took last
@@ -46,14 +51,16 @@ type nodes struct {
 // nodeStream is one stream's state, guarded by nodes.mu.
 type nodeStream struct {
 	nodes   *nodes
+	config  *follower // which has a lock of its own
 	node    *corev3.Node
+	here    bool // told of to whoever chooses
 	since   time.Time
 	types   map[string]*TypeState
 	pending map[string]string // type and nonce → version, until acknowledged
 }
 
-func (n *nodes) open() *nodeStream {
-	s := &nodeStream{nodes: n, since: time.Now(), types: map[string]*TypeState{}, pending: map[string]string{}}
+func (n *nodes) open(config *follower) *nodeStream {
+	s := &nodeStream{nodes: n, config: config, since: time.Now(), types: map[string]*TypeState{}, pending: map[string]string{}}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.streams == nil {
@@ -83,9 +90,9 @@ func (s *nodeStream) sending(resp *discovery.DeltaDiscoveryResponse) {
 	s.pending[resp.GetTypeUrl()+" "+resp.GetNonce()] = t.Sent
 }
 
-// received returns the type and the error when req refuses a response, and "" otherwise.
+// received reports whether req answers a response, and returns the type and the error when it refuses it.
 // Envoy tells its node in the first request of a stream only.
-func (s *nodeStream) received(req *discovery.DeltaDiscoveryRequest) (refused, reason string) {
+func (s *nodeStream) received(req *discovery.DeltaDiscoveryRequest) (refused, reason string, answered bool) {
 	s.nodes.mu.Lock()
 	defer s.nodes.mu.Unlock()
 	if req.GetNode() != nil {
@@ -94,16 +101,36 @@ func (s *nodeStream) received(req *discovery.DeltaDiscoveryRequest) (refused, re
 	key := req.GetTypeUrl() + " " + req.GetResponseNonce()
 	version, known := s.pending[key]
 	if !known {
-		return "", ""
+		return "", "", false
 	}
 	delete(s.pending, key)
 	t := s.types[req.GetTypeUrl()]
 	if e := req.GetErrorDetail(); e != nil {
 		t.Refused, t.Error = version, e.GetMessage()
-		return t.Type, t.Error
+		return t.Type, t.Error, true
 	}
 	t.Acked, t.Refused, t.Error = version, "", ""
-	return "", ""
+	return "", "", true
+}
+
+// present makes the stream one of those that Serve tells.
+func (s *nodeStream) present() {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	s.here = true
+}
+
+// present are the streams whose Envoys have said what they are.
+func (n *nodes) present() []*nodeStream {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []*nodeStream
+	for s := range n.streams {
+		if s.here {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func (s *nodeStream) id() string {
@@ -113,8 +140,18 @@ func (s *nodeStream) id() string {
 }
 
 // describe is all of a Node but its Types.
-func (s *nodeStream) describe(n *corev3.Node) Node {
-	return Node{ID: n.GetId(), Cluster: n.GetCluster(), Version: envoyVersion(n), Since: s.since}
+func (s *nodeStream) describe() Node {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	return s.known()
+}
+
+// known is called with nodes.mu held.
+func (s *nodeStream) known() Node {
+	out := s.config.state()
+	out.ID, out.Cluster, out.Version, out.Since = s.node.GetId(), s.node.GetCluster(), envoyVersion(s.node), s.since
+	out.Group = s.node.GetMetadata().GetFields()["group"].GetStringValue()
+	return out
 }
 
 func (n *nodes) list() []Node {
@@ -125,7 +162,7 @@ func (n *nodes) list() []Node {
 		if s.node == nil {
 			continue // nothing received yet
 		}
-		node := s.describe(s.node)
+		node := s.known()
 		for _, url := range slices.Sorted(maps.Keys(s.types)) {
 			node.Types = append(node.Types, *s.types[url])
 		}

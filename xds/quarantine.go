@@ -81,7 +81,7 @@ func (q *quarantine) routes(list []Route, dns dnsSettings) []plannedRoute {
 		case err == nil && len(r.Hosts) == 0:
 			err = errors.New("it has no hosts: list them")
 		case err == nil && len(p.hosts) > 0:
-			err = valid(appendMessages([]proto.Message{p.virtualHost()}, p.clusters(dns, nil)))
+			err = valid(appendMessages([]proto.Message{p.virtualHost()}, p.clusters(dns, secretUpstreamCA, nil)))
 		}
 		if err != nil {
 			q.add(fmt.Errorf("%s: %w", where, err), p.hosts)

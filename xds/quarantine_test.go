@@ -113,7 +113,7 @@ func TestNotQuarantined(t *testing.T) {
 func TestRulesOfEnvoy(t *testing.T) {
 	good, bad := plannedRoute{name: "a", hosts: []host{{"a.example.com", 443}}, dial: &dialTarget{host: "b", port: 1}}, plannedRoute{}
 	for _, r := range []plannedRoute{good, bad} {
-		err := valid(appendMessages([]proto.Message{r.virtualHost()}, r.clusters(dnsSettings{}, nil)))
+		err := valid(appendMessages([]proto.Message{r.virtualHost()}, r.clusters(dnsSettings{}, secretUpstreamCA, nil)))
 		if (err == nil) != (r.name == "a") {
 			t.Errorf("%q: %v", r.name, err)
 		}

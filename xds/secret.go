@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -16,6 +18,13 @@ func caSecret(name string, pem []byte) *tlsv3.Secret {
 	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
 		ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(pem)},
 	}}
+}
+
+// upstreamCA is what upstreams are verified against. Its name says what it holds: of two revisions each has its own, and a
+// cluster never has that of the other.
+func upstreamCA(p plan) *tlsv3.Secret {
+	sum := sha256.Sum256(p.upstreamCA)
+	return caSecret(secretUpstreamCA+"/"+hex.EncodeToString(sum[:8]), p.upstreamCA)
 }
 
 // leafSecret holds a certificate, the chain above it, and its key.

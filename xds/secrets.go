@@ -80,11 +80,7 @@ func newSecret(s *tlsv3.Secret) *secret {
 }
 
 // setStatic replaces the static secrets and pushes those that changed to whoever asked for them.
-func (s *secrets) setStatic(all []*tlsv3.Secret) {
-	fresh := map[string]*secret{}
-	for _, one := range all {
-		fresh[one.GetName()] = newSecret(one)
-	}
+func (s *secrets) setStatic(fresh map[string]*secret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.static = fresh

@@ -159,6 +159,10 @@ func newBench(t *testing.T, o Options) *bench {
 	return b
 }
 
+func (b *bench) setStatic(s *tlsv3.Secret) {
+	b.server.secrets.setStatic(map[string]*secret{s.GetName(): newSecret(s)})
+}
+
 func (b *bench) connect() *fakeEnvoy { return b.connectUntil(b.ctx) }
 
 // connectUntil connects a node that hangs up when ctx ends.
@@ -201,7 +205,7 @@ func (b *bench) finish() {
 func TestEveryNameIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, Options{})
-		b.server.secrets.setStatic([]*tlsv3.Secret{caSecret("static/known", []byte("CA 1"))})
+		b.setStatic(caSecret("static/known", []byte("CA 1")))
 		e := b.connect()
 		bad := []string{"", "*.example.com", "x/../y.example.com", "-x.example.com", "a..b", "1.2.3.4", "static/unknown", "nul\x00.example.com", "exämple.com", strings.Repeat("a", 64) + ".com"}
 		e.ask(append([]string{"good.example.com", "static/known"}, bad...)...)
@@ -237,7 +241,7 @@ func TestStaticSecretIsPushed(t *testing.T) {
 		e.ask("static/ca") // before there is one
 		synctest.Wait()
 		for _, ca := range []string{"CA 1", "CA 2", "CA 2"} {
-			b.server.secrets.setStatic([]*tlsv3.Secret{caSecret("static/ca", []byte(ca))})
+			b.setStatic(caSecret("static/ca", []byte(ca)))
 			synctest.Wait()
 			if got := e.held("static/ca"); got != ca {
 				t.Errorf("held %q, want %q", got, ca)
@@ -439,7 +443,7 @@ func FuzzServerName(f *testing.F) {
 func TestRefusedLeafIsRemovedAndMadeAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, Options{})
-		b.server.secrets.setStatic([]*tlsv3.Secret{caSecret("static/ca", []byte("bad CA"))})
+		b.setStatic(caSecret("static/ca", []byte("bad CA")))
 		e := b.connect()
 		e.refuse = func(_, cert string) bool { return cert == "a.example.com #1" || cert == "bad CA" }
 		e.ask("a.example.com")
@@ -506,7 +510,7 @@ func TestMintingHoldsNobodyUp(t *testing.T) {
 		if other.held("fast.example.com") == "" {
 			t.Error("a stream waits for another's certificate")
 		}
-		if err := b.server.Publish(&Resources{Clusters: []*clusterv3.Cluster{{Name: "c"}}}); err != nil {
+		if err := b.server.Serve(alone(&Resources{Clusters: []*clusterv3.Cluster{{Name: "c"}}})); err != nil {
 			t.Error(err)
 		}
 		synctest.Wait()

@@ -4,16 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"google.golang.org/grpc"
 )
 
@@ -32,6 +28,8 @@ type Options struct {
 	LeafIdle time.Duration
 	// Joined is told of each Envoy that connects, once it has said what it is; it must not wait. May be nil.
 	Joined func(Node)
+	// Changed is told when an Envoy has come, gone, or answered what it was sent; it must not wait. May be nil.
+	Changed func()
 	// Log is where refusals go. Nil: slog's default.
 	Log *slog.Logger
 }
@@ -60,39 +58,44 @@ func (o Options) log() *slog.Logger {
 // sweepEvery is how often leaves are looked at. Looking at 5,000 of them takes less than a millisecond.
 const sweepEvery = time.Second
 
-// Server serves resources and leaf certificates over delta ADS. One fleet has one configuration, so every node
-// gets the same.
+// Server serves resources and leaf certificates over delta ADS: several revisions at once, and each node is told one of them.
 type Server struct {
 	log     *slog.Logger
 	joined  func(Node)
+	changed func()
 	secrets *secrets
 	nodes   nodes
-	cache   cache.SnapshotCache
-	config  delta.Server    // serves cache
+	shared  memo
 	ctx     context.Context // ends with Run, and with it every stream
 	end     context.CancelFunc
 
-	mu       sync.Mutex
-	clusters []*clusterv3.Cluster // of the last Publish
+	mu        sync.Mutex // of the last Serve
+	revisions map[string]*revision
+	choose    func(Node) Assignment
 }
 
-// fleet is the cache's key for every node.
-const fleet = "fleet"
+// Assignment is what one node is told.
+type Assignment struct {
+	Revision string // of those that are served
+	Drained  bool   // the same, without the listeners where workers come
+}
 
-type oneFleet struct{}
-
-func (oneFleet) ID(*corev3.Node) string { return fleet }
-
-// NewServer makes a server that has nothing to serve until Publish. Its streams last until Run's context ends.
+// NewServer makes a server that has nothing to serve until Serve. Its streams last until Run's context ends.
 func NewServer(mint Minter, o Options) *Server {
 	s := &Server{
 		log:     o.log(),
 		joined:  o.Joined,
+		changed: o.Changed,
 		secrets: newSecrets(mint, o.maxLeaves(), o.leafIdle(), o.log()),
-		cache:   cache.NewSnapshotCache(true, oneFleet{}, nil),
 	}
+	if s.joined == nil {
+		s.joined = func(Node) {}
+	}
+	if s.changed == nil {
+		s.changed = func() {}
+	}
+	s.shared.forget(nil)
 	s.ctx, s.end = context.WithCancel(context.Background())
-	s.config = delta.NewServer(s.ctx, s.cache, nil)
 	return s
 }
 
@@ -116,21 +119,97 @@ func (s *Server) Run(ctx context.Context) {
 	}
 }
 
-// Publish gives every node, present and future, these resources. It refuses resources that refer to one another
-// inconsistently; what else Envoy thinks of them is seen in Nodes.
-func (s *Server) Publish(r *Resources) error {
-	if err := r.check(); err != nil {
-		return fmt.Errorf("publishing: %w", err)
-	}
+// Serve sets all live revisions, and who is told which, for every node, present and future. choose is asked about each node now
+// and when it connects; it must not wait and not call the Server. Resources that were served before cost nothing anew,
+// so it may be called whenever choose would answer otherwise.
+//
+// It refuses resources that refer to one another inconsistently, and a choice that is none of the revisions; then nothing changes.
+// What else Envoy thinks of them is seen in Nodes.
+func (s *Server) Serve(revisions map[string]*Resources, choose func(Node) Assignment) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.secrets.setStatic(r.Secrets)
-	s.secrets.setHosts(r.Hosts, r.Refused)
-	if err := s.cache.SetSnapshot(s.ctx, fleet, snapshot(r, departed(s.clusters, r.Clusters))); err != nil {
-		return fmt.Errorf("publishing: %w", err)
+	next, err := s.marshal(revisions)
+	if err != nil {
+		return err
 	}
-	s.clusters = r.Clusters
+	present := s.nodes.present()
+	targets := make([]*target, len(present))
+	for i, n := range present {
+		if targets[i], err = aim(next, choose(n.describe())); err != nil {
+			return fmt.Errorf("serving: envoy %q: %w", n.describe().ID, err)
+		}
+	}
+	s.revisions, s.choose = next, choose
+	s.shared.forget(slices.Collect(maps.Values(next)))
+	static := map[string]*secret{}
+	for _, r := range next {
+		maps.Copy(static, r.secrets)
+	}
+	s.secrets.setStatic(static)
+	s.secrets.setHosts(certified(slices.Collect(maps.Values(revisions))))
+	for i, n := range present {
+		n.config.tell(targets[i])
+	}
 	return nil
+}
+
+// marshal makes ready what has not been served before. mu is held.
+func (s *Server) marshal(revisions map[string]*Resources) (map[string]*revision, error) {
+	known := slices.Collect(maps.Values(s.revisions))
+	next := map[string]*revision{}
+	for _, id := range slices.Sorted(maps.Keys(revisions)) {
+		r := revisions[id]
+		i := slices.IndexFunc(known, func(k *revision) bool { return k.from == r })
+		if i < 0 {
+			if err := r.check(); err != nil {
+				return nil, fmt.Errorf("serving %q: %w", id, err)
+			}
+			known = append(known, marshal(r, known))
+			i = len(known) - 1
+		}
+		next[id] = known[i]
+	}
+	return next, nil
+}
+
+// aim is what an assignment comes to.
+func aim(revisions map[string]*revision, a Assignment) (*target, error) {
+	r := revisions[a.Revision]
+	if r == nil {
+		return nil, fmt.Errorf("the revision %q, which it is to be told, is not served", a.Revision)
+	}
+	t := &target{revision: a.Revision, drained: a.Drained, sets: r.sets}
+	if a.Drained {
+		t.sets[kindListeners] = r.drained
+	}
+	return t, nil
+}
+
+// join tells an Envoy that has just said what it is what to have.
+func (s *Server) join(n *nodeStream) {
+	s.joined(n.describe())
+	s.assign(n)
+	s.changed()
+}
+
+func (s *Server) assign(n *nodeStream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n.present()
+	if s.choose == nil {
+		return // Serve will
+	}
+	t, err := aim(s.revisions, s.choose(n.describe()))
+	if err != nil {
+		s.log.Error("an envoy is told nothing", "node", n.id(), "reason", err)
+		return
+	}
+	n.config.tell(t)
+}
+
+func (s *Server) leave(n *nodeStream) {
+	n.close()
+	s.changed()
 }
 
 // RotateLeaves makes every leaf certificate anew and pushes it, as after a change of the certificate authority.
@@ -140,28 +219,30 @@ func (s *Server) RotateLeaves() { s.secrets.rotate() }
 // Nodes returns the state of every connected Envoy, by id.
 func (s *Server) Nodes() []Node { return s.nodes.list() }
 
-// departed returns the clusters of before that are not in now. They stay until the next Publish: Envoy learns of
-// clusters before routes, and a route that still named a removed one would fail for a moment.
-func departed(before, now []*clusterv3.Cluster) []*clusterv3.Cluster {
-	kept := namesOf(now)
-	return slices.DeleteFunc(slices.Clone(before), func(c *clusterv3.Cluster) bool { return slices.Contains(kept, c.GetName()) })
-}
-
-// snapshot gives each kind of resource a version that is a hash of its content. The cache does the same for each
-// resource.
-func snapshot(r *Resources, departed []*clusterv3.Cluster) *cache.Snapshot {
-	var snap cache.Snapshot
-	snap.Resources[types.Cluster] = versioned(slices.Concat(r.Clusters, departed))
-	snap.Resources[types.Route] = versioned(r.Routes)
-	snap.Resources[types.Listener] = versioned(r.Listeners)
-	snap.Resources[types.ExtensionConfig] = versioned(r.Extensions)
-	return &snap
-}
-
-func versioned[R types.Resource](list []R) cache.Resources {
-	items := make([]types.Resource, len(list))
-	for i, r := range list {
-		items[i] = r
+// certified is for which names certificates are made, and for which not: those that a revision refuses and no other serves.
+func certified(all []*Resources) (hosts, refused []string) {
+	for _, r := range all {
+		hosts = append(hosts, r.Hosts...)
 	}
-	return cache.NewResources(contentHash(appendMessages(nil, list)), items)
+	for _, r := range all {
+		for _, name := range r.Refused {
+			if !slices.ContainsFunc(all, func(other *Resources) bool { return other.certifies(name) }) {
+				refused = append(refused, name)
+			}
+		}
+	}
+	return hosts, refused
+}
+
+// certifies reports whether what the most specific pattern says of a name is that its TLS ends at Envoy.
+func (r *Resources) certifies(name string) bool {
+	for ; name != ""; name = wider(name) {
+		switch {
+		case slices.Contains(r.Hosts, name):
+			return true
+		case slices.Contains(r.Refused, name):
+			return false
+		}
+	}
+	return false
 }

@@ -4,18 +4,17 @@ import (
 	"context"
 	"sync"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
-// adsService is the gRPC service. Each stream is split in two: secrets to our own store, which answers every
-// subscription and costs the same for any number of names, and all else to go-control-plane's snapshot cache.
+// adsService is the gRPC service. Each stream is split in two: secrets, which are answered by name and made when they are asked
+// for, and the configuration, which is sent as it changes.
 //
-//	Envoy ◀──▶ adsStream ──┬── Secret ────▶ subscriber
-//	                       └── all else ──▶ go-control-plane
+//	Envoy ◀──▶ stream ──┬── Secret ────▶ subscriber
+//	                    └── all else ──▶ follower
 type adsService struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	server *Server
@@ -30,66 +29,61 @@ func (adsService) StreamAggregatedResources(discovery.AggregatedDiscoveryService
 // DeltaAggregatedResources serves one Envoy.
 func (a adsService) DeltaAggregatedResources(inner discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	s := a.server
-	stream := &adsStream{
-		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: inner,
-		server:  s,
-		node:    s.nodes.open(),
-		secrets: s.secrets.join(),
-	}
-	defer stream.node.close()
-	defer s.secrets.leave(stream.secrets)
+	secrets := s.secrets.join()
+	defer s.secrets.leave(secrets)
+	config := newFollower(&s.shared, secrets)
+	node := s.nodes.open(config)
+	defer s.leave(node)
 
 	ctx, stop := context.WithCancel(inner.Context())
-	var secretsDone sync.WaitGroup
-	defer secretsDone.Wait()
+	var sending sync.WaitGroup
+	defer sending.Wait()
 	defer stop()
-	secretsDone.Go(func() { _ = stream.secrets.serve(ctx, stream.Send) }) // a failed send ends Recv too
-	return s.config.DeltaStreamHandler(stream, resource.AnyType)
+	var one sync.Mutex // held while sending, which is its only use: gRPC allows one sender at a time
+	send := func(resp *discovery.DeltaDiscoveryResponse) error {
+		one.Lock()
+		defer one.Unlock()
+		node.sending(resp)
+		return inner.Send(resp)
+	}
+	sending.Go(func() { _ = secrets.serve(ctx, send) }) // a failed send ends receiving too
+	sending.Go(func() { _ = config.serve(ctx, send) })
+
+	received := make(chan error, 1)
+	go func() { received <- a.receive(inner, node, secrets, config) }() // ends with the stream
+	select {
+	case <-s.ctx.Done():
+		return status.Error(codes.Unavailable, "the gate ends")
+	case err := <-received:
+		return err
+	}
 }
 
-// adsStream is one stream as go-control-plane sees it: without secrets.
-type adsStream struct {
-	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
-	server  *Server
-	node    *nodeStream
-	secrets *subscriber
-	first   *corev3.Node // Envoy tells its node once; used by Recv only
-
-	sending sync.Mutex // held while sending, which is its only use: gRPC allows one sender at a time
-}
-
-// Send is called by both halves.
-func (a *adsStream) Send(resp *discovery.DeltaDiscoveryResponse) error {
-	a.sending.Lock()
-	defer a.sending.Unlock()
-	a.node.sending(resp)
-	return a.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(resp)
-}
-
-// Recv returns the next request that is not about secrets.
-func (a *adsStream) Recv() (*discovery.DeltaDiscoveryRequest, error) {
-	for {
-		req, err := a.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
+// receive takes requests in until the stream ends.
+func (a adsService) receive(inner discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, node *nodeStream, secrets *subscriber, config *follower) error {
+	s := a.server
+	for known := false; ; known = true {
+		req, err := inner.Recv()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if req.GetNode() != nil {
-			if a.first == nil && a.server.joined != nil {
-				a.server.joined(a.node.describe(req.GetNode()))
-			}
-			a.first = req.GetNode()
+		kind, reason, answered := node.received(req)
+		if !known {
+			s.join(node)
 		}
-		kind, reason := a.node.received(req)
 		if req.GetTypeUrl() == resource.SecretType {
-			if refused := a.secrets.receive(req); refused != "" {
-				a.server.secrets.logRefused(a.node.id(), refused, reason)
+			if refused := secrets.receive(req); refused != "" {
+				s.secrets.logRefused(node.id(), refused, reason)
 			}
-			continue
+			config.awake() // it may have waited for a secret
+		} else {
+			config.receive(req)
+			if kind != "" {
+				s.log.Error("envoy refused a configuration and keeps its old one", "node", node.id(), "type", kind, "reason", reason)
+			}
 		}
-		if kind != "" {
-			a.server.log.Error("envoy refused a configuration and keeps its old one", "node", a.node.id(), "type", kind, "reason", reason)
+		if answered {
+			s.changed()
 		}
-		req.Node = a.first
-		return req, nil
 	}
 }

@@ -65,6 +65,23 @@ func (sub *subscriber) awake() {
 	}
 }
 
+// settled reports whether no secret of our own is on the way.
+func (sub *subscriber) settled() bool {
+	sub.secrets.mu.Lock()
+	defer sub.secrets.mu.Unlock()
+	for name := range sub.owed {
+		if isStatic(name) {
+			return false
+		}
+	}
+	for _, name := range sub.sent {
+		if isStatic(name) {
+			return false
+		}
+	}
+	return true
+}
+
 // receive takes one request in, and returns the name of the secret that it refuses, if any. It never waits for anything
 // but the lock.
 func (sub *subscriber) receive(req *discovery.DeltaDiscoveryRequest) (refused string) {

@@ -2,7 +2,7 @@
 // Envoys over one delta ADS stream each. It decides no request and holds no credential: the CONNECT check and
 // the swap are gRPC services behind the cluster "gate", and leaf certificates come from a Minter.
 //
-//	Config ──Build──▶ Resources ──Publish──▶ Server ◀──delta ADS── Envoy
+//	Config ──Build──▶ Resources ──Serve──▶ Server ◀──delta ADS── Envoy
 //	                                           ▲
 //	                     Minter ──leaf by SNI──┘
 //
@@ -35,6 +35,8 @@ import (
 
 // Config is everything the resources depend on.
 type Config struct {
+	// Revision names the configuration to the gate, with every question that Envoy asks. Empty: it does not.
+	Revision string
 	// ProxyAddress is the ip:port where workers reach the proxy.
 	ProxyAddress string
 	// ProxyTLS offers the same proxy over TLS too. Nil: nowhere.
@@ -129,7 +131,7 @@ const (
 	routesProxy         = "proxy"
 	routesIntercept     = "intercept"
 	filterExtProc       = "wayleave.ext_proc"
-	secretUpstreamCA    = staticPrefix + "upstream_ca"
+	secretUpstreamCA    = staticPrefix + "upstream_ca" // and a hash of it
 	secretProxyCert     = staticPrefix + "proxy_certificate"
 	secretClientCA      = staticPrefix + "client_ca"
 
@@ -159,7 +161,7 @@ func Build(c Config) (*Resources, error) {
 		Routes:     []*routev3.RouteConfiguration{proxyRoutes(p), interceptRoutes(p)},
 		Clusters:   clusters(p),
 		Extensions: []*corev3.TypedExtensionConfig{extProc(p)},
-		Secrets:    []*tlsv3.Secret{caSecret(secretUpstreamCA, p.upstreamCA)},
+		Secrets:    []*tlsv3.Secret{upstreamCA(p)},
 
 		Quarantined: p.quarantined,
 		Refused:     fencedNames(p),

@@ -85,7 +85,7 @@ func TestBuildIsDeterministic(t *testing.T) {
 
 func shuffle[T any](s []T) { rand.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] }) }
 
-func TestPublishRefusesInconsistency(t *testing.T) {
+func TestServeRefusesInconsistency(t *testing.T) {
 	tests := map[string]func(*Resources){
 		`cluster "upstream"`:              func(r *Resources) { r.Clusters = dropNamed(r.Clusters, "upstream") },
 		`route configuration "intercept"`: func(r *Resources) { r.Routes = r.Routes[:1] },
@@ -100,11 +100,12 @@ func TestPublishRefusesInconsistency(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := NewServer(nil, Options{})
-		if err := s.Publish(r); err != nil {
+		if err := s.Serve(alone(r)); err != nil {
 			t.Fatal(err)
 		}
-		spoil(r)
-		if err := s.Publish(r); err == nil || !strings.Contains(err.Error(), want) {
+		spoilt := *r
+		spoil(&spoilt)
+		if err := s.Serve(alone(&spoilt)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("want an error with %q, got %v", want, err)
 		}
 	}
@@ -112,17 +113,6 @@ func TestPublishRefusesInconsistency(t *testing.T) {
 
 func dropNamed(list []*clusterv3.Cluster, name string) []*clusterv3.Cluster {
 	return slices.DeleteFunc(slices.Clone(list), func(c *clusterv3.Cluster) bool { return c.GetName() == name })
-}
-
-// A cluster that leaves the configuration stays for one more publication: routes are replaced after clusters.
-func TestDepartedClusterStaysOnce(t *testing.T) {
-	a, b := &clusterv3.Cluster{Name: "a"}, &clusterv3.Cluster{Name: "b"}
-	if got := namesOf(departed([]*clusterv3.Cluster{a, b}, []*clusterv3.Cluster{b})); !cmp.Equal(got, []string{"a"}) {
-		t.Errorf("departed: %q", got)
-	}
-	if got := departed(nil, []*clusterv3.Cluster{b}); len(got) != 0 {
-		t.Errorf("departed: %v", got)
-	}
 }
 
 // Every host of every route is answered by its own virtual host, and every other by 421.

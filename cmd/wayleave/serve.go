@@ -187,7 +187,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		g.log.Error("a host has a fault in the configuration and is refused; the others are served", "fault", f, "fix", "mend it, see that 'wayleave config check' finds no other, and restart the gate")
 	}
 	fleet = xds.NewServer(mint(authority), xds.Options{Joined: g.joined, Log: g.log})
-	if err := fleet.Publish(resources); err != nil {
+	if err := fleet.Serve(map[string]*xds.Resources{"": resources}, func(xds.Node) xds.Assignment { return xds.Assignment{} }); err != nil {
 		return err
 	}
 
