@@ -91,6 +91,14 @@ func (in inliner) rewrite(m protoreflect.Message) error {
 			}
 			v.ConfigType = &hcmv3.HttpFilter_TypedConfig{TypedConfig: proto.CloneOf(config.GetTypedConfig())}
 		}
+	case *listenerv3.Filter:
+		if v.GetConfigDiscovery() != nil {
+			config := in.extensions[v.GetName()]
+			if config == nil {
+				return fmt.Errorf("extension %q is not among the resources", v.GetName())
+			}
+			v.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: proto.CloneOf(config.GetTypedConfig())}
+		}
 	case *tlsv3.SdsSecretConfig:
 		if in.secrets[v.GetName()] {
 			v.SdsConfig = nil // a static secret goes by its name alone

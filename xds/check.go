@@ -67,6 +67,9 @@ func (r *Resources) check() error {
 	}
 	for _, l := range r.Listeners {
 		for _, filter := range networkFilters(l) {
+			if filter.GetConfigDiscovery() != nil {
+				missing("extension", filter.GetName(), "listener "+l.GetName(), extensions)
+			}
 			manager := resource.GetHTTPConnectionManager(filter)
 			if name := manager.GetRds().GetRouteConfigName(); name != "" {
 				missing("route configuration", name, "listener "+l.GetName(), routes)

@@ -240,12 +240,15 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 
 // discoveredFilter is a filter whose settings come by ECDS. Only the type of like is used.
 func discoveredFilter(name string, like proto.Message) *hcmv3.HttpFilter {
-	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
-		ConfigDiscovery: &corev3.ExtensionConfigSource{
-			ConfigSource: ads(),
-			TypeUrls:     []string{pack(like).GetTypeUrl()},
-		},
-	}}
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(like)}}
+}
+
+func discoveredNetworkFilter(name string, like proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_ConfigDiscovery{ConfigDiscovery: discovered(like)}}
+}
+
+func discovered(like proto.Message) *corev3.ExtensionConfigSource {
+	return &corev3.ExtensionConfigSource{ConfigSource: ads(), TypeUrls: []string{pack(like).GetTypeUrl()}}
 }
 
 // preserveCase sends HTTP/1.1 header names as they came; some peers compare them as bytes.

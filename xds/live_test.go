@@ -289,6 +289,7 @@ type gate struct {
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 	decide func(request) *extprocv3.ProcessingResponse
+	asked  func(question, revision string)     // is told of each question and the revision it names; may be nil
 	tunnel func(*authv3.AttributeContext) bool // whether one that was redirected goes on; nil: it does
 	checks atomic.Int64
 	asker  atomic.Value // the Envoy that asked last, as it says
@@ -305,7 +306,8 @@ type realGate interface {
 type request struct {
 	identity, authority, serverName, source string
 	header                                  http.Header
-	answered                                string // by the upstream, to the attempt before
+	answered                                string                       // by the upstream, to the attempt before
+	part                                    *extprocv3.ProcessingRequest // of an answer; nil: the request itself is asked about
 }
 
 // Check lets everyone in who has a user name, and calls the worker by it.
@@ -316,11 +318,13 @@ func (g *gate) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Che
 		return g.real.Check(ctx, req)
 	}
 	if a := req.GetAttributes(); a.GetRequest().GetHttp() == nil {
+		g.note("tunnel", told(ctx))
 		if g.tunnel != nil && !g.tunnel(a) {
 			return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.PermissionDenied)}}, nil
 		}
 		return &authv3.CheckResponse{Status: &rpcstatus.Status{}}, nil
 	}
+	g.note("connect", req.GetAttributes().GetContextExtensions()[ContextRevision])
 	credentials := req.GetAttributes().GetRequest().GetHttp().GetHeaders()["proxy-authorization"]
 	r := http.Request{Header: http.Header{"Authorization": {credentials}}}
 	user, _, ok := r.BasicAuth()
@@ -334,8 +338,20 @@ func (g *gate) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Che
 			}},
 		}, nil
 	}
-	noted, err := structpb.NewStruct(map[string]any{"identity": user})
-	return &authv3.CheckResponse{Status: &rpcstatus.Status{}, DynamicMetadata: noted}, err
+	identity, err := structpb.NewStruct(map[string]any{"identity": user})
+	return &authv3.CheckResponse{Status: &rpcstatus.Status{}, DynamicMetadata: identity}, err
+}
+
+// told is the revision in the metadata of a question.
+func told(ctx context.Context) string {
+	all, _ := metadata.FromIncomingContext(ctx)
+	return strings.Join(all.Get(RevisionMetadata), ",")
+}
+
+func (g *gate) note(question, revision string) {
+	if g.asked != nil {
+		g.asked(question, revision)
+	}
 }
 
 func (g *gate) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
@@ -358,6 +374,15 @@ func (g *gate) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 		}
 		for _, h := range m.GetRequestHeaders().GetHeaders().GetHeaders() {
 			r.header.Add(h.GetKey(), string(h.GetRawValue()))
+		}
+		switch {
+		case m.GetRequestHeaders() == nil:
+			r.part = m
+			g.note("answer", told(stream.Context()))
+		case r.answered != "":
+			g.note("again", told(stream.Context()))
+		default:
+			g.note("request", told(stream.Context()))
 		}
 		if err := stream.Send(g.decide(r)); err != nil {
 			return err

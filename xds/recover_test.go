@@ -51,7 +51,7 @@ func startChanged(t *testing.T, handle http.HandlerFunc, mutate func(*Resources)
 			p.mu.Unlock()
 			handle(w, r)
 		}))
-		up.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, "*.provider.test")}}
+		up.TLS = &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, "*.provider.test", "localhost")}}
 		up.EnableHTTP2 = true
 		up.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 		up.StartTLS()

@@ -40,6 +40,13 @@ func proxyRoutes(p plan) *routev3.RouteConfiguration {
 			HostSelectionRetryMaxAttempts: 10,
 		}
 	}
+	toAPI := &routev3.Route{
+		Name:                 "api",
+		Match:                prefix(apiPrefix),
+		Action:               &routev3.Route_Route{Route: api},
+		TypedPerFilterConfig: unasked,
+	}
+	tagAPI(p.revision, toAPI)
 	advice := reply(403, streamID, reasonUseConnect, useConnect)
 	advice.TypedPerFilterConfig = unasked
 	connect := &routev3.Route{
@@ -48,18 +55,14 @@ func proxyRoutes(p plan) *routev3.RouteConfiguration {
 		Action: &routev3.Route_Route{Route: connectTo(clusterIntercept)},
 	}
 	c := &routev3.RouteConfiguration{
-		Name: routesProxy,
+		Name:                 routesProxy,
+		TypedPerFilterConfig: tagChecks(p.revision),
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name:    "all",
 			Domains: []string{"*"},
 			Routes: []*routev3.Route{
 				connect,
-				{
-					Name:                 "api",
-					Match:                prefix(apiPrefix),
-					Action:               &routev3.Route_Route{Route: api},
-					TypedPerFilterConfig: unasked,
-				},
+				toAPI,
 				advice,
 			},
 		}},
@@ -76,7 +79,7 @@ func proxyRoutes(p plan) *routev3.RouteConfiguration {
 // interceptRoutes: each route's hosts to its upstream, and any other host nowhere. The fenced ones are named, so that no
 // wildcard has them.
 func interceptRoutes(p plan) *routev3.RouteConfiguration {
-	c := &routev3.RouteConfiguration{Name: routesIntercept}
+	c := &routev3.RouteConfiguration{Name: routesIntercept, TypedPerFilterConfig: tagProcessing(p.revision)}
 	for _, r := range p.routes {
 		c.VirtualHosts = append(c.VirtualHosts, r.virtualHost())
 	}

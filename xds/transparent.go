@@ -130,7 +130,7 @@ func redirectedChain(p plan, name string) *listenerv3.FilterChain {
 	if name == redirectedTunnelChainName {
 		filters = slices.Insert(filters, 0,
 			networkFilter("envoy.filters.network.set_filter_state", &setstatev3.Config{OnNewConnection: []*setstatecommon.FilterStateValue{nodeState()}}),
-			networkFilter("envoy.filters.network.ext_authz", tunnelAuthz(p)))
+			discoveredNetworkFilter(filterTunnelAuthz, tunnelAuthz(p)))
 	}
 	return &listenerv3.FilterChain{Name: name, Filters: filters}
 }
@@ -138,9 +138,11 @@ func redirectedChain(p plan, name string) *listenerv3.FilterChain {
 // tunnelAuthz asks the gate about each redirected tunnel, by its addresses and its server name. No byte goes on before the
 // answer, and without one the connection ends.
 func tunnelAuthz(p plan) *networkauthzv3.ExtAuthz {
+	gate := askedByNode(gateService(len(p.apiSockets), authzTimeout))
+	gate.InitialMetadata = append(gate.InitialMetadata, tagged(p.revision)...)
 	return &networkauthzv3.ExtAuthz{
 		StatPrefix:          listenerTransparent,
-		GrpcService:         askedByNode(gateService(len(p.apiSockets), authzTimeout)),
+		GrpcService:         gate,
 		TransportApiVersion: corev3.ApiVersion_V3,
 		IncludeTlsSession:   true, // the server name
 	}

@@ -22,6 +22,9 @@ import (
 // then does the second ext_proc run, and it replaces the token that was rejected. A retry after a lost connection goes
 // by it: nothing is wrong with its token.
 
+// filterAgain asks the gate about a retry.
+const filterAgain = "wayleave.ext_proc_again"
+
 // metadataAnswered is the status of the last attempt, where that matters.
 const metadataAnswered = "answered"
 
@@ -30,14 +33,14 @@ var upstreamLua string
 
 func upstreamFilters(p plan) []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
-		onlyWhen(metadataAnswered, "401", filterExtProc, extProcSettings(p)),
+		onlyWhen(filterAgain, metadataAnswered, "401", filterExtProc, extProcSettings(p)),
 		httpFilter("envoy.filters.http.lua", &luav3.Lua{DefaultSourceCode: inlineString(upstreamLua), ClearRouteCache: no()}),
 		httpFilter("envoy.filters.http.upstream_codec", &codecv3.UpstreamCodec{}),
 	}
 }
 
-// onlyWhen is a filter that is skipped unless the metadata called key has this value when the request comes to it.
-func onlyWhen(key, value, name string, settings proto.Message) *hcmv3.HttpFilter {
+// onlyWhen is a filter called name that is skipped unless the metadata called key has this value when the request comes to it.
+func onlyWhen(name, key, value, inner string, settings proto.Message) *hcmv3.HttpFilter {
 	other := &matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_{
 		SinglePredicate: &matcher.Matcher_MatcherList_Predicate_SinglePredicate{
 			Input: matchExtension("metadata", &inputsv3.DynamicMetadataInput{
@@ -49,8 +52,8 @@ func onlyWhen(key, value, name string, settings proto.Message) *hcmv3.HttpFilter
 			},
 		},
 	}}
-	return httpFilter("envoy.filters.http.match_delegate", &matchingv3.ExtensionWithMatcher{
-		ExtensionConfig: extension(name, settings),
+	return httpFilter(name, &matchingv3.ExtensionWithMatcher{
+		ExtensionConfig: extension(inner, settings),
 		XdsMatcher: &matcher.Matcher{MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{
 			Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{
 				Predicate: other,

@@ -105,7 +105,7 @@ type Resources struct {
 	Listeners  []*listenerv3.Listener
 	Routes     []*routev3.RouteConfiguration
 	Clusters   []*clusterv3.Cluster
-	Extensions []*corev3.TypedExtensionConfig // HTTP filters delivered by ECDS
+	Extensions []*corev3.TypedExtensionConfig // filters delivered by ECDS
 	Secrets    []*tlsv3.Secret                // named static/…; leaf certificates are made on demand
 	Hosts      []string                       // whose TLS ends at Envoy, wildcards with their "*."
 
@@ -131,6 +131,7 @@ const (
 	routesProxy         = "proxy"
 	routesIntercept     = "intercept"
 	filterExtProc       = "wayleave.ext_proc"
+	filterTunnelAuthz   = "wayleave.tunnel_authz"
 	secretUpstreamCA    = staticPrefix + "upstream_ca" // and a hash of it
 	secretProxyCert     = staticPrefix + "proxy_certificate"
 	secretClientCA      = staticPrefix + "client_ca"
@@ -179,6 +180,7 @@ func Build(c Config) (*Resources, error) {
 	}
 	if p.transparent != nil {
 		r.Listeners = append(r.Listeners, transparentListener(p))
+		r.Extensions = append(r.Extensions, extension(filterTunnelAuthz, tunnelAuthz(p)))
 	}
 	for _, route := range p.routes {
 		for _, h := range route.hosts {
@@ -193,6 +195,7 @@ func Build(c Config) (*Resources, error) {
 
 // plan is a Config that has been checked, normalised and sorted.
 type plan struct {
+	revision          string
 	proxy             netip.AddrPort
 	proxyTLS          *plannedTLS         // nil: none
 	transparent       *plannedTransparent // nil: none
@@ -235,9 +238,10 @@ var (
 	alwaysCredential = []string{"authorization", "proxy-authorization", "x-api-key"}
 	alpnBoth         = []string{"h2", "http/1.1"}
 
-	routeName  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
-	headerName = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_|~-]+$")
-	marker     = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,}$`)
+	routeName    = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
+	revisionName = regexp.MustCompile(`^[A-Za-z0-9._-]*$`)
+	headerName   = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_|~-]+$")
+	marker       = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,}$`)
 
 	// framing headers belong to the connection: a filter that sets one of them breaks the message or the route.
 	framing = []string{"host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive"}
@@ -247,12 +251,15 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath}
+	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}
 	if p.messageTimeout < time.Millisecond {
 		fault("message timeout %s is too short: give a millisecond or more", p.messageTimeout)
+	}
+	if !revisionName.MatchString(c.Revision) {
+		fault("revision %q is not made of a-z, A-Z, 0-9, '.', '_' and '-'", c.Revision)
 	}
 	var err error
 	if p.proxy, err = parseListen(c.ProxyAddress); err != nil {
