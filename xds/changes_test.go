@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -61,23 +60,63 @@ func TestHostsComeAndGoUnderLoad(t *testing.T) {
 			}
 			return err
 		})
-		// From its first handshake on, or the route comes a moment after the listener: a 421 at most, never a 503.
-		envoytest.Await(t, "the new host's route", func() error {
-			switch a := get(t, ann, "https://"+name+"/"); a.status {
-			case 200:
-				return nil
-			case 421:
-				return errors.New(a.body)
-			default:
-				t.Fatalf("a new host: %d %q", a.status, a.body)
-				return nil
-			}
-		})
+		// From its first handshake on: the listener knows of it last.
+		if a := get(t, ann, "https://"+name+"/"); a.status != 200 {
+			t.Fatalf("a new host: %d %q", a.status, a.body)
+		}
 	}
 	cancel()
 	load.Wait()
 	if requests.Load() == 0 {
 		t.Error("there was no load")
+	}
+}
+
+// The virtual hosts, which come one by one, are at each moment those of the configuration: added, moved from one route to
+// another, taken out, refused, and after a restart of the control plane, which finds out what Envoy has.
+func TestVirtualHostsFollow(t *testing.T) {
+	const wild, named = "x.wild.localhost", "y.wild.localhost"
+	s := start(t, nil, nil)
+	fixed := s.config.Routes[0]
+	route := func(name string, hosts ...string) Route {
+		return Route{Name: name, Hosts: hosts, ConnectTo: s.upstream.address}
+	}
+	conns := map[string]*tls.Conn{}
+	steps := []struct {
+		what    string
+		routes  []Route
+		restart bool
+		want    map[string]int
+	}{
+		{"added", []Route{fixed, route("a", wild), route("b", named)}, false, map[string]int{apiHost: 200, wild: 200, named: 200}},
+		{"one is taken out", []Route{fixed, route("a", wild)}, false, map[string]int{apiHost: 200, wild: 200, named: 421}},
+		{"one moves", []Route{fixed, route("b", wild, named)}, false, map[string]int{apiHost: 200, wild: 200, named: 200}},
+		{"back, over a restart", []Route{fixed, route("a", wild), route("c", named)}, true, map[string]int{apiHost: 200, wild: 200, named: 200}},
+		{"a wildcard", []Route{fixed, route("w", "*.wild.localhost")}, false, map[string]int{apiHost: 200, wild: 200, named: 200}},
+		{"one is fenced", []Route{fixed, route("w", "*.wild.localhost"), route("d", named), {Name: "d", Hosts: []string{named}, ALPN: []string{"h3"}}}, false, map[string]int{apiHost: 200, wild: 200, named: 421}},
+		{"none but one, over a restart", []Route{fixed}, true, map[string]int{apiHost: 200, wild: 421, named: 421}},
+	}
+	for i, step := range steps {
+		s.config.Routes, s.config.Revision = step.routes, fmt.Sprintf("r%d", i)
+		if step.restart {
+			s.stop()
+			s.serve()
+		} else {
+			s.publish()
+		}
+		s.await(step.what, func(n Node) bool { return n.Has == s.config.Revision })
+		for _, host := range sortedKeys(step.want) {
+			if conns[host] == nil { // the first time, and kept: a request on it finds the routes of the moment
+				conn, err := s.connect(host+":443", host, s.leaves.pool())
+				if err != nil {
+					t.Fatalf("%s: %s: %v", step.what, host, err)
+				}
+				conns[host] = conn
+			}
+			if a := ask(t, conns[host], bufio.NewReader(conns[host]), host); a.status != step.want[host] {
+				t.Errorf("%s: %s answers %d %s, want %d", step.what, host, a.status, a.body, step.want[host])
+			}
+		}
 	}
 }
 

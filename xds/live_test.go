@@ -149,7 +149,7 @@ func (s *stack) publish() {
 	if s.mutate != nil {
 		s.mutate(r)
 	}
-	if err := s.server.Serve(alone(r)); err != nil {
+	if err := s.server.Serve(map[string]*Resources{s.config.Revision: r}, func(Node) Assignment { return Assignment{Revision: s.config.Revision} }); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"encoding/hex"
 	"maps"
 	"slices"
-	"strings"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
@@ -20,14 +20,15 @@ const (
 	kindClusters kind = iota
 	kindExtensions
 	kindRoutes
+	kindHosts
 	kindListeners
 	kinds
 )
 
 // Envoy learns of resources before others refer to them: of those with a lower stage first.
 var (
-	typeURLs = [kinds]string{kindClusters: resource.ClusterType, kindExtensions: resource.ExtensionConfigType, kindRoutes: resource.RouteType, kindListeners: resource.ListenerType}
-	stages   = [kinds]int{kindClusters: 0, kindExtensions: 1, kindRoutes: 1, kindListeners: 2}
+	typeURLs = [kinds]string{kindClusters: resource.ClusterType, kindExtensions: resource.ExtensionConfigType, kindRoutes: resource.RouteType, kindHosts: resource.VirtualHostType, kindListeners: resource.ListenerType}
+	stages   = [kinds]int{kindClusters: 0, kindExtensions: 1, kindRoutes: 1, kindHosts: 1, kindListeners: 2}
 )
 
 func kindOfType(url string) (kind, bool) {
@@ -35,8 +36,8 @@ func kindOfType(url string) (kind, bool) {
 	return k, k >= 0
 }
 
-// wildcard kinds are those of which an Envoy wants all there are when it names none.
-func (k kind) wildcard() bool { return k == kindClusters || k == kindListeners }
+// wildcard kinds are those of which an Envoy wants all there are when it names none. Of virtual hosts it never names any.
+func (k kind) wildcard() bool { return k == kindClusters || k == kindHosts || k == kindListeners }
 
 // doors are the listeners where workers come. A drained Envoy has none of them.
 var doors = []string{listenerProxy, listenerProxyTLS, listenerTransparent}
@@ -66,11 +67,11 @@ func claimed(versions map[string]string) *set {
 	return newSet(items)
 }
 
-// only is what s has of names, and of what is below them: of "a" also "a/b".
+// only is what s has of names.
 func (s *set) only(names []string) *set {
 	items := map[string]*discovery.Resource{}
-	for name, r := range s.items {
-		if slices.ContainsFunc(names, func(n string) bool { return name == n || strings.HasPrefix(name, n+"/") }) {
+	for _, name := range names {
+		if r := s.items[name]; r != nil {
 			items[name] = r
 		}
 	}
@@ -154,10 +155,12 @@ type revision struct {
 
 // marshal makes the revision of r. What one of others has too is shared with it, so that revisions that differ little cost little.
 func marshal(r *Resources, others []*revision) *revision {
+	routes, hosts := split(r.Routes)
 	all := [kinds][]proto.Message{
 		kindClusters:   appendMessages(nil, r.Clusters),
 		kindExtensions: appendMessages(nil, r.Extensions),
-		kindRoutes:     appendMessages(nil, r.Routes),
+		kindRoutes:     routes,
+		kindHosts:      hosts,
 		kindListeners:  appendMessages(nil, r.Listeners),
 	}
 	out := &revision{from: r, secrets: map[string]*secret{}}
@@ -184,6 +187,30 @@ func marshal(r *Resources, others []*revision) *revision {
 		out.secrets[s.GetName()] = newSecret(s)
 	}
 	return out
+}
+
+// split takes the virtual hosts out of the routes of intercepted hosts, which may be thousands, so that a change of one is
+// sent as one (VHDS). The one for all others stays: it is there before them. Envoy finds those of a route configuration by
+// its name before the slash, and removes one by its own name, which therefore is that of the resource.
+func split(configs []*routev3.RouteConfiguration) (routes, hosts []proto.Message) {
+	for _, c := range configs {
+		if c.GetName() != routesIntercept {
+			routes = append(routes, c)
+			continue
+		}
+		rest := proto.CloneOf(&routev3.RouteConfiguration{Name: c.GetName(), TypedPerFilterConfig: c.GetTypedPerFilterConfig(), Vhds: &routev3.Vhds{ConfigSource: ads()}})
+		for _, vh := range c.GetVirtualHosts() {
+			if slices.Contains(vh.GetDomains(), "*") {
+				rest.VirtualHosts = append(rest.VirtualHosts, vh)
+				continue
+			}
+			named := proto.CloneOf(vh)
+			named.Name = c.GetName() + "/" + vh.GetName()
+			hosts = append(hosts, named)
+		}
+		routes = append(routes, rest)
+	}
+	return routes, hosts
 }
 
 // marshalled versions a resource by its content.

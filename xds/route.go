@@ -83,17 +83,17 @@ func interceptRoutes(p plan) *routev3.RouteConfiguration {
 	for _, r := range p.routes {
 		c.VirtualHosts = append(c.VirtualHosts, r.virtualHost())
 	}
-	nowhere := &routev3.VirtualHost{
-		Name:    "*", // no route has this name
-		Domains: []string{"*"},
-		Routes: []*routev3.Route{
-			reply(421, requestID, reasonMisdirected, "wayleave does not serve this host on this connection: open a connection of its own for each host"),
-		},
+	nowhere := []*routev3.Route{
+		reply(421, requestID, reasonMisdirected, "wayleave does not serve this host on this connection: open a connection of its own for each host"),
 	}
-	for _, h := range p.fenced {
-		nowhere.Domains = append(nowhere.Domains, h.domains()...)
+	if len(p.fenced) > 0 {
+		fenced := &routev3.VirtualHost{Name: "*fenced", Routes: nowhere} // no route has such a name
+		for _, h := range p.fenced {
+			fenced.Domains = append(fenced.Domains, h.domains()...)
+		}
+		c.VirtualHosts = append(c.VirtualHosts, fenced)
 	}
-	c.VirtualHosts = append(c.VirtualHosts, nowhere)
+	c.VirtualHosts = append(c.VirtualHosts, &routev3.VirtualHost{Name: "*", Domains: []string{"*"}, Routes: nowhere})
 	return c
 }
 

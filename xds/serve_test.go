@@ -121,7 +121,7 @@ func TestServeLeadsFromRevisionToRevision(t *testing.T) {
 	}
 	serve()
 	p := learn(t, s, "n", "g")
-	want(t, "at first", p.all(), "Cluster +a +common", "TypedExtensionConfig -r", "RouteConfiguration +r", "Listener +intercept +proxy")
+	want(t, "at first", p.all(), "Cluster +a +common", "TypedExtensionConfig -r", "RouteConfiguration +r", "VirtualHost", "Listener +intercept +proxy")
 	if n := p.node(); n.Revision != "a" || n.Has != "a" || !n.Listening || n.Drained {
 		t.Errorf("node %+v", n)
 	}
@@ -201,7 +201,7 @@ func TestServeAfterARefusal(t *testing.T) {
 	// One that has nothing yet gets what it can.
 	q := learn(t, s, "m", "")
 	want(t, "what is refused", []string{q.next(true)}, "Cluster +b +common")
-	want(t, "all the same", q.all(), "TypedExtensionConfig -r", "RouteConfiguration +r", "Listener +intercept +proxy")
+	want(t, "all the same", q.all(), "TypedExtensionConfig -r", "RouteConfiguration +r", "VirtualHost", "Listener +intercept +proxy")
 	if n := q.node(); n.Has != "" || !n.Listening {
 		t.Errorf("node %+v", n)
 	}
@@ -234,7 +234,7 @@ func TestServeToWhoComesBack(t *testing.T) {
 	}
 	got := p.all()
 	slices.Sort(got)
-	want(t, "what is sent", got, "Cluster +a -old", "Listener", "RouteConfiguration", "TypedExtensionConfig -r")
+	want(t, "what is sent", got, "Cluster +a -old", "Listener", "RouteConfiguration", "TypedExtensionConfig -r", "VirtualHost")
 	if n := p.node(); n.Has != "a" {
 		t.Errorf("node %+v", n)
 	}
