@@ -69,11 +69,15 @@ screenshots: tools ## what every page of the console looks like, light, dark, as
 isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none with another worker's credential
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
 
-# What the benchmarks take: NAMES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
+# What the benchmarks take: NAMES, NODES, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
 .PHONY: bench-names
 bench-names: ## memory and handshakes for many names on a real Envoy (NAMES=10000 ROUNDS=3)
 	@deploy/tools/fetch.sh binaries
 	@go run ./bench names $(if $(NAMES),--names $(NAMES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+.PHONY: bench-nodes
+bench-nodes: ## how soon a change of the configuration is in many Envoys, simulated (NODES=1000 ROUTES=1000 ROUNDS=5)
+	@go run ./bench nodes $(if $(NODES),--nodes $(NODES)) $(if $(ROUTES),--routes $(ROUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: bench-sessions
 bench-sessions: ## what it costs to know whose a request is, with many live sessions (LIVE=10000 ROUNDS=11)

@@ -42,7 +42,7 @@ func TestCommandsInTheDocumentation(t *testing.T) {
 		if !strings.HasPrefix(line, "make bench-") {
 			continue
 		}
-		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "LIVE=64", "ROUNDS=1")...)
+		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "LIVE=64", "NODES=8", "ROUTES=20", "ROUNDS=1")...)
 		if ran[args[0]] { // with other numbers
 			continue
 		}
@@ -71,6 +71,22 @@ var checks = map[string]func(*testing.T, []string){
 			if n, ok := got[of]; !ok || n != want {
 				t.Errorf("%s: %v certificates, want %v of %v", of, n, want, got)
 			}
+		}
+	},
+	// One Envoy and many have had all: at first, after each change, and after they have come back.
+	"nodes": func(t *testing.T, args []string) {
+		got := map[string]int{}
+		for _, s := range bench(t, append(args, "--changes", "3")...).Tables[0].Samples {
+			if s.Values[wireKB] > 0 {
+				got[s.Case+", "+s.Variant]++
+			}
+		}
+		want := map[string]int{}
+		for _, n := range []string{"1", "8"} {
+			want[firstTime+", "+n], want[oneHost+", "+n], want[again+", "+n] = 1, 3, 1
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
 		}
 	},
 	// One session and many have been told apart, for connections and for requests, and have memory of their own.
