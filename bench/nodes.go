@@ -232,7 +232,7 @@ func (c *convoy) connect(ctx context.Context, socket string, n int) error {
 			if err != nil {
 				return err
 			}
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			return c.follow(ctx, conn, fmt.Sprintf("envoy-%d", i))
 		})
 	}
@@ -349,7 +349,7 @@ func (a *rawAnswers) Unmarshal(data mem.BufferSlice, v any) error {
 	defer whole.Free()
 	wire, out := whole.ReadOnlyData(), v.(*answer)
 	out.size = len(wire)
-	fields(wire, func(n protowire.Number, value []byte) {
+	fields(wire, func(n int, value []byte) {
 		switch n { // of DeltaDiscoveryResponse
 		case 1:
 			out.version = string(value)
@@ -370,11 +370,11 @@ func (a *rawAnswers) Unmarshal(data mem.BufferSlice, v any) error {
 
 func readContent(wire []byte) *content {
 	c := &content{put: versions{}}
-	fields(wire, func(n protowire.Number, value []byte) {
+	fields(wire, func(n int, value []byte) {
 		switch n {
 		case 2:
 			var name, version string
-			fields(value, func(n protowire.Number, value []byte) {
+			fields(value, func(n int, value []byte) {
 				switch n { // of Resource
 				case 1:
 					version = string(value)
@@ -391,7 +391,7 @@ func readContent(wire []byte) *content {
 }
 
 // fields goes through the fields of a message that have a length; the messages read here have no other that matters.
-func fields(wire []byte, each func(protowire.Number, []byte)) {
+func fields(wire []byte, each func(int, []byte)) {
 	for len(wire) > 0 {
 		n, kind, length := protowire.ConsumeTag(wire)
 		if length < 0 {
@@ -400,7 +400,7 @@ func fields(wire []byte, each func(protowire.Number, []byte)) {
 		wire = wire[length:]
 		if kind == protowire.BytesType {
 			if value, _ := protowire.ConsumeBytes(wire); value != nil {
-				each(n, value)
+				each(int(n), value)
 			}
 		}
 		if length = protowire.ConsumeFieldValue(n, kind, wire); length < 0 {

@@ -180,7 +180,8 @@ func checkSocket(path string) error {
 }
 
 // adsSource is one delta stream for everything. Envoy's own back-off makes it wait up to 30 seconds after the gate
-// is back.
+// is back. Of this one Envoy takes a random part each time, from nothing up to the interval, so that a fleet does not come back
+// all at once.
 func adsSource() *corev3.ApiConfigSource {
 	return &corev3.ApiConfigSource{
 		ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,

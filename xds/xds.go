@@ -6,12 +6,13 @@
 //	                                           ▲
 //	                     Minter ──leaf by SNI──┘
 //
-// Build is pure: equal configurations give equal bytes, so every replica of the control plane publishes the same
-// versions. There is one file for each Envoy feature; each constructor in it returns one message.
+// Build is pure: equal configurations give equal bytes, so every replica of the control plane sends the same
+// versions. Several revisions are served at once, and each node is told one of them. There is one file for each Envoy
+// feature; each constructor in it returns one message.
 //
 // Frequent changes must not cut connections. Envoy closes the connections of every filter chain that changes, so
-// host lists live in the listener's filter_chain_matcher, the ext_proc settings in ECDS, and all else in RDS, CDS
-// and SDS.
+// host lists live in the listener's filter_chain_matcher, the ext_proc settings in ECDS, and all else in RDS, VHDS,
+// CDS and SDS.
 package xds
 
 import (
