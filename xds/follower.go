@@ -36,15 +36,15 @@ type target struct {
 
 // subscription is about one kind.
 type subscription struct {
-	all      bool     // every name, not only
-	names    []string // these, sorted
-	held     *set     // as far as it is known
-	owed     bool     // an answer is, even an empty one
-	sent     *change  // not acknowledged yet; nil: none
-	nonce    string   // of sent
-	answered bool     // Envoy has acknowledged something
-	fresh    bool     // Envoy came without any, and has acknowledged none
-	refused  *set     // is not sent again
+	all     bool     // every name, not only
+	names   []string // these, sorted
+	held    *set     // as far as it is known
+	owed    bool     // an answer is, even an empty one
+	sent    *change  // not acknowledged yet; nil: none
+	nonce   string   // of sent
+	taken   bool     // the last answer was an acknowledgement
+	fresh   bool     // Envoy came without any, and has acknowledged none
+	refused *set     // is not sent again, unless the Envoy is told something else in between
 }
 
 func newFollower(shared *memo, secrets *subscriber) *follower {
@@ -63,6 +63,11 @@ func (f *follower) tell(t *target) {
 	}
 	if f.whole != nil && f.whole.revision != t.revision {
 		f.whole = nil
+	}
+	for _, sub := range f.subs {
+		if sub != nil {
+			sub.refused = nil
+		}
 	}
 	f.target = t
 	f.awake()
@@ -86,7 +91,7 @@ func (f *follower) state() (n Node) {
 		n.Has = f.whole.revision
 	}
 	l := f.subs[kindListeners]
-	n.Listening = l != nil && l.answered && l.refused == nil
+	n.Listening = l != nil && l.taken
 	return n
 }
 
@@ -103,12 +108,12 @@ func (f *follower) receive(req *discovery.DeltaDiscoveryRequest) {
 	if sub == nil {
 		sub = &subscription{all: k.wildcard() && len(req.GetResourceNamesSubscribe()) == 0, held: f.shared.claimed(k, req.GetInitialResourceVersions()), owed: true, fresh: len(req.GetInitialResourceVersions()) == 0}
 		f.subs[k] = sub
+		if k == kindClusters {
+			f.before = []*set{sub.held} // the routes of an Envoy that comes back may name any of them
+		}
 	}
 	if sub.sent != nil && req.GetResponseNonce() == sub.nonce {
 		f.answer(sub, req.GetErrorDetail() != nil)
-		if k == kindClusters && f.settled(k) && !slices.Contains(f.before, f.target.sets[k]) {
-			f.before = append(f.before, f.target.sets[k]) // its routes are sent from now on
-		}
 	}
 	sub.subscribe(req.GetResourceNamesSubscribe(), req.GetInitialResourceVersions())
 	sub.unsubscribe(req.GetResourceNamesUnsubscribe())
@@ -121,10 +126,10 @@ func (f *follower) answer(sub *subscription, refused bool) {
 	c := sub.sent
 	sub.sent = nil
 	if refused {
-		sub.held, sub.refused = f.shared.same(sub.held.uncertain(c.names())), c.to
+		sub.held, sub.taken, sub.refused = f.shared.same(sub.held.uncertain(c.names())), false, c.to
 		return
 	}
-	sub.held, sub.answered, sub.fresh, sub.refused = c.to, true, false, nil
+	sub.held, sub.taken, sub.fresh, sub.refused = c.to, true, false, nil
 }
 
 // subscribe adds names. An Envoy that asks for one again has lost it, but for those it tells versions of.
@@ -206,6 +211,9 @@ func (f *follower) next(nonce string) *discovery.DeltaDiscoveryResponse {
 		want := f.wanted(k)
 		if sub.refused != nil && sub.refused.version == want.version && !sub.owed {
 			continue
+		}
+		if now := f.target.sets[kindClusters]; stages[k] == stages[kindRoutes] && !slices.Contains(f.before, now) {
+			f.before = append(f.before, now)
 		}
 		sub.sent, sub.nonce, sub.owed = f.shared.change(sub.held, want), nonce, false
 		return &discovery.DeltaDiscoveryResponse{
