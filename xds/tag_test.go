@@ -143,15 +143,20 @@ func TestRevisionReachesTheGate(t *testing.T) {
 
 	// What stays open through it all.
 	lead("")
-	conn, err := s.connect(apiHost+":443", apiHost, s.leaves.pool())
-	if err != nil {
-		t.Fatal(err)
+	upgrade := func() (*tls.Conn, *bufio.Reader) {
+		t.Helper()
+		conn, err := s.connect(apiHost+":443", apiHost, s.leaves.pool())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", apiHost)
+		r := bufio.NewReader(conn)
+		if resp, err := http.ReadResponse(r, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols { //nolint:bodyclose // the connection is the body
+			t.Fatalf("%v, %v", resp, err)
+		}
+		return conn, r
 	}
-	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", apiHost)
-	socket := bufio.NewReader(conn)
-	if resp, err := http.ReadResponse(socket, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols { //nolint:bodyclose // the connection is the body
-		t.Fatalf("%v, %v", resp, err)
-	}
+	conn, socket := upgrade()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	client := s.worker("ann")
@@ -218,6 +223,10 @@ func TestRevisionReachesTheGate(t *testing.T) {
 			if got := told.take(question); got != revision {
 				t.Errorf("%s, of a retry: the gate was told %q, not %q", question, got, revision)
 			}
+		}
+		_, _ = upgrade()
+		if got := told.take("request"); got != revision {
+			t.Errorf("a WebSocket: the gate was told %q, not %q", got, revision)
 		}
 		if a := get(t, ann, "https://bodies.provider.test/"); a.status != 200 {
 			t.Errorf("request with a body that is searched: %d %s", a.status, a.body)
