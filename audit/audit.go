@@ -24,16 +24,17 @@ type Record struct {
 	Reason string `json:"reason,omitempty"`
 
 	// Of requests.
-	Worker  string `json:"worker,omitempty"`
-	Session string `json:"session,omitempty"`
-	Grant   string `json:"grant,omitempty"`
-	Route   string `json:"route,omitempty"`
-	Host    string `json:"host,omitempty"` // with its port, unless that is 443
-	Method  string `json:"method,omitempty"`
-	Path    string `json:"path,omitempty"`    // without its query
-	Request string `json:"request,omitempty"` // id
-	Source  string `json:"source,omitempty"`  // the worker's address
-	Token   string `json:"token,omitempty"`   // tells the token that was sent from others of the grant; it is not made from it
+	Worker   string `json:"worker,omitempty"`
+	Session  string `json:"session,omitempty"`
+	Grant    string `json:"grant,omitempty"`
+	Route    string `json:"route,omitempty"`
+	Host     string `json:"host,omitempty"` // with its port, unless that is 443
+	Method   string `json:"method,omitempty"`
+	Path     string `json:"path,omitempty"`     // without its query
+	Request  string `json:"request,omitempty"`  // id
+	Source   string `json:"source,omitempty"`   // the worker's address
+	Revision string `json:"revision,omitempty"` // of the configuration that was decided by, its first 12 digits
+	Token    string `json:"token,omitempty"`    // tells the token that was sent from others of the grant; it is not made from it
 
 	// Of operators.
 	Actor  string `json:"actor,omitempty"`

@@ -158,10 +158,12 @@ func (a *Authority) change(ctx context.Context, want names) error {
 // covers reports whether the intermediate may sign for all of n.
 func (in *intermediate) covers(n names) bool {
 	for _, d := range n.constraints() {
-		for parent, more := d, true; !slices.Contains(in.cert.PermittedDNSDomains, parent); {
-			if _, parent, more = strings.Cut(parent, "."); !more {
+		for parent := d; !slices.Contains(in.cert.PermittedDNSDomains, parent); {
+			_, above, more := strings.Cut(parent, ".")
+			if !more {
 				return false
 			}
+			parent = above
 		}
 	}
 	return true

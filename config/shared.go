@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,29 @@ func isLocal(path string) bool {
 	key, _, _ := strings.Cut(path, ".")
 	key, _, _ = strings.Cut(key, "[")
 	return slices.Contains(localKeys, key)
+}
+
+// LocalChanges are the sections of the local part that are other ones in o. How a fleet is led is not among them: whoever begins a
+// rollout says that.
+func (c *Config) LocalChanges(o *Config) (sections []string) {
+	was, is := c.sections(), o.sections()
+	for _, key := range localKeys {
+		if key != "rollout" && !reflect.DeepEqual(was[key], is[key]) {
+			sections = append(sections, key)
+		}
+	}
+	return sections
+}
+
+func (c *Config) sections() (all map[string]any) {
+	data, err := yaml.Marshal(c)
+	if err == nil {
+		err = yaml.Unmarshal(data, &all)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("config: a decoded configuration cannot be encoded: %v", err)) // a fault of the struct, not of the file
+	}
+	return all
 }
 
 // Shared is the shared part of a file, with its comments. The error is of type Faults; it says only what makes the file unreadable.

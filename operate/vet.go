@@ -31,6 +31,9 @@ const (
 
 var objectionNames = []string{DropsWorker, NeedsReconnect, EnvoyRefuses, QuarantinedHosts, RolledBack, NothingKnown}
 
+// ObjectionNames are all of them.
+func ObjectionNames() []string { return slices.Clone(objectionNames) }
+
 // Objections are why a configuration was not rolled out.
 type Objections struct{ All []Objection }
 

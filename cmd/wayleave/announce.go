@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"slices"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
-	"wayleave/config"
 	"wayleave/grant"
 )
 
@@ -25,15 +22,6 @@ func (u upper) proxy() string {
 		}
 	}
 	return "http://" + net.JoinHostPort(host, port)
-}
-
-// summaries are the configured grants as the gate knows them.
-func summaries(grants *grant.Keeper, cfg *config.Config) []grant.Summary {
-	var out []grant.Summary
-	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
-		out = append(out, grants.Summary(name))
-	}
-	return out
 }
 
 // announce says that workers may come, what state the grants are in, and what to do next.

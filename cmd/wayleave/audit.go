@@ -78,7 +78,7 @@ func (a account) request(d extproc.Decided) {
 	}
 	r := audit.Record{
 		Time: d.At, Kind: audit.Request, Gate: a.gate, Outcome: audit.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
-		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Token: d.Token,
+		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Revision: d.Revision, Token: d.Token,
 	}
 	if d.Method == "CONNECT" {
 		r.Kind = audit.Tunnel

@@ -149,7 +149,7 @@ func newConfigRender() *cobra.Command {
 				_, err = c.OutOrStdout().Write(text)
 				return err
 			}
-			resources, err := envoyResources(cfg, runDir, "/dev/stdout")
+			resources, err := envoyResources(cfg, cfg.Hash(), runDir, "/dev/stdout")
 			if err != nil {
 				return err
 			}

@@ -64,7 +64,7 @@ difference. With --envoy it shows how what Envoy is told differs.`,
 func printEnvoyDiff(c *cobra.Command, names []string, both [2]*config.Config) error {
 	var text [2]bytes.Buffer
 	for i, cfg := range both {
-		r, err := envoyResources(cfg, "/run/wayleave", "/dev/stdout")
+		r, err := envoyResources(cfg, cfg.Hash(), "/run/wayleave", "/dev/stdout")
 		if err != nil {
 			return err
 		}

@@ -86,12 +86,11 @@ type consolePlace struct {
 	anywhere bool   // on loopback, when that is taken
 	strict   bool   // fail when it is taken; else wait until it is not
 	link     string // path of the file with the one-time link
-	config   string // path of the configuration
 }
 
 // consolePlace is that of `wayleave up`, which has a console unless the configuration says none.
 func (u upper) consolePlace() consolePlace {
-	p := consolePlace{listen: u.cfg.Console.Listen, strict: true, link: u.state.path(consoleLink), config: u.configPath}
+	p := consolePlace{listen: u.cfg.Console.Listen, strict: true, link: u.state.path(consoleLink)}
 	if p.listen == "" {
 		p.listen, p.anywhere = consoleDefault, true
 	}
@@ -150,14 +149,10 @@ func (d *consoleDoor) reachedAt(u *url.URL) {
 }
 
 // openConsole listens for operators. It returns nil when there is no console.
-func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *grant.Keeper, fleet *xds.Server, decisions *console.Decisions, account account) (*consoleDoor, error) {
+func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revisions, decisions *console.Decisions, account account) (*consoleDoor, error) {
 	p := g.console
 	if p.listen == "" || p.listen == config.ListenNone {
 		return nil, nil
-	}
-	text, err := os.ReadFile(p.config)
-	if err != nil {
-		return nil, fmt.Errorf("reading the configuration for the console: %w", err)
 	}
 	roots, err := consoleRoots(g.cfg)
 	if err != nil {
@@ -170,11 +165,10 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, grants *gr
 	}
 	d.reachedAt(at)
 	c := g.cfg.Console
-	desk := operate.Desk{Config: g.cfg, Specs: operate.Specs(g.cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond}
 	d.config = console.Config{
-		Desk: func() operate.Desk { return desk }, Source: func() []byte { return text },
-		Grants: grants, Fleet: func() []console.Node { return fleetNodes(fleet) }, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
-		File: p.config, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Log: g.log,
+		Desk: func() operate.Desk { return live.desk(store) }, Source: func() []byte { return []byte(live.now.Load().stable.Text) },
+		Grants: live.grants, Fleet: func() []console.Node { return fleetNodes(live.envoys) }, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
+		File: g.file, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Log: g.log,
 	}
 	l, err := d.listen(ctx)
 	if err != nil && (p.strict || !errors.Is(err, syscall.EADDRINUSE)) {

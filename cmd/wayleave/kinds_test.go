@@ -32,7 +32,7 @@ func TestKindsOfGrants(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	rules := map[string]grant.Exchange{"machine": {Audience: "reports", Scopes: []string{"read"}, Actor: true}}
-	if diff := cmp.Diff(rules, exchanges(cfg), cmpopts.IgnoreFields(grant.Exchange{}, "OAuth")); diff != "" {
+	if diff := cmp.Diff(rules, exchanges(cfg, operate.Specs(cfg)), cmpopts.IgnoreFields(grant.Exchange{}, "OAuth")); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	header := map[string]string{}

@@ -15,14 +15,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/approval"
-	"wayleave/ca"
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/notify"
 	"wayleave/oauth"
-	"wayleave/operate"
 	"wayleave/webhook"
-	"wayleave/xds"
 )
 
 // targets are where operators are told.
@@ -89,10 +86,9 @@ func (g gate) notifier(holder string, store notify.Documents, see func() []notif
 }
 
 // alerts are what is wrong now, as far as this gate sees.
-func (g gate) alerts(holder string, grants *grant.Keeper, fleet *xds.Server, authority *ca.Authority, board *approval.Board, taken []xds.Quarantined, pages notify.Pages) func() []notify.Alert {
-	specs := operate.Specs(g.cfg)
-	faults := hostFaults(g.cfg, taken)
+func (g gate) alerts(holder string, live *revisions, board *approval.Board, pages notify.Pages) func() []notify.Alert {
 	return func() []notify.Alert {
+		served := live.now.Load()
 		var all []notify.Alert
 		add := func(a notify.Alert, wrong bool) {
 			if wrong {
@@ -101,20 +97,20 @@ func (g gate) alerts(holder string, grants *grant.Keeper, fleet *xds.Server, aut
 		}
 		now := time.Now()
 		var summaries []grant.Summary
-		for _, spec := range specs {
-			s := grants.Summary(spec.Name)
+		for _, spec := range served.specs(nil) {
+			s := live.grants.Summary(spec.Name)
 			summaries = append(summaries, s)
 			add(notify.OfGrant(s, now, pages))
 		}
 		add(notify.OfVault(summaries))
-		add(notify.OfRoots(authority.Roots(), now))
-		for _, n := range fleetNodes(fleet) {
+		add(notify.OfRoots(live.authority.Roots(), now))
+		for _, n := range fleetNodes(live.envoys) {
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
 		}
 		for _, a := range board.Waiting() {
 			add(notify.OfApproval(a, pages), true)
 		}
-		for _, f := range faults {
+		for _, f := range hostFaults(served.stable.cfg, served.stable.resources.Quarantined) {
 			add(notify.OfHost(f.Key, f.What, pages), true)
 		}
 		return all

@@ -34,7 +34,7 @@ var next = map[string]string{
 	"rate_limited":          "worker: send less at a time; operator, if that is too little: raise the limit",
 	"token_endpoint":        "nobody: the client keeps its placeholder",
 	"host_not_allowed":      "operator, if it should be allowed: add the host",
-	"host_quarantined":      "operator: mend what `wayleave config check` reports, and restart the gate",
+	"host_quarantined":      "operator: mend what `wayleave config check` reports",
 	"misdirected":           "client: open a connection for each host",
 	"session_expired":       "worker: start it again",
 	"session_revoked":       "operator, if it was a mistake; else nobody",
@@ -143,7 +143,7 @@ var reasonSet = regexp.MustCompile(`"key":\s*"x-wayleave-reason",\s*"value":\s*"
 
 // The page has every reason that is among what Envoy is told, and no other.
 func TestEveryReplyOfEnvoyIsOnThePage(t *testing.T) {
-	resources, err := envoyResources(wiringConfig(t), "/run/wayleave", "/dev/stdout")
+	resources, err := envoyResources(wiringConfig(t), "", "/run/wayleave", "/dev/stdout")
 	if err != nil {
 		t.Fatal(err)
 	}

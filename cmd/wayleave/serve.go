@@ -20,8 +20,8 @@ import (
 	"wayleave/durable"
 	"wayleave/envoy"
 	"wayleave/extproc"
+	"wayleave/fleet"
 	"wayleave/grant"
-	"wayleave/operate"
 	"wayleave/spool"
 	"wayleave/vault"
 	"wayleave/worker"
@@ -58,15 +58,15 @@ the others take over; alone, a gate hands over to a second one that was started 
 			if err := privateDir(runDir); err != nil {
 				return err
 			}
-			workers, err := configuredWorkers(cfg, nil)
-			if err != nil {
+			workers := func(cfg *config.Config) ([]worker.Worker, error) { return configuredWorkers(cfg, nil) }
+			if _, err := workers(cfg); err != nil {
 				return err
 			}
 			if spoolDir == "" {
 				spoolDir = filepath.Join(runDir, ofReplica(replica, "spool"))
 			}
 			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink), config: absolute(configPath)}, audit: auditOf(cfg), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
+			return gate{cfg: cfg, file: absolute(configPath), vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink)}, audit: auditOf(cfg), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
@@ -95,9 +95,11 @@ func privateDir(dir string) error {
 
 // gate is what runs in our own process. Vault and Envoy are given.
 type gate struct {
+	// cfg is this machine's file, as it was at the start. What all gates share of it is served only as a revision.
 	cfg     *config.Config
+	file    string // that cfg was read from
 	vault   vault.Config
-	workers []worker.Worker
+	workers func(*config.Config) ([]worker.Worker, error)
 	sockets string // private directory of the unix sockets
 	replica string // which of the configuration's replicas; empty where there are none
 	spool   string // private directory of the tokens that Vault does not have yet
@@ -111,16 +113,17 @@ type gate struct {
 
 // serving is a gate that Envoy can connect to, for whoever wants to look.
 type serving struct {
-	fleet   *xds.Server
-	grants  *grant.Keeper
+	envoys  *xds.Server
+	live    *revisions
 	console *consoleDoor // nil: there is none, or another gate has it
 }
 
 // serve runs the gate until ctx ends or a part of it fails. It calls ready once Envoy can connect.
 //
-// Read it as the architecture: what is stored, who may come, what Envoy is told, what they get, where it listens.
+// Read it as the architecture: what is stored, what is served, who may come, what Envoy is told, what they get, where it
+// listens.
 func (g gate) serve(ctx context.Context, ready func(serving)) error {
-	// What is stored: grants, session keys and the root CAs live in Vault.
+	// What is stored: the configuration's revisions, grants, session keys and the root CAs live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)
 	if err != nil {
 		return err
@@ -128,21 +131,6 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	defer store.Close()
 	if err := store.Preflight(ctx, vault.Gateway); err != nil {
 		return err
-	}
-	var fleet *xds.Server // made below, before the authority runs
-	authority, err := ca.New(ctx, store, ca.Config{
-		Domains: g.cfg.CertifiedHosts(), Log: g.log, OnRotate: func() { fleet.RotateLeaves() },
-		OnRoots: func(rootPEM []byte) {
-			if err := durable.ReplacePublic(g.caFile, rootPEM); err != nil {
-				g.log.Warn("the roots that workers trust were not written down; the next start does it", "err", err)
-			}
-		},
-	})
-	if err != nil {
-		return err
-	}
-	if err := durable.ReplacePublic(g.caFile, authority.RootPEM()); err != nil {
-		return fmt.Errorf("writing down the roots that workers trust: %w", err)
 	}
 	key, err := spool.LoadKey(ctx, store)
 	if err != nil {
@@ -158,38 +146,51 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	defer spooled.Close()
 	self := holder(spooled.ID())
-	grants := grant.NewKeeper(store, operate.Specs(g.cfg), grant.Options{Holder: self, Spool: spooled, Log: g.log})
+
+	// What is served: the revision that all Envoys have, and one that some of them get first. It changes while the gate runs.
+	live := &revisions{gate: g, docs: store}
+	source := newSource(g, store, live)
+	state, err := source.enter(ctx, self)
+	if err != nil {
+		return err
+	}
+	now, unable, err := live.load(ctx, state)
+	if err != nil {
+		return err
+	}
+	for id, why := range unable {
+		g.log.Error("a revision cannot be served here", "revision", shortID(id), "err", why)
+	}
+	live.now.Store(now)
+
+	var envoys *xds.Server // made below, before the authority runs
+	live.authority, err = ca.New(ctx, store, ca.Config{
+		Domains: now.domains(), Log: g.log, OnRotate: func() { envoys.RotateLeaves() },
+		OnRoots: func(rootPEM []byte) {
+			if err := durable.ReplacePublic(g.caFile, rootPEM); err != nil {
+				g.log.Warn("the roots that workers trust were not written down; the next start does it", "err", err)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if err := durable.ReplacePublic(g.caFile, live.authority.RootPEM()); err != nil {
+		return fmt.Errorf("writing down the roots that workers trust: %w", err)
+	}
+	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Log: g.log})
+	live.exchanger = grant.NewExchanger(live.grants, now.exchanges())
 
 	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
-	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: g.log})
+	live.sessions, err = worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: g.log})
 	if err != nil {
 		return err
 	}
-	registry, err := worker.NewRegistry(g.workers)
-	if err != nil {
-		return err
-	}
-	vouching, err := issuers(g.cfg, g.log)
-	if err != nil {
-		return err
-	}
-	enrolment := worker.NewAPI(worker.APIConfig{
-		Workers: registry, Issuers: vouching, Sessions: sessions, CA: authority.RootPEM, Ports: ports(g.cfg), Log: g.log,
-		Credentials: credentials(g.cfg, sessions, grants),
-	})
 
 	// What Envoy is told, without the hosts that have a fault.
-	resources, err := envoyResources(g.cfg, g.sockets, g.accessLog)
-	if err != nil {
-		return err
-	}
-	for _, f := range hostFaults(g.cfg, resources.Quarantined) {
-		g.log.Error("a host has a fault in the configuration and is refused; the others are served", "fault", f, "fix", "mend it, see that 'wayleave config check' finds no other, and restart the gate")
-	}
-	fleet = xds.NewServer(mint(authority), xds.Options{Joined: g.joined, Log: g.log})
-	if err := fleet.Serve(map[string]*xds.Resources{"": resources}, func(xds.Node) xds.Assignment { return xds.Assignment{} }); err != nil {
-		return err
-	}
+	var member *fleet.Member // made below, before an Envoy can come
+	envoys = xds.NewServer(mint(live.authority), xds.Options{Joined: g.joined, Changed: func() { member.Wake() }, Log: g.log})
+	live.envoys = envoys
 
 	// What they get: the decision on each tunnel and each request.
 	decisions := console.NewDecisions(rememberedDecisions)
@@ -206,17 +207,30 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	swap := extproc.New(swapConfig(g.cfg, resources.Quarantined), sessions, grant.NewExchanger(grants, exchanges(g.cfg)), extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account), Recording: g.recording(recorder), Log: g.log})
+	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account), Recording: g.recording(recorder), Log: g.log})
+	if err := live.serve(now); err != nil {
+		return err
+	}
+
+	// What all gates know together of their Envoys, and how far a rollout is.
+	member = fleet.Join(fleet.Options{
+		Docs: store, Gate: self, Log: g.log,
+		Look: func() []fleet.Envoy { return connected(envoys, self) }, Counted: func() []fleet.Traffic { return traffic(live.swap.Counted()) },
+		Apply: live.apply,
+	})
+	if _, err := member.Open(ctx); err != nil {
+		return err
+	}
 
 	// Where operators look, which workers cannot reach.
-	pages, err := g.openConsole(ctx, store, grants, fleet, decisions, account)
+	pages, err := g.openConsole(ctx, store, live, decisions, account)
 	if err != nil {
 		return err
 	}
 	defer pages.close()
 
 	// Who is told when something needs an operator.
-	telling, err := g.notifier(self, store, g.alerts(self, grants, fleet, authority, board, resources.Quarantined, pages.pages()))
+	telling, err := g.notifier(self, store, g.alerts(self, live, board, pages.pages()))
 	if err != nil {
 		return err
 	}
@@ -226,8 +240,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return err
 	}
-	fleet.Register(doors.rpc)
-	swap.Register(doors.rpc)
+	envoys.Register(doors.rpc)
+	live.swap.Register(doors.rpc)
 
 	// What runs, until one part fails or there is no more to serve.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -236,11 +250,13 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	keep, letGo := context.WithCancel(work)
 	kept := make(chan struct{})
 	hold, release := context.WithCancel(work)
-	group.Go(func() error { return authority.Run(work) })
-	group.Go(func() error { defer close(kept); return grants.Run(keep) })
-	group.Go(func() error { sessions.Run(work); return nil })
+	group.Go(func() error { return live.authority.Run(work) })
+	group.Go(func() error { defer close(kept); return live.grants.Run(keep) })
+	group.Go(func() error { live.sessions.Run(work); return nil })
 	group.Go(func() error { board.Run(hold); return nil })
-	group.Go(func() error { fleet.Run(work); return nil })
+	group.Go(func() error { envoys.Run(work); return nil })
+	group.Go(func() error { member.Run(work); return nil })
+	group.Go(func() error { source.follow(work); return nil })
 	if account.file != nil {
 		group.Go(func() error { account.file.Run(work); return nil })
 	}
@@ -250,7 +266,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { return pages.serve(work) })
 	group.Go(func() error { telling.Run(work); return nil })
 	group.Go(doors.serveRPC)
-	group.Go(func() error { return doors.serveAPI(enrolment) })
+	group.Go(func() error { return doors.serveAPI(live) })
 
 	// How it ends. A gate that waits for our spool directory gets it first, and then our place at the doors.
 	group.Go(func() error {
@@ -269,10 +285,10 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 			spooled.Close()
 			doors.awaitSuccessor()
 		}
-		swap.Leave() // which it holds for as long as requests are under way
+		live.swap.Leave() // which it holds for as long as requests are under way
 		return doors.finish()
 	})
-	ready(serving{fleet, grants, pages})
+	ready(serving{envoys, live, pages})
 	return ignoreCanceled(group.Wait())
 }
 

@@ -18,6 +18,7 @@ import (
 	"wayleave/program"
 	"wayleave/supervise"
 	"wayleave/vault/embedded"
+	"wayleave/worker"
 	"wayleave/xds"
 )
 
@@ -79,8 +80,8 @@ func (u upper) up(ctx context.Context) error {
 		return err
 	}
 	defer removeSockets()
-	workers, err := configuredWorkers(u.cfg, &u.state)
-	if err != nil {
+	workers := func(cfg *config.Config) ([]worker.Worker, error) { return configuredWorkers(cfg, &u.state) }
+	if _, err := workers(u.cfg); err != nil {
 		return err
 	}
 
@@ -101,7 +102,7 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting the gate")
 	served := make(chan serving, 1) // buffered: the gate does not wait for us
-	g := gate{cfg: u.cfg, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), log: u.log}
+	g := gate{cfg: u.cfg, file: u.configPath, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), log: u.log}
 	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
 	var now serving
@@ -124,7 +125,7 @@ func (u upper) up(ctx context.Context) error {
 	}
 	ready := make(chan struct{}, 1)
 	envoyPart := start(ctx, func(ctx context.Context) error {
-		process, err := u.envoyProcess(ctx, g, binary, now.fleet, ready)
+		process, err := u.envoyProcess(ctx, g, binary, now.envoys, ready)
 		if err != nil {
 			return err
 		}
@@ -145,11 +146,12 @@ func (u upper) up(ctx context.Context) error {
 			if err := u.state.writeGate(gateFile{Proxy: u.proxy(), Config: u.configPath}); err != nil {
 				return fmt.Errorf("writing down where the gate is: %w", err)
 			}
-			u.announce(summaries(now.grants, u.cfg), now.console.link())
+			u.announce(now.live.summaries(), now.console.link())
 			announced = true
 		case <-look.C:
-			// Before the first success a refusal is a mistake of ours or the configuration's, and waiting mends neither.
-			if err := refused(now.fleet); err != nil && !announced {
+			// Before the first success a refusal is a mistake of ours or the configuration's, and waiting mends neither, unless
+			// the configuration goes back to the one before.
+			if err := refused(now.envoys); err != nil && !announced && !now.live.underWay() {
 				return err
 			}
 		case <-gatePart.done:

@@ -30,7 +30,7 @@ func askEnvoy(ctx context.Context, binary program.Binary, boot envoy.Bootstrap, 
 // is no Envoy, as in a gate's own container, nobody is asked, and the first ones to be told are.
 func validator(sockets string, log *slog.Logger) func(context.Context, *config.Config) error {
 	return func(ctx context.Context, cfg *config.Config) error {
-		r, err := envoyResources(cfg, sockets, "/dev/stdout")
+		r, err := envoyResources(cfg, cfg.Hash(), sockets, "/dev/stdout")
 		if err != nil {
 			return err
 		}

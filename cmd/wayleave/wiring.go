@@ -41,14 +41,14 @@ const (
 	messageTimeout = 25 * time.Second
 )
 
-// exchanges says for which grants each worker gets a token of its own.
-func exchanges(cfg *config.Config) map[string]grant.Exchange {
+// exchanges says for which grants each worker gets a token of its own, at the clients of specs.
+func exchanges(cfg *config.Config, specs []grant.Spec) map[string]grant.Exchange {
 	rules := map[string]grant.Exchange{}
-	for name, g := range cfg.Grants {
-		if x := g.Exchange; x.Wanted() {
-			p, _ := cfg.ProviderOf(name)
-			rules[name] = grant.Exchange{
-				OAuth: oauth.NewClient(p.Config, nil, nil), Audience: x.Audience, Resource: x.Resource, Scopes: x.Scopes,
+	for _, spec := range specs {
+		client, can := spec.OAuth.(grant.TokenExchanger)
+		if x := cfg.Grants[spec.Name].Exchange; x.Wanted() && can {
+			rules[spec.Name] = grant.Exchange{
+				OAuth: client, Audience: x.Audience, Resource: x.Resource, Scopes: x.Scopes,
 				Actor: x.Actor == config.ActorWorker,
 			}
 		}
@@ -168,13 +168,16 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 	return out
 }
 
-// envoyResources are what Envoy is told. Hosts with a fault are refused, as long as others are left.
-func envoyResources(cfg *config.Config, sockets, accessLog string) (*xds.Resources, error) {
+// envoyResources are what Envoy is told by a revision; without one, the gate is not told of it. Hosts with a fault are refused, as
+// long as others are left.
+func envoyResources(cfg *config.Config, revision, sockets, accessLog string) (*xds.Resources, error) {
 	roots, err := upstreamRoots(cfg)
 	if err != nil {
 		return nil, err
 	}
-	r, err := xds.Build(envoyConfig(cfg, roots, sockets, accessLog))
+	c := envoyConfig(cfg, roots, sockets, accessLog)
+	c.Revision = revision
+	r, err := xds.Build(c)
 	if err != nil {
 		return nil, err
 	}

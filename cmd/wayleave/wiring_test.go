@@ -85,7 +85,7 @@ profiles: {default: {grants: [claude], token_endpoint: placeholder}}
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := envoyResources(cfg, "/run/wayleave", "")
+		r, err := envoyResources(cfg, "", "/run/wayleave", "")
 		return cfg, r, err
 	}
 	cfg, r, err := build("  - {hosts: [b.example.com], grant: claude}")
