@@ -1,5 +1,5 @@
-// Package api owns the operators' HTTP API as its clients see it: the JSON documents of what the command line does with grants
-// and sessions, and a Client. What a request does is package console's, which serves it; what may be done, package operate's.
+// Package api owns the operators' HTTP API as its clients see it: the JSON documents of what the command line does with grants,
+// sessions and rollouts, and a Client. What a request does is package console's, which serves it; what may be done, package operate's.
 //
 //	wayleave grant … --api ── Client ──HTTP──▶ console ──▶ operate.Desk
 package api
@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wayleave/approval"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/operate"
 	"wayleave/worker"
@@ -112,8 +113,51 @@ type DecisionRequest struct {
 	Note    string           `json:"note,omitempty"` // shown to a worker that is denied
 }
 
+// Rollouts is how far the rollout is, and which were before.
+type Rollouts struct {
+	operate.Rollouts
+	Warning string `json:"warning,omitempty"`
+}
+
+// StartRequest is a configuration to roll out.
+type StartRequest struct {
+	Text  string   `json:"text"` // of the whole file, or of the part that gates share; in which steps is said by the gate's own file
+	Note  string   `json:"note,omitempty"`
+	Force []string `json:"force,omitempty"` // names of objections that are overruled
+}
+
+// LeadRequest goes with what is done to a rollout.
+type LeadRequest struct {
+	Note string `json:"note,omitempty"` // why; it is kept with the rollout
+}
+
+// Fleet is the gates and Envoys there are.
+type Fleet struct {
+	operate.Fleet
+	Version string    `json:"version"` // of the gate that answers
+	Since   time.Time `json:"since"`   // when its console started
+	Warning string    `json:"warning,omitempty"`
+}
+
+// DrainRequest says how to drain.
+type DrainRequest struct {
+	Force bool `json:"force,omitempty"` // also the last Envoy that workers can come to
+}
+
+// Drained are the Envoys that are told not to listen.
+type Drained struct {
+	Drained []string `json:"drained"`
+}
+
+// Revisions are the configurations that are kept, the latest first, without their texts.
+type Revisions struct {
+	Revisions []fleet.Revision `json:"revisions"`
+}
+
 // Problem is the answer to what could not be done.
 type Problem struct {
 	Status int    `json:"status"`
 	Error  string `json:"error"`
+	// Objections are why a rollout was not started; each can be overruled by its name.
+	Objections []operate.Objection `json:"objections,omitempty"`
 }

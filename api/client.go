@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"wayleave/approval"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/loopback"
 	"wayleave/operate"
+	"wayleave/rollout"
 	"wayleave/secret"
 	"wayleave/worker"
 )
@@ -180,6 +182,9 @@ func (c *Client) problem(resp *http.Response, text []byte) error {
 	case http.StatusNotFound:
 		return &operate.Refusal{Kind: operate.NoSuch, Words: p.Error}
 	case http.StatusConflict:
+		if len(p.Objections) > 0 {
+			return &operate.Objections{All: p.Objections}
+		}
 		return &operate.Refusal{Kind: operate.NotNow, Words: p.Error}
 	case http.StatusUnprocessableEntity:
 		return &operate.Refusal{Kind: operate.Misused, Words: p.Error}
@@ -306,6 +311,78 @@ func (c *Client) Rule(ctx context.Context, id string, r operate.Ruling) (a appro
 func (c *Client) Forget(ctx context.Context, id string) (k approval.Kept, err error) {
 	err = c.call(ctx, callTime, http.MethodPost, nil, &k, "approvals", id, "forget")
 	return k, err
+}
+
+// Rollouts is how far the rollout is, and which were before.
+func (c *Client) Rollouts(ctx context.Context) (operate.Rollouts, error) {
+	var out Rollouts
+	err := c.call(ctx, callTime, http.MethodGet, nil, &out, "rollout")
+	c.warned(out.Warning)
+	return out.Rollouts, err
+}
+
+// StartRollout begins to roll a configuration out. Who starts it is who the token is of.
+func (c *Client) StartRollout(ctx context.Context, q operate.RolloutRequest) (out operate.Started, err error) {
+	return out, c.call(ctx, callTime, http.MethodPost, StartRequest{Text: string(q.Text), Note: q.Note, Force: q.Force}, &out, "rollout")
+}
+
+// PauseRollout keeps the rollout at its step. Who does is who the token is of, here and below.
+func (c *Client) PauseRollout(ctx context.Context, _, note string) (rollout.State, error) {
+	return c.lead(ctx, "pause", note)
+}
+
+// ResumeRollout lets it go on.
+func (c *Client) ResumeRollout(ctx context.Context, _, note string) (rollout.State, error) {
+	return c.lead(ctx, "resume", note)
+}
+
+// PromoteRollout ends it with every Envoy on the new revision.
+func (c *Client) PromoteRollout(ctx context.Context, _, note string) (rollout.State, error) {
+	return c.lead(ctx, "promote", note)
+}
+
+// AbortRollout ends it with every Envoy on the old one.
+func (c *Client) AbortRollout(ctx context.Context, _, note string) (rollout.State, error) {
+	return c.lead(ctx, "abort", note)
+}
+
+func (c *Client) lead(ctx context.Context, what, note string) (rollout.State, error) {
+	var out Rollouts
+	err := c.call(ctx, callTime, http.MethodPost, LeadRequest{note}, &out, "rollout", what)
+	return rollout.State{Stable: out.Stable, Current: out.Current, History: out.History}, err
+}
+
+// Envoys are those of the fleet, and its gates.
+func (c *Client) Envoys(ctx context.Context) (operate.Fleet, error) {
+	var out Fleet
+	err := c.call(ctx, callTime, http.MethodGet, nil, &out, "fleet")
+	c.warned(out.Warning)
+	return out.Fleet, err
+}
+
+// Envoy is one of them.
+func (c *Client) Envoy(ctx context.Context, id string) (e operate.EnvoyStatus, err error) {
+	return e, c.call(ctx, callTime, http.MethodGet, nil, &e, "fleet", id)
+}
+
+// Drain has an Envoy close its listeners, or open them again.
+func (c *Client) Drain(ctx context.Context, q operate.DrainRequest) (rollout.State, error) {
+	what := map[bool]string{true: "drain", false: "undrain"}[q.Drained]
+	var out Drained
+	err := c.call(ctx, callTime, http.MethodPost, DrainRequest{q.Force}, &out, "fleet", q.Envoy, what)
+	return rollout.State{Drained: out.Drained}, err
+}
+
+// Revisions are the configurations that are kept, without their texts.
+func (c *Client) Revisions(ctx context.Context) ([]fleet.Revision, error) {
+	var out Revisions
+	err := c.call(ctx, callTime, http.MethodGet, nil, &out, "revisions")
+	return out.Revisions, err
+}
+
+// Revision is one of them.
+func (c *Client) Revision(ctx context.Context, id string) (r fleet.Revision, err error) {
+	return r, c.call(ctx, callTime, http.MethodGet, nil, &r, "revisions", id)
 }
 
 // Connect begins to connect a grant.

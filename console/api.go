@@ -15,6 +15,7 @@ import (
 	"wayleave/api"
 	"wayleave/approval"
 	"wayleave/config"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/operate"
 	"wayleave/vault"
@@ -49,7 +50,18 @@ func (s *Server) endpoints() []endpoint {
 			{"outcome", "swapped, passed or refused"}, {"limit", "how many at most; 200 if not said"},
 		}, s.listDecisions},
 		{"GET", "/audit", Operator, "What was done through the gates of this machine, and by operators, the newest first", "", nil, AuditList{}, auditParameters, s.listAudit},
-		{"GET", "/fleet", Viewer, "The Envoys of this gate", "", nil, Fleet{}, nil, s.fleet},
+		{"GET", "/fleet", Viewer, "The gates there are and the Envoys that are connected to them", "", nil, api.Fleet{}, nil, s.listFleet},
+		{"GET", "/fleet/{envoy}", Viewer, "One Envoy, with what it has of each kind of resource", "", nil, operate.EnvoyStatus{}, nil, s.showEnvoy},
+		{"POST", "/fleet/{envoy}/drain", Operator, "Have an Envoy close its listeners, so that workers go elsewhere", "fleet.drain", api.DrainRequest{}, api.Drained{}, nil, s.drainEnvoy},
+		{"POST", "/fleet/{envoy}/undrain", Operator, "Have it open them again", "fleet.undrain", nil, api.Drained{}, nil, s.undrainEnvoy},
+		{"GET", "/rollout", Viewer, "How far the rollout is, and which were before", "", nil, api.Rollouts{}, nil, s.showRollout},
+		{"POST", "/rollout", Admin, "Begin to roll a configuration out", "rollout.start", api.StartRequest{}, operate.Started{}, nil, s.startRollout},
+		{"POST", "/rollout/pause", Operator, "Keep the rollout at its step; it still goes back by itself", "rollout.pause", api.LeadRequest{}, api.Rollouts{}, nil, s.lead(operate.Desk.PauseRollout)},
+		{"POST", "/rollout/resume", Operator, "Let a paused rollout go on", "rollout.resume", api.LeadRequest{}, api.Rollouts{}, nil, s.lead(operate.Desk.ResumeRollout)},
+		{"POST", "/rollout/promote", Admin, "End the rollout with every Envoy on the new revision, whatever is left of it", "rollout.promote", api.LeadRequest{}, api.Rollouts{}, nil, s.lead(operate.Desk.PromoteRollout)},
+		{"POST", "/rollout/abort", Operator, "End the rollout with every Envoy on the old revision", "rollout.abort", api.LeadRequest{}, api.Rollouts{}, nil, s.lead(operate.Desk.AbortRollout)},
+		{"GET", "/revisions", Viewer, "The configurations that are kept, the latest first, without their texts", "", nil, api.Revisions{}, nil, s.listRevisions},
+		{"GET", "/revisions/{id}", Operator, "One of them, by the first digits of its id, or as stable", "", nil, fleet.Revision{}, nil, s.showRevision},
 		{"GET", "/configuration", Operator, "The configuration that runs, and how the file differs from it now", "", nil, Configuration{}, nil, s.configuration},
 		{"GET", "/tokens", Admin, "The API tokens, without themselves", "", nil, TokenList{}, nil, s.listTokens},
 		{"POST", "/tokens", Admin, "Make an API token, which is shown this once", "token.create", TokenRequest{}, NewToken{}, nil, s.createToken},
@@ -383,17 +395,6 @@ func filterOf(get func(string) string) Filter {
 // DecisionList is the latest decisions.
 type DecisionList struct {
 	Decisions []Decision `json:"decisions"`
-}
-
-// Fleet is the Envoys of this gate.
-type Fleet struct {
-	Envoys  []Node    `json:"envoys"`
-	Version string    `json:"version"` // of the gate
-	Since   time.Time `json:"since"`   // when its console started
-}
-
-func (s *Server) fleet(*call) (any, error) {
-	return Fleet{append([]Node{}, s.Fleet()...), s.Version, s.began}, nil
 }
 
 // Configuration is what runs, and what would run after a restart.

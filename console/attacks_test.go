@@ -245,7 +245,7 @@ func TestRoles(t *testing.T) {
 	programs := map[Role]*program{Viewer: w.as(Viewer), Operator: w.as(Operator), Admin: w.as(Admin)}
 	nobody := &program{w.browser(), "wlop_guess"}
 	for _, e := range w.console.endpoints() {
-		path := strings.NewReplacer("{grant}", "nobody", "{worker}", "nobody", "{id}", "none", "{token}", "none").Replace(e.path)
+		path := strings.NewReplacer("{grant}", "nobody", "{worker}", "nobody", "{id}", "none", "{token}", "none", "{envoy}", "none").Replace(e.path)
 		for role, p := range programs {
 			status := p.call(e.method, path, "{}", nil)
 			if refused := status == http.StatusForbidden; refused == role.may(e.role) {
@@ -285,8 +285,9 @@ func TestRolesOfPages(t *testing.T) {
 	forms := map[string]Role{
 		"/grants/acme/connect": Operator, "/grants/acme/refresh": Operator, "/grants/acme/disconnect": Operator, "/grants/key/import": Operator,
 		"/connects/none/answer": Operator, "/workers/ci/revoke": Operator, "/sessions/none/revoke": Operator, "/approvals/none/decide": Operator, "/approvals/none/forget": Operator, "/access/tokens": Admin, "/access/tokens/none/end": Admin,
+		"/fleet/none/drain": Operator, "/fleet/none/undrain": Operator, "/rollouts/pause": Operator, "/rollouts/resume": Operator, "/rollouts/abort": Operator, "/rollouts/promote": Admin,
 	}
-	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/approvals": Viewer, "/workers": Viewer, "/routes": Viewer, "/configuration": Operator, "/audit": Operator, "/access": Admin, "/callback": Operator}
+	pages := map[string]Role{"/": Viewer, "/grants/acme": Viewer, "/requests": Viewer, "/approvals": Viewer, "/workers": Viewer, "/routes": Viewer, "/fleet": Viewer, "/rollouts": Viewer, "/rollouts/stable/stable": Operator, "/configuration": Operator, "/audit": Operator, "/access": Admin, "/callback": Operator}
 	for _, role := range roles {
 		become(role)
 		for path, needs := range forms {
@@ -302,8 +303,8 @@ func TestRolesOfPages(t *testing.T) {
 		}
 	}
 	become(Viewer)
-	for _, path := range []string{"/", "/grants/acme", "/workers"} {
-		if page := b.get(path).body; strings.Contains(page, "/connect\"") || strings.Contains(page, "/revoke\"") || strings.Contains(page, "/import\"") {
+	for _, path := range []string{"/", "/grants/acme", "/workers", "/fleet", "/rollouts"} {
+		if page := b.get(path).body; strings.Contains(page, "/connect\"") || strings.Contains(page, "/revoke\"") || strings.Contains(page, "/import\"") || strings.Contains(page, "drain\"") || strings.Contains(page, "/pause\"") {
 			t.Errorf("%s offers a viewer what only operators may", path)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"wayleave/grant"
+	"wayleave/operate"
+	"wayleave/rollout"
 )
 
 // This file lays charts out; the templates draw them as SVG.
@@ -112,4 +114,45 @@ func chartMinutes(minutes []minute) minutesChart {
 		}
 	}
 	return c
+}
+
+// stepsChart is how far a rollout is: a bar for each step, filled as far as its Envoys have the new revision.
+type stepsChart struct {
+	Bars          []bar
+	Width, Height float64
+	Words         string
+	Steps         []stepLabel
+}
+
+type stepLabel struct {
+	Words string
+	Class string // done, now or next
+}
+
+const (
+	stepWidth, stepGap = 100.0, 3.0
+	stepHeight         = 12.0
+)
+
+func chartSteps(c rollout.Rollout, p operate.Progress) stepsChart {
+	n := float64(len(c.Plan.Steps))
+	out := stepsChart{Width: n*(stepWidth+stepGap) - stepGap, Height: stepHeight, Words: sentence(p.Sentence(c.Phase))}
+	for i, step := range c.Plan.Steps {
+		x, filled, class := float64(i)*(stepWidth+stepGap), 0.0, "next"
+		switch {
+		case i < c.Step:
+			filled, class = 1, "done"
+		case i == c.Step:
+			class = "now"
+			if p.Wanted > 0 {
+				filled = float64(p.Taken) / float64(p.Wanted)
+			}
+		}
+		out.Bars = append(out.Bars, bar{X: x, W: stepWidth, H: stepHeight, Kind: "ground", Title: step.String()})
+		if filled > 0 {
+			out.Bars = append(out.Bars, bar{X: x, W: stepWidth * filled, H: stepHeight, Kind: map[string]string{"done": "good", "now": "active"}[class], Title: step.String()})
+		}
+		out.Steps = append(out.Steps, stepLabel{fmt.Sprintf("%s, watched for %v", step, step.Dwell), class})
+	}
+	return out
 }

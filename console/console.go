@@ -20,6 +20,7 @@ import (
 
 	"wayleave/audit"
 	"wayleave/config"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/operate"
 	"wayleave/throttle"
@@ -42,8 +43,8 @@ type Config struct {
 	Grants interface {
 		Summary(name string) grant.Summary
 	}
-	// Fleet is the gate's Envoys. Nil: none.
-	Fleet func() []Node
+	// Fleet is what this gate knows of the fleet by itself, without asking the store. Nil: nothing.
+	Fleet func() fleet.View
 	// Decisions were made about requests by this gate. Nil: none.
 	Decisions *Decisions
 	// File is the path of the configuration.
@@ -70,15 +71,6 @@ type Config struct {
 
 	Now func() time.Time // nil: time.Now
 	Log *slog.Logger     // nil: none
-}
-
-// Node is an Envoy that takes its configuration from this gate.
-type Node struct {
-	ID      string    `json:"id"`
-	Version string    `json:"version"`
-	Since   time.Time `json:"since"`
-	Current bool      `json:"current"`           // it has taken all that it was sent
-	Refused string    `json:"refused,omitempty"` // what it said when it refused something
 }
 
 // Event is one thing that an operator did or was refused.
@@ -120,7 +112,7 @@ func New(c Config) (*Server, error) {
 		c.Decisions = NewDecisions(1)
 	}
 	if c.Fleet == nil {
-		c.Fleet = func() []Node { return nil }
+		c.Fleet = func() fleet.View { return fleet.View{} }
 	}
 	s := &Server{
 		Config: c, logins: newLogins(c.Idle, c.Life, c.Now), flows: newFlows(c.Now), hub: newHub(), limiter: throttle.New(triesAtOnce, tryAgain),

@@ -16,7 +16,7 @@ import (
 func TestConnectByClicking(t *testing.T) {
 	w := newWorld(t, nil)
 	b := w.loggedIn()
-	b.wants("overview", b.get("/"), http.StatusOK, "What needs you", "Nobody has connected it yet", "envoy-1", "up to date", "No request has come")
+	b.wants("overview", b.get("/"), http.StatusOK, "What needs you", "Nobody has connected it yet", "1 Envoy, up to date.", "Nothing has been rolled out yet.", "No request has come")
 	b.wants("grant", b.get("/grants/acme"), http.StatusOK, "never connected", "build@acme.example", "Asked for", ">Connect<", "device")
 
 	a := b.post("/grants/acme/connect")

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"wayleave/api"
+	"wayleave/operate"
 )
 
 // endpoint is one operation of the API: how it is routed, guarded, documented and done.
@@ -71,7 +72,7 @@ func (c *call) target() string {
 
 // target is what the path of a request is about.
 func target(r *http.Request) string {
-	for _, name := range []string{"grant", "worker", "id", "token"} {
+	for _, name := range []string{"grant", "worker", "id", "token", "envoy"} {
 		if v := r.PathValue(name); v != "" {
 			return v
 		}
@@ -119,8 +120,17 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, status int, err er
 		s.Log.Warn("the console could not do something", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
 	}
 	if isAPI(r) {
-		writeJSON(w, status, api.Problem{Status: status, Error: err.Error()})
+		writeJSON(w, status, problem(status, err))
 		return
 	}
 	s.failPage(w, r, status, err)
+}
+
+// problem is a failure as programs get it.
+func problem(status int, err error) api.Problem {
+	p := api.Problem{Status: status, Error: err.Error()}
+	if o, are := errors.AsType[*operate.Objections](err); are {
+		p.Objections = o.All
+	}
+	return p
 }

@@ -6,13 +6,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
 
 // What pages hear of. Events have no content: who hears of one asks again.
 const (
-	topicGrants    = "grants"    // a grant, a connect or an Envoy is not as it was
+	topicGrants    = "grants"    // a grant or a connect is not as it was
+	topicFleet     = "fleet"     // an Envoy or a rollout is not as it was
 	topicDecisions = "decisions" // there were requests
 	topicApprovals = "approvals" // a request waits for an operator, or does not any more
 	topicTick      = "tick"      // time has passed, which pages show
@@ -71,7 +73,7 @@ func (s *Server) watch(ctx context.Context) {
 	defer look.Stop()
 	defer ask.Stop()
 	defer tick.Stop()
-	var seen [sha256.Size]byte
+	var seen, fleet [sha256.Size]byte
 	var decisions uint64
 	var held [sha256.Size]byte
 	for {
@@ -96,6 +98,10 @@ func (s *Server) watch(ctx context.Context) {
 				seen = now
 				s.hub.publish(topicGrants)
 			}
+			if now := s.fleetNow(); now != fleet {
+				fleet = now
+				s.hub.publish(topicFleet)
+			}
 			if now := s.Decisions.count(); now != decisions {
 				decisions = now
 				s.hub.publish(topicDecisions)
@@ -104,13 +110,24 @@ func (s *Server) watch(ctx context.Context) {
 	}
 }
 
-// fingerprint changes with every grant and Envoy that does.
+// fleetNow changes with what is known of the fleet. That gates are still there is nothing new.
+func (s *Server) fleetNow() [sha256.Size]byte {
+	v := s.Fleet()
+	reports := slices.Clone(v.Reports)
+	for i := range reports {
+		reports[i].At = time.Time{}
+	}
+	data, _ := json.Marshal([]any{v.State, reports})
+	return sha256.Sum256(data)
+}
+
+// fingerprint changes with every grant that does.
 func (s *Server) fingerprint() [sha256.Size]byte {
 	var all []any
 	for _, spec := range s.Desk().Specs {
 		all = append(all, s.Grants.Summary(spec.Name))
 	}
-	data, _ := json.Marshal(append(all, s.Fleet())) // strings, numbers and times
+	data, _ := json.Marshal(all) // strings, numbers and times
 	return sha256.Sum256(data)
 }
 

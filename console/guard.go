@@ -13,7 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/config"
 	"wayleave/operate"
+	"wayleave/rollout"
 	"wayleave/vault"
 )
 
@@ -183,9 +185,15 @@ func (s *Server) unknown(w http.ResponseWriter, r *http.Request, err error) {
 func statusOf(err error) int {
 	var refusal *operate.Refusal
 	var tooLarge *http.MaxBytesError
+	var objections *operate.Objections
+	var faults config.Faults
 	switch {
 	case errors.As(err, &refusal):
 		return map[operate.Kind]int{operate.NoSuch: http.StatusNotFound, operate.Misused: http.StatusUnprocessableEntity, operate.Unusable: http.StatusUnprocessableEntity, operate.NotNow: http.StatusConflict}[refusal.Kind]
+	case errors.As(err, &objections), errors.Is(err, rollout.ErrUnderWay), errors.Is(err, rollout.ErrSame):
+		return http.StatusConflict
+	case errors.As(err, &faults):
+		return http.StatusUnprocessableEntity
 	case errors.As(err, &tooLarge):
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, errBadRequest):

@@ -13,6 +13,7 @@ import (
 
 	"wayleave/api"
 	"wayleave/grant"
+	"wayleave/operate"
 )
 
 //go:embed templates
@@ -35,7 +36,7 @@ type view struct {
 	Version string
 }
 
-var pageNames = []string{"overview", "grant", "connect", "requests", "approvals", "workers", "routes", "configuration", "audit", "access", "login", "error"}
+var pageNames = []string{"overview", "grant", "connect", "requests", "approvals", "workers", "fleet", "rollouts", "difference", "routes", "configuration", "audit", "access", "login", "error"}
 
 // parsePages parses each page with the layout around it.
 func parsePages() (map[string]*template.Template, error) {
@@ -126,7 +127,8 @@ const (
 	liveGrants    = "sse:grants, sse:tick"
 	liveRequests  = "sse:decisions, sse:tick"
 	liveApprovals = "sse:approvals, sse:tick"
-	liveAll       = "sse:grants, sse:decisions, sse:approvals, sse:tick"
+	liveFleet     = "sse:fleet, sse:tick"
+	liveAll       = "sse:grants, sse:fleet, sse:decisions, sse:approvals, sse:tick"
 )
 
 // pages registers the pages and their forms.
@@ -151,6 +153,9 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("GET /requests", s.page(Viewer, "requests", liveRequests, s.requestsPage))
 	mux.Handle("GET /approvals", s.page(Viewer, "approvals", liveApprovals, s.approvalsPage))
 	mux.Handle("GET /workers", s.page(Viewer, "workers", liveAll, s.workersPage))
+	mux.Handle("GET /fleet", s.page(Viewer, "fleet", liveFleet, s.fleetPage))
+	mux.Handle("GET /rollouts", s.page(Viewer, "rollouts", liveFleet, s.rolloutsPage))
+	mux.Handle("GET /rollouts/{from}/{to}", s.page(Operator, "difference", "", s.differencePage))
 	mux.Handle("GET /routes", s.page(Viewer, "routes", liveGrants, s.routesPage))
 	mux.Handle("GET /configuration", s.page(Operator, "configuration", "", s.configurationPage))
 	mux.Handle("GET /audit", s.page(Operator, "audit", "", s.auditPage))
@@ -165,6 +170,12 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("POST /approvals/{id}/forget", s.form(Operator, "approval.forget", s.forgetForm))
 	mux.Handle("POST /workers/{worker}/revoke", s.form(Operator, "session.revoke", s.revokeForm))
 	mux.Handle("POST /sessions/{id}/revoke", s.form(Operator, "session.revoke", s.revokeForm))
+	mux.Handle("POST /fleet/{envoy}/drain", s.form(Operator, "fleet.drain", s.drainForm))
+	mux.Handle("POST /fleet/{envoy}/undrain", s.form(Operator, "fleet.undrain", s.undrainForm))
+	mux.Handle("POST /rollouts/pause", s.form(Operator, "rollout.pause", s.leadForm(operate.Desk.PauseRollout, "The rollout is paused. It still goes back by itself when something is wrong.")))
+	mux.Handle("POST /rollouts/resume", s.form(Operator, "rollout.resume", s.leadForm(operate.Desk.ResumeRollout, "The rollout goes on. The step is watched anew.")))
+	mux.Handle("POST /rollouts/promote", s.form(Admin, "rollout.promote", s.leadForm(operate.Desk.PromoteRollout, "Every Envoy gets the new revision now.")))
+	mux.Handle("POST /rollouts/abort", s.form(Operator, "rollout.abort", s.leadForm(operate.Desk.AbortRollout, "Every Envoy goes back to the old revision.")))
 	mux.Handle("POST /access/tokens", s.form(Admin, "token.create", s.tokenForm))
 	mux.Handle("POST /access/tokens/{token}/end", s.form(Admin, "token.end", s.endTokenForm))
 	return nil
@@ -179,7 +190,8 @@ type overviewView struct {
 	Warning  string
 	Refusals []Refusals
 	Minutes  minutesChart
-	Fleet    []Node
+	Fleet    summary
+	Rollout  summary
 	Healthy  int
 	May      bool // connect and such
 }
@@ -197,8 +209,13 @@ func (s *Server) overviewPage(r *http.Request, who actor) (string, string, any, 
 	if err != nil {
 		return "", "", nil, err
 	}
+	known, _, err := s.view(r.Context()) // that Vault does not answer is said already
+	if err != nil {
+		return "", "", nil, err
+	}
 	v := overviewView{
-		Grants: all.Grants, Warning: all.Warning, Refusals: s.Decisions.refusals(s.now().Add(-refusalsFor)), Fleet: s.Fleet(), May: who.Role.may(Operator),
+		Grants: all.Grants, Warning: all.Warning, Refusals: s.Decisions.refusals(s.now().Add(-refusalsFor)), May: who.Role.may(Operator),
+		Fleet: fleetSummary(operate.FleetOf(known)), Rollout: rolloutSummary(operate.RolloutsOf(known, s.now()), s.now()),
 		Minutes: chartMinutes(s.Decisions.perMinute(s.now(), countedMinutes)), Waiting: s.waiting(r.Context()),
 	}
 	for _, g := range all.Grants {
@@ -292,17 +309,20 @@ type diffLine struct{ Kind, Text string }
 
 func (s *Server) configurationPage(*http.Request, actor) (string, string, any, error) {
 	c := s.configurationNow()
-	v := configurationView{Configuration: c, Same: c.OnDisk == c.Revision}
-	for _, l := range strings.Split(c.Diff, "\n") {
+	return "Configuration", "configuration", configurationView{Configuration: c, Same: c.OnDisk == c.Revision, Lines: diffLines(c.Diff)}, nil
+}
+
+func diffLines(diff string) (lines []diffLine) {
+	for _, l := range strings.Split(diff, "\n") {
 		kind := map[bool]string{true: "added"}[strings.HasPrefix(l, "+")]
 		if strings.HasPrefix(l, "-") {
 			kind = "removed"
 		}
 		if l != "" {
-			v.Lines = append(v.Lines, diffLine{kind, l})
+			lines = append(lines, diffLine{kind, l})
 		}
 	}
-	return "Configuration", "configuration", v, nil
+	return lines
 }
 
 // Access.

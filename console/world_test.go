@@ -23,9 +23,11 @@ import (
 	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/demo"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/oauth"
 	"wayleave/operate"
+	"wayleave/rollout"
 	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/vault/vaulttest"
@@ -84,6 +86,7 @@ type world struct {
 	address  string // of the console
 	sessions *worker.Sessions
 	board    *approval.Board
+	reports  []fleet.Report // of gates; not changed once the console runs
 
 	mu    sync.Mutex
 	link  string
@@ -107,6 +110,12 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	if w.cfg, err = config.Parse(file, []byte(text)); err != nil {
 		t.Fatal(err)
 	}
+	w.reports = []fleet.Report{{Gate: "gate-1", At: time.Now(), Envoys: []fleet.Envoy{
+		{ID: "envoy-1", Version: "1.40.0", Gate: "gate-1", Since: time.Now(), Revision: w.cfg.Hash(), Has: w.cfg.Hash(), Listening: true},
+	}}}
+	if _, err := w.docs.Put(t.Context(), "fleet/gates/gate-1", vault.Packed{Value: w.reports[0]}, 0); err != nil {
+		t.Fatal(err)
+	}
 	specs := operate.Specs(w.cfg)
 	keeper := grant.NewKeeper(w.docs, specs, grant.Options{Holder: "gate-1", Reread: 20 * time.Millisecond})
 	if w.sessions, err = worker.OpenSessions(t.Context(), w.docs, worker.LedgerOptions{}); err != nil {
@@ -128,8 +137,10 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 		},
 		Source: func() []byte { return []byte(text) },
 		Grants: keeper, Decisions: NewDecisions(100), File: file, URL: at,
-		Alias:   func(host string) bool { return host == "localhost:"+at.Port() },
-		Fleet:   func() []Node { return []Node{{ID: "envoy-1", Version: "1.40.0", Since: time.Now(), Current: true}} },
+		Alias: func(host string) bool { return host == "localhost:"+at.Port() },
+		Fleet: func() fleet.View {
+			return fleet.View{State: rollout.State{Stable: w.cfg.Hash()}, Reports: w.reports}
+		},
 		NewLink: func(l string) { w.mu.Lock(); defer w.mu.Unlock(); w.link = l },
 		Idle:    30 * time.Minute, Life: 12 * time.Hour, Version: "v0",
 		SearchAudit: func(_ context.Context, f audit.Filter, limit int) (audit.Found, error) {
@@ -359,6 +370,20 @@ func (w *world) store(name, access, refresh string, scopes []string) {
 	if _, err := w.console.Desk().Connect(w.t.Context(), name, t); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// startRequest asks to roll the world's configuration out, with something replaced in it.
+func (w *world) startRequest(before, after string) string {
+	w.t.Helper()
+	text, err := os.ReadFile(w.console.File)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	body, err := json.Marshal(api.StartRequest{Text: strings.Replace(string(text), before, after, 1), Note: "ticket 7"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(body)
 }
 
 // breakStore makes the store not answer any more.

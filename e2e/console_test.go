@@ -302,7 +302,7 @@ func says(o *output, text string) error {
 func (b tab) shots(address, when string) {
 	b.t.Helper()
 	was := valueOf(b, chromedp.Location())
-	for name, path := range map[string]string{"overview": "/", "grant": "/grants/acme", "key": "/grants/weather", "requests": "/requests", "approvals": "/approvals", "workers": "/workers", "routes": "/routes", "configuration": "/configuration", "audit": "/audit", "access": "/access", "missing": "/nowhere"} {
+	for name, path := range map[string]string{"overview": "/", "grant": "/grants/acme", "key": "/grants/weather", "requests": "/requests", "approvals": "/approvals", "workers": "/workers", "routes": "/routes", "fleet": "/fleet", "rollouts": "/rollouts", "configuration": "/configuration", "audit": "/audit", "access": "/access", "missing": "/nowhere"} {
 		b.do(name, chromedp.Navigate("http://"+address+path), visible("main"))
 		b.shot(when + "-" + name)
 	}

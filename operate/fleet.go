@@ -1,7 +1,6 @@
 package operate
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"wayleave/config"
 	"wayleave/fleet"
 	"wayleave/rollout"
 )
@@ -59,9 +59,9 @@ func (d Desk) Revision(ctx context.Context, id string) (fleet.Revision, error) {
 func (d Desk) PauseRollout(ctx context.Context, by, note string) (rollout.State, error) {
 	return d.change(ctx, note, func(s rollout.State, _ time.Time) (rollout.State, error) {
 		if c := s.Current; c != nil && c.Phase == rollout.Paused {
-			return s, refuse(NotNow, "the rollout %s is paused already: %s", c.ID, c.Reason)
+			return s, refuse(NotNow, "the rollout %s is paused already, %s", c.ID, c.Reason)
 		}
-		return s.Pause(because("paused", by, note))
+		return s.Pause(because(by, note))
 	})
 }
 
@@ -78,20 +78,20 @@ func (d Desk) ResumeRollout(ctx context.Context, _, note string) (rollout.State,
 // PromoteRollout ends it with every Envoy on the new revision, whatever is left of it.
 func (d Desk) PromoteRollout(ctx context.Context, by, note string) (rollout.State, error) {
 	return d.change(ctx, note, func(s rollout.State, now time.Time) (rollout.State, error) {
-		return s.Promote(because("promoted", by, note), now)
+		return s.Promote(because(by, note), now)
 	})
 }
 
 // AbortRollout ends it with every Envoy on the old revision.
 func (d Desk) AbortRollout(ctx context.Context, by, note string) (rollout.State, error) {
 	return d.change(ctx, note, func(s rollout.State, now time.Time) (rollout.State, error) {
-		return s.Abort(because("aborted", by, note), now)
+		return s.Abort(because(by, note), now)
 	})
 }
 
 // because is why a rollout is as it is, in words.
-func because(what, by, note string) string {
-	words := what + " by " + by
+func because(by, note string) string {
+	words := "by " + by
 	if note != "" {
 		words += ": " + note
 	}
@@ -172,7 +172,7 @@ type EnvoyState string
 
 // States of an Envoy, the worst first.
 const (
-	EnvoyRefusing    EnvoyState = "refuses"     // a part of what it is told; it goes on with what it took before
+	EnvoyRefusing   EnvoyState = "refuses"     // a part of what it is told; it goes on with what it took before
 	EnvoyTaking     EnvoyState = "taking"      // it has not taken all of it yet
 	EnvoyNotListens EnvoyState = "not_listens" // it has no listeners, and is not drained
 	EnvoyDraining   EnvoyState = "draining"    // it still has listeners, and is to have none
@@ -190,8 +190,51 @@ type EnvoyStatus struct {
 	Traffic rollout.Counts `json:"traffic"`
 }
 
-// EnvoysOf are the Envoys of the fleet by id.
-func EnvoysOf(v fleet.View) []EnvoyStatus {
+// Gate is one that runs.
+type Gate struct {
+	Name   string    `json:"name"`
+	Envoys int       `json:"envoys"` // connected to it
+	Seen   time.Time `json:"seen"`
+	// Unable are the revisions that it cannot serve, and why.
+	Unable map[string]string `json:"unable,omitempty"`
+}
+
+// Fleet is the gates and Envoys there are.
+type Fleet struct {
+	Gates  []Gate        `json:"gates"`
+	Envoys []EnvoyStatus `json:"envoys"`
+	// Drained are the ids of those that are told not to listen, whether they are there or not.
+	Drained []string `json:"drained"`
+}
+
+// FleetOf is what is to be said of the fleet. What each Envoy has of each kind is left to EnvoyOf.
+func FleetOf(v fleet.View) Fleet {
+	f := Fleet{Gates: []Gate{}, Envoys: envoysOf(v), Drained: append([]string{}, v.State.Drained...)}
+	for _, r := range v.Reports {
+		f.Gates = append(f.Gates, Gate{r.Gate, len(r.Envoys), r.At, r.Unable})
+	}
+	for i := range f.Envoys {
+		f.Envoys[i].Parts = nil
+	}
+	return f
+}
+
+// Envoys are those of the fleet, and its gates.
+func (d Desk) Envoys(ctx context.Context) (Fleet, error) {
+	v, err := d.Fleet(ctx)
+	return FleetOf(v), err
+}
+
+// Envoy is one of them.
+func (d Desk) Envoy(ctx context.Context, id string) (EnvoyStatus, error) {
+	v, err := d.Fleet(ctx)
+	if err != nil {
+		return EnvoyStatus{}, err
+	}
+	return EnvoyOf(v, id)
+}
+
+func envoysOf(v fleet.View) []EnvoyStatus {
 	seen := map[string]time.Time{}
 	traffic := map[string]rollout.Counts{}
 	for _, r := range v.Reports {
@@ -209,7 +252,7 @@ func EnvoysOf(v fleet.View) []EnvoyStatus {
 
 // EnvoyOf is one of them.
 func EnvoyOf(v fleet.View, id string) (EnvoyStatus, error) {
-	for _, e := range EnvoysOf(v) {
+	for _, e := range envoysOf(v) {
 		if e.ID == id {
 			return e, nil
 		}
@@ -378,13 +421,19 @@ func number(n int) string {
 	return text
 }
 
-// Outcome is how a rollout has ended, in words.
-func Outcome(r rollout.Rollout) string {
-	words := cmp.Or(map[rollout.Phase]string{rollout.RolledBack: "rolled back"}[r.Phase], string(r.Phase))
-	if r.Reason != "" && !strings.HasPrefix(r.Reason, words) {
-		words += ": " + r.Reason
-	} else if r.Reason != "" {
-		words = r.Reason
+// Compare is what is different in another revision, in an operator's terms.
+func Compare(from, to fleet.Revision) ([]config.Change, error) {
+	var both [2]*config.Config
+	for i, r := range []fleet.Revision{from, to} {
+		var err error
+		if both[i], err = Parsed(r); err != nil {
+			return nil, err
+		}
 	}
-	return words
+	return config.Compare(both[0], both[1]), nil
+}
+
+// Parsed is the configuration of a revision, without any machine's own part.
+func Parsed(r fleet.Revision) (*config.Config, error) {
+	return (&config.Config{}).With(fmt.Sprintf("revision %.12s", r.ID), []byte(r.Text), r.Files)
 }

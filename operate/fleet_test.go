@@ -135,7 +135,7 @@ func underWay(t *testing.T) Desk {
 
 func TestRolloutIsLed(t *testing.T) {
 	d := underWay(t)
-	if s, err := d.PauseRollout(t.Context(), "maria", "lunch"); err != nil || s.Current.Phase != rollout.Paused || s.Current.Reason != "paused by maria: lunch" {
+	if s, err := d.PauseRollout(t.Context(), "maria", "lunch"); err != nil || s.Current.Phase != rollout.Paused || s.Current.Reason != "by maria: lunch" {
 		t.Fatalf("%+v %v", s.Current, err)
 	}
 	if _, err := d.PauseRollout(t.Context(), "maria", ""); kindOf(err) != NotNow {
@@ -151,7 +151,7 @@ func TestRolloutIsLed(t *testing.T) {
 		t.Errorf("a note of two lines: %v", err)
 	}
 	s, err := d.AbortRollout(t.Context(), "maria", "")
-	if err != nil || s.Current != nil || s.Stable != oldRevision || Outcome(s.History[0]) != "aborted by maria" {
+	if err != nil || s.Current != nil || s.Stable != oldRevision || s.History[0].Reason != "by maria" {
 		t.Fatalf("%+v %v", s, err)
 	}
 	if _, err := d.PromoteRollout(t.Context(), "maria", ""); kindOf(err) != NotNow || !strings.Contains(err.Error(), "no rollout is under way") {

@@ -25,11 +25,11 @@ import (
 	"wayleave/console"
 	"wayleave/durable"
 	"wayleave/extproc"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/notify"
 	"wayleave/operate"
 	"wayleave/worker"
-	"wayleave/xds"
 )
 
 func newConsole() *cobra.Command {
@@ -149,7 +149,7 @@ func (d *consoleDoor) reachedAt(u *url.URL) {
 }
 
 // openConsole listens for operators. It returns nil when there is no console.
-func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revisions, decisions *console.Decisions, account account) (*consoleDoor, error) {
+func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revisions, member *fleet.Member, decisions *console.Decisions, account account) (*consoleDoor, error) {
 	p := g.console
 	if p.listen == "" || p.listen == config.ListenNone {
 		return nil, nil
@@ -167,7 +167,7 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revi
 	c := g.cfg.Console
 	d.config = console.Config{
 		Desk: func() operate.Desk { return live.desk(store) }, Source: func() []byte { return []byte(live.now.Load().stable.Text) },
-		Grants: live.grants, Fleet: func() []console.Node { return fleetNodes(live.envoys) }, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
+		Grants: live.grants, Fleet: member.View, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
 		File: g.file, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Log: g.log,
 	}
 	l, err := d.listen(ctx)
@@ -220,21 +220,6 @@ func rootsAnd(file string) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(worker.Bundle(system, more))
 	return pool, nil
-}
-
-// fleetNodes are the Envoys of a gate.
-func fleetNodes(fleet *xds.Server) []console.Node {
-	var out []console.Node
-	for _, n := range fleet.Nodes() {
-		x := console.Node{ID: n.ID, Version: n.Version, Since: n.Since, Current: n.Current()}
-		for _, t := range n.Types {
-			if t.Error != "" {
-				x.Refused = fmt.Sprintf("%s: %s", t.Type, strings.TrimSpace(t.Error))
-			}
-		}
-		out = append(out, x)
-	}
-	return out
 }
 
 // link is the one-time link, "" where there is none.

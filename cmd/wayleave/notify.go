@@ -104,7 +104,7 @@ func (g gate) alerts(holder string, live *revisions, board *approval.Board, page
 		}
 		add(notify.OfVault(summaries))
 		add(notify.OfRoots(live.authority.Roots(), now))
-		for _, n := range fleetNodes(live.envoys) {
+		for _, n := range connected(live.envoys, holder) {
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
 		}
 		for _, a := range board.Waiting() {

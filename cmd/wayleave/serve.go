@@ -223,7 +223,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 
 	// Where operators look, which workers cannot reach.
-	pages, err := g.openConsole(ctx, store, live, decisions, account)
+	pages, err := g.openConsole(ctx, store, live, member, decisions, account)
 	if err != nil {
 		return err
 	}

@@ -16,11 +16,12 @@ document.addEventListener("click", async (event) => {
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
+  const button = event.submitter;
+  const question = (button && button.dataset.confirm) || form.dataset.confirm;
+  if (question && !confirm(question)) {
     event.preventDefault();
     return;
   }
-  const button = event.submitter;
   if (button) setTimeout(() => { button.disabled = true; button.setAttribute("aria-busy", "true"); });
 });
 
