@@ -85,7 +85,8 @@ type passing struct{ error }
 
 func (p passing) Unwrap() error { return p.error }
 
-func passes(err error) bool {
+// Passes reports whether an error may be over before long.
+func Passes(err error) bool {
 	var p passing
 	return errors.As(err, &p)
 }
@@ -229,7 +230,7 @@ func (c *Client) Watch(ctx context.Context, name string, done func(grant.Summary
 		d, err := c.Detail(ctx, name)
 		return d.Grant, err
 	}
-	return operate.Watch(ctx, c.every, look, done, passes)
+	return operate.Watch(ctx, c.every, look, done, Passes)
 }
 
 // AskRefresh asks for a new token; the grant's request is the id when a gate has tried to get one.
@@ -410,7 +411,7 @@ func (c *Client) Await(ctx context.Context, id string) (Flow, error) {
 		switch {
 		case err == nil && f.State != FlowWaiting && f.State != FlowStoring:
 			return f, nil
-		case err != nil && ctx.Err() == nil && !passes(err):
+		case err != nil && ctx.Err() == nil && !Passes(err):
 			return f, err
 		}
 		select {

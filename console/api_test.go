@@ -174,7 +174,7 @@ func TestAPIFaults(t *testing.T) {
 		{"POST", "/fleet/none/drain", "{}", 404, "there are: envoy-1"},
 		{"POST", "/fleet/envoy-1/drain", "{}", 409, "the last one"},
 		{"POST", "/rollout/pause", "{}", 409, "no rollout is under way"},
-		{"POST", "/rollout", `{"text":"grants: ["}`, 422, "the configuration:1"},
+		{"POST", "/rollout", `{"text":"grants: ["}`, 400, "the configuration:1"},
 		{"POST", "/rollout", `{"text":"","force":["everything"]}`, 422, "drops_worker"},
 		{"GET", "/revisions/abcdef", "", 404, "no such revision"},
 		{"GET", "/revisions/stable", "", 404, "no revision is stable"},

@@ -192,11 +192,9 @@ func statusOf(err error) int {
 		return map[operate.Kind]int{operate.NoSuch: http.StatusNotFound, operate.Misused: http.StatusUnprocessableEntity, operate.Unusable: http.StatusUnprocessableEntity, operate.NotNow: http.StatusConflict}[refusal.Kind]
 	case errors.As(err, &objections), errors.Is(err, rollout.ErrUnderWay), errors.Is(err, rollout.ErrSame):
 		return http.StatusConflict
-	case errors.As(err, &faults):
-		return http.StatusUnprocessableEntity
 	case errors.As(err, &tooLarge):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, errBadRequest):
+	case errors.Is(err, errBadRequest), errors.As(err, &faults):
 		return http.StatusBadRequest
 	case errors.Is(err, vault.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable

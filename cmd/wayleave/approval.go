@@ -26,8 +26,8 @@ to a gate with --api, as 'wayleave grant' does; every gate of that Vault acts on
 	}, newApprovalList(), newApprovalShow(), newApprovalDecide(approval.Allow), newApprovalDecide(approval.Deny), newApprovalForget())
 }
 
-// approvalCommand is an operatorCommand whose arguments are no grants.
-func approvalCommand(role vault.Role, f func(context.Context, operator, []string) error) *cobra.Command {
+// plainCommand is an operatorCommand whose arguments are no grants.
+func plainCommand(role vault.Role, f func(context.Context, operator, []string) error) *cobra.Command {
 	c := operatorCommand(role, f)
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	return c
@@ -35,7 +35,7 @@ func approvalCommand(role vault.Role, f func(context.Context, operator, []string
 
 func newApprovalList() *cobra.Command {
 	var all bool
-	c := approvalCommand(vault.Viewer, func(ctx context.Context, d operator, _ []string) error { return d.listApprovals(ctx, all) })
+	c := plainCommand(vault.Viewer, func(ctx context.Context, d operator, _ []string) error { return d.listApprovals(ctx, all) })
 	c.Use = "list"
 	c.Short = "List the requests that wait for an operator"
 	c.Long = `List shows the requests that wait, the oldest first, and the decisions that hold for later requests of a session. With --all it
@@ -105,7 +105,7 @@ func stateOf(a approval.Approval, now time.Time) string {
 }
 
 func newApprovalShow() *cobra.Command {
-	c := approvalCommand(vault.Viewer, func(ctx context.Context, d operator, args []string) error {
+	c := plainCommand(vault.Viewer, func(ctx context.Context, d operator, args []string) error {
 		a, err := d.Approval(ctx, args[0])
 		if err != nil {
 			return err
@@ -158,7 +158,7 @@ func (d operator) showApproval(a approval.Approval) error {
 
 func newApprovalDecide(verdict approval.Verdict) *cobra.Command {
 	r := operate.Ruling{Verdict: verdict}
-	c := approvalCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
+	c := plainCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
 		r.By, r.From = whoami()
 		return d.decideApproval(ctx, args[0], r)
 	})
@@ -198,7 +198,7 @@ func (d operator) decideApproval(ctx context.Context, id string, r operate.Rulin
 }
 
 func newApprovalForget() *cobra.Command {
-	c := approvalCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
+	c := plainCommand(vault.Operator, func(ctx context.Context, d operator, args []string) error {
 		k, err := d.Forget(ctx, args[0])
 		if err != nil {
 			return err

@@ -21,6 +21,7 @@ import (
 	"wayleave/api"
 	"wayleave/config"
 	"wayleave/console"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/oauth"
 	"wayleave/operate"
@@ -123,7 +124,7 @@ func (o *office) useAPI() {
 	o.t.Helper()
 	const token = "wlop_hush"
 	doc := map[string]any{}
-	for text, role := range map[string]string{token: "operator", "wlop_viewer-hush": "viewer"} {
+	for text, role := range map[string]string{token: "admin", "wlop_viewer-hush": "viewer"} {
 		sum := sha256.Sum256([]byte(text))
 		doc[role] = map[string]any{"name": role, "role": role, "sha256": hex.EncodeToString(sum[:])}
 	}
@@ -138,7 +139,10 @@ func (o *office) useAPI() {
 		served, ok := consoles.Load(o.reconfigured)
 		if !ok {
 			keeper := grant.NewKeeper(o.docs, operate.Specs(o.cfg), grant.Options{Holder: "console"})
-			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, URL: at, Idle: time.Hour, Life: time.Hour})
+			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, URL: at, Idle: time.Hour, Life: time.Hour, Fleet: func() fleet.View {
+				v, _ := fleet.Read(context.Background(), o.docs, time.Now())
+				return v
+			}})
 			if err != nil {
 				o.t.Error(err)
 				return

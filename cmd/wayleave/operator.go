@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"os"
 	"time"
@@ -13,19 +14,22 @@ import (
 
 	"wayleave/api"
 	"wayleave/approval"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/oauth"
 	"wayleave/operate"
+	"wayleave/rollout"
 	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/worker"
 )
 
-// operator is where a command for grants, sessions or approvals works: at Vault or at a gate, and at the terminal.
+// operator is where a command for grants, sessions, approvals or rollouts works: at Vault or at a gate, and at the terminal.
 type operator struct {
 	operations
 	stdio
-	now func() time.Time
+	now    func() time.Time
+	config string // path of the configuration by which it works at Vault; empty at a gate
 }
 
 // operations are what an operator has done: at Vault by [operate.Desk], or at a gate by [api.Client].
@@ -43,6 +47,19 @@ type operations interface {
 	Rule(ctx context.Context, id string, r operate.Ruling) (approval.Approval, error)
 	Forget(ctx context.Context, id string) (approval.Kept, error)
 
+	Rollouts(ctx context.Context) (operate.Rollouts, error)
+	StartRollout(ctx context.Context, q operate.RolloutRequest) (operate.Started, error)
+	PauseRollout(ctx context.Context, by, note string) (rollout.State, error)
+	ResumeRollout(ctx context.Context, by, note string) (rollout.State, error)
+	PromoteRollout(ctx context.Context, by, note string) (rollout.State, error)
+	AbortRollout(ctx context.Context, by, note string) (rollout.State, error)
+	Revision(ctx context.Context, id string) (fleet.Revision, error)
+	Envoys(ctx context.Context) (operate.Fleet, error)
+	Envoy(ctx context.Context, id string) (operate.EnvoyStatus, error)
+	Drain(ctx context.Context, q operate.DrainRequest) (rollout.State, error)
+
+	// passes reports whether an error may be over before long.
+	passes(err error) bool
 	// Ways are those a grant can be connected by, and whose account is meant.
 	Ways(ctx context.Context, name string) (ways []operate.Way, account string, err error)
 	// AskPage and AskDevice begin to connect a grant.
@@ -81,25 +98,34 @@ func operatorCommand(role vault.Role, f func(context.Context, operator, []string
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		o := operator{stdio: flags.stdio(c), now: time.Now}
-		at, err := gate.open(c, o.stdio)
-		switch {
-		case err != nil:
+		o, leave, err := openOperator(c, flags, gate, role)
+		if err != nil {
 			return err
-		case at != nil:
-			defer at.Close()
-			o.operations = atGate{at}
-		default:
-			d, leave, err := flags.open(c, role)
-			if err != nil {
-				return err
-			}
-			defer leave()
-			o.operations = atVault{d}
 		}
+		defer leave()
 		return f(c.Context(), o, args)
 	}
 	return c
+}
+
+// openOperator is where a command works, by its flags.
+func openOperator(c *cobra.Command, flags *deskFlags, gate *apiFlags, role vault.Role) (o operator, leave func(), err error) {
+	o = operator{stdio: flags.stdio(c), now: time.Now}
+	at, err := gate.open(c, o.stdio)
+	switch {
+	case err != nil:
+		return o, nil, err
+	case at != nil:
+		o.operations = atGate{at}
+		return o, at.Close, nil
+	}
+	d, leave, err := flags.open(c, role)
+	if err != nil {
+		return o, nil, err
+	}
+	d.Validate = validator("/run/wayleave", newLog(o.err, slog.LevelWarn))
+	o.operations, o.config = atVault{d}, flags.config()
+	return o, leave, nil
 }
 
 // apiFlags say which gate's API to use.
@@ -160,6 +186,8 @@ func (f *apiFlags) token(at *url.URL) (secret.Text, error) {
 
 // atVault works at Vault.
 type atVault struct{ operate.Desk }
+
+func (v atVault) passes(err error) bool { return errors.Is(err, vault.ErrUnavailable) }
 
 func (v atVault) Ways(_ context.Context, name string) ([]operate.Way, string, error) {
 	ways, err := v.Desk.Ways(name)
@@ -226,6 +254,8 @@ func (v atVault) keep(name string) func(context.Context, oauth.Token) (operate.S
 
 // atGate works at a gate's console.
 type atGate struct{ *api.Client }
+
+func (g atGate) passes(err error) bool { return api.Passes(err) }
 
 func (g atGate) Ways(ctx context.Context, name string) ([]operate.Way, string, error) {
 	d, err := g.Detail(ctx, name)
