@@ -37,7 +37,7 @@ type NotifyTarget struct {
 	Type string `yaml:"type" jsonschema:"required,enum=webhook,enum=slack,enum=smtp"`
 
 	// What it is told of. Default: everything.
-	Kinds []string `yaml:"kinds" jsonschema:"uniqueItems=true,enum=grant,enum=ca,enum=envoy,enum=vault,enum=configuration,enum=approval"`
+	Kinds []string `yaml:"kinds" jsonschema:"uniqueItems=true,enum=grant,enum=ca,enum=envoy,enum=vault,enum=configuration,enum=approval,enum=rollout"`
 
 	// https:// address, for type webhook.
 	URL string `yaml:"url"`

@@ -3,12 +3,14 @@ package notify
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"wayleave/approval"
 	"wayleave/ca"
 	"wayleave/grant"
+	"wayleave/rollout"
 )
 
 // Pages says where in the console something is; nil where there is none.
@@ -143,6 +145,28 @@ func OfApproval(a approval.Approval, pages Pages) Alert {
 		Title: "a request of " + a.Worker + " waits for an operator until " + clock(a.Until), Text: a.Method + " " + a.Host + a.Path + ": " + a.Words,
 		Next: "run `wayleave approval allow " + a.ID + "` or `wayleave approval deny " + a.ID + "`", URL: pages.at("/approvals"),
 	}
+}
+
+// haltedFor is how long a rollout that went back is a trouble when nothing is rolled out after it: the file may have been mended by
+// taking the change back.
+const haltedFor = 24 * time.Hour
+
+// OfRollout is the last rollout, when it went back by itself. It is over when another one is completed.
+func OfRollout(s rollout.State, now time.Time, pages Pages) (Alert, bool) {
+	i := slices.IndexFunc(s.History, func(r rollout.Rollout) bool { return r.Phase != rollout.Aborted }) // an operator knows of those
+	if i < 0 || s.History[i].Phase != rollout.RolledBack || now.Sub(s.History[i].Ended) > haltedFor {
+		return Alert{}, false
+	}
+	r := s.History[i]
+	a := Alert{
+		Key: "rollout/" + r.ID, Kind: Rollout, Subject: fmt.Sprintf("revision %.12s", r.To), Severity: Warning,
+		Title: fmt.Sprintf("the rollout of revision %.12s was halted", r.To), Text: fmt.Sprintf("Every Envoy goes on with revision %.12s. The reason: %s.", r.From, strings.TrimSuffix(r.Reason, ".")),
+		Next: "mend the configuration; `wayleave config diff " + fmt.Sprintf("%.12s %.12s", r.From, r.To) + "` says what the change was", URL: pages.at("/rollouts"),
+	}
+	if r.Author != "" {
+		a.Text = fmt.Sprintf("It was started by %s. %s", r.Author, a.Text)
+	}
+	return a, true
 }
 
 // OfHost is a host that is refused because of a fault in the configuration.

@@ -10,6 +10,7 @@ import (
 	"wayleave/approval"
 	"wayleave/ca"
 	"wayleave/grant"
+	"wayleave/rollout"
 )
 
 func TestOfGrant(t *testing.T) {
@@ -101,5 +102,36 @@ func TestOfApproval(t *testing.T) {
 	}
 	if a != want {
 		t.Errorf("%+v", a)
+	}
+}
+
+func TestOfRollout(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	pages := Pages(func(path string) string { return "https://gate.example.com" + path })
+	ended := func(phase rollout.Phase) rollout.Rollout {
+		return rollout.Rollout{ID: "r-" + string(phase), From: "111111111111aa", To: "222222222222bb", Phase: phase, Reason: "the Envoy e refuses it: no.", Author: "maria", Ended: now.Add(-time.Hour)}
+	}
+	old := ended(rollout.RolledBack)
+	old.Ended = now.Add(-25 * time.Hour)
+	for name, c := range map[string]struct {
+		state rollout.State
+		wrong bool
+	}{
+		"nothing":                   {rollout.State{}, false},
+		"completed":                 {rollout.State{History: []rollout.Rollout{ended(rollout.Succeeded), ended(rollout.RolledBack)}}, false},
+		"rolled back":               {rollout.State{History: []rollout.Rollout{ended(rollout.RolledBack)}}, true},
+		"another is under way":      {rollout.State{Current: &rollout.Rollout{}, History: []rollout.Rollout{ended(rollout.RolledBack)}}, true},
+		"another was aborted":       {rollout.State{History: []rollout.Rollout{ended(rollout.Aborted), ended(rollout.RolledBack)}}, true},
+		"aborted":                   {rollout.State{History: []rollout.Rollout{ended(rollout.Aborted)}}, false},
+		"rolled back the other day": {rollout.State{History: []rollout.Rollout{old}}, false},
+	} {
+		a, wrong := OfRollout(c.state, now, pages)
+		if wrong != c.wrong {
+			t.Errorf("%s: wrong is %v", name, wrong)
+		}
+		if wrong && (a.Key != "rollout/r-rolled_back" || a.Kind != Rollout || a.Severity != Warning || a.Subject != "revision 222222222222" || a.Next == "" || a.URL != "https://gate.example.com/rollouts" ||
+			a.Text != "It was started by maria. Every Envoy goes on with revision 111111111111. The reason: the Envoy e refuses it: no.") {
+			t.Errorf("%s: %+v", name, a)
+		}
 	}
 }

@@ -50,6 +50,7 @@ const (
 	Vault         Kind = "vault"
 	Configuration Kind = "configuration"
 	Approval      Kind = "approval"
+	Rollout       Kind = "rollout"
 )
 
 // Severity is how bad it is.
