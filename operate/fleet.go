@@ -330,16 +330,7 @@ func RolloutsOf(v fleet.View, now time.Time) Rollouts {
 func progress(c rollout.Rollout, v fleet.View, now time.Time) Progress {
 	step := c.Plan.Steps[c.Step]
 	p := Progress{Step: c.Step + 1, Steps: len(c.Plan.Steps), Where: step.String(), MinRequests: c.Plan.MinRequests}
-	counts := map[[2]string]rollout.Counts{} // by Envoy and revision
-	for _, r := range v.Reports {
-		if r.Rollout != c.ID { // what was before is no part of it
-			continue
-		}
-		for _, t := range r.Traffic {
-			k := [2]string{t.Envoy, t.Revision}
-			counts[k] = counts[k].Plus(t.Counts)
-		}
-	}
+	p.With, p.Without = v.Compared()
 	for _, e := range v.Envoys() {
 		p.Envoys++
 		wanted := v.State.Revision(e.ID) == c.To
@@ -347,15 +338,9 @@ func progress(c rollout.Rollout, v fleet.View, now time.Time) Progress {
 		case wanted && e.Has == c.To:
 			p.Taken++
 			p.Wanted++
-			p.With = p.With.Plus(counts[[2]string{e.ID, c.To}])
 		case wanted:
 			p.Wanted++
-		case e.Has == c.From:
-			p.Without = p.Without.Plus(counts[[2]string{e.ID, c.From}])
 		}
-	}
-	if p.Without.Requests < c.Before.Requests {
-		p.Without = c.Before
 	}
 	for id := range c.Away {
 		p.Away = append(p.Away, id)

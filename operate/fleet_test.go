@@ -42,7 +42,7 @@ func reports() []fleet.Report {
 		}, Traffic: []fleet.Traffic{
 			{Envoy: "a", Revision: newRevision, Counts: rollout.Counts{Requests: 10_000, Errors: 12}},
 			{Envoy: "a", Revision: oldRevision, Counts: rollout.Counts{Requests: 7}},
-			{Envoy: "b", Revision: oldRevision, Counts: rollout.Counts{Requests: 100, Errors: 1, Refusals: 2}},
+			{Envoy: "b", Revision: oldRevision, Counts: rollout.Counts{Requests: 1000, Errors: 10, Refusals: 20}},
 		}},
 		{Gate: "g2", At: noon, Rollout: "r0", Envoys: []fleet.Envoy{
 			{ID: "c", Gate: "g2", Version: "1.40.0", Revision: oldRevision, Has: oldRevision, Refused: "no such cluster"},
@@ -54,7 +54,7 @@ func TestProgress(t *testing.T) {
 	got := RolloutsOf(fleet.View{State: halfway(), Reports: reports()}, noon.Add(25*time.Second)).Progress
 	want := &Progress{
 		Step: 1, Steps: 2, Where: "10 %", Wanted: 1, Taken: 1, Envoys: 3, Watching: true, LeftSeconds: 40, MinRequests: 200,
-		With: rollout.Counts{Requests: 10_000, Errors: 12}, Without: rollout.Counts{Requests: 100, Errors: 1, Refusals: 2},
+		With: rollout.Counts{Requests: 10_000, Errors: 12}, Without: rollout.Counts{Requests: 1000, Errors: 10, Refusals: 20},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -63,8 +63,7 @@ func TestProgress(t *testing.T) {
 		t.Errorf("%q", s)
 	}
 	if f := got.Figures(); !slices.Equal(f, []string{
-		"errors 0.1 % (12 of 10,000) against 1.0 % (1 of 100) without", "refusals 0.0 % (0 of 10,000) against 2.0 % (2 of 100) without",
-		"too few to compare: both need 200",
+		"errors 0.1 % (12 of 10,000) against 1.0 % (10 of 1,000) without", "refusals 0.0 % (0 of 10,000) against 2.0 % (20 of 1,000) without",
 	}) {
 		t.Errorf("%q", f)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"wayleave/approval"
 	"wayleave/config"
+	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/notify"
 	"wayleave/oauth"
@@ -86,7 +87,7 @@ func (g gate) notifier(holder string, store notify.Documents, see func() []notif
 }
 
 // alerts are what is wrong now, as far as this gate sees.
-func (g gate) alerts(holder string, live *revisions, board *approval.Board, pages notify.Pages) func() []notify.Alert {
+func (g gate) alerts(holder string, live *revisions, member *fleet.Member, board *approval.Board, pages notify.Pages) func() []notify.Alert {
 	return func() []notify.Alert {
 		served := live.now.Load()
 		var all []notify.Alert
@@ -107,6 +108,7 @@ func (g gate) alerts(holder string, live *revisions, board *approval.Board, page
 		for _, n := range connected(live.envoys, holder) {
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
 		}
+		add(notify.OfRollout(member.View().State, now, pages))
 		for _, a := range board.Waiting() {
 			add(notify.OfApproval(a, pages), true)
 		}

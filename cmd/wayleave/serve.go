@@ -230,7 +230,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	defer pages.close()
 
 	// Who is told when something needs an operator.
-	telling, err := g.notifier(self, store, g.alerts(self, live, board, pages.pages()))
+	telling, err := g.notifier(self, store, g.alerts(self, live, member, board, pages.pages()))
 	if err != nil {
 		return err
 	}

@@ -75,8 +75,8 @@ func (s *source) enter(ctx context.Context, self string) (rollout.State, error) 
 // A file that waits for something is considered again this often, and one that something speaks against when a grant has become
 // another, or after the longer time.
 const (
-	followEvery = time.Second
-	objectEvery = 15 * time.Second
+	considerEvery = time.Second
+	objectEvery   = 15 * time.Second
 )
 
 // follow rolls the file out when it changes, until ctx ends.
@@ -94,7 +94,7 @@ func (s *source) follow(ctx context.Context) {
 			}
 		})
 	}()
-	tick := time.NewTicker(followEvery)
+	tick := time.NewTicker(considerEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -33,11 +33,17 @@ addEventListener("pageshow", () => {
   }
 });
 
-// Somebody who is about to decide keeps what they have written: the page is asked for again with the next event.
-document.addEventListener("htmx:beforeRequest", (event) => {
+// Somebody who is about to decide keeps what they have written: the page is asked for again with the next event, and what was
+// asked for before they began is not shown.
+function deciding() {
   const form = document.activeElement && document.activeElement.closest("form.decide");
-  const written = [...document.querySelectorAll("form.decide input:not([type=hidden])")].some((input) => input.value);
-  if (event.target.id === "live" && (form || written)) event.preventDefault();
+  return form || [...document.querySelectorAll("form.decide input:not([type=hidden])")].some((input) => input.value);
+}
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.id === "live" && deciding()) event.preventDefault();
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.target.id === "live" && deciding()) event.detail.shouldSwap = false;
 });
 
 function connection(text, lost) {
