@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/config"
+	"wayleave/durable"
 	"wayleave/secret"
 	"wayleave/worker"
 )
@@ -101,5 +102,5 @@ func (s state) ensureWorkerToken(name string) (secret.Text, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return t, err
 	}
-	return t, os.WriteFile(path, []byte(t.Reveal()+"\n"), 0o600)
+	return t, durable.Replace(path, []byte(t.Reveal()+"\n"))
 }
