@@ -146,11 +146,12 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	defer spooled.Close()
 	self := holder(spooled.ID())
+	name := memberName(g.replica, spooled.ID())
 
 	// What is served: the revision that all Envoys have, and one that some of them get first. It changes while the gate runs.
 	live := &revisions{gate: g, docs: store}
 	source := newSource(g, store, live)
-	state, err := source.enter(ctx, self)
+	state, err := source.enter(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -214,8 +215,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	// What all gates know together of their Envoys, and how far a rollout is.
 	member = fleet.Join(fleet.Options{
-		Docs: store, Gate: self, Log: g.log,
-		Look: func() []fleet.Envoy { return connected(envoys, self) }, Counted: func() []fleet.Traffic { return traffic(live.swap.Counted()) },
+		Docs: store, Gate: name, Log: g.log,
+		Look: func() []fleet.Envoy { return connected(envoys, name) }, Counted: func() []fleet.Traffic { return traffic(live.swap.Counted()) },
 		Apply: live.apply,
 	})
 	if _, err := member.Open(ctx); err != nil {
@@ -299,6 +300,11 @@ func holder(spool string) string {
 		return spool
 	}
 	return host + "-" + spool
+}
+
+// memberName names this gate in its fleet: as operators know it, with enough of its spool's to be no other's.
+func memberName(replica, spool string) string {
+	return strings.ReplaceAll(gateName(replica), "/", "-") + "-" + strings.ToLower(spool[:min(len(spool), 6)])
 }
 
 // gateName names this gate for operators.
