@@ -154,9 +154,9 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		}
 	}
 	var minted atomic.Int64
-	fleet := xds.NewServer(func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+	fleet := xds.NewServer(func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 		minted.Add(1)
-		leaf, err := authority.Leaf(host)
+		leaf, err := authority.Leaf(host, root)
 		return leaf.CertificatePEM, leaf.KeyPEM, leaf.NotAfter, err
 	}, xds.Options{MaxLeaves: spec.Leaves, Log: log})
 	if err := fleet.Serve(map[string]*xds.Resources{"": resources}, func(xds.Node) xds.Assignment { return xds.Assignment{} }); err != nil {

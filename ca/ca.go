@@ -5,7 +5,8 @@
 //	root (Signer) ── signs, at start and at 2/3 of its life ──▶ intermediate (here, in memory) ── signs ──▶ leaf per host
 //
 // Which roots are trusted and which one signs is asked again every 15 seconds, so that a root is replaced without a restart:
-// the new one is handed out first, signs when everybody has it, and the old one goes.
+// the new one is handed out first, signs when everybody has it, and the old one goes. In between both may sign, each for those
+// who are to get its leaves: there is an intermediate for each.
 //
 // The intermediate is constrained to the configured domains (RFC 5280 §4.2.1.10) and cannot sign further CAs, so that
 // even its key, stolen, fakes nothing else and not for long.
@@ -22,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/big"
 	mathrand "math/rand/v2"
 	"slices"
@@ -35,8 +37,8 @@ var ErrNameNotAllowed = errors.New("no certificate for this name")
 
 // Signer holds the root's key: the vault package's Client.
 type Signer interface {
-	// SignIntermediate returns DER certificates: the one issued for the CSR's key, then its issuers up to the root.
-	SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) ([][]byte, error)
+	// SignIntermediate returns DER certificates: the one issued for the CSR's key by root, then its issuers up to that.
+	SignIntermediate(ctx context.Context, root *x509.Certificate, csrDER []byte, domains []string, ttl time.Duration) ([][]byte, error)
 	// Roots returns the certificates that workers trust, the one that signs first. There are two while one replaces the
 	// other.
 	Roots(ctx context.Context) ([]*x509.Certificate, error)
@@ -47,12 +49,14 @@ type Config struct {
 	// Domains are the names leaves are minted for: "api.example.com" for that name alone, "*.example.com" for every name
 	// below it, at any depth, but not for itself. Lower case. At least one. See Certify.
 	Domains []string
+	// Roots are those that sign, by name; see Name. None: the one that signs by itself. See Certify.
+	Roots []string
 	// IntermediateTTL is how long an intermediate lives; default 24 h. It is replaced at two thirds of that, which leaves
 	// a third for the Signer to be away.
 	IntermediateTTL time.Duration
 	// LeafTTL is how long a leaf lives; default 24 h. A leaf ends with its intermediate at the latest.
 	LeafTTL time.Duration
-	// OnRotate is called after each replacement of the intermediate, from Run, so that leaves handed out earlier can be
+	// OnRotate is called after each replacement of an intermediate that was due, from Run, so that leaves handed out earlier can be
 	// minted again while the old ones are still good. May be nil.
 	OnRotate func()
 	// OnRoots is called when other roots than before are trusted, from Run, before anything is signed by a new one, with
@@ -69,7 +73,9 @@ type Authority struct {
 	changes chan change
 	allowed atomic.Pointer[names]
 	roots   atomic.Pointer[roots]
-	current atomic.Pointer[intermediate]
+	current atomic.Pointer[map[string]*intermediate] // by the names of the roots that were wanted; never changed
+
+	wanted []string // names of the roots that sign; of New, and then of Run
 }
 
 // roots are the certificates that workers trust. They never change.
@@ -106,31 +112,42 @@ func New(ctx context.Context, signer Signer, cfg Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{signer: signer, cfg: cfg, changes: make(chan change)}
+	a := &Authority{signer: signer, cfg: cfg, changes: make(chan change), wanted: byItself(cfg.Roots)}
 	a.allowed.Store(&allowed)
-	if _, err := a.lookAtRoots(ctx); err != nil {
+	a.current.Store(&map[string]*intermediate{})
+	if err := a.lookAtRoots(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.rotate(ctx, allowed); err != nil {
+	if _, err := a.renew(ctx, allowed, a.wanted); err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-// change asks Run for other names.
+// byItself are the names of the roots that sign; "" is the one that does if nothing else is said.
+func byItself(roots []string) []string {
+	if len(roots) == 0 {
+		return []string{""}
+	}
+	return roots
+}
+
+// change asks Run for other names and roots.
 type change struct {
 	allowed names
+	roots   []string
 	done    chan error
 }
 
-// Certify changes the names that leaves are minted for, while Run runs. When the intermediate is not for all of them it is
-// replaced first, and nothing changes if that fails. Leaves that were handed out stay good.
-func (a *Authority) Certify(ctx context.Context, domains []string) error {
+// Certify changes the names that leaves are minted for, and the roots that sign, while Run runs. Where an intermediate is missing, or
+// is not for all names, another is made first, and nothing changes if that fails. Leaves that were handed out stay good, and what
+// signed until now can for a while: whoever asks may not know yet.
+func (a *Authority) Certify(ctx context.Context, domains, roots []string) error {
 	want, err := parseDomains(domains)
 	if err != nil {
 		return err
 	}
-	c := change{want, make(chan error, 1)}
+	c := change{want, byItself(roots), make(chan error, 1)}
 	select {
 	case a.changes <- c:
 	case <-ctx.Done():
@@ -145,13 +162,18 @@ func (a *Authority) Certify(ctx context.Context, domains []string) error {
 }
 
 // change is Certify, in Run.
-func (a *Authority) change(ctx context.Context, want names) error {
-	if !a.current.Load().covers(want) {
-		if err := a.rotate(ctx, want); err != nil {
+func (a *Authority) change(ctx context.Context, want names, wanted []string) error {
+	known := a.roots.Load().certs
+	if slices.ContainsFunc(wanted, func(root string) bool { return root != "" && named(known, root) == nil }) { // it may be new
+		if err := a.lookAtRoots(ctx); err != nil {
 			return err
 		}
 	}
+	if _, err := a.renew(ctx, want, wanted); err != nil {
+		return err
+	}
 	a.allowed.Store(&want)
+	a.wanted = wanted
 	return nil
 }
 
@@ -176,14 +198,14 @@ func (a *Authority) Roots() []*x509.Certificate { return a.roots.Load().certs }
 func (a *Authority) RootPEM() []byte { return a.roots.Load().pem }
 
 // lookEvery is how often the Signer is asked for its roots, at least. LookTime is how long it may take until each
-// Authority that reaches its Signer has seen a change of them and replaced its intermediate.
+// Authority that reaches its Signer has seen a change of them and replaced the intermediate of the one that signs by itself.
 const (
 	lookEvery = 15 * time.Second
 	LookTime  = 2 * lookEvery
 )
 
-// Run looks at the roots every 15 seconds and replaces the intermediate in time, and at once when another root signs, until ctx
-// ends, and returns nil then. When the Signer fails it tries again 15 seconds later; the roots and the intermediate
+// Run looks at the roots every 15 seconds and replaces the intermediates in time, and at once when another root signs, until ctx
+// ends, and returns nil then. When the Signer fails it tries again 15 seconds later; the roots and the intermediates
 // there are serve on.
 func (a *Authority) Run(ctx context.Context) error {
 	var complained, warned time.Time // when it was last said that the Signer fails, and that the root ends
@@ -196,7 +218,7 @@ func (a *Authority) Run(ctx context.Context) error {
 			return nil
 		case c := <-a.changes:
 			timer.Stop()
-			c.done <- a.change(ctx, c.allowed)
+			c.done <- a.change(ctx, c.allowed, c.roots)
 			continue
 		case <-timer.C:
 		}
@@ -209,7 +231,7 @@ func (a *Authority) Run(ctx context.Context) error {
 			complained = time.Time{}
 		case complained.IsZero(), now.Sub(complained) >= time.Hour:
 			complained = now
-			a.cfg.Log.Warn("the root CA was not looked at; what is known serves on", "err", err, "again_in", lookEvery, "intermediate_ends", a.current.Load().cert.NotAfter)
+			a.cfg.Log.Warn("the root CA was not looked at; what is known serves on", "err", err, "again_in", lookEvery, "intermediate_ends", a.ends())
 		}
 		if next := Due(a.roots.Load().certs, now); next != "" && now.Sub(warned) >= 24*time.Hour {
 			warned = now
@@ -218,80 +240,123 @@ func (a *Authority) Run(ctx context.Context) error {
 	}
 }
 
-// look asks for the roots and replaces the intermediate when it is time, or when another root signs now.
-func (a *Authority) look(ctx context.Context) error {
-	changed, err := a.lookAtRoots(ctx)
-	if err != nil {
-		return err
+// ends is when the first intermediate of those that sign does.
+func (a *Authority) ends() (first time.Time) {
+	for _, in := range *a.current.Load() {
+		if first.IsZero() || in.cert.NotAfter.Before(first) {
+			first = in.cert.NotAfter
+		}
 	}
-	roots := a.roots.Load()
-	if changed {
-		a.cfg.Log.Info("the root CAs have changed", "signs", commonName(roots.certs[0]), "others", commonNames(roots.certs[1:]))
-		a.cfg.OnRoots(roots.pem)
-	}
-	in := a.current.Load()
-	if SignedBy(in.cert, roots.certs[0]) && a.cfg.Now().Before(in.renewAt) {
-		return nil
-	}
-	if err := a.rotate(ctx, *a.allowed.Load()); err != nil {
-		return err
-	}
-	a.cfg.Log.Info("replaced the intermediate CA", "ends", a.current.Load().cert.NotAfter, "root", commonName(roots.certs[0]))
-	a.cfg.OnRotate()
-	return nil
+	return first
 }
 
-// lookAtRoots asks the Signer for the roots. It reports whether they are not those that were known.
-func (a *Authority) lookAtRoots(ctx context.Context) (changed bool, err error) {
+// look asks for the roots and replaces the intermediates whose time it is, or whose root does not sign any more.
+func (a *Authority) look(ctx context.Context) error {
+	if err := a.lookAtRoots(ctx); err != nil {
+		return err
+	}
+	renewed, err := a.renew(ctx, *a.allowed.Load(), a.wanted)
+	if renewed {
+		a.cfg.OnRotate()
+	}
+	return err
+}
+
+// lookAtRoots asks the Signer for the roots.
+func (a *Authority) lookAtRoots(ctx context.Context) error {
 	certs, err := a.signer.Roots(ctx)
 	if err == nil && len(certs) == 0 {
 		err = errors.New("there is none")
 	}
 	if err != nil {
-		return false, fmt.Errorf("fetching the root CA: %w", err)
+		return fmt.Errorf("fetching the root CA: %w", err)
 	}
-	if before := a.roots.Load(); before != nil && slices.EqualFunc(before.certs, certs, (*x509.Certificate).Equal) {
-		return false, nil
+	before := a.roots.Load()
+	if before != nil && slices.EqualFunc(before.certs, certs, (*x509.Certificate).Equal) {
+		return nil
 	}
-	a.roots.Store(&roots{certs, PEM(certs)})
-	return true, nil
+	now := &roots{certs, PEM(certs)}
+	a.roots.Store(now)
+	if before != nil {
+		a.cfg.Log.Info("the root CAs have changed", "signs", commonName(certs[0]), "others", commonNames(certs[1:]))
+		a.cfg.OnRoots(now.pem)
+	}
+	return nil
 }
 
-// rotate makes a key, has it certified for the names, and puts it in the place of the current one.
-func (a *Authority) rotate(ctx context.Context, allowed names) error {
-	root := a.roots.Load().certs[0]
+// renew makes the intermediates of the wanted roots that are missing, or not for all names, or due. It reports whether one took the
+// place of another that is due, whose leaves are to be replaced too. Those that are not wanted any more stay until they would be
+// replaced. What could be made is used, also if something could not.
+func (a *Authority) renew(ctx context.Context, allowed names, wanted []string) (renewed bool, err error) {
+	now, trusted := a.cfg.Now(), a.roots.Load().certs
+	next := maps.Clone(*a.current.Load())
+	good := func(in *intermediate, root *x509.Certificate) bool {
+		return in != nil && SignedBy(in.cert, root) && now.Before(in.renewAt)
+	}
+	maps.DeleteFunc(next, func(name string, in *intermediate) bool {
+		return !slices.Contains(wanted, name) && !good(in, Signs(trusted, name))
+	})
+	for _, name := range wanted {
+		root, was := Signs(trusted, name), next[name]
+		if good(was, root) && was.covers(allowed) {
+			continue
+		}
+		var in *intermediate
+		for _, other := range next { // two names may mean the same
+			if good(other, root) && other.covers(allowed) {
+				in = other
+			}
+		}
+		if in == nil {
+			var failed error
+			if in, failed = a.sign(ctx, root, allowed); failed != nil {
+				err = errors.Join(err, failed)
+				continue
+			}
+			if was != nil {
+				a.cfg.Log.Info("replaced the intermediate CA", "ends", in.cert.NotAfter, "root", commonName(root))
+			}
+		}
+		renewed = renewed || was != nil && !good(was, root)
+		next[name] = in
+	}
+	a.current.Store(&next)
+	return renewed, err
+}
+
+// sign makes a key and has it certified by root for the names.
+func (a *Authority) sign(ctx context.Context, root *x509.Certificate, allowed names) (*intermediate, error) {
 	// An intermediate that outlives its root would be good for nothing at its end.
 	left := root.NotAfter.Sub(a.cfg.Now()).Truncate(time.Second)
 	if left <= 0 {
-		return fmt.Errorf("the root CA %s ended at %v: %s", commonName(root), root.NotAfter, Due(a.roots.Load().certs, a.cfg.Now()))
+		return nil, fmt.Errorf("the root CA %s ended at %v: %s", commonName(root), root.NotAfter, Due(a.roots.Load().certs, a.cfg.Now()))
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fmt.Errorf("making the intermediate CA's key: %w", err)
+		return nil, fmt.Errorf("making the intermediate CA's key: %w", err)
 	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return fmt.Errorf("making the intermediate CA's request: %w", err)
+		return nil, fmt.Errorf("making the intermediate CA's request: %w", err)
 	}
-	chain, err := a.signer.SignIntermediate(ctx, csr, allowed.constraints(), min(a.cfg.IntermediateTTL, left))
+	chain, err := a.signer.SignIntermediate(ctx, root, csr, allowed.constraints(), min(a.cfg.IntermediateTTL, left))
 	if err != nil {
-		return fmt.Errorf("having an intermediate CA signed: %w", err)
+		return nil, fmt.Errorf("having an intermediate CA signed: %w", err)
 	}
-	next, err := accept(chain, key)
+	in, err := accept(chain, key)
 	if err != nil {
-		return fmt.Errorf("the intermediate CA that was signed is of no use: %w", err)
+		return nil, fmt.Errorf("the intermediate CA that was signed is of no use: %w", err)
 	}
-	if !slices.ContainsFunc(a.roots.Load().certs, func(r *x509.Certificate) bool { return SignedBy(next.cert, r) }) {
-		return errors.New("the intermediate CA that was signed is of a root that workers do not trust yet")
+	if !SignedBy(in.cert, root) {
+		return nil, fmt.Errorf("the intermediate CA that was signed is not of the root CA %s", commonName(root))
 	}
 	// Two thirds of what is left of its life, less up to a tenth so that replicas started together spread out.
 	now := a.cfg.Now()
-	if left = next.cert.NotAfter.Sub(now); left <= 0 {
-		return fmt.Errorf("the intermediate CA that was signed ended at %v: is a clock wrong?", next.cert.NotAfter)
+	if left = in.cert.NotAfter.Sub(now); left <= 0 {
+		return nil, fmt.Errorf("the intermediate CA that was signed ended at %v: is a clock wrong?", in.cert.NotAfter)
 	}
-	next.renewAt = now.Add(left*2/3 - mathrand.N(left/15+1))
-	a.current.Store(next)
-	return nil
+	in.renewAt = now.Add(left*2/3 - mathrand.N(left/15+1))
+	return in, nil
 }
 
 // accept checks what the signer returned. What it parses is what leaves are signed with: signing with the template one
@@ -335,16 +400,19 @@ type Leaf struct {
 // backdate lets workers whose clock runs late accept a new leaf.
 const backdate = 5 * time.Minute
 
-// Leaf mints a certificate for host, which must be a lower-case DNS name under the configured domains; anything else is
-// [ErrNameNotAllowed]. host may be untrusted: it is what a client sent as SNI.
+// Leaf mints a certificate for host by the root of that name, which is one of those that sign. host must be a lower-case DNS name under
+// the configured domains; anything else is [ErrNameNotAllowed]. It may be untrusted: it is what a client sent as SNI.
 //
 // Each leaf has a key of its own. Making one costs about as much as the signature, and a key that leaks from wherever the
 // leaf is held then speaks for one host only.
-func (a *Authority) Leaf(host string) (Leaf, error) {
+func (a *Authority) Leaf(host, root string) (Leaf, error) {
 	if !a.allowed.Load().allow(host) {
 		return Leaf{}, fmt.Errorf("%w: %.300q", ErrNameNotAllowed, host)
 	}
-	ca, now := a.current.Load(), a.cfg.Now()
+	ca, now := (*a.current.Load())[root], a.cfg.Now()
+	if ca == nil {
+		return Leaf{}, fmt.Errorf("the root CA %q is none that signs", root)
+	}
 	if !now.Before(ca.cert.NotAfter) {
 		return Leaf{}, fmt.Errorf("the intermediate CA ended at %v and could not be replaced yet", ca.cert.NotAfter)
 	}

@@ -78,7 +78,7 @@ func TestLeaf(t *testing.T) {
 	signers(t, func(t *testing.T, s ca.Signer) {
 		a := newAuthority(t, s, ca.Config{LeafTTL: time.Hour})
 		for _, host := range []string{"api.example.com", "wild.example.com", "a.wild.example.com", "a.b.wild.example.com", "under_score.example.org", domains[4]} {
-			leaf, err := a.Leaf(host)
+			leaf, err := a.Leaf(host, "")
 			if err != nil {
 				t.Errorf("%s: %v", host, err)
 				continue
@@ -116,8 +116,8 @@ func TestLeaf(t *testing.T) {
 				t.Errorf("%s: key usage %v, serial %v", host, c.KeyUsage, c.SerialNumber)
 			}
 		}
-		first, _ := a.Leaf("api.example.com")
-		second, _ := a.Leaf("api.example.com")
+		first, _ := a.Leaf("api.example.com", "")
+		second, _ := a.Leaf("api.example.com", "")
 		if bytes.Equal(first.KeyPEM, second.KeyPEM) || certificates(t, first.CertificatePEM)[0].SerialNumber.Cmp(certificates(t, second.CertificatePEM)[0].SerialNumber) == 0 {
 			t.Error("two leaves share a key or a serial number")
 		}
@@ -134,7 +134,7 @@ func TestNamesNotAllowed(t *testing.T) {
 		"a\n.wild.example.com", "ä.wild.example.com", "a:443.wild.example.com", "api.example.com:443", "api.example.com/x", "api.example.com\x00.evil.example",
 		"127.0.0.1", "::1", "[::1]", "1.2.3.4.wild.example.com.5", "com", strings.Repeat("a", 64) + ".wild.example.com", strings.Repeat("a.", 120) + "wild.example.com",
 	} {
-		if _, err := a.Leaf(host); !errors.Is(err, ca.ErrNameNotAllowed) {
+		if _, err := a.Leaf(host, ""); !errors.Is(err, ca.ErrNameNotAllowed) {
 			t.Errorf("%q: %v, want %v", host, err, ca.ErrNameNotAllowed)
 		} else if strings.ContainsAny(err.Error(), "\x00\n") || len(err.Error()) > 2000 {
 			t.Errorf("%q: the error carries it raw: %q", host, err)
@@ -151,7 +151,7 @@ func FuzzLeaf(f *testing.F) {
 		f.Add(d)
 	}
 	f.Fuzz(func(t *testing.T, host string) {
-		leaf, err := a.Leaf(host)
+		leaf, err := a.Leaf(host, "")
 		if err != nil {
 			if !errors.Is(err, ca.ErrNameNotAllowed) {
 				t.Errorf("%q: %v", host, err)
@@ -180,7 +180,7 @@ func TestBadDomains(t *testing.T) {
 func TestNameConstraints(t *testing.T) {
 	signers(t, func(t *testing.T, s ca.Signer) {
 		a := newAuthority(t, s, ca.Config{Domains: []string{"*.b.example", "b.example", "x.b.example", "*.y.b.example", "a.example", "ab.example"}})
-		leaf, err := a.Leaf("x.b.example")
+		leaf, err := a.Leaf("x.b.example", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,31 +201,31 @@ func TestCertify(t *testing.T) {
 	signers(t, func(t *testing.T, s ca.Signer) {
 		a := newAuthority(t, s, ca.Config{Domains: []string{"api.example.com", "*.wild.example.com"}})
 		go func() { _ = a.Run(t.Context()) }()
-		before, err := a.Leaf("api.example.com")
+		before, err := a.Leaf("api.example.com", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		intermediate := func() *x509.Certificate {
-			leaf, err := a.Leaf("a.wild.example.com")
+			leaf, err := a.Leaf("a.wild.example.com", "")
 			if err != nil {
 				t.Fatal(err)
 			}
 			return certificates(t, leaf.CertificatePEM)[1]
 		}
 		first := intermediate()
-		if err := a.Certify(t.Context(), []string{"b.wild.example.com", "a.wild.example.com"}); err != nil {
+		if err := a.Certify(t.Context(), []string{"b.wild.example.com", "a.wild.example.com"}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if !intermediate().Equal(first) {
 			t.Error("the intermediate was replaced although it is for all names")
 		}
-		if _, err := a.Leaf("api.example.com"); !errors.Is(err, ca.ErrNameNotAllowed) {
+		if _, err := a.Leaf("api.example.com", ""); !errors.Is(err, ca.ErrNameNotAllowed) {
 			t.Errorf("a name that is gone: %v", err)
 		}
-		if err := a.Certify(t.Context(), []string{"new.example.org", "a.wild.example.com"}); err != nil {
+		if err := a.Certify(t.Context(), []string{"new.example.org", "a.wild.example.com"}, nil); err != nil {
 			t.Fatal(err)
 		}
-		leaf, err := a.Leaf("new.example.org")
+		leaf, err := a.Leaf("new.example.org", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -235,10 +235,10 @@ func TestCertify(t *testing.T) {
 		if err := verify(t, a, before, "api.example.com", time.Now()); err != nil {
 			t.Errorf("a leaf from before: %v", err)
 		}
-		if err := a.Certify(t.Context(), []string{"Not a name"}); err == nil {
+		if err := a.Certify(t.Context(), []string{"Not a name"}, nil); err == nil {
 			t.Error("no error for what is no name")
 		}
-		if _, err := a.Leaf("new.example.org"); err != nil {
+		if _, err := a.Leaf("new.example.org", ""); err != nil {
 			t.Errorf("after a failure: %v", err)
 		}
 	})
@@ -262,7 +262,7 @@ func TestStrictOpenSSL(t *testing.T) {
 		}
 		root := write("root.pem", a.RootPEM())
 		for _, host := range []string{"api.example.com", "a.b.wild.example.com", domains[4]} {
-			leaf, err := a.Leaf(host)
+			leaf, err := a.Leaf(host, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -296,7 +296,7 @@ with socket.create_connection(("127.0.0.1", int(port))) as s, context.wrap_socke
 			t.Fatal(err)
 		}
 		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			leaf, err := a.Leaf(hello.ServerName)
+			leaf, err := a.Leaf(hello.ServerName, "")
 			if err != nil {
 				return nil, err
 			}
@@ -337,7 +337,7 @@ func TestRotation(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- a.Run(ctx) }()
 
-		old, err := a.Leaf("api.example.com")
+		old, err := a.Leaf("api.example.com", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -353,7 +353,7 @@ func TestRotation(t *testing.T) {
 		if rotations.Load() != 1 {
 			t.Errorf("%d rotations after two thirds, want 1", rotations.Load())
 		}
-		fresh, err := a.Leaf("api.example.com")
+		fresh, err := a.Leaf("api.example.com", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -391,7 +391,7 @@ func TestSignerAway(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- a.Run(ctx) }()
 		time.Sleep(23*time.Hour + 59*time.Minute)
-		leaf, err := a.Leaf("api.example.com")
+		leaf, err := a.Leaf("api.example.com", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,12 +405,12 @@ func TestSignerAway(t *testing.T) {
 			t.Error("other roots are trusted")
 		}
 		time.Sleep(time.Minute)
-		if _, err := a.Leaf("api.example.com"); err == nil || errors.Is(err, ca.ErrNameNotAllowed) {
+		if _, err := a.Leaf("api.example.com", ""); err == nil || errors.Is(err, ca.ErrNameNotAllowed) {
 			t.Errorf("after its end: %v", err)
 		}
 		m.Inject(nil)
 		time.Sleep(time.Minute)
-		if _, err := a.Leaf("api.example.com"); err != nil {
+		if _, err := a.Leaf("api.example.com", ""); err != nil {
 			t.Errorf("the signer is back: %v", err)
 		}
 		cancel()
@@ -482,7 +482,7 @@ func TestRootReplaced(t *testing.T) {
 			if want := ca.PEM(trusted); !bytes.Equal(a.RootPEM(), want) || last != nil && !bytes.Equal(*last, want) {
 				t.Errorf("%s: %d roots are trusted, want %d", when, len(certificates(t, a.RootPEM())), len(trusted))
 			}
-			leaf, err := a.Leaf("api.example.com")
+			leaf, err := a.Leaf("api.example.com", "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -556,7 +556,7 @@ func TestNewRootNotUsedUnseen(t *testing.T) {
 			return vaulttest.Fault{}
 		})
 		for bytes.Equal(a.RootPEM(), before) {
-			leaf, err := a.Leaf("api.example.com")
+			leaf, err := a.Leaf("api.example.com", "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -566,7 +566,7 @@ func TestNewRootNotUsedUnseen(t *testing.T) {
 			time.Sleep(15 * time.Second)
 		}
 		synctest.Wait()
-		if leaf, err := a.Leaf("api.example.com"); err != nil || verify(t, a, leaf, "api.example.com", time.Now()) != nil {
+		if leaf, err := a.Leaf("api.example.com", ""); err != nil || verify(t, a, leaf, "api.example.com", time.Now()) != nil {
 			t.Errorf("after both were seen: %v", err)
 		}
 	})
@@ -636,7 +636,7 @@ func TestEndOfRoot(t *testing.T) {
 		end := roots[0].NotAfter
 		time.Sleep(time.Until(end.Add(-12 * time.Hour)))
 		a := newAuthority(t, m, ca.Config{IntermediateTTL: 24 * time.Hour})
-		leaf, err := a.Leaf("api.example.com")
+		leaf, err := a.Leaf("api.example.com", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -656,8 +656,8 @@ type oddSigner struct {
 	change func([][]byte) [][]byte
 }
 
-func (s oddSigner) SignIntermediate(ctx context.Context, csr []byte, domains []string, ttl time.Duration) ([][]byte, error) {
-	chain, err := s.Memory.SignIntermediate(ctx, csr, domains, ttl)
+func (s oddSigner) SignIntermediate(ctx context.Context, root *x509.Certificate, csr []byte, domains []string, ttl time.Duration) ([][]byte, error) {
+	chain, err := s.Memory.SignIntermediate(ctx, root, csr, domains, ttl)
 	return s.change(chain), err
 }
 
@@ -675,7 +675,8 @@ func TestUselessIntermediates(t *testing.T) {
 		"nothing": func([][]byte) [][]byte { return nil },
 		"no DER":  func([][]byte) [][]byte { return [][]byte{[]byte("x")} },
 		"another key": func([][]byte) [][]byte {
-			c, _ := m.SignIntermediate(t.Context(), foreign, domains, time.Hour)
+			roots, _ := m.Roots(t.Context())
+			c, _ := m.SignIntermediate(t.Context(), roots[0], foreign, domains, time.Hour)
 			return c
 		},
 		"the root": func(c [][]byte) [][]byte { return c[1:] },
@@ -699,8 +700,91 @@ func BenchmarkLeaf(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, err := a.Leaf("api.example.com"); err != nil {
+		if _, err := a.Leaf("api.example.com", ""); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// Several roots sign, each for those who are to get its leaves. One that workers do not trust signs nothing, and what is not wanted
+// any more serves on until it would be replaced.
+func TestSeveralRootsSign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, m := t.Context(), vaulttest.NewMemory()
+		var rotations atomic.Int32
+		a := start(t, m, ca.Config{IntermediateTTL: 24 * time.Hour, OnRotate: func() { rotations.Add(1) }})
+		first := a.Roots()[0]
+		signs := func(name string) *x509.Certificate {
+			t.Helper()
+			leaf, err := a.Leaf("api.example.com", name)
+			if err != nil {
+				return nil
+			}
+			if err := verify(t, a, leaf, "api.example.com", time.Now()); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for _, r := range a.Roots() {
+				if ca.SignedBy(certificates(t, leaf.CertificatePEM)[1], r) {
+					return r
+				}
+			}
+			return nil
+		}
+		certify := func(roots ...string) {
+			t.Helper()
+			if err := a.Certify(ctx, domains, roots); err != nil {
+				t.Fatal(err)
+			}
+		}
+		second, err := m.PrepareRoot(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		two := ca.Name(second)
+		if signs("") != first || signs(two) != nil {
+			t.Error("a root signs that was not asked to")
+		}
+		certify("", two) // before it was looked at
+		if len(a.Roots()) != 2 || !bytes.Equal(a.RootPEM(), ca.PEM(a.Roots())) {
+			t.Error("a root signs that workers are not given")
+		}
+		if !second.Equal(signs(two)) || !first.Equal(signs("")) {
+			t.Error("two roots, and not each signs")
+		}
+		if err := a.Certify(ctx, append([]string{"new.example.org"}, domains...), []string{"", two}); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"", two} {
+			if leaf, err := a.Leaf("new.example.org", name); err != nil || verify(t, a, leaf, "new.example.org", time.Now()) != nil {
+				t.Errorf("a new host by %q: %v", name, err)
+			}
+		}
+		certify(two)
+		if !second.Equal(signs(two)) || !first.Equal(signs("")) {
+			t.Error("what signed until now is gone at once")
+		}
+		if rotations.Load() != 0 {
+			t.Error("leaves were replaced for a root that others get")
+		}
+		time.Sleep(17 * time.Hour)
+		if rotations.Load() != 1 || !second.Equal(signs(two)) || signs("") != nil {
+			t.Errorf("%d rotations; what is not wanted signs: %t", rotations.Load(), signs("") != nil)
+		}
+		// A root that has gone, or never was, is not what anybody gets.
+		certify(two, "0123456789abcdef")
+		if !second.Equal(signs(two)) || !first.Equal(signs("0123456789abcdef")) {
+			t.Error("an unknown root does not mean the one that signs by itself")
+		}
+		if err := m.RetireRoot(ctx, second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(ca.LookTime)
+		if !first.Equal(signs(two)) || rotations.Load() != 2 {
+			t.Error("a root that was removed signs")
+		}
+		m.Inject(func(op, _ string) vaulttest.Fault { return vaulttest.Fault{Before: errors.New("away")} })
+		if err := a.Certify(ctx, domains, []string{"fedcba9876543210"}); err == nil || !first.Equal(signs(two)) {
+			t.Errorf("with a signer that is away: %v", err)
+		}
+	})
 }

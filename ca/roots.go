@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -22,6 +23,28 @@ func PEM(certs []*x509.Certificate) (text []byte) {
 func Fingerprint(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.Raw)
 	return hex.EncodeToString(sum[:])
+}
+
+// nameLength is how many digits of its fingerprint name a root among those there are.
+const nameLength = 16
+
+// Name is how a root is called among those there are: the first digits of its fingerprint.
+func Name(root *x509.Certificate) string { return Fingerprint(root)[:nameLength] }
+
+// named is the root of a name; nil: there is none.
+func named(roots []*x509.Certificate, name string) *x509.Certificate {
+	if i := slices.IndexFunc(roots, func(r *x509.Certificate) bool { return Name(r) == name }); i >= 0 {
+		return roots[i]
+	}
+	return nil
+}
+
+// Signs is the root that a name means: the first one, which signs by itself, if there is none of it.
+func Signs(roots []*x509.Certificate, name string) *x509.Certificate {
+	if root := named(roots, name); root != nil {
+		return root
+	}
+	return roots[0]
 }
 
 // Notice is how long before the end of the root that signs its replacement is asked for: longer than any session, with

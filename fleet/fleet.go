@@ -42,6 +42,29 @@ const (
 	pause = 50 * time.Millisecond
 )
 
+// What an Envoy is told is named by its configuration and, where one was chosen, by the root CA whose certificates it gets: as
+// <id of a Revision>+<name of a root>. Without one it is the root that Vault lets sign by itself.
+
+// Named is that name; root may be empty.
+func Named(configuration, root string) string {
+	if root == "" {
+		return configuration
+	}
+	return configuration + "+" + root
+}
+
+// Configuration is the id of the Revision in such a name.
+func Configuration(name string) string {
+	id, _, _ := strings.Cut(name, "+")
+	return id
+}
+
+// Root is the name of the root CA in such a name; empty: none was chosen.
+func Root(name string) string {
+	_, root, _ := strings.Cut(name, "+")
+	return root
+}
+
 // Revision is a configuration that some Envoy has, had or is to have.
 type Revision struct {
 	// ID is the hash of what it means.
@@ -75,10 +98,11 @@ func StoreRevision(ctx context.Context, docs Documents, r Revision) error {
 	return nil
 }
 
-// LoadRevision returns the revision whose id begins with id, which is at least 6 digits. The error is ErrNoRevision when
-// there is none.
+// LoadRevision returns the revision whose id begins with id, which is at least 6 digits, or that is named so. The error is
+// ErrNoRevision when there is none.
 func LoadRevision(ctx context.Context, docs Documents, id string) (Revision, error) {
 	var r Revision
+	id = Configuration(id)
 	if !revisionID.MatchString(id) || len(id) < 64 {
 		all, err := docs.List(ctx, revisionsDir)
 		if err != nil {
@@ -134,7 +158,7 @@ func Forget(ctx context.Context, docs Documents, s rollout.State, now time.Time)
 		keep = append(keep, r.From, r.To)
 	}
 	for _, name := range names {
-		if slices.Contains(keep, name) {
+		if slices.ContainsFunc(keep, func(k string) bool { return Configuration(k) == name }) {
 			continue
 		}
 		r, err := LoadRevision(ctx, docs, name)

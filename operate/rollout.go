@@ -61,7 +61,7 @@ func (d Desk) StartRollout(ctx context.Context, q RolloutRequest) (Started, erro
 		return Started{}, err
 	}
 	now := d.Now()
-	begin := rollout.Rollout{ID: rolloutID(now), To: after.Hash(), Plan: after.Plan(), Author: q.Author, Note: q.Note}
+	begin := rollout.Rollout{ID: rolloutID(now), To: fleet.Named(after.Hash(), fleet.Root(state.Stable)), Plan: after.Plan(), Author: q.Author, Note: q.Note}
 	if _, err := state.Start(begin, now); err != nil {
 		return Started{}, err // before anything is asked that takes its time
 	}
@@ -70,7 +70,7 @@ func (d Desk) StartRollout(ctx context.Context, q RolloutRequest) (Started, erro
 	if err != nil {
 		return Started{}, err
 	}
-	if h := state.History; q.Automatic && len(h) > 0 && h[0].To == begin.To && h[0].Phase != rollout.Succeeded {
+	if h := state.History; q.Automatic && len(h) > 0 && fleet.Configuration(h[0].To) == after.Hash() && h[0].Phase != rollout.Succeeded {
 		all = append(all, Objection{RolledBack, "the last rollout of it was " + h[0].Outcome()})
 	}
 	var open, forced []Objection
@@ -85,7 +85,7 @@ func (d Desk) StartRollout(ctx context.Context, q RolloutRequest) (Started, erro
 		return Started{}, &Objections{open}
 	}
 
-	if err := fleet.StoreRevision(ctx, d.Docs, fleet.Revision{ID: begin.To, Text: string(text), Files: files, Author: q.Author, Note: q.Note, Stored: now}); err != nil {
+	if err := fleet.StoreRevision(ctx, d.Docs, fleet.Revision{ID: after.Hash(), Text: string(text), Files: files, Author: q.Author, Note: q.Note, Stored: now}); err != nil {
 		return Started{}, err
 	}
 	from := state.Stable

@@ -44,7 +44,11 @@ func TestNamespace(t *testing.T) {
 	if err := vaulttest.Open(t, cfg).Preflight(ctx, vault.Operator); err != nil {
 		t.Error(err)
 	}
-	if _, err := gateway.SignIntermediate(ctx, csr(t), []string{"example.com"}, time.Hour); err != nil {
+	roots, err := gateway.Roots(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gateway.SignIntermediate(ctx, roots[0], csr(t), []string{"example.com"}, time.Hour); err != nil {
 		t.Error(err)
 	}
 	if id, err := gateway.SecretID(ctx); err != nil || !id.Expires.IsZero() {

@@ -58,7 +58,7 @@ func TestPolicies(t *testing.T) {
 	retire := func(c *vault.Client, _ string) error { return c.RetireRoot(ctx, roots[1]) }
 	intermediates := func(c *vault.Client, _ string) error { _, err := c.Intermediates(ctx); return err }
 	sign := func(c *vault.Client, _ string) error {
-		_, err := c.SignIntermediate(ctx, csr(t), []string{"example.com"}, time.Hour)
+		_, err := c.SignIntermediate(ctx, roots[0], csr(t), []string{"example.com"}, time.Hour)
 		return err
 	}
 	setup := func(c *vault.Client, _ string) error { return vault.Setup(ctx, c, vault.SetupOptions{}) }
@@ -176,6 +176,7 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 		{"a CA that signs CAs", map[string]any{"max_path_length": "1"}, http.StatusForbidden},
 		{"any path length", map[string]any{"max_path_length": "-1"}, http.StatusForbidden},
 		{"values from the CSR", map[string]any{"use_csr_values": true}, http.StatusForbidden},
+		{"by an issuer that the path does not name", map[string]any{"issuer_ref": "default"}, http.StatusForbidden},
 		{"another name", map[string]any{"common_name": "Somebody else"}, http.StatusForbidden},
 		{"other names", map[string]any{"alt_names": "example.org"}, http.StatusForbidden},
 		{"an end of its own", map[string]any{"not_after": "2099-01-01T00:00:00Z"}, http.StatusForbidden},
@@ -192,11 +193,11 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if code, _ := s.Send(t, token, http.MethodPut, "wayleave-pki/root/sign-intermediate", string(text)); code != tt.want {
+		if code, _ := s.Send(t, token, http.MethodPut, "wayleave-pki/issuer/default/sign-intermediate", string(text)); code != tt.want {
 			t.Errorf("%s: %d, want %d", tt.name, code, tt.want)
 		}
 	}
-	for _, path := range []string{"wayleave-pki/root/sign-self-issued", "wayleave-pki/sign-verbatim", "wayleave-pki/root/generate/internal", "wayleave-pki/intermediate/set-signed"} {
+	for _, path := range []string{"wayleave-pki/root/sign-self-issued", "wayleave-pki/root/sign-intermediate", "wayleave-pki/sign-verbatim", "wayleave-pki/root/generate/internal", "wayleave-pki/intermediate/set-signed"} {
 		if code, _ := s.Send(t, token, http.MethodPut, path, "{}"); code != http.StatusForbidden {
 			t.Errorf("%s: %d, want 403", path, code)
 		}
@@ -247,7 +248,7 @@ func TestPreflight(t *testing.T) {
 	if !errors.Is(err, vault.ErrDenied) {
 		t.Errorf("operator as gateway: %v", err)
 	}
-	for _, want := range []string{"read on wayleave/data/grants/", "create, read, update on wayleave/data/keys/", "update on wayleave-pki/root/sign-intermediate", "wayleave vault setup", "deploy/vault/gateway.hcl"} {
+	for _, want := range []string{"read on wayleave/data/grants/", "create, read, update on wayleave/data/keys/", "update on wayleave-pki/issuer/any/sign-intermediate", "wayleave vault setup", "deploy/vault/gateway.hcl"} {
 		if err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("operator as gateway: %v\nlacks %q", err, want)
 		}
@@ -328,7 +329,11 @@ func TestSetup(t *testing.T) {
 	if err := gateway.Preflight(ctx, vault.Gateway); err != nil {
 		t.Error(err)
 	}
-	if _, err := gateway.SignIntermediate(ctx, csr(t), []string{"example.com"}, time.Hour); err != nil {
+	roots, err := gateway.Roots(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gateway.SignIntermediate(ctx, roots[0], csr(t), []string{"example.com"}, time.Hour); err != nil {
 		t.Error(err)
 	}
 
@@ -392,7 +397,7 @@ func TestSignIntermediate(t *testing.T) {
 	t.Parallel()
 	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	for name, signer := range map[string]interface {
-		SignIntermediate(context.Context, []byte, []string, time.Duration) ([][]byte, error)
+		SignIntermediate(context.Context, *x509.Certificate, []byte, []string, time.Duration) ([][]byte, error)
 		Roots(context.Context) ([]*x509.Certificate, error)
 	}{"openbao": s.Gateway, "memory": vaulttest.NewMemory()} {
 		t.Run(name, func(t *testing.T) {
@@ -405,7 +410,7 @@ func TestSignIntermediate(t *testing.T) {
 			if root.Subject.CommonName != vault.RootName || root.MaxPathLen != 1 || root.NotAfter.Before(time.Now().AddDate(9, 11, 0)) {
 				t.Errorf("root: %q, path length %d, until %v", root.Subject.CommonName, root.MaxPathLen, root.NotAfter)
 			}
-			chain, err := signer.SignIntermediate(ctx, csr(t), []string{"a.example", "b.example"}, 24*time.Hour)
+			chain, err := signer.SignIntermediate(ctx, root, csr(t), []string{"a.example", "b.example"}, 24*time.Hour)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -427,7 +432,7 @@ func TestSignIntermediate(t *testing.T) {
 			if life := issued.NotAfter.Sub(issued.NotBefore).Round(time.Minute); life != 24*time.Hour+5*time.Minute {
 				t.Errorf("valid for %v, want 24h and 5m before", life)
 			}
-			if _, err := signer.SignIntermediate(ctx, csr(t), nil, time.Hour); err == nil {
+			if _, err := signer.SignIntermediate(ctx, root, csr(t), nil, time.Hour); err == nil {
 				t.Error("an unconstrained intermediate was signed")
 			}
 		})

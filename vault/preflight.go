@@ -14,7 +14,7 @@ type need struct {
 }
 
 // needs lists what a role works with; the policies in deploy/vault grant exactly this, and reading the roots, which servers
-// let everybody do. "any" stands for the name of any document.
+// let everybody do. "any" stands for the name of any document or issuer.
 func (c *Client) needs(role Role) []need {
 	data, metadata := c.cfg.Mount+"/data/", c.cfg.Mount+"/metadata/"
 	switch role {
@@ -25,7 +25,7 @@ func (c *Client) needs(role Role) []need {
 		return []need{
 			{data + "grants/any", write}, {data + "status/any", write}, {data + "keys/any", write}, {data + "sessions/any", write}, {data + "sessions/revoked", write}, {data + "requests/any", write}, {data + "operators/any", write}, {data + "notifications/any", write}, {data + "approvals/any", write}, {data + "fleet/any", write},
 			{metadata + "grants/any", remove}, {metadata + "status/any", remove}, {metadata + "keys/any", look}, {metadata + "sessions/any", look}, {metadata + "requests/any", look}, {metadata + "operators/any", look}, {metadata + "notifications/any", look}, {metadata + "fleet/any", remove},
-			{c.cfg.PKIMount + "/root/sign-intermediate", []string{"update"}},
+			{c.cfg.PKIMount + "/issuer/any/sign-intermediate", []string{"update"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}
 	case Operator:

@@ -3,6 +3,7 @@ package vault
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -22,11 +23,15 @@ const Backdate = 5 * time.Minute
 // backdate is Backdate as the gateway's policy wants it written.
 const backdate = "5m"
 
-// SignIntermediate has the CSR signed as a CA that may sign leaves only (path length 0), for domains and their
+// SignIntermediate has the CSR signed by root as a CA that may sign leaves only (path length 0), for domains and their
 // subdomains only (name constraints, RFC 5280 §4.2.1.10). The chain is DER: the issued certificate, then its issuers.
-func (c *Client) SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) (chain [][]byte, err error) {
+func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, csrDER []byte, domains []string, ttl time.Duration) (chain [][]byte, err error) {
 	if len(domains) == 0 {
 		return nil, errors.New("signing an intermediate CA: no domains given, and without any it could speak for the whole internet")
+	}
+	in, err := c.issuerOf(ctx, root)
+	if err != nil {
+		return nil, fmt.Errorf("signing an intermediate CA: %w", err)
 	}
 	// Numbers and durations travel as strings because the gateway's policy allows exact values, and those compare as
 	// strings.
@@ -44,7 +49,7 @@ func (c *Client) SignIntermediate(ctx context.Context, csrDER []byte, domains []
 		IssuingCA   string   `json:"issuing_ca"`
 		CAChain     []string `json:"ca_chain"`
 	}
-	if err := c.write(ctx, callTimeout, c.cfg.PKIMount+"/root/sign-intermediate", body, &signed); err != nil {
+	if err := c.write(ctx, callTimeout, c.cfg.PKIMount+"/issuer/"+in.id+"/sign-intermediate", body, &signed); err != nil {
 		return nil, fmt.Errorf("signing an intermediate CA: %w", err)
 	}
 	// The chain may or may not start with what was just issued, and is empty on older servers.

@@ -194,7 +194,7 @@ func testDocuments(t *testing.T, s store, remove map[string]func(path string)) {
 // authority is the PKI mount, which both Vaults must have alike.
 type authority interface {
 	Roots(ctx context.Context) ([]*x509.Certificate, error)
-	SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) ([][]byte, error)
+	SignIntermediate(ctx context.Context, root *x509.Certificate, csrDER []byte, domains []string, ttl time.Duration) ([][]byte, error)
 	PrepareRoot(ctx context.Context) (*x509.Certificate, error)
 	ActivateRoot(ctx context.Context, root *x509.Certificate) error
 	RetireRoot(ctx context.Context, root *x509.Certificate) error
@@ -217,17 +217,19 @@ func testRoots(t *testing.T, a authority) {
 		if !slices.EqualFunc(got, roots, (*x509.Certificate).Equal) || err != nil {
 			t.Fatalf("%s: roots %q, %v; want %q", when, names(got), err, names(roots))
 		}
-		chain, err := a.SignIntermediate(ctx, csr(t), []string{"a.example"}, time.Hour)
-		if err != nil || len(chain) != 2 || !bytes.Equal(chain[1], roots[0].Raw) {
-			t.Fatalf("%s: signed by another than the first root, or not at all: %v", when, err)
-		}
-		in, err := x509.ParseCertificate(chain[0])
-		if err == nil {
-			err = in.CheckSignatureFrom(roots[0])
-		}
-		signed, listErr := a.Intermediates(ctx)
-		if err := errors.Join(err, listErr); err != nil || !slices.ContainsFunc(signed, in.Equal) {
-			t.Errorf("%s: %v; what was signed is not among %d intermediates", when, err, len(signed))
+		for _, root := range roots { // also one that does not sign by itself
+			chain, err := a.SignIntermediate(ctx, root, csr(t), []string{"a.example"}, time.Hour)
+			if err != nil || len(chain) != 2 || !bytes.Equal(chain[1], root.Raw) {
+				t.Fatalf("%s: signed by another than %s, or not at all: %v", when, root.Subject, err)
+			}
+			in, err := x509.ParseCertificate(chain[0])
+			if err == nil {
+				err = in.CheckSignatureFrom(root)
+			}
+			signed, listErr := a.Intermediates(ctx)
+			if err := errors.Join(err, listErr); err != nil || !slices.ContainsFunc(signed, in.Equal) {
+				t.Errorf("%s: %v; what was signed is not among %d intermediates", when, err, len(signed))
+			}
 		}
 	}
 	step := func(err error) {
@@ -339,7 +341,7 @@ func testForeignRoots(t *testing.T, s *vaulttest.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain, err := s.Root.SignIntermediate(ctx, csr(t), []string{"a.example"}, time.Hour)
+	chain, err := s.Root.SignIntermediate(ctx, signs[0], csr(t), []string{"a.example"}, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,7 +361,7 @@ func testForeignRoots(t *testing.T, s *vaulttest.Server) {
 			t.Error(err)
 		}
 	}
-	if _, err := s.Root.SignIntermediate(ctx, csr(t), []string{"a.example"}, time.Hour); err != nil {
+	if _, err := s.Root.SignIntermediate(ctx, roots[0], csr(t), []string{"a.example"}, time.Hour); err != nil {
 		t.Errorf("the key of the root that signs went with the other root of that key: %v", err)
 	}
 }

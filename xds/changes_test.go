@@ -210,7 +210,7 @@ func TestPublishingKeepsStreams(t *testing.T) {
 // A leaf that lives for seconds is replaced in time: every handshake gets one that is good.
 func TestShortLeaves(t *testing.T) {
 	s := start(t, nil, nil)
-	s.mint = func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+	s.mint = func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 		return s.leaves.issue(10*time.Second, host)
 	}
 	seen := map[string]bool{}
@@ -233,8 +233,8 @@ func TestShortLeaves(t *testing.T) {
 func TestLastSecretCounts(t *testing.T) {
 	s := start(t, nil, nil)
 	var last atomic.Pointer[string]
-	s.mint = func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
-		certPEM, keyPEM, notAfter, err = s.leaves.mint(host)
+	s.mint = func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		certPEM, keyPEM, notAfter, err = s.leaves.mint(host, root)
 		if pair, err := tls.X509KeyPair(certPEM, keyPEM); err == nil {
 			serial := pair.Leaf.SerialNumber.String()
 			last.Store(&serial)

@@ -30,6 +30,7 @@ type follower struct {
 // target is what one node shall have.
 type target struct {
 	revision string
+	root     string
 	drained  bool
 	sets     [kinds]*set
 }
@@ -70,6 +71,15 @@ func (f *follower) tell(t *target) {
 		}
 	}
 	f.target = t
+	f.secrets.turn(t.root)
+	f.awake()
+}
+
+// secretAnswered is for when Envoy has taken or refused a secret: what waited for it may go on.
+func (f *follower) secretAnswered() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.complete()
 	f.awake()
 }
 
@@ -185,7 +195,7 @@ func (f *follower) settled(k kind) bool {
 
 // complete notes when the Envoy has acknowledged all there is. mu is held.
 func (f *follower) complete() {
-	if f.target == nil {
+	if f.target == nil || !f.secrets.turned() {
 		return
 	}
 	for k := range kinds {

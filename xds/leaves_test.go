@@ -55,7 +55,7 @@ func startLeaves(t *testing.T, patience time.Duration) *leafStack {
 			}
 		}
 	})
-	l.mint = func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+	l.mint = func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 		l.mu.Lock()
 		l.made[host]++
 		mint := l.spoiled[host]
@@ -63,7 +63,7 @@ func startLeaves(t *testing.T, patience time.Duration) *leafStack {
 		if mint == nil {
 			mint = l.leaves.mint
 		}
-		return mint(host)
+		return mint(host, root)
 	}
 	return l
 }
@@ -132,23 +132,23 @@ type spoiler struct {
 
 func (l *leafStack) spoilers() map[string]spoiler {
 	return map[string]spoiler{
-		"refused": {func(string) (c, k []byte, notAfter time.Time, err error) {
+		"refused": {func(string, string) (c, k []byte, notAfter time.Time, err error) {
 			return nil, nil, time.Time{}, errors.New("not this one")
 		}, "not this one"},
-		"not a certificate": {func(host string) (c, k []byte, notAfter time.Time, err error) {
-			_, k, notAfter, err = l.leaves.mint(host)
+		"not a certificate": {func(host, root string) (c, k []byte, notAfter time.Time, err error) {
+			_, k, notAfter, err = l.leaves.mint(host, root)
 			return []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), k, notAfter, err
 		}, "Failed to load certificate chain"},
-		"no certificate": {func(host string) (c, k []byte, notAfter time.Time, err error) {
-			_, k, notAfter, err = l.leaves.mint(host)
+		"no certificate": {func(host, root string) (c, k []byte, notAfter time.Time, err error) {
+			_, k, notAfter, err = l.leaves.mint(host, root)
 			return nil, k, notAfter, err
 		}, "certificate chain not set"},
-		"the key of another": {func(host string) (c, k []byte, notAfter time.Time, err error) {
-			_, other, _, err := l.leaves.mint(host)
+		"the key of another": {func(host, root string) (c, k []byte, notAfter time.Time, err error) {
+			_, other, _, err := l.leaves.mint(host, root)
 			if err != nil {
 				return nil, nil, time.Time{}, err
 			}
-			c, _, notAfter, err = l.leaves.mint(host)
+			c, _, notAfter, err = l.leaves.mint(host, root)
 			return c, other, notAfter, err
 		}, "KEY_VALUES_MISMATCH"},
 	}
@@ -227,10 +227,10 @@ func TestSpoiledLeafAmongOthers(t *testing.T) {
 	for range 8 { // Envoy would look at the secrets of one response in no order
 		// While one leaf is being made, the next names collect.
 		blocking, reached, release := redirected.host(), make(chan struct{}), make(chan struct{})
-		l.spoil(blocking, func(host string) (c, k []byte, notAfter time.Time, err error) {
+		l.spoil(blocking, func(host, root string) (c, k []byte, notAfter time.Time, err error) {
 			close(reached)
 			<-release
-			return l.leaves.mint(host)
+			return l.leaves.mint(host, root)
 		})
 		results := make(chan string)
 		handshake := func(host, want string) {
@@ -310,9 +310,9 @@ func TestLateLeaf(t *testing.T) {
 				t.Fatal(err)
 			}
 			release := make(chan struct{})
-			l.spoil(late, func(host string) (c, k []byte, notAfter time.Time, err error) {
+			l.spoil(late, func(host, root string) (c, k []byte, notAfter time.Time, err error) {
 				<-release
-				return l.leaves.mint(host)
+				return l.leaves.mint(host, root)
 			})
 			for range 2 {
 				if err := l.handshake(w, late); !ended(err, noAnswer) {

@@ -115,7 +115,7 @@ func (s *stack) bootstrap() envoy.Bootstrap {
 // serve starts the control plane, again after stop.
 func (s *stack) serve() {
 	s.t.Helper()
-	s.server = NewServer(func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) { return s.mint(host) },
+	s.server = NewServer(func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) { return s.mint(host, root) },
 		Options{Log: slog.New(slog.NewTextHandler(s.logged, nil))})
 	s.publish()
 	g := grpc.NewServer()
@@ -490,7 +490,7 @@ func (a *authority) pool() *x509.CertPool {
 }
 
 // mint is a Minter.
-func (a *authority) mint(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+func (a *authority) mint(host, _ string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 	return a.issue(time.Hour, host)
 }
 

@@ -128,7 +128,7 @@ func TestProxyOverTLS(t *testing.T) {
 func TestProxyOverTLSWithOwnCertificate(t *testing.T) {
 	own, dir := newAuthority(t), t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
-	certPEM, keyPEM, _, err := own.mint(gateName)
+	certPEM, keyPEM, _, err := own.mint(gateName, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,11 +46,16 @@ type secret struct {
 	body    *anypb.Any
 }
 
+// leaf is a name with its certificates: one for each root that some Envoy gets them of.
 type leaf struct {
-	name     string
-	kind     string
+	name  string
+	kind  string
+	asked time.Time
+	of    map[string]*minted // by root
+}
+
+type minted struct {
 	secret   *secret
-	asked    time.Time
 	renew    time.Time // when it is to be replaced
 	notAfter time.Time
 }
@@ -160,9 +165,9 @@ func (s *secrets) logRefused(node, name, reason string) {
 	}
 }
 
-// answerTo returns the secret that sub shall have for name, nil to refuse it, and notes that sub has it.
+// answerTo returns the secret that sub shall have for name, nil to refuse it, and its root, and notes that sub has it.
 // It mints when it must, outside the lock.
-func (s *secrets) answerTo(sub *subscriber, name string) *secret {
+func (s *secrets) answerTo(sub *subscriber, name string) (one *secret, root string) {
 	if isStatic(name) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -171,36 +176,40 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 		if one != nil || !strings.Contains(name, ".") {
 			sub.holds[name] = one.versionOrNone()
 		}
-		return one
+		return one, ""
 	}
 	// The mapper hands on the bytes of the ClientHello: any case, and anything at all. The leaf is made for the
 	// lower-case name and delivered under the name that was asked for.
 	host := strings.ToLower(name)
 	if !isHostName(host) || len(host) != len(name) { // the sign for Kelvin becomes a k
 		s.log.Debug("refusing a certificate for what is no host name", "name", name)
-		return nil
+		return nil, ""
 	}
 	for {
 		s.mu.Lock()
+		root = sub.root
 		if s.refuses(name) {
 			delete(sub.holds, name)
 			s.mu.Unlock()
-			return nil
+			return nil, root
 		}
-		if one := s.current(name); one != nil {
+		if one := s.current(name, root); one != nil {
 			sub.holds[name] = one.version
 			s.mu.Unlock()
-			return one
+			return one, root
 		}
 		generation := s.generation
 		s.mu.Unlock()
 
-		certPEM, keyPEM, notAfter, err := s.mint(host)
+		certPEM, keyPEM, notAfter, err := s.mint(host, root)
 
 		s.mu.Lock()
 		switch {
+		case err == nil && (generation != s.generation || root != sub.root || s.refuses(name)): // something changed meanwhile
+			s.mu.Unlock()
+			continue
 		case err != nil:
-			one := s.keep(name)
+			one := s.keep(name, root)
 			if one != nil {
 				sub.holds[name] = one.version
 			} else {
@@ -210,19 +219,16 @@ func (s *secrets) answerTo(sub *subscriber, name string) *secret {
 				s.log.Warn("making a certificate failed; more of these are not logged for a minute", "host", host, "kept_old", one != nil, "err", err)
 			}
 			s.mu.Unlock()
-			return one
-		case generation != s.generation || s.refuses(name): // the authority or the configuration changed meanwhile
-			s.mu.Unlock()
-			continue
+			return one, root
 		}
-		one := s.current(name) // another stream may have been faster
+		one := s.current(name, root) // another stream may have been faster
 		if one == nil {
-			one = s.put(name, newSecret(leafSecret(name, certPEM, keyPEM)), notAfter)
+			one = s.put(name, root, newSecret(leafSecret(name, certPEM, keyPEM)), notAfter)
 		}
 		sub.holds[name] = one.version
 		s.evict(s.kindOf(name))
 		s.mu.Unlock()
-		return one
+		return one, root
 	}
 }
 
@@ -233,44 +239,79 @@ func (s *secret) versionOrNone() string {
 	return s.version
 }
 
+// minted returns what was made for name by root, nil when there is none. mu is held.
+func (s *secrets) minted(name, root string) *minted {
+	if e := s.leaves[name]; e != nil {
+		return e.Value.(*leaf).of[root]
+	}
+	return nil
+}
+
 // current returns the leaf of name unless there is none or it is to be replaced. mu is held.
-func (s *secrets) current(name string) *secret {
-	e := s.leaves[name]
-	if e == nil || !time.Now().Before(e.Value.(*leaf).renew) {
+func (s *secrets) current(name, root string) *secret {
+	m := s.minted(name, root)
+	if m == nil || !time.Now().Before(m.renew) {
 		return nil
 	}
-	return e.Value.(*leaf).secret
+	return m.secret
 }
 
 // keep returns the old leaf of name while it is still valid, to be replaced a little later. mu is held.
-func (s *secrets) keep(name string) *secret {
-	e := s.leaves[name]
-	if e == nil {
+func (s *secrets) keep(name, root string) *secret {
+	m, now := s.minted(name, root), time.Now()
+	if m == nil {
 		return nil
 	}
-	l, now := e.Value.(*leaf), time.Now()
-	if !now.Before(l.notAfter) {
-		s.forget(name)
+	if !now.Before(m.notAfter) {
+		s.drop(name, root)
 		return nil
 	}
-	l.renew = now.Add(l.notAfter.Sub(now) / 4)
-	return l.secret
+	m.renew = now.Add(m.notAfter.Sub(now) / 4)
+	return m.secret
 }
 
 // put stores a new leaf in the place of an old one. mu is held.
-func (s *secrets) put(name string, one *secret, notAfter time.Time) *secret {
+func (s *secrets) put(name, root string, one *secret, notAfter time.Time) *secret {
 	now := time.Now()
-	l := &leaf{name: name, kind: s.kindOf(name), secret: one, asked: now, notAfter: notAfter, renew: now.Add(notAfter.Sub(now) * 2 / 3)}
+	m := &minted{secret: one, notAfter: notAfter, renew: now.Add(notAfter.Sub(now) * 2 / 3)}
 	if e := s.leaves[name]; e != nil {
-		l.asked, l.kind = e.Value.(*leaf).asked, e.Value.(*leaf).kind
-		e.Value = l
+		e.Value.(*leaf).of[root] = m
 		return one
 	}
+	l := &leaf{name: name, kind: s.kindOf(name), asked: now, of: map[string]*minted{root: m}}
 	if s.kinds[l.kind] == nil {
 		s.kinds[l.kind] = list.New()
 	}
 	s.leaves[name] = s.kinds[l.kind].PushBack(l)
 	return one
+}
+
+// drop forgets the leaf that a root made. mu is held.
+func (s *secrets) drop(name, root string) {
+	of := s.leaves[name].Value.(*leaf).of
+	if delete(of, root); len(of) == 0 {
+		s.forget(name)
+	}
+}
+
+// dropRoots forgets what was made by roots of which no Envoy gets leaves any more.
+func (s *secrets) dropRoots() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	used := map[string]bool{}
+	for sub := range s.subscribers {
+		used[sub.root] = true
+	}
+	if len(used) == 0 {
+		return // they come again
+	}
+	for name, e := range s.leaves {
+		for root := range e.Value.(*leaf).of {
+			if !used[root] {
+				s.drop(name, root)
+			}
+		}
+	}
 }
 
 // touch notes that name was asked for. mu is held.
@@ -333,7 +374,9 @@ func (s *secrets) rotate() {
 	defer s.mu.Unlock()
 	s.generation++
 	for _, e := range s.leaves {
-		e.Value.(*leaf).renew = time.Time{}
+		for _, m := range e.Value.(*leaf).of {
+			m.renew = time.Time{}
+		}
 	}
 	s.renewDue()
 }
@@ -354,12 +397,14 @@ func (s *secrets) sweep() {
 func (s *secrets) renewDue() {
 	now := time.Now()
 	for name, e := range s.leaves {
-		if now.Before(e.Value.(*leaf).renew) {
-			continue
-		}
-		for sub := range s.subscribers {
-			if _, held := sub.holds[name]; held {
-				sub.owe(name)
+		for root, m := range e.Value.(*leaf).of {
+			if now.Before(m.renew) {
+				continue
+			}
+			for sub := range s.subscribers {
+				if _, held := sub.holds[name]; held && sub.root == root {
+					sub.owe(name)
+				}
 			}
 		}
 	}

@@ -120,7 +120,7 @@ type minter struct {
 	wait chan struct{} // when set, minting waits for it
 }
 
-func (m *minter) mint(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+func (m *minter) mint(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 	if m.wait != nil {
 		<-m.wait
 	}
@@ -130,7 +130,10 @@ func (m *minter) mint(host string) (certPEM, keyPEM []byte, notAfter time.Time, 
 		return nil, nil, time.Time{}, m.fail
 	}
 	m.made[host]++
-	return fmt.Appendf(nil, "%s #%d", host, m.made[host]), []byte("key"), time.Now().Add(m.life), nil
+	if root != "" {
+		root = " of " + root
+	}
+	return fmt.Appendf(nil, "%s #%d%s", host, m.made[host], root), []byte("key"), time.Now().Add(m.life), nil
 }
 
 func (m *minter) setFailure(err error) {
@@ -166,7 +169,9 @@ func (b *bench) setStatic(s *tlsv3.Secret) {
 func (b *bench) connect() *fakeEnvoy { return b.connectUntil(b.ctx) }
 
 // connectUntil connects a node that hangs up when ctx ends.
-func (b *bench) connectUntil(ctx context.Context) *fakeEnvoy {
+func (b *bench) connectUntil(ctx context.Context) *fakeEnvoy { return b.connectAs(ctx, "n") }
+
+func (b *bench) connectAs(ctx context.Context, id string) *fakeEnvoy {
 	ctx, cancel := context.WithCancel(ctx)
 	e := &fakeEnvoy{ctx: ctx, requests: make(chan *discovery.DeltaDiscoveryRequest), secrets: map[string]string{}, configs: map[string]int{}, finished: make(chan struct{})}
 	go func() {
@@ -174,7 +179,7 @@ func (b *bench) connectUntil(ctx context.Context) *fakeEnvoy {
 		defer cancel()
 		_ = adsService{server: b.server}.DeltaAggregatedResources(e) // ends with the context, which some call a failure
 	}()
-	e.request(&discovery.DeltaDiscoveryRequest{TypeUrl: resource.ClusterType, Node: &corev3.Node{Id: "n"}})
+	e.request(&discovery.DeltaDiscoveryRequest{TypeUrl: resource.ClusterType, Node: &corev3.Node{Id: id}})
 	return e
 }
 
@@ -419,7 +424,7 @@ func FuzzServerName(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		mint := func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		mint := func(host, _ string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 			if host != "api.example.com" && !strings.HasSuffix(host, ".wild.example.com") {
 				return nil, nil, time.Time{}, errors.New("not allowed")
 			}
@@ -430,7 +435,7 @@ func FuzzServerName(f *testing.F) {
 		}
 		s := NewServer(mint, Options{Log: slog.New(slog.DiscardHandler)}).secrets
 		sub := s.join()
-		got := s.answerTo(sub, name)
+		got, _ := s.answerTo(sub, name)
 		if got == nil && strings.Contains(name, ".") && len(sub.holds)+len(s.leaves)+len(s.kinds) != 0 {
 			t.Errorf("%q was refused and left %v, %v", name, sub.holds, s.leaves)
 		}
@@ -492,6 +497,108 @@ func TestRotate(t *testing.T) {
 		}
 		b.finish()
 	})
+}
+
+// The leaves of one Envoy are made by another root, and its open names get them at once; the others keep theirs. Names count once.
+func TestRootOfOneEnvoy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, Options{MaxLeaves: 2})
+		roots := map[string]string{}
+		serve := func() {
+			t.Helper()
+			err := b.server.Serve(map[string]*Resources{"r": small("c")}, func(n Node) Assignment { return Assignment{Revision: "r", Root: roots[n.ID]} })
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		serve()
+		canary, other := b.connectAs(b.ctx, "canary"), b.connectAs(b.ctx, "other")
+		canary.ask("a.example.com", "b.example.com")
+		other.ask("a.example.com", "b.example.com")
+		synctest.Wait()
+		holds := func(when, name, first, second string) {
+			t.Helper()
+			if a, b := canary.held(name), other.held(name); a != first || b != second {
+				t.Errorf("%s: held %q and %q, want %q and %q", when, a, b, first, second)
+			}
+		}
+		holds("at first", "a.example.com", "a.example.com #1", "a.example.com #1")
+		roots["canary"] = "two"
+		serve()
+		for _, name := range []string{"a.example.com", "b.example.com"} {
+			holds("two roots", name, name+" #2 of two", name+" #1")
+		}
+		b.server.RotateLeaves()
+		synctest.Wait()
+		if got := canary.held("a.example.com"); !strings.HasSuffix(got, " of two") || got == "a.example.com #2 of two" {
+			t.Errorf("made anew: %q", got)
+		}
+		if len(b.server.secrets.leaves) != 2 || canary.takeRemoved() != nil {
+			t.Errorf("%d names", len(b.server.secrets.leaves))
+		}
+		made := b.minter.made["a.example.com"]
+		delete(roots, "canary")
+		serve()
+		holds("back", "a.example.com", other.held("a.example.com"), other.held("a.example.com"))
+		for _, e := range b.server.secrets.leaves {
+			if of := e.Value.(*leaf).of; len(of) != 1 || b.minter.made["a.example.com"] != made {
+				t.Errorf("going back made %d, and kept %d", b.minter.made["a.example.com"]-made, len(of))
+			}
+		}
+
+		// One that is being made while the root changes is not delivered.
+		wait := make(chan struct{})
+		b.minter.wait = wait
+		canary.ask("slow.example.com")
+		synctest.Wait()
+		roots["canary"] = "three"
+		serve()
+		close(wait)
+		synctest.Wait()
+		if got := canary.held("slow.example.com"); got != "slow.example.com #2 of three" {
+			t.Errorf("held %q", got)
+		}
+		b.finish()
+	})
+}
+
+// An Envoy has what it is told when it has taken the leaves of the root too.
+func TestHasWaitsForLeaves(t *testing.T) {
+	mint := func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		return []byte(host + root), []byte("key"), time.Now().Add(time.Hour), nil
+	}
+	s := NewServer(mint, Options{})
+	told := Assignment{Revision: "r"}
+	serve := func() {
+		t.Helper()
+		same := small("c")
+		if err := s.Serve(map[string]*Resources{"r": same, "r+two": same}, func(Node) Assignment { return told }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serve()
+	p := learn(t, s, "n", "")
+	p.all()
+	secrets := p.stream.config.secrets
+	secrets.receive(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"a.example.com"}})
+	secrets.next("1")
+	told = Assignment{Revision: "r+two", Root: "two"}
+	serve()
+	has := func(when, want string) {
+		t.Helper()
+		p.stream.config.secretAnswered()
+		if n := p.node(); n.Has != want || n.Revision != "r+two" {
+			t.Errorf("%s: %+v", when, n)
+		}
+	}
+	has("a leaf is owed", "")
+	secrets.receive(&discovery.DeltaDiscoveryRequest{ResponseNonce: "1"})
+	has("the leaf of before is taken", "")
+	secrets.next("2")
+	has("the leaf is on the way", "")
+	secrets.receive(&discovery.DeltaDiscoveryRequest{ResponseNonce: "2"})
+	has("it is taken", "r+two")
 }
 
 // While a certificate is being made, other streams are served.

@@ -13,10 +13,10 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Minter makes a leaf certificate for one lower-case host name: the certificate and the chain above it, its key,
-// and when it expires. An error refuses the name. It is called from several goroutines and should not wait for
+// Minter makes a leaf certificate for one lower-case host name by a root, which is as in Assignment: the certificate and the chain
+// above it, its key, and when it expires. An error refuses the name. It is called from several goroutines and should not wait for
 // anything outside the process: the other names of the same Envoy wait with it.
-type Minter func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error)
+type Minter func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error)
 
 // Options are the limits of a Server.
 type Options struct {
@@ -77,6 +77,7 @@ type Server struct {
 // Assignment is what one node is told.
 type Assignment struct {
 	Revision string // of those that are served
+	Root     string // of the leaf certificates that it gets
 	Drained  bool   // the same, without the listeners where workers come
 }
 
@@ -150,6 +151,7 @@ func (s *Server) Serve(revisions map[string]*Resources, choose func(Node) Assign
 	for i, n := range present {
 		n.config.tell(targets[i])
 	}
+	s.secrets.dropRoots()
 	return nil
 }
 
@@ -178,7 +180,7 @@ func aim(revisions map[string]*revision, a Assignment) (*target, error) {
 	if r == nil {
 		return nil, fmt.Errorf("the revision %q, which it is to be told, is not served", a.Revision)
 	}
-	t := &target{revision: a.Revision, drained: a.Drained, sets: r.sets}
+	t := &target{revision: a.Revision, root: a.Root, drained: a.Drained, sets: r.sets}
 	if a.Drained {
 		t.sets[kindListeners] = r.drained
 	}

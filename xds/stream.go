@@ -75,7 +75,7 @@ func (a adsService) receive(inner discovery.AggregatedDiscoveryService_DeltaAggr
 			if refused := secrets.receive(req); refused != "" {
 				s.secrets.logRefused(node.id(), refused, reason)
 			}
-			config.awake() // it may have waited for a secret
+			config.secretAnswered()
 		} else {
 			config.receive(req)
 			if kind != "" {

@@ -18,7 +18,15 @@ type subscriber struct {
 	holds   map[string]string // name → version sent; "" for a static secret that does not exist yet
 	owed    map[string]bool   // names to answer, by a secret or by its removal when there is none to be had
 	gone    map[string]bool   // names to remove
-	sent    map[string]string // nonce → the secret in that response, until acknowledged
+	sent    map[string]sent   // by nonce, until acknowledged
+	root    string            // of its leaves
+	turning map[string]bool   // names of which it may hold the leaf of another root
+}
+
+// sent is the secret in a response.
+type sent struct {
+	name string
+	root string // of a leaf
 }
 
 // join adds a stream. leave must follow.
@@ -29,7 +37,8 @@ func (s *secrets) join() *subscriber {
 		holds:   map[string]string{},
 		owed:    map[string]bool{},
 		gone:    map[string]bool{},
-		sent:    map[string]string{},
+		sent:    map[string]sent{},
+		turning: map[string]bool{},
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -55,6 +64,7 @@ func (sub *subscriber) retract(name string) {
 	sub.gone[name] = true
 	delete(sub.owed, name)
 	delete(sub.holds, name)
+	delete(sub.turning, name)
 	sub.awake()
 }
 
@@ -74,12 +84,35 @@ func (sub *subscriber) settled() bool {
 			return false
 		}
 	}
-	for _, name := range sub.sent {
-		if isStatic(name) {
+	for _, one := range sub.sent {
+		if isStatic(one.name) {
 			return false
 		}
 	}
 	return true
+}
+
+// turn makes its leaves those of another root: what it holds is owed anew. Open connections do not notice.
+func (sub *subscriber) turn(root string) {
+	sub.secrets.mu.Lock()
+	defer sub.secrets.mu.Unlock()
+	if sub.root == root {
+		return
+	}
+	sub.root = root
+	for name := range sub.holds {
+		if !isStatic(name) {
+			sub.turning[name] = true
+			sub.owe(name)
+		}
+	}
+}
+
+// turned reports whether it has taken the leaves of its root in the place of all others.
+func (sub *subscriber) turned() bool {
+	sub.secrets.mu.Lock()
+	defer sub.secrets.mu.Unlock()
+	return len(sub.turning) == 0
 }
 
 // receive takes one request in, and returns the name of the secret that it refuses, if any. It never waits for anything
@@ -90,18 +123,22 @@ func (sub *subscriber) receive(req *discovery.DeltaDiscoveryRequest) (refused st
 	defer s.mu.Unlock()
 	was := sub.sent[req.GetResponseNonce()]
 	delete(sub.sent, req.GetResponseNonce())
-	if req.GetErrorDetail() != nil && was != "" {
-		refused = was
+	if was.root == sub.root {
+		delete(sub.turning, was.name)
+	}
+	if req.GetErrorDetail() != nil && was.name != "" {
+		refused = was.name
 		// Envoy keeps an old static secret, but waits for a leaf it refused, and would not ask again.
-		if !isStatic(was) {
-			s.withdraw(was)
-			sub.retract(was)
+		if !isStatic(was.name) {
+			s.withdraw(was.name)
+			sub.retract(was.name)
 		}
 	}
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		delete(sub.holds, name)
 		delete(sub.owed, name)
 		delete(sub.gone, name)
+		delete(sub.turning, name)
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
 		s.touch(name)
@@ -146,15 +183,16 @@ func (sub *subscriber) next(nonce string) *discovery.DeltaDiscoveryResponse {
 	if removed != nil {
 		return resp
 	}
-	one := sub.secrets.answerTo(sub, name)
+	one, root := sub.secrets.answerTo(sub, name)
+	sub.secrets.mu.Lock()
+	defer sub.secrets.mu.Unlock()
 	if one == nil {
+		delete(sub.turning, name)
 		resp.RemovedResources = []string{name}
 		return resp
 	}
 	resp.Resources = []*discovery.Resource{{Name: name, Version: one.version, Resource: one.body}}
-	sub.secrets.mu.Lock()
-	defer sub.secrets.mu.Unlock()
-	sub.sent[nonce] = name
+	sub.sent[nonce] = sent{name, root}
 	return resp
 }
 

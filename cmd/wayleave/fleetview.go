@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"wayleave/extproc"
@@ -29,11 +30,35 @@ func connected(envoys *xds.Server, gate string) []fleet.Envoy {
 	return all
 }
 
-// traffic is what was counted of requests, as the fleet knows it.
-func traffic(counts []extproc.Count) []fleet.Traffic {
+// traffic is what was counted of requests and handshakes, as the fleet knows it: by what the Envoy was told. Requests are counted by
+// their configuration, and handshakes by none. Which root CA an Envoy's certificates are of, and which of the configurations it had,
+// is taken to be as it is now.
+func traffic(counts []extproc.Count, nodes []xds.Node, s rollout.State) []fleet.Traffic {
+	known := map[string]xds.Node{}
+	for _, n := range nodes {
+		known[n.ID] = n // of two streams, the later one's
+	}
+	name := func(c extproc.Count) string {
+		var of []string
+		for _, name := range s.Revisions() {
+			if c.Revision == "" || c.Revision == fleet.Configuration(name) {
+				of = append(of, name)
+			}
+		}
+		n := known[c.Node]
+		switch {
+		case slices.Contains(of, n.Has):
+			return n.Has
+		case slices.Contains(of, n.Revision):
+			return n.Revision
+		case len(of) > 0:
+			return of[0]
+		}
+		return c.Revision
+	}
 	var all []fleet.Traffic
 	for _, c := range counts {
-		all = append(all, fleet.Traffic{Envoy: c.Node, Revision: c.Revision, Counts: rollout.Counts{Requests: c.Requests, Errors: c.Errors, Refusals: c.Refusals}})
+		all = append(all, fleet.Traffic{Envoy: c.Node, Revision: name(c), Counts: rollout.Counts{Requests: c.Requests, Errors: c.Errors, Refusals: c.Refusals}})
 	}
 	return all
 }

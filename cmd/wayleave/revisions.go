@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -40,7 +41,7 @@ type revision struct {
 type set struct {
 	state  rollout.State
 	stable *revision
-	all    map[string]*revision // by id; stable too
+	all    map[string]*revision // by id, which is what a name in the state has of it; stable too
 }
 
 // of is the revision that a request came under, as its Envoy says. One that is not known, such as that of an Envoy that was
@@ -54,7 +55,21 @@ func (s *set) of(id string) *revision {
 
 // assign says what an Envoy is told.
 func (s *set) assign(n xds.Node) xds.Assignment {
-	return xds.Assignment{Revision: s.of(s.state.Revision(n.ID)).ID, Drained: slices.Contains(s.state.Drained, n.ID)}
+	name := s.state.Revision(n.ID)
+	if s.all[fleet.Configuration(name)] == nil {
+		name = s.state.Stable
+	}
+	return xds.Assignment{Revision: name, Root: fleet.Root(name), Drained: slices.Contains(s.state.Drained, n.ID)}
+}
+
+// roots are the root CAs of which Envoys get certificates.
+func (s *set) roots() []string {
+	var all []string
+	for _, name := range s.state.Revisions() {
+		all = append(all, fleet.Root(name))
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // ordered are the revisions, the stable one first.
@@ -110,11 +125,13 @@ func (s *set) domains() []string {
 	return slices.Compact(all)
 }
 
-// resources and policies are what Envoys and requests get, by revision.
+// resources are what Envoys get, by name; policies what requests do, by revision: the root CA says nothing of them.
 func (s *set) resources() map[string]*xds.Resources {
 	all := map[string]*xds.Resources{}
-	for id, r := range s.all {
-		all[id] = r.resources
+	for _, name := range s.state.Revisions() {
+		if r := s.all[fleet.Configuration(name)]; r != nil {
+			all[name] = r.resources
+		}
 	}
 	return all
 }
@@ -149,17 +166,18 @@ type revisions struct {
 // load gets ready for a state. It fails if the stable revision cannot be served here; unable are the others that cannot.
 func (v *revisions) load(ctx context.Context, s rollout.State) (next *set, unable map[string]error, err error) {
 	next, unable = &set{state: s, all: map[string]*revision{}}, map[string]error{}
-	for _, id := range s.Revisions() {
-		r := v.loaded[id]
+	for _, name := range s.Revisions() {
+		id := fleet.Configuration(name)
+		r := cmp.Or(next.all[id], v.loaded[id])
 		if r == nil {
 			if r, err = v.prepare(ctx, id); err != nil {
-				unable[id] = err
+				unable[name] = err
 				continue
 			}
 		}
 		next.all[id] = r
 	}
-	if next.stable = next.all[s.Stable]; next.stable == nil {
+	if next.stable = next.all[fleet.Configuration(s.Stable)]; next.stable == nil {
 		return nil, unable, fmt.Errorf("this gate cannot serve the revision %.12s, which its fleet has: %w", s.Stable, unable[s.Stable])
 	}
 	v.loaded = next.all
@@ -238,8 +256,8 @@ func (v *revisions) apply(ctx context.Context, s rollout.State) (unable map[stri
 	// What requests need is there before an Envoy lets them come.
 	if err := v.tell(ctx, next); err != nil {
 		v.gate.log.Error("a change could not be made whole; it is tried again", "err", err)
-		for id := range next.all {
-			unable[id] = err
+		for _, name := range s.Revisions() {
+			unable[name] = err
 		}
 	}
 	return unable
@@ -250,7 +268,7 @@ func (v *revisions) tell(ctx context.Context, next *set) error {
 	if err := v.keep(ctx, func() { v.kept = next }); err != nil {
 		return fmt.Errorf("keeping the grants: %w", err)
 	}
-	if err := v.authority.Certify(ctx, next.domains()); err != nil {
+	if err := v.authority.Certify(ctx, next.domains(), next.roots()); err != nil {
 		return fmt.Errorf("certifying the hosts: %w", err)
 	}
 	v.exchanger.Update(next.exchanges())

@@ -166,7 +166,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	var envoys *xds.Server // made below, before the authority runs
 	live.authority, err = ca.New(ctx, store, ca.Config{
-		Domains: now.domains(), Log: g.log, OnRotate: func() { envoys.RotateLeaves() },
+		Domains: now.domains(), Roots: now.roots(), Log: g.log, OnRotate: func() { envoys.RotateLeaves() },
 		OnRoots: func(rootPEM []byte) {
 			if err := durable.ReplacePublic(g.caFile, rootPEM); err != nil {
 				g.log.Warn("the roots that workers trust were not written down; the next start does it", "err", err)
@@ -216,7 +216,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	// What all gates know together of their Envoys, and how far a rollout is.
 	member = fleet.Join(fleet.Options{
 		Docs: store, Gate: name, Log: g.log,
-		Look: func() []fleet.Envoy { return connected(envoys, name) }, Counted: func() []fleet.Traffic { return traffic(live.swap.Counted()) },
+		Look: func() []fleet.Envoy { return connected(envoys, name) }, Counted: func() []fleet.Traffic { return traffic(live.swap.Counted(), envoys.Nodes(), live.now.Load().state) },
 		Apply: live.apply,
 	})
 	if _, err := member.Open(ctx); err != nil {

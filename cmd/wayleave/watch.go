@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wayleave/config"
+	"wayleave/fleet"
 	"wayleave/rollout"
 )
 
@@ -121,7 +122,8 @@ const (
 // automatic decides what a gate does about its file, and says it in words for the log; none when there is nothing to say.
 func automatic(s rollout.State, f ownFile) (do fileMove, words string) {
 	byHand := "wayleave rollout start -c " + f.path
-	known := slices.ContainsFunc(s.History, func(r rollout.Rollout) bool { return r.To == f.revision || r.From == f.revision })
+	mine := func(name string) bool { return fleet.Configuration(name) == f.revision } // whatever root CA goes with it
+	known := slices.ContainsFunc(s.History, func(r rollout.Rollout) bool { return mine(r.To) || mine(r.From) })
 	var last rollout.Rollout
 	if len(s.History) > 0 {
 		last = s.History[0]
@@ -129,13 +131,13 @@ func automatic(s rollout.State, f ownFile) (do fileMove, words string) {
 	switch c := s.Current; {
 	case s.Stable == "" && c == nil:
 		return begin, "it is the first revision of this fleet"
-	case c != nil && c.To == f.revision:
+	case c != nil && mine(c.To):
 		return leave, ""
-	case f.revision == s.Stable && c != nil && f.changed:
+	case mine(s.Stable) && c != nil && f.changed:
 		return leave, fmt.Sprintf("the file is again what the rollout %s leads away from; to go back: wayleave rollout abort", c.ID)
-	case f.revision == s.Stable:
+	case mine(s.Stable):
 		return leave, ""
-	case last.To == f.revision && last.Phase != rollout.Succeeded:
+	case mine(last.To) && last.Phase != rollout.Succeeded:
 		return leave, fmt.Sprintf("the revision of this file was %s; mend the file, or start it again: %s", last.Outcome(), byHand)
 	case known && !f.changed:
 		return leave, "this gate's file is of an older revision than the Envoys have; bring it up to date, or roll it out: " + byHand

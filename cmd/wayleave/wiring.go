@@ -390,8 +390,8 @@ func upstreamRoots(cfg *config.Config) ([]byte, error) {
 
 // mint lets Envoy's requests for certificates reach the authority.
 func mint(a *ca.Authority) xds.Minter {
-	return func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
-		leaf, err := a.Leaf(host)
+	return func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		leaf, err := a.Leaf(host, root)
 		return leaf.CertificatePEM, leaf.KeyPEM, leaf.NotAfter, err
 	}
 }

@@ -66,9 +66,9 @@ path "auth/approle/role/wayleave-gateway/secret-id/lookup" {
   capabilities = ["update"]
 }
 
-# An intermediate CA is signed only with name constraints, and never one that could sign further CAs. A parameter that
-# is not listed (use_csr_values, not_after, alt_names, issuer_ref, ...) is refused.
-path "wayleave-pki/root/sign-intermediate" {
+# An intermediate CA is signed, by any root that workers trust, only with name constraints, and never one that could sign
+# further CAs. A parameter that is not listed (use_csr_values, not_after, alt_names, issuer_ref, ...) is refused.
+path "wayleave-pki/issuer/+/sign-intermediate" {
   capabilities        = ["create", "update"]
   required_parameters = ["permitted_dns_domains", "max_path_length", "ttl"]
   allowed_parameters = {

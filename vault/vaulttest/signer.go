@@ -89,7 +89,7 @@ func sign(template, parent *x509.Certificate, public any, key *ecdsa.PrivateKey)
 
 // SignIntermediate is [vault.Client.SignIntermediate], with root CAs that live as long as m. [Memory.Inject] sees it as
 // "sign".
-func (m *Memory) SignIntermediate(ctx context.Context, csrDER []byte, domains []string, ttl time.Duration) (chain [][]byte, err error) {
+func (m *Memory) SignIntermediate(ctx context.Context, by *x509.Certificate, csrDER []byte, domains []string, ttl time.Duration) (chain [][]byte, err error) {
 	if len(domains) == 0 {
 		return nil, errors.New("signing an intermediate CA: no domains given")
 	}
@@ -100,11 +100,15 @@ func (m *Memory) SignIntermediate(ctx context.Context, csrDER []byte, domains []
 	if err != nil {
 		return nil, fmt.Errorf("signing an intermediate CA: %w", err)
 	}
-	err = m.do(ctx, "sign", "root/sign-intermediate", func(bool) error {
+	err = m.do(ctx, "sign", "issuer/sign-intermediate", func(bool) error {
 		return m.pki.do(func() error {
 			template := caTemplate(vault.IntermediateName, 0, ttl)
 			template.PermittedDNSDomains, template.PermittedDNSDomainsCritical = domains, true
-			signs := m.pki.roots[0]
+			i, err := m.pki.index(by)
+			if err != nil {
+				return err
+			}
+			signs := m.pki.roots[i]
 			issued, err := sign(template, signs.cert, csr.PublicKey, signs.key)
 			if err == nil {
 				chain = [][]byte{issued.Raw, signs.cert.Raw}
