@@ -8,7 +8,8 @@ import (
 	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 )
 
-// Count is what one Envoy's requests by one revision came to.
+// Count is what one Envoy's requests by one revision came to. Handshakes that failed at the certificate are of no revision: they count
+// as requests and errors of none.
 type Count struct {
 	Node, Revision string
 	// Requests are those that the revision was asked about: let through, refused, or answered by the gate.

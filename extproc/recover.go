@@ -83,7 +83,8 @@ func sentBefore(m *corev3.Metadata) (s sent, answered string, ok bool) {
 }
 
 // StreamAccessLogs learns from Envoy of the requests that failed after they were let through: swapped ones that ended with a 401, or
-// could not be sent again after one, and those that count against their revision. It is envoy.service.accesslog.v3.AccessLogService.
+// could not be sent again after one, and those that count against their revision. So do handshakes that workers ended because they do
+// not trust the certificate. It is envoy.service.accesslog.v3.AccessLogService.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	var node string
 	for {
@@ -93,6 +94,9 @@ func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAcce
 		}
 		if id := in.GetIdentifier(); id != nil { // the first message of a stream has it
 			node = id.GetNode().GetId()
+		}
+		if n := len(in.GetTcpLogs().GetLogEntry()); n > 0 {
+			s.counts.add(node, "", Count{Requests: n, Errors: n}) // of each, a request would have come
 		}
 		for _, e := range in.GetHttpLogs().GetLogEntry() {
 			was, _, swapped := sentBefore(e.GetCommonProperties().GetMetadata())

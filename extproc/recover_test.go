@@ -152,12 +152,14 @@ func TestFailuresAreCounted(t *testing.T) {
 		entry(verdictSwap, next, responded(503, detailsTooLongAgain)),
 		entry(verdictPass, next, responded(401, "via_upstream")),
 		entry(verdictSwap, "gone", responded(500, "via_upstream")),
-	), {}}}
+	), {LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{
+		LogEntry: []*dataaccesslogv3.TCPAccessLogEntry{{}, {}}, // handshakes
+	}}}, {}}}
 	f.vault.asked = nil
 	if err := f.server.StreamAccessLogs(stream); !errors.Is(err, io.EOF) {
 		t.Errorf("ended with %v", err)
 	}
-	if diff := gocmp.Diff([]Count{{Node: "a", Revision: nextRevision, Errors: 2}, {Node: "a", Revision: stableRevision, Errors: 1}}, f.counted()); diff != "" {
+	if diff := gocmp.Diff([]Count{{Node: "a", Requests: 2, Errors: 2}, {Node: "a", Revision: nextRevision, Errors: 2}, {Node: "a", Revision: stableRevision, Errors: 1}}, f.counted()); diff != "" {
 		t.Error(diff)
 	}
 	if len(f.vault.asked) != 1 { // of the one too long to be sent again

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"maps"
+	"strings"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -89,6 +90,28 @@ func failureLog() *accesslogv3.AccessLog {
 		Filter: celFilter("(response.code == 401 || response.code >= 500 || " + answerBrokeOff + " || " + tooLongAgain + ") && " + letOut),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.HttpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
 			LogName:             "failures",
+			GrpcService:         gateService(1, 0),
+			TransportApiVersion: corev3.ApiVersion_V3,
+			BufferFlushInterval: seconds(50 * time.Millisecond),
+		}})},
+	}
+}
+
+// untrusted are what OpenSSL calls the alerts by which a worker ends a handshake because it does not trust the certificate (RFC 8446
+// section 6.2): unknown_ca, certificate_unknown, bad_certificate and certificate_expired.
+var untrusted = []string{"ALERT_UNKNOWN_CA", "ALERT_CERTIFICATE_UNKNOWN", "ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_EXPIRED"}
+
+// untrustedLog tells the gate of the handshakes that ended so, by which the root CAs of Envoys are compared. It names the connection no further.
+func untrustedLog() *accesslogv3.AccessLog {
+	var any []string
+	for _, alert := range untrusted {
+		any = append(any, "connection.transport_failure_reason.contains('"+alert+"')")
+	}
+	return &accesslogv3.AccessLog{
+		Name:   "envoy.access_loggers.tcp_grpc",
+		Filter: celFilter(strings.Join(any, " || ")),
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.TcpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
+			LogName:             "untrusted",
 			GrpcService:         gateService(1, 0),
 			TransportApiVersion: corev3.ApiVersion_V3,
 			BufferFlushInterval: seconds(50 * time.Millisecond),

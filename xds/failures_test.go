@@ -3,9 +3,12 @@ package xds
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -194,4 +197,62 @@ func TestFailuresAreCounted(t *testing.T) {
 			t.Errorf("revision %q:\n%s", revision, diff)
 		}
 	}
+}
+
+// A handshake that a worker ends because it does not trust the certificate is counted for its Envoy, however the worker says so, and
+// one that ends otherwise is not.
+func TestUntrustedCertificatesAreCounted(t *testing.T) {
+	p := startPhases(t, false, nil, func(*extproc.Config) {})
+	real := p.gate.real.(*extproc.Server)
+	real.Counted()
+	handshake := func(version uint16, alert byte) {
+		t.Helper()
+		c := p.client(true)
+		tr := c.Transport.(*http.Transport)
+		tr.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool(), MaxVersion: version}
+		tr.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			inner, err := new(net.Dialer).DialContext(ctx, network, address)
+			return &alertingConn{inner, alert}, err
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+apiHost+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+			t.Error("a worker trusts what it does not know")
+		}
+	}
+	handshake(tls.VersionTLS12, 40) // handshake_failure
+	handshake(tls.VersionTLS12, 90) // user_canceled
+	handshake(tls.VersionTLS13, 0)  // as Go does it
+	for _, alert := range []byte{42, 45, 46, 48} {
+		handshake(tls.VersionTLS12, alert)
+	}
+	var sum extproc.Count
+	envoytest.Await(t, "Envoy's log", func() error {
+		for _, c := range real.Counted() {
+			if c.Revision == "" && c.Errors > 0 {
+				sum.Node, sum.Requests, sum.Errors = c.Node, sum.Requests+c.Requests, sum.Errors+c.Errors
+			}
+		}
+		if want := (extproc.Count{Node: "test", Requests: 5, Errors: 5}); sum != want {
+			return fmt.Errorf("counted %+v", sum)
+		}
+		return nil
+	})
+}
+
+// alertingConn ends handshakes with another alert than its user chose, where that is not encrypted.
+type alertingConn struct {
+	net.Conn
+	alert byte
+}
+
+func (c *alertingConn) Write(b []byte) (int, error) {
+	if len(b) == 7 && b[0] == 21 {
+		b = append(slices.Clone(b[:6]), c.alert)
+	}
+	return c.Conn.Write(b)
 }

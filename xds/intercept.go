@@ -61,6 +61,7 @@ func interceptListener(p plan) *listenerv3.Listener {
 	}
 	if len(chains) > 0 {
 		l.FilterChainMatcher = chainByName(p)
+		l.AccessLog = append(l.AccessLog, untrustedLog())
 	}
 	return l
 }

@@ -115,7 +115,9 @@ func (s *stack) bootstrap() envoy.Bootstrap {
 // serve starts the control plane, again after stop.
 func (s *stack) serve() {
 	s.t.Helper()
-	s.server = NewServer(func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) { return s.mint(host, root) },
+	s.server = NewServer(func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+		return s.mint(host, root)
+	},
 		Options{Log: slog.New(slog.NewTextHandler(s.logged, nil))})
 	s.publish()
 	g := grpc.NewServer()
