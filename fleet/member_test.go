@@ -494,7 +494,7 @@ func TestForget(t *testing.T) {
 	docs := vaulttest.NewMemory()
 	now := time.Now()
 	id := func(i int) string { return fmt.Sprintf("%064x", i) }
-	s := rollout.State{Stable: id(1), Current: &rollout.Rollout{To: id(2)}}
+	s := rollout.State{Stable: id(1) + "+0123456789abcdef", Current: &rollout.Rollout{To: id(2)}}
 	for i := range 30 {
 		s.History = append(s.History, rollout.Rollout{From: id(100 + i + 1), To: id(100 + i)})
 	}

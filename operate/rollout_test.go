@@ -111,6 +111,26 @@ func TestStartRollout(t *testing.T) {
 	}
 	end(func(s rollout.State) (rollout.State, error) { return s.Promote("", now) })
 
+	// The root CA that Envoys get certificates of stays as it is.
+	end(func(s rollout.State) (rollout.State, error) {
+		s, err := s.Start(rollout.Rollout{ID: "root", To: fleet.Named(s.Stable, "0123456789abcdef"), Plan: local.Plan()}, now)
+		if err != nil {
+			return s, err
+		}
+		return s.Promote("", now)
+	})
+	if _, err := start(more); !errors.Is(err, rollout.ErrSame) {
+		t.Errorf("the same configuration with another root CA: %v", err)
+	}
+	other, err := start(func(q *RolloutRequest) { text("api.acme.example", "www.acme.example")(q); q.Force = ObjectionNames() })
+	if err != nil || fleet.Root(other.Rollout.To) != "0123456789abcdef" || fleet.Configuration(other.Rollout.To) == fleet.Configuration(other.Rollout.From) {
+		t.Errorf("%+v, %v", other, err)
+	}
+	if _, err := fleet.LoadRevision(ctx, docs, other.Rollout.To); err != nil {
+		t.Error(err)
+	}
+	end(func(s rollout.State) (rollout.State, error) { return s.Abort("", now) })
+
 	// Nobody can say what would be lost when what is stable is not to be read.
 	if err := docs.Delete(ctx, "fleet/revisions/"+again.Rollout.To); err != nil {
 		t.Fatal(err)

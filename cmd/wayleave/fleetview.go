@@ -51,6 +51,8 @@ func traffic(counts []extproc.Count, nodes []xds.Node, s rollout.State) []fleet.
 			return n.Has
 		case slices.Contains(of, n.Revision):
 			return n.Revision
+		case slices.Contains(of, s.Revision(c.Node)): // it is connected to another gate
+			return s.Revision(c.Node)
 		case len(of) > 0:
 			return of[0]
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"wayleave/config"
+	"wayleave/extproc"
 	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/operate"
@@ -46,6 +47,46 @@ func TestAssign(t *testing.T) {
 	}
 	if got := s.of("of another year"); got != s.stable {
 		t.Errorf("an unknown revision is taken for %q", got.ID)
+	}
+}
+
+// Two names of one configuration, each with a root CA, are the same but for the certificates.
+func TestAssignRoot(t *testing.T) {
+	s := twoRevisions("canary")
+	s.state.Stable, s.state.Current.From, s.state.Current.To = "old", "old", "old+0123456789abcdef"
+	delete(s.all, "new")
+	s.stable.resources = &xds.Resources{}
+	for id, want := range map[string]xds.Assignment{
+		"canary": {Revision: "old+0123456789abcdef", Root: "0123456789abcdef"}, "other": {Revision: "old"},
+	} {
+		if got := s.assign(xds.Node{ID: id}); got != want {
+			t.Errorf("%s is told %+v, want %+v", id, got, want)
+		}
+	}
+	if diff := cmp.Diff([]string{"", "0123456789abcdef"}, s.roots()); diff != "" {
+		t.Error(diff)
+	}
+	if r := s.resources(); len(r) != 2 || r["old"] != r["old+0123456789abcdef"] || len(s.policies()) != 1 {
+		t.Errorf("%d resources, %d policies", len(r), len(s.policies()))
+	}
+}
+
+// What was counted is put down to what the Envoy has; handshakes, of which no revision is known, too.
+func TestTraffic(t *testing.T) {
+	s := rollout.State{Stable: "a+1", Current: &rollout.Rollout{From: "a+1", To: "a+2", Chosen: []string{"elsewhere"}, Plan: rollout.Plan{Steps: []rollout.Step{{Share: 10}, {Share: 100}}}}}
+	nodes := []xds.Node{{ID: "canary", Has: "a+1"}, {ID: "canary", Revision: "a+2", Has: "a+2"}, {ID: "main", Has: "a+1"}, {ID: "between", Revision: "a+2"}}
+	for _, c := range []struct{ node, counted, want string }{
+		{"canary", "a", "a+2"}, {"canary", "", "a+2"}, {"canary", "gone", "gone"},
+		{"main", "a", "a+1"}, {"main", "", "a+1"}, {"between", "", "a+2"}, {"elsewhere", "", "a+2"}, {"unknown", "a", "a+1"},
+	} {
+		got := traffic([]extproc.Count{{Node: c.node, Revision: c.counted, Requests: 3, Errors: 2, Refusals: 1}}, nodes, s)
+		want := []fleet.Traffic{{Envoy: c.node, Revision: c.want, Counts: rollout.Counts{Requests: 3, Errors: 2, Refusals: 1}}}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%+v: %s", c, diff)
+		}
+	}
+	if got := traffic([]extproc.Count{{Node: "new", Revision: "b"}}, []xds.Node{{ID: "new", Has: "a+1"}}, rollout.State{Stable: "a+1", Current: &rollout.Rollout{To: "b+1", Plan: rollout.Plan{Steps: []rollout.Step{{Share: 100}}}}}); got[0].Revision != "b+1" {
+		t.Errorf("a configuration's requests are put down to %q", got[0].Revision)
 	}
 }
 

@@ -120,6 +120,10 @@ func TestAutomatic(t *testing.T) {
 	}{
 		"the first of all":                     {rollout.State{}, "r1", false, true, begin, "first"},
 		"stable":                               {rollout.State{Stable: "r1", History: good}, "r1", false, false, leave, ""},
+		"stable, with a root CA":               {rollout.State{Stable: "r1+ab", History: good}, "r1", true, false, leave, ""},
+		"its root CA is rolled out":            {rollout.State{Stable: "r1", Current: &rollout.Rollout{ID: "now", From: "r1", To: "r1+ab"}}, "r1", true, false, leave, ""},
+		"its root CA was rolled back":          {rollout.State{Stable: "r1", History: []rollout.Rollout{ended("r1+ab", rollout.RolledBack, "x")}}, "r1", true, false, leave, ""},
+		"rolled back with another root CA":     {rollout.State{Stable: "r1+ab", History: []rollout.Rollout{ended("r2", rollout.RolledBack, "x")}}, "r2", true, false, leave, "was rolled back: x"},
 		"stable again":                         {rollout.State{Stable: "r1", History: good}, "r1", true, false, leave, ""},
 		"another gate has begun it":            {rollout.State{Stable: "r1", Current: now}, "r2", true, false, leave, ""},
 		"back while it goes on":                {rollout.State{Stable: "r1", Current: now}, "r1", true, false, leave, "wayleave rollout abort"},
