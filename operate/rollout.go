@@ -61,7 +61,7 @@ func (d Desk) StartRollout(ctx context.Context, q RolloutRequest) (Started, erro
 		return Started{}, err
 	}
 	now := d.Now()
-	begin := rollout.Rollout{ID: rolloutID(now), To: fleet.Named(after.Hash(), fleet.Root(state.Stable)), Plan: after.Plan(), Author: q.Author, Note: q.Note}
+	begin := rollout.Rollout{ID: RolloutID(now), To: fleet.Named(after.Hash(), fleet.Root(state.Stable)), Plan: after.Plan(), Author: q.Author, Note: q.Note}
 	if _, err := state.Start(begin, now); err != nil {
 		return Started{}, err // before anything is asked that takes its time
 	}
@@ -150,8 +150,8 @@ func isFaults(err error) bool {
 	return are
 }
 
-// rolloutID is a name that sorts by time.
-func rolloutID(now time.Time) string {
+// RolloutID is a name that sorts by time.
+func RolloutID(now time.Time) string {
 	var random [2]byte
 	_, _ = rand.Read(random[:])
 	return now.UTC().Format("20060102-150405-") + hex.EncodeToString(random[:])

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"wayleave/ca"
 	"wayleave/config"
+	"wayleave/fleet"
 	"wayleave/vault"
 	"wayleave/vault/embedded"
 	"wayleave/worker"
@@ -34,7 +36,7 @@ what 'bao login' left. For the OpenBao of a 'wayleave up' they work as the user 
 
 // rootStore is where the roots are, and what gates write down: vault.Client.
 type rootStore interface {
-	worker.Documents
+	fleet.Documents
 	Roots(ctx context.Context) ([]*x509.Certificate, error)
 	PrepareRoot(ctx context.Context) (*x509.Certificate, error)
 	ActivateRoot(ctx context.Context, root *x509.Certificate) error
@@ -135,28 +137,6 @@ that begin from then on. It is refused when there are two already.`
 	return c
 }
 
-func newCAActivate() *cobra.Command {
-	var now bool
-	c := caCommand(true, func(ctx context.Context, d caDesk, args []string) error {
-		return d.activate(ctx, strings.Join(args, ""), now)
-	})
-	c.Use = "activate [FINGERPRINT]"
-	c.Short = "Make the other root sign"
-	c.Long = `Activate makes the root that does not sign the one that does; where there are several, the one whose SHA-256 fingerprint
-begins so. Each gate replaces its intermediate and the certificates of all hosts within half a minute; open connections go on.
-To go back, activate the first root again.
-
-It is refused as long as a session lives that began before gates gave workers that root: those workers would trust no host
-any more. What sessions live, the gates write down in Vault. With --now it is done nevertheless, and those workers must be
-started again.`
-	c.Example = `  wayleave ca activate -c wayleave.yaml
-  wayleave ca activate 3f2a9c -c wayleave.yaml --now`
-	c.Args = atMostOne("FINGERPRINT")
-	c.Flags().BoolVar(&now, "now", false, "do it even though workers that do not have the root yet will fail")
-	addJSONFlag(c)
-	return c
-}
-
 func newCARetire() *cobra.Command {
 	var now bool
 	c := caCommand(true, func(ctx context.Context, d caDesk, args []string) error {
@@ -167,9 +147,9 @@ func newCARetire() *cobra.Command {
 	c.Long = `Retire removes the root that does not sign, with its key, for good; where there are several, the one whose SHA-256
 fingerprint begins so. Workers that begin from then on trust the other one alone.
 
-It is refused as long as gates may serve certificates of that root. What intermediates Vault has signed tells: half a minute
-after the first one of the root that signs, every gate that reaches Vault has one. With --now it is done nevertheless, and
-workers that begin at a gate that still has an old one fail until it has another.`
+It is refused as long as gates may serve certificates of that root: until no Envoy has one, and for half a minute after the end
+of the rollout of the other root, in which every gate that reaches Vault sees it. Where that is not known, what intermediates Vault has
+signed tells. With --now it is done nevertheless, and workers that begin at a gate that still has an old one fail until it has another.`
 	c.Example = `  wayleave ca retire -c wayleave.yaml
   wayleave ca retire 3f2a9c -c wayleave.yaml --now`
 	c.Args = atMostOne("FINGERPRINT")
@@ -200,11 +180,20 @@ func (d caDesk) show(ctx context.Context) error {
 	if d.json {
 		return d.printJSON(roots, next)
 	}
+	state, _, err := fleet.ReadState(ctx, d.store)
+	if err != nil {
+		return err
+	}
 	rows := [][]string{{"ROOT", "FROM", "UNTIL", "USE"}}
 	for i, r := range roots {
 		use := "trusted only"
-		if i == 0 {
+		switch {
+		case r == comes(state, roots):
+			use = "signs for some"
+		case r == told(state, roots):
 			use = "signs"
+		case i == 0:
+			use = "signed before"
 		}
 		rows = append(rows, []string{r.Subject.CommonName, when(r.NotBefore), when(r.NotAfter), use})
 	}
@@ -280,6 +269,16 @@ func (d caDesk) untrusting(ctx context.Context, root *x509.Certificate) (string,
 // next is what to do now.
 func (d caDesk) next(ctx context.Context, roots []*x509.Certificate) (string, error) {
 	signs, now := roots[0], d.now()
+	state, _, err := fleet.ReadState(ctx, d.store)
+	if err != nil {
+		return "", err
+	}
+	if root := comes(state, roots); root != nil {
+		return fmt.Sprintf("wait for the end of the rollout of %q: wayleave ca activate %.12s; to go back: wayleave rollout abort", root.Subject.CommonName, ca.Fingerprint(root)), nil
+	}
+	if root := told(state, roots); root != signs {
+		return fmt.Sprintf("let %q sign by itself, since every Envoy has certificates of it: wayleave ca activate %.12s", root.Subject.CommonName, ca.Fingerprint(root)), nil
+	}
 	if len(roots) > 2 {
 		return "remove all roots but one that does not sign: wayleave ca retire FINGERPRINT", nil
 	}
@@ -291,7 +290,7 @@ func (d caDesk) next(ctx context.Context, roots []*x509.Certificate) (string, er
 	}
 	other := roots[1]
 	if !other.NotBefore.After(signs.NotBefore) {
-		return fmt.Sprintf("when each gate has replaced its intermediate, remove %q: wayleave ca retire; to go back: wayleave ca activate", other.Subject.CommonName), nil
+		return fmt.Sprintf("when no gate serves certificates of it any more, remove %q: wayleave ca retire; to go back: wayleave ca activate", other.Subject.CommonName), nil
 	}
 	why, err := d.untrusting(ctx, other)
 	if err != nil {
@@ -326,39 +325,6 @@ func (d caDesk) prepare(ctx context.Context) error {
 	)
 }
 
-func (d caDesk) activate(ctx context.Context, fingerprint string, atOnce bool) error {
-	roots, err := d.store.Roots(ctx)
-	if err != nil {
-		return err
-	}
-	if len(roots) == 1 && fingerprint == "" {
-		return refusal{errors.New("there is one root, and it signs; make another first: wayleave ca prepare")}
-	}
-	root, err := choose(roots, fingerprint)
-	if err != nil {
-		return err
-	}
-	if root == roots[0] {
-		return d.done(ctx, fmt.Sprintf("%q signs already", root.Subject.CommonName))
-	}
-	if !atOnce {
-		why, err := d.untrusting(ctx, root)
-		if err != nil {
-			return err
-		}
-		if why != "" {
-			return refusal{fmt.Errorf("%q may not sign yet: %s; workers without it would trust no host any more: wait, start them again, or give --now", root.Subject.CommonName, why)}
-		}
-	}
-	if err := d.store.ActivateRoot(ctx, root); err != nil {
-		return err
-	}
-	return d.done(ctx,
-		fmt.Sprintf("%q signs from now on", root.Subject.CommonName),
-		"each gate replaces its intermediate within half a minute; open connections go on",
-	)
-}
-
 func (d caDesk) retire(ctx context.Context, fingerprint string, atOnce bool) error {
 	roots, err := d.store.Roots(ctx)
 	if err != nil {
@@ -371,11 +337,15 @@ func (d caDesk) retire(ctx context.Context, fingerprint string, atOnce bool) err
 	if err != nil {
 		return err
 	}
-	if root == roots[0] {
+	view, err := fleet.Read(ctx, d.store, d.now())
+	if err != nil {
+		return err
+	}
+	if root == roots[0] || root == told(view.State, roots) || root == comes(view.State, roots) {
 		return refusal{fmt.Errorf("%q signs; let another root sign first: wayleave ca activate", root.Subject.CommonName)}
 	}
 	if !atOnce {
-		if err := d.stillServed(ctx, root, roots[0]); err != nil {
+		if err := d.stillServed(ctx, view, roots, root); err != nil {
 			return err
 		}
 	}
@@ -389,9 +359,24 @@ func (d caDesk) retire(ctx context.Context, fingerprint string, atOnce bool) err
 	)
 }
 
-// stillServed refuses to remove a root of which a gate may have an intermediate still. A gate that reaches Vault sees a
-// change within LookTime, and when the change was, what Vault has signed tells.
-func (d caDesk) stillServed(ctx context.Context, old, signs *x509.Certificate) error {
+// stillServed refuses to remove a root of which a gate or an Envoy may have certificates still. A gate that reaches Vault sees a
+// change within LookTime. When the change was, its rollout tells and otherwise what Vault has signed.
+func (d caDesk) stillServed(ctx context.Context, view fleet.View, roots []*x509.Certificate, old *x509.Certificate) error {
+	for _, e := range view.Envoys() {
+		if has := cmp.Or(e.Has, e.Revision); has != "" && ca.Signs(roots, fleet.Root(has)) == old {
+			return refusal{fmt.Errorf("the Envoy %s serves certificates of %q still; wait until it has others, or give --now", printable(e.ID), old.Subject.CommonName)}
+		}
+	}
+	until := func(changed time.Time) error {
+		if seen := changed.Add(ca.LookTime); d.now().Before(seen) {
+			return refusal{fmt.Errorf("gates may serve certificates of %q until %s; wait until then, or give --now", old.Subject.CommonName, when(seen))}
+		}
+		return nil
+	}
+	if changed := since(view.State, roots); !changed.IsZero() {
+		return until(changed)
+	}
+	signs := roots[0]
 	all, err := d.store.Intermediates(ctx)
 	if err != nil {
 		return err
@@ -415,10 +400,7 @@ func (d caDesk) stillServed(ctx context.Context, old, signs *x509.Certificate) e
 		return refusal{fmt.Errorf("no gate has an intermediate of %q yet, so the certificates they serve are of %q; see that they run and reach Vault, or give --now",
 			signs.Subject.CommonName, old.Subject.CommonName)}
 	}
-	if seen := first.NotBefore.Add(vault.Backdate + ca.LookTime); d.now().Before(seen) {
-		return refusal{fmt.Errorf("gates may serve certificates of %q until %s; wait until then, or give --now", old.Subject.CommonName, when(seen))}
-	}
-	return nil
+	return until(first.NotBefore.Add(vault.Backdate))
 }
 
 // choose returns the root whose fingerprint begins so; without one, the only root that does not sign.

@@ -108,7 +108,7 @@ func TestReplaceRoot(t *testing.T) {
 		show := func(d caDesk) error { return d.show(ctx) }
 		prepare := func(d caDesk) error { return d.prepare(ctx) }
 		activate := func(now bool, which ...string) func(caDesk) error {
-			return func(d caDesk) error { return d.activate(ctx, strings.Join(which, ""), now) }
+			return func(d caDesk) error { return d.activate(ctx, strings.Join(which, ""), activation{now: now}) }
 		}
 		retire := func(now bool, which ...string) func(caDesk) error {
 			return func(d caDesk) error { return d.retire(ctx, strings.Join(which, ""), now) }
@@ -207,7 +207,7 @@ func TestReplaceRoot(t *testing.T) {
 func TestReplaceRootWithoutGates(t *testing.T) {
 	ctx, c := t.Context(), changer{vaulttest.NewMemory(), t}
 	c.does(func(d caDesk) error { return d.prepare(ctx) }, "made")
-	c.does(func(d caDesk) error { return d.activate(ctx, "", true) }, "signs from now on")
+	c.does(func(d caDesk) error { return d.activate(ctx, "", activation{now: true}) }, "signs from now on")
 	c.does(func(d caDesk) error { return d.retire(ctx, "", false) }, "removed")
 	c.Inject(func(op, _ string) vaulttest.Fault {
 		if op == "prepare" {
