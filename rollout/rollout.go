@@ -1,5 +1,6 @@
 // Package rollout owns how a fleet of Envoys is led from one configuration to the next: which of them have which, what is looked at
-// before more get the new one, and when all go back. It knows configurations by the hash of what they mean only.
+// before more get the new one, and when all go back. It knows what they are told by name only: package fleet says
+// what is in one.
 //
 //	watched file, operator ──▶ Start ─┐
 //	                                  ▼

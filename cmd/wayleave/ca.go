@@ -178,7 +178,7 @@ func (d caDesk) show(ctx context.Context) error {
 		return err
 	}
 	if d.json {
-		return d.printJSON(roots, next)
+		return d.printJSON(roots, "", next)
 	}
 	state, _, err := fleet.ReadState(ctx, d.store)
 	if err != nil {
@@ -211,7 +211,7 @@ func (d caDesk) show(ctx context.Context) error {
 }
 
 // printJSON prints the roots for programs, as each command leaves them.
-func (d caDesk) printJSON(roots []*x509.Certificate, next string) error {
+func (d caDesk) printJSON(roots []*x509.Certificate, outcome, next string) error {
 	type root struct {
 		Name   string    `json:"name"`
 		SHA256 string    `json:"sha256"`
@@ -224,9 +224,10 @@ func (d caDesk) printJSON(roots []*x509.Certificate, next string) error {
 		all = append(all, root{r.Subject.CommonName, ca.Fingerprint(r), r.NotBefore, r.NotAfter, i == 0})
 	}
 	return printJSON(d.out, struct {
-		Roots []root `json:"roots"`
-		Next  string `json:"next"`
-	}{all, next})
+		Roots   []root `json:"roots"`
+		Outcome string `json:"outcome,omitempty"`
+		Next    string `json:"next"`
+	}{all, outcome, next})
 }
 
 // untrusting says why a root may not sign yet: which workers may be without it. It is empty when there are none.
@@ -434,7 +435,7 @@ func (d caDesk) done(ctx context.Context, lines ...string) error {
 		return fmt.Errorf("%s; and then: %w", lines[0], err)
 	}
 	if d.json {
-		return d.printJSON(roots, next)
+		return d.printJSON(roots, lines[0], next)
 	}
 	_, err = fmt.Fprintln(d.out, strings.Join(append(lines, "next: "+next), "\n"))
 	return err
