@@ -18,6 +18,7 @@ import (
 	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/operate"
+	"wayleave/rollout"
 	"wayleave/vault"
 	"wayleave/worker"
 )
@@ -431,7 +432,7 @@ func (s *Server) configurationNow() Configuration {
 }
 
 // short is how a revision is shown everywhere.
-func short(hash string) string { return hash[:min(12, len(hash))] }
+func short(revision string) string { return rollout.Short(revision) }
 
 // TokenList is all API tokens.
 type TokenList struct {

@@ -280,7 +280,7 @@ func (m *Member) learn(ctx context.Context, s rollout.State, version int) {
 			continue
 		}
 		m.ended[r.ID], over = true, true
-		m.o.Log.Info("rollout ended", "rollout", r.ID, "revision", short(r.To), "phase", string(r.Phase), "reason", r.Reason)
+		m.o.Log.Info("rollout ended", "rollout", r.ID, "revision", rollout.Short(r.To), "phase", string(r.Phase), "reason", r.Reason)
 		if m.o.Ended != nil {
 			m.o.Ended(r)
 		}
@@ -298,7 +298,7 @@ func (m *Member) apply(ctx context.Context) {
 	m.unable = m.o.Apply(ctx, m.state)
 	for revision, err := range m.unable {
 		if was[revision] == nil {
-			m.o.Log.Warn("a revision cannot be served", "revision", short(revision), "err", err)
+			m.o.Log.Warn("a revision cannot be served", "revision", rollout.Short(revision), "err", err)
 		}
 	}
 }
@@ -454,7 +454,7 @@ func (m *Member) step(ctx context.Context) error {
 		return fmt.Errorf("writing how far the rollout is: %w", err)
 	}
 	if next.Current != nil && next.Current.Step != s.Current.Step {
-		m.o.Log.Info("rollout goes on", "rollout", next.Current.ID, "revision", short(next.Current.To), "step", next.Current.Step+1, "of", len(next.Current.Plan.Steps))
+		m.o.Log.Info("rollout goes on", "rollout", next.Current.ID, "revision", rollout.Short(next.Current.To), "step", next.Current.Step+1, "of", len(next.Current.Plan.Steps))
 	}
 	m.learn(ctx, next, version)
 	m.timesAt = m.clock - max(0, now.Sub(m.times)) // we know when it was, not only when we saw it
@@ -519,5 +519,3 @@ func wall(t time.Time) time.Time { return t.UTC().Round(0) }
 func brief(text string) string {
 	return strings.ToValidUTF8(text[:min(len(text), reasonSize)], "")
 }
-
-func short(revision string) string { return revision[:min(len(revision), 12)] }

@@ -159,8 +159,8 @@ func OfRollout(s rollout.State, now time.Time, pages Pages) (Alert, bool) {
 	}
 	r := s.History[i]
 	a := Alert{
-		Key: "rollout/" + r.ID, Kind: Rollout, Subject: fmt.Sprintf("revision %.12s", r.To), Severity: Warning,
-		Title: fmt.Sprintf("the rollout of revision %.12s was halted", r.To), Text: fmt.Sprintf("Every Envoy goes on with revision %.12s. The reason: %s.", r.From, strings.TrimSuffix(r.Reason, ".")),
+		Key: "rollout/" + r.ID, Kind: Rollout, Subject: "revision " + rollout.Short(r.To), Severity: Warning,
+		Title: fmt.Sprintf("the rollout of revision %s was halted", rollout.Short(r.To)), Text: fmt.Sprintf("Every Envoy goes on with revision %s. The reason: %s.", rollout.Short(r.From), strings.TrimSuffix(r.Reason, ".")),
 		Next: "mend the configuration; `wayleave config diff " + fmt.Sprintf("%.12s %.12s", r.From, r.To) + "` says what the change was", URL: pages.at("/rollouts"),
 	}
 	if r.Author != "" {

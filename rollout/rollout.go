@@ -101,6 +101,16 @@ func (s Step) String() string {
 	return fmt.Sprintf("%d %%", s.Share)
 }
 
+// Short is a revision as people are shown it: the first digits of its hash, and of what it is told apart by beside that.
+func Short(revision string) string {
+	hash, more, two := strings.Cut(revision, "+")
+	hash = hash[:min(len(hash), 12)]
+	if two {
+		hash += "+" + more[:min(len(more), 6)]
+	}
+	return hash
+}
+
 // Node is an Envoy, as some gate sees it. A drained one is like the others: it takes a revision, and has no requests.
 type Node struct {
 	ID    string

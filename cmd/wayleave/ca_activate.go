@@ -46,9 +46,6 @@ nothing to be rolled out.`
 	return c
 }
 
-// exitCAHalted is the exit code of a rollout that was rolled back or aborted, as `wayleave rollout status --exit-code` has it.
-const exitCAHalted = 21
-
 // activation is how a root comes to sign.
 type activation struct{ force, now bool }
 
@@ -105,7 +102,7 @@ func (d caDesk) activate(ctx context.Context, fingerprint string, how activation
 	}
 	if r.Phase != "" && r.Phase != rollout.Succeeded {
 		err := d.done(ctx, fmt.Sprintf("the rollout %s of %q was %s", r.ID, root.Subject.CommonName, printable(r.Outcome())))
-		return cmp.Or(err, error(exitCode(exitCAHalted)))
+		return cmp.Or(err, error(exitCode(exitHalted)))
 	}
 	if err := d.store.ActivateRoot(ctx, root); err != nil {
 		return err

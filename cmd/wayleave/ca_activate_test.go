@@ -135,7 +135,7 @@ func TestRootIsRolledOut(t *testing.T) {
 		// Forced, the canary tells.
 		p.set(ca.Name(second))
 		out, err = activate(ctx, "", activation{force: true})
-		if exit, is := errors.AsType[exitCode](err); !is || exit != exitCAHalted {
+		if exit, is := errors.AsType[exitCode](err); !is || exit != exitHalted {
 			t.Errorf("rolled back: %v", err)
 		}
 		says(out, "step 1 of 2 (group canary)")

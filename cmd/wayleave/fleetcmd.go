@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/operate"
+	"wayleave/rollout"
 	"wayleave/vault"
 )
 
@@ -50,7 +51,7 @@ func (d operator) printFleet(f operate.Fleet) error {
 		rows := [][]string{{"ENVOY", "GROUP", "VERSION", "GATE", "REVISION", "STATE", "ERRORS", "SEEN"}}
 		for _, e := range f.Envoys {
 			rows = append(rows, []string{
-				printable(e.ID), orDash(printable(e.Group)), e.Version, e.Gate, orDash(fmt.Sprintf("%.12s", e.Has)), e.State.Words(), operate.Share(e.Traffic.Errors, e.Traffic.Requests), ago(e.Seen, d.now()),
+				printable(e.ID), orDash(printable(e.Group)), e.Version, e.Gate, orDash(rollout.Short(e.Has)), e.State.Words(), operate.Share(e.Traffic.Errors, e.Traffic.Requests), ago(e.Seen, d.now()),
 			})
 		}
 		if err := printTable(d.out, rows, func(i int) []note {
@@ -64,7 +65,7 @@ func (d operator) printFleet(f operate.Fleet) error {
 	}
 	for _, g := range f.Gates {
 		for _, id := range slices.Sorted(maps.Keys(g.Unable)) {
-			fmt.Fprintf(d.out, "The gate %s cannot serve revision %.12s: %s\n", g.Name, id, printable(g.Unable[id]))
+			fmt.Fprintf(d.out, "The gate %s cannot serve revision %s: %s\n", g.Name, rollout.Short(id), printable(g.Unable[id]))
 		}
 	}
 	for _, id := range f.Drained {

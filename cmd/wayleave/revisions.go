@@ -206,7 +206,7 @@ func (v *revisions) make(stored fleet.Revision, cfg *config.Config) (*revision, 
 		return nil, err
 	}
 	for _, f := range hostFaults(cfg, r.resources.Quarantined) {
-		v.gate.log.Error("a host has a fault in the configuration and is refused; the others are served", "revision", shortID(stored.ID), "fault", f, "fix", "mend it, and see that 'wayleave config check' finds no other")
+		v.gate.log.Error("a host has a fault in the configuration and is refused; the others are served", "revision", rollout.Short(stored.ID), "fault", f, "fix", "mend it, and see that 'wayleave config check' finds no other")
 	}
 	r.policy = swapConfig(cfg, r.resources.Quarantined)
 	workers, err := v.gate.workers(cfg)
@@ -250,7 +250,7 @@ func (v *revisions) apply(ctx context.Context, s rollout.State) (unable map[stri
 	defer cancel()
 	next, unable, err := v.load(ctx, s)
 	if err != nil {
-		v.gate.log.Error("a revision cannot be served; this gate goes on with what it has", "revision", shortID(s.Stable), "err", err)
+		v.gate.log.Error("a revision cannot be served; this gate goes on with what it has", "revision", rollout.Short(s.Stable), "err", err)
 		return unable
 	}
 	// What requests need is there before an Envoy lets them come.
@@ -349,6 +349,3 @@ const revisionHeader = "X-Wayleave-Revision"
 func (v *revisions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v.now.Load().of(r.Header.Get(revisionHeader)).enrolment.ServeHTTP(w, r)
 }
-
-// short is how a revision is shown.
-func shortID(id string) string { return id[:min(12, len(id))] }

@@ -93,14 +93,14 @@ func (d operator) startRollout(ctx context.Context, q operate.RolloutRequest, wa
 	}
 	switch r := s.Rollout; {
 	case watch:
-		d.say("Rollout %s of revision %.12s has begun.", r.ID, r.To)
+		d.say("Rollout %s of revision %s has begun.", r.ID, rollout.Short(r.To))
 		return d.watchRollout(ctx, r.ID)
 	case d.json:
 		return printJSON(d.out, s)
 	case r.Phase == rollout.Succeeded:
-		_, err = fmt.Fprintf(d.out, "Revision %.12s is the first one; every Envoy has it.\n", r.To)
+		_, err = fmt.Fprintf(d.out, "Revision %s is the first one; every Envoy has it.\n", rollout.Short(r.To))
 	default:
-		_, err = fmt.Fprintf(d.out, "Rollout %s of revision %.12s has begun, in %s; see how it goes with: wayleave rollout status --watch\n", r.ID, r.To, plural(len(r.Plan.Steps), "step"))
+		_, err = fmt.Fprintf(d.out, "Rollout %s of revision %s has begun, in %s; see how it goes with: wayleave rollout status --watch\n", r.ID, rollout.Short(r.To), plural(len(r.Plan.Steps), "step"))
 	}
 	return err
 }
@@ -224,7 +224,7 @@ func printRollout(w io.Writer, r operate.Rollouts, now time.Time) error {
 	line := func(format string, args ...any) { b.WriteString(printable(fmt.Sprintf(format, args...)) + "\n") }
 	switch c := r.Current; {
 	case c != nil:
-		line("rollout %s: revision %.12s in place of %.12s", c.ID, c.To, c.From)
+		line("rollout %s: revision %s in place of %s", c.ID, rollout.Short(c.To), rollout.Short(c.From))
 		line("  begun %s%s%s", ago(c.Began, now), by(*c), noted(*c))
 		if c.Phase == rollout.Paused {
 			line("  paused %s", c.Reason)
@@ -235,11 +235,11 @@ func printRollout(w io.Writer, r operate.Rollouts, now time.Time) error {
 		}
 	case len(r.History) > 0:
 		h := r.History[0]
-		line("nothing is under way; every Envoy has, or is to have, revision %.12s", r.Stable)
-		line("  the last rollout, %s of revision %.12s, was %s", h.ID, h.To, h.Outcome())
+		line("nothing is under way; every Envoy has, or is to have, revision %s", rollout.Short(r.Stable))
+		line("  the last rollout, %s of revision %s, was %s", h.ID, rollout.Short(h.To), h.Outcome())
 		line("  ended %s%s%s", ago(h.Ended, now), by(h), noted(h))
 	case r.Stable != "":
-		line("nothing is under way; every Envoy has, or is to have, revision %.12s", r.Stable)
+		line("nothing is under way; every Envoy has, or is to have, revision %s", rollout.Short(r.Stable))
 	default:
 		line("nothing has been rolled out yet")
 	}
@@ -337,7 +337,7 @@ func printRollouts(w io.Writer, r operate.Rollouts) error {
 	for _, h := range r.History {
 		bare := h
 		bare.Reason = ""
-		rows = append(rows, []string{when(h.Ended), h.ID, orDash(fmt.Sprintf("%.12s", h.From)), fmt.Sprintf("%.12s", h.To), bare.Outcome(), short(printable(orDash(h.Author)), 28)})
+		rows = append(rows, []string{when(h.Ended), h.ID, orDash(rollout.Short(h.From)), rollout.Short(h.To), bare.Outcome(), short(printable(orDash(h.Author)), 28)})
 	}
 	return printTable(w, rows, func(i int) []note {
 		if i == 0 {

@@ -22,6 +22,7 @@ import (
 	"wayleave/extproc"
 	"wayleave/fleet"
 	"wayleave/grant"
+	"wayleave/rollout"
 	"wayleave/spool"
 	"wayleave/vault"
 	"wayleave/worker"
@@ -160,7 +161,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	for id, why := range unable {
-		g.log.Error("a revision cannot be served here", "revision", shortID(id), "err", why)
+		g.log.Error("a revision cannot be served here", "revision", rollout.Short(id), "err", why)
 	}
 	live.now.Store(now)
 

@@ -184,7 +184,7 @@ func (s *source) consider(ctx context.Context, state rollout.State, desk operate
 	case errors.Is(err, rollout.ErrUnderWay), errors.Is(err, rollout.ErrSame): // another gate was faster
 		return true, nil
 	case are:
-		s.say(slog.LevelError, "is not rolled out", "revision", shortID(s.cfg.Hash()), "err", objections.Error(), "next", "wayleave rollout start -c "+s.gate.file)
+		s.say(slog.LevelError, "is not rolled out", "revision", rollout.Short(s.cfg.Hash()), "err", objections.Error(), "next", "wayleave rollout start -c "+s.gate.file)
 		if s.live.now.Load() != nil {
 			s.against = &objected{time.Now(), s.live.summaries()}
 		}
@@ -218,7 +218,7 @@ func (g gate) desk(docs grant.Documents) operate.Desk {
 
 // join is the configuration of a revision on this machine.
 func (g gate) join(r fleet.Revision) (*config.Config, error) {
-	cfg, err := g.cfg.With("revision "+shortID(r.ID), []byte(r.Text), r.Files)
+	cfg, err := g.cfg.With("revision "+rollout.Short(r.ID), []byte(r.Text), r.Files)
 	if err != nil {
 		return nil, err
 	}
