@@ -53,7 +53,7 @@ func TestRootIsReplaced(t *testing.T) {
 			t.Errorf("a worker that began after prepare does not trust %s", r.Subject)
 		}
 	}
-	load, held, socket := handshakes(t, w), startSteadyOver(w, []*http.Client{w.client(t, false), w.client(t, true)}, handshakeRate), s.openSocket(t, w)
+	load, held, socket := handshakes(t, w), startSteadyOver(w, []*http.Client{w.client(t, false), w.client(t, true)}, handshakeRate), openSocket(t, w)
 	load.more(t, handshakeRate)
 	oldLoad.more(t, handshakeRate)
 	w.chainsTo(t, prepared[0])

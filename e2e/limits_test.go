@@ -40,7 +40,7 @@ func TestGateLeavesWhatItCounts(t *testing.T) {
 		}
 	}
 
-	works := s.openSocket(t, w)
+	works := openSocket(t, w)
 	full()
 	if err := s.gates[""].stop(); err != nil {
 		t.Error(err)

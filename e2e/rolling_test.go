@@ -164,7 +164,7 @@ func (s *steady) report(t *testing.T, what string, most int) {
 }
 
 // openSocket opens a WebSocket through the gate; the function it returns sees that it still works.
-func (s *house) openSocket(t *testing.T, w worker) func(*testing.T) {
+func openSocket(t *testing.T, w worker) func(*testing.T) {
 	t.Helper()
 	conn, _, err := websocket.Dial(t.Context(), "wss://api.demo.test/ws", &websocket.DialOptions{
 		HTTPClient: w.client(t, false), HTTPHeader: http.Header{"Authorization": {"Bearer " + w.placeholder}},
@@ -235,7 +235,7 @@ func TestRestarts(t *testing.T) {
 	t.Parallel()
 	s := newHouse(t, "a", "b")
 	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
-	socket := s.openSocket(t, w)
+	socket := openSocket(t, w)
 	l := startSteady(t, w)
 	l.more(t, steadyRate)
 	both := []string{"a", "b"}
