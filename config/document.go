@@ -40,7 +40,7 @@ func (d *document) merge(local *document) {
 
 // of is the file that path is in.
 func (d *document) of(path string) *document {
-	if d.local != nil && isLocal(path) {
+	if d.local != nil && !d.local.skip(section(path)) {
 		return d.local
 	}
 	return d

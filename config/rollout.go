@@ -8,7 +8,8 @@ import (
 	"wayleave/rollout"
 )
 
-// Rollout says how a change of the shared part of the configuration reaches the Envoys. docs/rollouts.md explains it.
+// Rollout says how a change of the shared part of the configuration reaches the Envoys. The file that brings the change decides.
+// docs/rollouts.md explains it.
 type Rollout struct {
 	// Whether a gate that sees its file change begins to roll it out by itself. With false, `wayleave rollout start` does.
 	Automatic bool `yaml:"automatic" jsonschema:"default=true"`

@@ -19,13 +19,18 @@ import (
 // Envoys have it. The local part is each machine's own.
 
 // localKeys are the sections of the local part. How a fleet is led is no part of what it is led to, so rollout is among them.
-var localKeys = []string{"vault", "listen", "console", "audit", "notify", "record", "approvals", "envoy", "rollout"}
+var localKeys = []string{"vault", "listen", "console", "audit", "notify", "record", "approvals", "envoy", keyRollout}
+
+const keyRollout = "rollout"
 
 // isLocal reports whether a key path is in the local part.
-func isLocal(path string) bool {
+func isLocal(path string) bool { return slices.Contains(localKeys, section(path)) }
+
+// section is the top-level key of a key path.
+func section(path string) string {
 	key, _, _ := strings.Cut(path, ".")
 	key, _, _ = strings.Cut(key, "[")
-	return slices.Contains(localKeys, key)
+	return key
 }
 
 // LocalChanges are the sections of the local part that are other ones in o. How a fleet is led is not among them: whoever begins a
@@ -33,7 +38,7 @@ func isLocal(path string) bool {
 func (c *Config) LocalChanges(o *Config) (sections []string) {
 	was, is := c.sections(), o.sections()
 	for _, key := range localKeys {
-		if key != "rollout" && !reflect.DeepEqual(was[key], is[key]) {
+		if key != keyRollout && !reflect.DeepEqual(was[key], is[key]) {
 			sections = append(sections, key)
 		}
 	}
@@ -135,18 +140,20 @@ func Join(name string, shared, local []byte) (*Config, error) {
 }
 
 // With is the configuration of another shared part on the machine that c is of: one of a revision that is kept, with its files, or one
-// of a file that is to become one. Name is what its faults call it. What else is in the text does not count. The error is of type Faults.
+// of a file that is to become one. Name is what its faults call it. Of what else is in the text only rollout counts: whoever brings a
+// change says how the fleet is led to it. The error is of type Faults.
 func (c *Config) With(name string, shared []byte, files map[string][]byte) (*Config, error) {
 	n := &Config{Dir: c.Dir, public: &publicFiles{kept: files}}
 	doc := newDocument(name, shared)
-	doc.skip = isLocal
+	doc.skip = func(key string) bool { return isLocal(key) && key != keyRollout }
 	doc.read(n)
 	if m := c.doc; m != nil {
 		if m.local != nil {
 			m = m.local // c was made so too
 		}
 		machine := newDocument(m.file, m.data)
-		machine.skip = func(key string) bool { return !isLocal(key) }
+		led := doc.given(keyRollout)
+		machine.skip = func(key string) bool { return !isLocal(key) || key == keyRollout && led }
 		machine.read(n)
 		doc.merge(machine)
 	}

@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,30 @@ func TestJoin(t *testing.T) {
 	}
 	if got := next.HostFault("t.example", "wrong", "right").Error(); got != "next.yaml:23:10: tunnel[0]: wrong; right" {
 		t.Error(got)
+	}
+}
+
+// Whoever brings a change says how the fleet is led to it. Without a word about that, the machine does.
+func TestRolloutOfAChange(t *testing.T) {
+	machine := parse(t, valid+"rollout: {min_requests: 30, take_time: 7s}\n")
+	for text, want := range map[string]string{
+		valid:                                "30 7s",
+		valid + "rollout: {take_time: 9s}\n": "200 9s",
+	} {
+		c, err := machine.With("next.yaml", []byte(text), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := c.Plan(); fmt.Sprint(p.MinRequests, " ", p.TakeTime) != want || c.Hash() != machine.Hash() {
+			t.Errorf("got %+v; want %s", p, want)
+		}
+		if again, err := c.With("again.yaml", []byte(valid), nil); err != nil || again.Plan().MinRequests != 30 {
+			t.Errorf("the next change: %+v, %v", again.Plan(), err)
+		}
+	}
+	_, err := machine.With("next.yaml", []byte(valid+"rollout: {take_time: 1s}\n"), nil)
+	if err == nil || !strings.HasPrefix(err.Error(), "next.yaml:") {
+		t.Errorf("a fault: %v", err)
 	}
 }
 
