@@ -223,6 +223,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if _, err := member.Open(ctx); err != nil {
 		return err
 	}
+	source.wake = member.Wake
 
 	// Where operators look, which workers cannot reach.
 	pages, err := g.openConsole(ctx, store, live, member, decisions, account)

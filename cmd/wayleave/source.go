@@ -22,12 +22,14 @@ type source struct {
 	gate gate
 	docs grant.Documents
 	live *revisions
+	wake func() // makes this gate look at how far the rollout is; nil: it does not serve yet
 
 	// What follows is of enter, and then of follow.
 
 	text    []byte         // of the file, as it is now
 	cfg     *config.Config // what it means on this machine; nil: it has faults
-	changed bool           // since the gate runs
+	changed bool           // since the gate runs, and no rollout has begun for it since
+	begun   string         // id of the rollout that was begun here last; empty: this gate has taken notice of it
 	alone   bool           // no other gate is there to serve what the fleet has
 	told    string         // what was logged last
 	against *objected      // nil: nothing speaks against it
@@ -101,7 +103,7 @@ func (s *source) follow(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case text := <-news:
-			s.changed, s.against = true, nil
+			s.changed, s.against, s.begun = true, nil, ""
 			s.read(text)
 		case now := <-tick.C:
 			if a := s.against; a != nil && now.Sub(a.at) < objectEvery && slices.EqualFunc(a.grants, s.live.summaries(), sameGrant) {
@@ -163,8 +165,12 @@ func (s *source) say(level slog.Level, what string, args ...any) {
 
 // consider does about the file what is to be done now.
 func (s *source) consider(ctx context.Context, state rollout.State, desk operate.Desk) (begun bool, err error) {
-	if s.cfg == nil {
+	if s.cfg == nil || s.begun != "" && !mentions(state, s.begun) {
 		return false, nil
+	}
+	s.begun = ""
+	if isRolledOut(state, s.cfg.Hash()) {
+		s.changed = false
 	}
 	do, words := automatic(state, ownFile{path: s.gate.file, revision: s.cfg.Hash(), changed: s.changed || s.alone, automatic: s.cfg.Rollout.Automatic})
 	if do != begin {
@@ -178,7 +184,7 @@ func (s *source) consider(ctx context.Context, state rollout.State, desk operate
 		desk.Validate, q.Force = nil, operate.ObjectionNames()
 	}
 	s.against = nil
-	_, err = desk.StartRollout(ctx, q)
+	started, err := desk.StartRollout(ctx, q)
 	objections, are := errors.AsType[*operate.Objections](err)
 	switch {
 	case errors.Is(err, rollout.ErrUnderWay), errors.Is(err, rollout.ErrSame): // another gate was faster
@@ -193,6 +199,10 @@ func (s *source) consider(ctx context.Context, state rollout.State, desk operate
 		return false, err
 	}
 	s.changed = false
+	if s.wake != nil {
+		s.begun = started.Rollout.ID
+		s.wake()
+	}
 	return true, s.live.want(ctx, nil)
 }
 

@@ -119,6 +119,20 @@ const (
 	begin                 // roll it out
 )
 
+// mentions reports whether a state knows of a rollout.
+func mentions(s rollout.State, id string) bool {
+	return s.Current != nil && s.Current.ID == id || slices.ContainsFunc(s.History, func(r rollout.Rollout) bool { return r.ID == id })
+}
+
+// isRolledOut reports whether the fleet has a revision, or is on the way to it, whoever began that. What becomes of it then is no more
+// for a file to say that has not changed since.
+func isRolledOut(s rollout.State, revision string) bool {
+	if s.Current != nil {
+		return s.Current.To == revision
+	}
+	return s.Stable == revision
+}
+
 // automatic decides what a gate does about its file, and says it in words for the log; none when there is nothing to say.
 func automatic(s rollout.State, f ownFile) (do fileMove, words string) {
 	byHand := "wayleave rollout start -c " + f.path

@@ -146,3 +146,21 @@ func TestAutomatic(t *testing.T) {
 		}
 	}
 }
+
+// A file that has not changed since its rollout began says nothing about what comes after it, whoever began it.
+func TestIsRolledOut(t *testing.T) {
+	now := &rollout.Rollout{ID: "now", From: "r1", To: "r2"}
+	under, after := rollout.State{Stable: "r1", Current: now}, rollout.State{Stable: "r2", History: []rollout.Rollout{*now}}
+	for _, c := range []struct {
+		state rollout.State
+		file  string
+		is    bool
+	}{{under, "r2", true}, {under, "r1", false}, {under, "r3", false}, {after, "r2", true}, {after, "r1", false}} {
+		if got := isRolledOut(c.state, c.file); got != c.is {
+			t.Errorf("%s in %+v: %v", c.file, c.state, got)
+		}
+	}
+	if !mentions(under, "now") || !mentions(after, "now") || mentions(after, "then") {
+		t.Error("which rollouts a state knows of is not told")
+	}
+}
