@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// held are connections of a worker that are to live on whatever happens: a tunnel with a request now and then, a WebSocket, and a
+// hold are connections of a worker that are to live on whatever happens: a tunnel with a request now and then, a WebSocket, and a
 // stream of events.
-type held struct {
+type hold struct {
 	worker worker
 	tunnel *http.Client
 	socket func(*testing.T)
@@ -22,9 +22,9 @@ type held struct {
 	broken chan error // what ended the stream
 }
 
-func hold(t *testing.T, w worker) *held {
+func holdOpen(t *testing.T, w worker) *hold {
 	t.Helper()
-	h := &held{worker: w, tunnel: w.client(t, false), socket: openSocket(t, w), broken: make(chan error, 1)}
+	h := &hold{worker: w, tunnel: w.client(t, false), socket: openSocket(t, w), broken: make(chan error, 1)}
 	if a, err := do(h.tunnel, w.request(http.MethodGet, "https://api.demo.test/echo", nil)); err != nil || a.status != http.StatusOK {
 		t.Fatalf("opening a tunnel: %v, %v", a, err)
 	}
@@ -56,7 +56,7 @@ func hold(t *testing.T, w worker) *held {
 }
 
 // check sees that all of them live.
-func (h *held) check(t *testing.T) {
+func (h *hold) check(t *testing.T) {
 	t.Helper()
 	h.socket(t)
 	kept := false

@@ -148,8 +148,8 @@ func (s *steady) more(t *testing.T, n int64) {
 	}
 }
 
-// report says how many requests have failed since the last report. More than most fail the test.
-func (s *steady) report(t *testing.T, what string, most int) {
+// report says how many requests have failed since the last report, and returns it. More than most fail the test.
+func (s *steady) report(t *testing.T, what string, most int) int {
 	t.Helper()
 	s.mu.Lock()
 	failed := s.failed
@@ -161,6 +161,7 @@ func (s *steady) report(t *testing.T, what string, most int) {
 			t.Error(err)
 		}
 	}
+	return len(failed)
 }
 
 // openSocket opens a WebSocket through the gate; the function it returns sees that it still works.

@@ -36,7 +36,7 @@ func TestFileIsEdited(t *testing.T) {
 	more := strings.Replace(file, "[api.demo.test]", "[api.demo.test, other.demo.test]", 1)
 	g := start(t, file, "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
-	held := hold(t, w)
+	held := holdOpen(t, w)
 	load := startSteadyOver(w, []*http.Client{w.client(t, false), w.client(t, true)}, edgeRate)
 	write := func(text string) {
 		t.Helper()
@@ -49,7 +49,7 @@ func TestFileIsEdited(t *testing.T) {
 	write(more)
 	w.reaches(t, "other.demo.test", "200")
 	write(strings.Replace(more, "grant: claude", "grant: clod", 1))
-	if err := g.waitOutput("the configuration file has faults; nothing was changed"); err != nil {
+	if err := g.waitOutput("has faults; nothing was changed"); err != nil {
 		t.Fatal(err)
 	}
 	if seen, _ := g.out.contains("clod"); !seen {
