@@ -307,6 +307,15 @@ func TestRootIsRolledOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	end()
+	if err := eventually(func() error { // gates write down a moment later who has ended
+		out, err := e.command("wayleave", "ca", "show").CombinedOutput()
+		if err == nil && strings.Contains(string(out), "began before gates gave it to workers") {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	begin()
 	out, code = activate()
 	if code != 0 || !strings.Contains(out, "step 1 of 2 (group canary)") || !strings.Contains(out, "step 2 of 2 (100 %)") || !strings.Contains(out, `"Wayleave egress CA 2" signs from now on`) {
