@@ -23,6 +23,7 @@ func check(c *Config, doc *document) Faults {
 	k.vault()
 	k.listen()
 	k.console()
+	k.metrics()
 	k.notify()
 	k.audit()
 	k.record()

@@ -35,6 +35,9 @@ type Config struct {
 	// Operators' web pages and HTTP API.
 	Console Console `yaml:"console"`
 
+	// Figures for Prometheus, and whether the gate is alive and ready.
+	Metrics Metrics `yaml:"metrics"`
+
 	// Account of what is done through the gate.
 	Audit Audit `yaml:"audit"`
 

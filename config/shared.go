@@ -19,7 +19,7 @@ import (
 // Envoys have it. The local part is each machine's own.
 
 // localKeys are the sections of the local part. How a fleet is led is no part of what it is led to, so rollout is among them.
-var localKeys = []string{"vault", "listen", "console", "audit", "notify", "record", "approvals", "envoy", keyRollout}
+var localKeys = []string{"vault", "listen", "console", "metrics", "audit", "notify", "record", "approvals", "envoy", keyRollout}
 
 const keyRollout = "rollout"
 

@@ -36,7 +36,8 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	r.asked(ctx, in.GetAttributes().GetContextExtensions())
 	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
 	policy := s.live.Load().by(r.revision)
-	d := arrive(policy, s.sessions, &r, s.now())
+	r.came = s.now()
+	d := arrive(policy, s.sessions, &r, r.came)
 	s.record(&d, &r)
 	whole := r.method != http.MethodConnect || policy.find(d.to).tunnel // of other hosts each request is counted and told of
 	if whole {

@@ -25,7 +25,8 @@ type Decided struct {
 	Grant     string
 	Token     string // version of the token that was sent; it tells it from others and is no secret
 	RequestID string
-	Revision  string // of the configuration that decided, as it is shown
+	Revision  string        // of the configuration that decided, as it is shown
+	Took      time.Duration // from Envoy's question on, but while an operator was asked
 }
 
 // tell counts a decision, and tells who watches.
@@ -34,8 +35,9 @@ func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
 	if s.decided == nil {
 		return
 	}
+	now := s.now()
 	x := Decided{
-		At: s.now(), Worker: d.session.Worker, Session: d.session.ID, Source: r.source, Host: d.host, Method: shown(r.method), Path: pathShown(r),
+		At: now, Took: now.Sub(r.came), Worker: d.session.Worker, Session: d.session.ID, Source: r.source, Host: d.host, Method: shown(r.method), Path: pathShown(r),
 		RequestID: id, Revision: shortRevision(d.by.revision),
 	}
 	if d.route != nil {

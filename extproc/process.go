@@ -81,14 +81,17 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	r.asked(ctx, nil)
-	d := decide(s.live.Load().by(r.revision), s.sessions, &r, s.now())
+	r.came = s.now()
+	d := decide(s.live.Load().by(r.revision), s.sessions, &r, r.came)
 	s.record(&d, &r)
 	id := requestID(r.values("x-request-id"))
 	if d.held != nil && s.approvals != nil {
 		var err error
+		asked := s.now()
 		if d, err = s.awaitOperator(ctx, p.send, d, &r, id); err != nil {
 			return nil, err
 		}
+		r.came = r.came.Add(s.now().Sub(asked))
 	}
 	p.release = s.count(ctx, &d, true) // after all that may refuse it or take long by itself
 	var token grant.Token

@@ -26,7 +26,8 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 		source: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
 	}
 	r.asked(ctx, a.GetContextExtensions())
-	d := redirected(s.live.Load().by(r.revision), &r, s.now())
+	r.came = s.now()
+	d := redirected(s.live.Load().by(r.revision), &r, r.came)
 	s.record(&d, &r)
 	s.count(ctx, &d, false)
 	id := requestID(nil)

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -30,6 +31,8 @@ type request struct {
 	connectAuthority string // what CONNECT asked for
 	serverName       string // what TLS asked for
 	source           string // the worker's address
+
+	came time.Time // as far as what is counted from it is the gate's
 
 	node     string // the Envoy that asks
 	revision string // that it says it has

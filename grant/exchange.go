@@ -113,6 +113,7 @@ func (x *Exchanger) Token(ctx context.Context, name, worker string, required []s
 			if missing := oauth.MissingScopes(t.Scopes, required); len(missing) > 0 {
 				return Token{}, &Unusable{Grant: name, State: ScopeMissing, Missing: missing, next: nextForScopes}
 			}
+			x.keeper.watch.token(waited)
 			return t, nil
 		}
 		select {

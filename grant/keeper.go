@@ -22,7 +22,15 @@ type Options struct {
 	CallTimeout time.Duration        // longest token-endpoint call: a slow answer may hold the only live refresh token; default 60 s
 	Lease       time.Duration        // how long other replicas leave a grant to one that has ceased to renew its claim; default 20 s. The same on all replicas.
 	Reread      time.Duration        // how often each grant is read again, to see what others wrote; default 5 s
+	Watch       Watch                // default: nobody watches
 	Drain       time.Duration        // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
+}
+
+// Watch is told what a [Keeper] does. Each function may be nil, is called by many goroutines, and must not block.
+type Watch struct {
+	Token    func(waited bool)                   // a token was given out: from memory, or after a wait
+	Happened func(grant string, e Event)         // to a grant, by this replica's doing
+	Awaited  func(grant string, d time.Duration) // another replica's lease, which is over, when the grant was due
 }
 
 // Keeper keeps a set of grants usable and hands out their tokens. Each grant belongs to one goroutine, which [Keeper.Run]
@@ -36,6 +44,7 @@ type Keeper struct {
 	log     *slog.Logger
 	now     func() moment
 	drain   time.Duration
+	watch   Watch
 	ended   chan struct{} // closed when Run returns
 }
 
@@ -43,6 +52,12 @@ type Keeper struct {
 type update struct {
 	specs []Spec
 	done  chan struct{} // closed when they are there
+}
+
+func (w Watch) token(waited bool) {
+	if w.Token != nil {
+		w.Token(waited)
+	}
 }
 
 // minder is the one of a grant; nil when there is none.
@@ -67,6 +82,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 		log:     o.Log,
 		now:     func() moment { return moment{day: o.Now().Round(0), run: o.Running()} },
 		drain:   cmp.Or(o.Drain, 20*time.Second),
+		watch:   o.Watch,
 		ended:   make(chan struct{}),
 	}
 	holder := cmp.Or(o.Holder, rand.Text())
@@ -83,6 +99,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 			policy:   policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, time.Minute), lease: cmp.Or(o.Lease, 20*time.Second)},
 			holder:   holder,
 			reread:   k.reread,
+			watch:    o.Watch,
 			now:      k.now,
 			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
 		})
@@ -217,8 +234,8 @@ func (c *crew) begin(name string, m *minder) {
 // store that is newer than the request: that may take a second, because grants are not read more often. A ctx that ends
 // ends the wait only: no work is bound to it.
 func (k *Keeper) Token(ctx context.Context, name string, required []string) (Token, error) {
-	came := k.now()
-	for waiting := true; ; {
+	came, waited := k.now(), false
+	for waiting := true; ; waited = true {
 		m := k.minder(name)
 		if m == nil {
 			return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
@@ -226,6 +243,7 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 		v := m.view.Load()
 		t, refusal, wait := v.answer(m.policy, m.spec, required, came, k.now())
 		if refusal == nil {
+			k.watch.token(waited)
 			return t, nil
 		}
 		if !wait || !waiting {

@@ -30,6 +30,7 @@ type minder struct {
 	holder   string
 	reread   time.Duration
 	now      func() moment
+	watch    Watch
 	log      *slog.Logger
 
 	asked   chan struct{} // holds one: somebody wants a fresh look
@@ -52,6 +53,8 @@ type owned struct {
 	marked    string        // id of the lease under which the process before this one presented the token
 	blind     bool          // there is no such knowledge: the spool fails
 	inherited string        // id of the lease that the process before this one left; one of our name that comes later is a twin's
+	awaits    bool          // another replica's lease is waited for,
+	since     time.Duration // from then on
 	held      time.Duration // the token endpoint is not called before: it is busy, or down
 
 	rescope bool // see wish. Only then: gateways of an old and a new configuration must not undo each other's work
@@ -158,6 +161,7 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 		return m.read, storeWait
 	}
 	move, wait := m.policy.plan(m.rec, m.spec, now, m.wish())
+	m.awaiting(move == await, now.run)
 	if move == refresh || move == revoke {
 		wait = max(wait, m.held-now.run)
 	}
@@ -182,6 +186,17 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 		return m.call(move), wait
 	}
 	return m.read, read
+}
+
+// awaiting notes whether another replica's lease is waited for, and tells how long it was when that is over.
+func (m *minder) awaiting(it bool, now time.Duration) {
+	switch {
+	case it && !m.awaits:
+		m.since = now
+	case !it && m.awaits && m.watch.Awaited != nil:
+		m.watch.Awaited(m.spec.Name, now-m.since)
+	}
+	m.awaits = it
 }
 
 // sleep ends after d, when somebody asks, or when the minder should stop.

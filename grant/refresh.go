@@ -200,6 +200,9 @@ func (m *minder) leave(o *outcome, e Event, did Request) {
 		o.next.Handled = q.ID
 	}
 	o.next = o.next.happened(e).noted(o.base, m.now())
+	if m.watch.Happened != nil {
+		m.watch.Happened(m.spec.Name, e)
+	}
 	m.keep(o)
 	m.unsaved = o
 }

@@ -1,6 +1,8 @@
 package grant
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"wayleave/oauth"
@@ -64,6 +66,9 @@ func next(s State, kind Kind, failure oauth.Kind, name string) string {
 	}
 	return strings.ReplaceAll(text, "{name}", name)
 }
+
+// States are all there are, sorted.
+func States() []State { return slices.Sorted(maps.Keys(words)) }
 
 // known reports whether s is one of the states above.
 func (s State) known() bool {

@@ -16,7 +16,11 @@ const adminTimeout = 30 * time.Second
 
 // call runs f with the current log-in, and again with a newer one as long as the server refuses the token and there is
 // one: an operator who revokes tokens may hit the newest too.
-func (c *Client) call(ctx context.Context, timeout time.Duration, capability, path string, f func(context.Context, *api.Client) error) error {
+func (c *Client) call(ctx context.Context, timeout time.Duration, capability, path string, f func(context.Context, *api.Client) error) (failed error) {
+	if c.cfg.Called != nil {
+		began := time.Now()
+		defer func() { c.cfg.Called(Call{capability, time.Since(began), failed}) }()
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	current := c.login.Load()

@@ -57,6 +57,16 @@ type Config struct {
 	Mount     string // KV version 2 mount; default "wayleave"
 	PKIMount  string // PKI mount; default "wayleave-pki"
 	Auth      Auth
+
+	// Called is told of each call that a Client has made, log-ins apart; it must not block. Nil: nobody is.
+	Called func(Call)
+}
+
+// Call is a call of the server, with what was tried again.
+type Call struct {
+	Operation string // read, list, update or delete
+	Took      time.Duration
+	Err       error // nil: it worked
 }
 
 // The mounts' names when the configuration gives none; the policies in deploy/vault use them too.

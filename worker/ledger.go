@@ -182,6 +182,26 @@ func (l *Ledger) Lookup(id string) (Record, bool) {
 	return r, ok
 }
 
+// Count is how many sessions are under way, as known here.
+func (l *Ledger) Count(now time.Time) (n int) {
+	over := l.revoked.Load()
+	for i := range l.shards {
+		n += l.shards[i].count(now, over)
+	}
+	return n
+}
+
+func (sh *shard) count(now time.Time, over *revocations) (n int) {
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	for id, r := range sh.live {
+		if !r.Ended && now.Before(r.Ends) && !over.covers(id, r.Worker) {
+			n++
+		}
+	}
+	return n
+}
+
 // Moment is when a session of the worker is to be issued: now, or the moment before which its sessions were ended, if the clock
 // of whoever ended them is a little ahead of ours: its next sessions must not end with the earlier ones.
 func (l *Ledger) Moment(worker string, now time.Time) time.Time {

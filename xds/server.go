@@ -30,6 +30,10 @@ type Options struct {
 	Joined func(Node)
 	// Changed is told when an Envoy has come, gone, or answered what it was sent; it must not wait. May be nil.
 	Changed func()
+	// Sent is told of each response to an Envoy, by the kind of what is in it as in TypeState, and Answered of what Envoy said to one; they
+	// must not wait. May be nil.
+	Sent     func(kind string)
+	Answered func(kind string, refused bool)
 	// Log is where refusals go. Nil: slog's default.
 	Log *slog.Logger
 }
@@ -60,14 +64,16 @@ const sweepEvery = time.Second
 
 // Server serves resources and leaf certificates over delta ADS: several revisions at once, and each node is told one of them.
 type Server struct {
-	log     *slog.Logger
-	joined  func(Node)
-	changed func()
-	secrets *secrets
-	nodes   nodes
-	shared  memo
-	ctx     context.Context // ends with Run, and with it every stream
-	end     context.CancelFunc
+	log      *slog.Logger
+	joined   func(Node)
+	changed  func()
+	sent     func(kind string)
+	answered func(kind string, refused bool)
+	secrets  *secrets
+	nodes    nodes
+	shared   memo
+	ctx      context.Context // ends with Run, and with it every stream
+	end      context.CancelFunc
 
 	mu        sync.Mutex // of the last Serve
 	revisions map[string]*revision
@@ -84,13 +90,21 @@ type Assignment struct {
 // NewServer makes a server that has nothing to serve until Serve. Its streams last until Run's context ends.
 func NewServer(mint Minter, o Options) *Server {
 	s := &Server{
-		log:     o.log(),
-		joined:  o.Joined,
-		changed: o.Changed,
-		secrets: newSecrets(mint, o.maxLeaves(), o.leafIdle(), o.log()),
+		log:      o.log(),
+		joined:   o.Joined,
+		changed:  o.Changed,
+		sent:     o.Sent,
+		answered: o.Answered,
+		secrets:  newSecrets(mint, o.maxLeaves(), o.leafIdle(), o.log()),
 	}
 	if s.joined == nil {
 		s.joined = func(Node) {}
+	}
+	if s.sent == nil {
+		s.sent = func(string) {}
+	}
+	if s.answered == nil {
+		s.answered = func(string, bool) {}
 	}
 	if s.changed == nil {
 		s.changed = func() {}

@@ -44,6 +44,7 @@ func (a adsService) DeltaAggregatedResources(inner discovery.AggregatedDiscovery
 		one.Lock()
 		defer one.Unlock()
 		node.sending(resp)
+		s.sent(shortType(resp.GetTypeUrl()))
 		return inner.Send(resp)
 	}
 	sending.Go(func() { _ = secrets.serve(ctx, send) }) // a failed send ends receiving too
@@ -83,6 +84,7 @@ func (a adsService) receive(inner discovery.AggregatedDiscoveryService_DeltaAggr
 			}
 		}
 		if answered {
+			s.answered(shortType(req.GetTypeUrl()), kind != "")
 			s.changed()
 		}
 	}

@@ -97,10 +97,11 @@ func (u upper) consolePlace() consolePlace {
 	return p
 }
 
-// watched lets the console see decisions, and the audit keep them.
-func watched(to *console.Decisions, account account) func(extproc.Decided) {
+// watched lets the console see decisions, the audit keep them, and the figures count them.
+func watched(to *console.Decisions, account account, figured *measured) func(extproc.Decided) {
 	return func(d extproc.Decided) {
 		account.request(d)
+		figured.decided(d)
 		x := console.Decision{At: d.At, Outcome: console.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Host: d.Host, Method: d.Method, Route: d.Route, Grant: d.Grant, Request: d.RequestID}
 		switch {
 		case d.Reason != "":

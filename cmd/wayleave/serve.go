@@ -109,7 +109,9 @@ type gate struct {
 	console   consolePlace
 	audit     string // file of the audit; empty: there is none
 	accessLog string // where Envoy writes one line per request
-	log       *slog.Logger
+
+	metricsStrict bool // fail when another program has the address of the figures; else wait until it has not
+	log           *slog.Logger
 }
 
 // serving is a gate that Envoy can connect to, for whoever wants to look.
@@ -124,6 +126,15 @@ type serving struct {
 // Read it as the architecture: what is stored, what is served, who may come, what Envoy is told, what they get, where it
 // listens.
 func (g gate) serve(ctx context.Context, ready func(serving)) error {
+	// Who looks how it is.
+	figured := newMeasured()
+	shown, err := g.openMetrics(ctx, figured)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = shown.stop() }()
+	g.vault.Called = figured.vaultCalled
+
 	// What is stored: the configuration's revisions, grants, session keys and the root CAs live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)
 	if err != nil {
@@ -180,7 +191,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err := durable.ReplacePublic(g.caFile, live.authority.RootPEM()); err != nil {
 		return fmt.Errorf("writing down the roots that workers trust: %w", err)
 	}
-	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Log: g.log})
+	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Watch: figured.grants(), Log: g.log})
 	live.exchanger = grant.NewExchanger(live.grants, now.exchanges())
 
 	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
@@ -191,7 +202,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	// What Envoy is told, without the hosts that have a fault.
 	var member *fleet.Member // made below, before an Envoy can come
-	envoys = xds.NewServer(mint(live.authority), xds.Options{Joined: g.joined, Changed: func() { member.Wake() }, Log: g.log})
+	envoys = xds.NewServer(figured.mint(mint(live.authority)), xds.Options{Joined: g.joined, Changed: func() { member.Wake() }, Sent: figured.Pushed, Answered: figured.PushAnswered, Log: g.log})
 	live.envoys = envoys
 
 	// What they get: the decision on each tunnel and each request.
@@ -209,10 +220,12 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account), Recording: g.recording(recorder), Log: g.log})
+	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured), Recording: g.recording(recorder), Log: g.log})
 	if err := live.serve(now); err != nil {
 		return err
 	}
+
+	figured.Look(grantStates(), time.Now, figures(live, time.Now))
 
 	// What all gates know together of their Envoys, and how far a rollout is.
 	member = fleet.Join(fleet.Options{
@@ -267,6 +280,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		group.Go(func() error { recorder.Run(work); return nil })
 	}
 	group.Go(func() error { return pages.serve(work) })
+	group.Go(func() error { return shown.failure(work) })
 	group.Go(func() error { telling.Run(work); return nil })
 	group.Go(doors.serveRPC)
 	group.Go(func() error { return doors.serveAPI(live) })
@@ -280,6 +294,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 			return nil
 		case <-ctx.Done():
 		}
+		figured.health.Set(readyProcess, "has been told to stop")
 		doors.sendAway()
 		release() // whoever waits for an operator asks again, at another gate or the next
 		if spooled.Awaited() {
@@ -291,6 +306,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		live.swap.Leave() // which it holds for as long as requests are under way
 		return doors.finish()
 	})
+	figured.health.Set(readyProcess, "")
 	ready(serving{envoys, live, pages})
 	return ignoreCanceled(group.Wait())
 }

@@ -102,7 +102,7 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting the gate")
 	served := make(chan serving, 1) // buffered: the gate does not wait for us
-	g := gate{cfg: u.cfg, file: u.configPath, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), log: u.log}
+	g := gate{cfg: u.cfg, file: u.configPath, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), metricsStrict: true, log: u.log}
 	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
 	var now serving
@@ -204,6 +204,16 @@ func (p *part) err() error {
 	<-p.done
 	p.told = true
 	return p.failed
+}
+
+// failure waits for the end, which ctx's end spares, and returns how it ended.
+func (p *part) failure(ctx context.Context) error {
+	select {
+	case <-p.done:
+		return p.err()
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // stop ends the part and returns how it ended, unless that was said before.
