@@ -136,3 +136,27 @@ func TestNotHeld(t *testing.T) {
 		t.Errorf("held: %v", b.held)
 	}
 }
+
+// The time that a gate took is not that of an operator who was asked.
+func TestTookWithoutTheOperator(t *testing.T) {
+	f := newFixture(t)
+	clock := now
+	b := &board{result: approval.Result{ID: "abc", State: approval.Allowed}, before: func() { clock = clock.Add(time.Minute) }}
+	var told []Decided
+	s := New(ruled(false, rules.Allow, holding("eyes", `method == "DELETE"`)), f.sessions, &vault{}, Options{
+		Now: func() time.Time { clock = clock.Add(time.Millisecond); return clock }, Approvals: b, Decided: func(d Decided) { told = append(told, d) },
+	})
+	for _, method := range []string{"GET", "DELETE"} {
+		if _, err := s.process(t.Context(), message(f.anthropic(method, "/v1/files/1", "authorization", "Bearer "+f.claude())), &phases{send: func(*extprocv3.ProcessingResponse) error { return nil }}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(told) != 2 || len(b.held) != 1 {
+		t.Fatalf("told of %d, held %d", len(told), len(b.held))
+	}
+	for _, d := range told {
+		if d.Took <= 0 || d.Took > time.Second || d.Reason != "" {
+			t.Errorf("%s took %v, %q", d.Method, d.Took, d.Reason)
+		}
+	}
+}

@@ -72,6 +72,11 @@ func testLedger(t *testing.T, docs Documents) {
 
 	listed := func() (ids []string) {
 		t.Helper()
+		defer func() {
+			if n := a.Count(clock); n != len(ids) {
+				t.Errorf("counted: %d, listed: %v", n, ids)
+			}
+		}()
 		live, err := ListSessions(t.Context(), docs, clock)
 		if err != nil {
 			t.Fatal(err)
