@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -144,5 +146,60 @@ func TestMetrics(t *testing.T) {
 	}
 	if status, body := ask("/readyz", "application/json"); status != http.StatusOK || json.Unmarshal([]byte(body), &ready) != nil || !ready.Ready || len(ready.Reasons) != 0 {
 		t.Errorf("/readyz as JSON: %d %s", status, body)
+	}
+}
+
+// Each gate of a file says at its own port whether it is ready: not while it cannot read Vault, and not once it is told to stop.
+func TestReadiness(t *testing.T) {
+	t.Parallel()
+	a, err := freeport.Address() // the next port is nobody's either
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(port(a))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := fmt.Sprint("127.0.0.1:", n+1)
+	s := newHouseOf(t, fleetConfig+"metrics: {listen: \""+a+"\"}\n", "a", "b")
+	is := func(address string, status int, words string) error {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		got, err := do(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}, req)
+		if err == nil && (got.status != status || !strings.Contains(got.body, words)) {
+			err = fmt.Errorf("%s says %d %s; want %d %s", address, got.status, got.body, status, words)
+		}
+		return err
+	}
+	both := func(status int, words string) {
+		t.Helper()
+		for _, address := range []string{a, b} {
+			if err := eventually(func() error { return is(address, status, words) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	both(http.StatusOK, "ready\n")
+	bao := s.bao.cmd.Process
+	if err := bao.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = bao.Signal(syscall.SIGCONT) })
+	both(http.StatusServiceUnavailable, "not ready: vault: does not answer")
+	if err := bao.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	both(http.StatusOK, "ready\n")
+
+	if err := s.gates["a"].cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := eventually(func() error { return is(a, http.StatusServiceUnavailable, "not ready: gate: has been told to stop") }); err != nil {
+		t.Error(err)
+	}
+	if err := is(b, http.StatusOK, "ready\n"); err != nil {
+		t.Error(err)
 	}
 }
