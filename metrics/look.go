@@ -48,7 +48,7 @@ func (m *Metrics) Look(states []string, now func() time.Time, look func() Figure
 		state: desc("wayleave_grant_state",
 			"1 for the state that a grant is in, 0 for the others. On needs_reconnect, scope_missing or never_connected: wayleave grant connect NAME; see docs/grants.md for the rest.", "grant", "state"),
 		expires: desc("wayleave_grant_expires_in_seconds",
-			"How long the grant's access token is still good; below 0 it has expired. Not there for one that never expires, or when there is none. When it nears 0 the refresh fails: wayleave grant show NAME.", "grant"),
+			"How long the grant's access token is still good; below 0 it has expired. Not there for one that never expires, or when there is none. One that nears 0 is not being refreshed: wayleave grant show NAME.", "grant"),
 		consent: desc("wayleave_grant_consent_ends_in_seconds",
 			"How long the operator's consent is still good, whatever is refreshed. Not there where providers do not say. Before it is 0: wayleave grant connect NAME.", "grant"),
 		sessions: desc("wayleave_sessions",
