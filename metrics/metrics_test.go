@@ -9,12 +9,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"go.yaml.in/yaml/v3"
 )
 
 var update = flag.Bool("update", false, "rewrite the table of docs/metrics.md")
@@ -156,6 +158,16 @@ func TestPage(t *testing.T) {
 		}
 	} else if want != string(text) {
 		t.Errorf("docs/metrics.md is not what the code says; run 'go test ./metrics -update'")
+	}
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(before+after, -1) {
+		if err := yaml.Unmarshal([]byte(block[1]), new(any)); err != nil {
+			t.Errorf("%v in\n%s", err, block[1])
+		}
+	}
+	for _, name := range regexp.MustCompile(`\bwayleave_[a-z_]+`).FindAllString(before+after, -1) {
+		if !strings.Contains(want, "| `"+name+"` |") {
+			t.Errorf("the page tells of %s, which is none", name)
+		}
 	}
 }
 

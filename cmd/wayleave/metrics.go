@@ -106,9 +106,9 @@ func vaultOutcome(err error) string {
 
 // mint counts the certificates that by makes.
 func (m *measured) mint(by xds.Minter) xds.Minter {
-	return func(host string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
+	return func(host, root string) (certPEM, keyPEM []byte, notAfter time.Time, err error) {
 		defer func() { m.LeafMinted(err) }()
-		return by(host)
+		return by(host, root)
 	}
 }
 
