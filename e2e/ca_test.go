@@ -217,7 +217,6 @@ rollout: {steps: [{group: canary, dwell: 5s}, {share: 100, dwell: 2s}], min_requ
 // Another root comes to the Envoys of one group first. A worker there that does not trust it is noticed, and all go back; without such a
 // worker all get it, and no connection fails.
 func TestRootIsRolledOut(t *testing.T) {
-	t.Parallel()
 	e := &edges{fleet: newFleet(t)}
 	e.config = rootConfig
 	for _, node := range []string{"canary", "main"} {
