@@ -167,7 +167,7 @@ func (f *fleet) replica(t *testing.T, set ...string) *replica {
 	if err := os.WriteFile(dir+".envoy.yaml", bootstrap, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r.envoy = f.start(t, w, name+".envoy.log", "envoy", "-c", dir+".envoy.yaml", "--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "1")
+	r.envoy = f.start(t, w, name+".envoy.log", "envoy", "-c", dir+".envoy.yaml", "--disable-hot-restart", "--log-level", "warning", "--concurrency", "1")
 	if err := eventually(func() error {
 		out, err := w.command("wayleave", "run", "--", "true").CombinedOutput()
 		if err != nil {
