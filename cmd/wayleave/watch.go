@@ -128,9 +128,9 @@ func mentions(s rollout.State, id string) bool {
 // for a file to say that has not changed since.
 func isRolledOut(s rollout.State, revision string) bool {
 	if s.Current != nil {
-		return s.Current.To == revision
+		return fleet.Configuration(s.Current.To) == revision
 	}
-	return s.Stable == revision
+	return fleet.Configuration(s.Stable) == revision
 }
 
 // automatic decides what a gate does about its file, and says it in words for the log; none when there is nothing to say.

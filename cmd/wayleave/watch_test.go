@@ -151,11 +151,14 @@ func TestAutomatic(t *testing.T) {
 func TestIsRolledOut(t *testing.T) {
 	now := &rollout.Rollout{ID: "now", From: "r1", To: "r2"}
 	under, after := rollout.State{Stable: "r1", Current: now}, rollout.State{Stable: "r2", History: []rollout.Rollout{*now}}
+	named := rollout.State{Stable: "r1+root"} // once a root CA was rolled out
+	toNamed := rollout.State{Stable: "r1+root", Current: &rollout.Rollout{To: "r2+root"}}
 	for _, c := range []struct {
 		state rollout.State
 		file  string
 		is    bool
-	}{{under, "r2", true}, {under, "r1", false}, {under, "r3", false}, {after, "r2", true}, {after, "r1", false}} {
+	}{{under, "r2", true}, {under, "r1", false}, {under, "r3", false}, {after, "r2", true}, {after, "r1", false},
+		{named, "r1", true}, {named, "r2", false}, {toNamed, "r2", true}, {toNamed, "r1", false}} {
 		if got := isRolledOut(c.state, c.file); got != c.is {
 			t.Errorf("%s in %+v: %v", c.file, c.state, got)
 		}
