@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -130,13 +129,6 @@ func bringAnchors(tree *yaml.Node) {
 		}
 	}
 	bring(tree)
-}
-
-// Join is the configuration of a shared part from elsewhere on the machine whose file is name and has the text local. What else is in
-// either text does not count. The error is of type Faults.
-func Join(name string, shared, local []byte) (*Config, error) {
-	machine := newDocument(name, local)
-	return (&Config{Dir: filepath.Dir(name), doc: machine}).With("the shared part", shared, nil)
 }
 
 // With is the configuration of another shared part on the machine that c is of: one of a revision that is kept, with its files, or one

@@ -351,23 +351,22 @@ func (m *Member) readOthers(ctx context.Context, now time.Duration) error {
 	if now-m.othersAt < every {
 		return nil
 	}
-	names, err := m.o.Docs.List(ctx, gatesDir)
+	names, err := listGates(ctx, m.o.Docs)
 	if err != nil {
-		return fmt.Errorf("listing the gates: %w", err)
+		return err
 	}
 	maps.DeleteFunc(m.others, func(name string, _ *other) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
 		if name == m.o.Gate {
 			continue
 		}
-		var r Report
-		version, err := m.o.Docs.Get(ctx, gatesDir+"/"+name, &vault.Packed{Value: &r})
+		r, version, err := readReport(ctx, m.o.Docs, name)
 		was := m.others[name]
 		switch {
 		case errors.Is(err, vault.ErrNotFound):
 			delete(m.others, name)
 		case err != nil:
-			return fmt.Errorf("reading what the gate %s reports: %w", name, err)
+			return err
 		case was == nil:
 			m.others[name] = &other{Report: r, version: version, changed: m.clock}
 		case was.version != version:

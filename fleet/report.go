@@ -81,22 +81,40 @@ func Read(ctx context.Context, docs Documents, now time.Time) (View, error) {
 	if v.State, _, err = ReadState(ctx, docs); err != nil {
 		return v, err
 	}
-	names, err := docs.List(ctx, gatesDir)
+	names, err := listGates(ctx, docs)
 	if err != nil {
-		return v, fmt.Errorf("listing the gates: %w", err)
+		return v, err
 	}
 	for _, name := range names {
-		var r Report
-		if _, err := docs.Get(ctx, gatesDir+"/"+name, &vault.Packed{Value: &r}); errors.Is(err, vault.ErrNotFound) {
+		r, _, err := readReport(ctx, docs, name)
+		if errors.Is(err, vault.ErrNotFound) {
 			continue
-		} else if err != nil {
-			return v, fmt.Errorf("reading what the gate %s reports: %w", name, err)
+		}
+		if err != nil {
+			return v, err
 		}
 		if now.Sub(r.At) < Gone {
 			v.Reports = append(v.Reports, r)
 		}
 	}
 	return v, nil
+}
+
+// listGates are the names of the gates that have a report.
+func listGates(ctx context.Context, docs Documents) ([]string, error) {
+	names, err := docs.List(ctx, gatesDir)
+	if err != nil {
+		return nil, fmt.Errorf("listing the gates: %w", err)
+	}
+	return names, nil
+}
+
+// readReport returns what a gate reports, and the version of that.
+func readReport(ctx context.Context, docs Documents, gate string) (r Report, version int, err error) {
+	if version, err = docs.Get(ctx, gatesDir+"/"+gate, &vault.Packed{Value: &r}); err != nil {
+		return r, version, fmt.Errorf("reading what the gate %s reports: %w", gate, err)
+	}
+	return r, version, nil
 }
 
 // Envoys are those of all gates by id, each once: the gate that it came to last knows best.
@@ -115,18 +133,6 @@ func (v View) Envoys() []Envoy {
 	}
 	slices.SortFunc(all, func(a, b Envoy) int { return strings.Compare(a.ID, b.ID) })
 	return all
-}
-
-// Traffic is what the Envoy did under the revision; an empty revision: under all of them.
-func (v View) Traffic(envoy, revision string) (sum rollout.Counts) {
-	for _, r := range v.Reports {
-		for _, t := range r.Traffic {
-			if t.Envoy == envoy && (revision == "" || t.Revision == revision) {
-				sum = sum.Plus(t.Counts)
-			}
-		}
-	}
-	return sum
 }
 
 // Compared is what Envoys did with the new revision of the rollout that is under way, and what that is compared with.

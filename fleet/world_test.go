@@ -422,3 +422,15 @@ func (m *mortal) List(ctx context.Context, path string) (names []string, err err
 func (m *mortal) Delete(ctx context.Context, path string) error {
 	return m.call(func() error { return m.Documents.Delete(ctx, path) })
 }
+
+// Traffic is what the Envoy did under the revision; an empty revision: under all of them.
+func (v View) Traffic(envoy, revision string) (sum rollout.Counts) {
+	for _, r := range v.Reports {
+		for _, t := range r.Traffic {
+			if t.Envoy == envoy && (revision == "" || t.Revision == revision) {
+				sum = sum.Plus(t.Counts)
+			}
+		}
+	}
+	return sum
+}

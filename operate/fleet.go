@@ -411,14 +411,15 @@ func Compare(from, to fleet.Revision) ([]config.Change, error) {
 	var both [2]*config.Config
 	for i, r := range []fleet.Revision{from, to} {
 		var err error
-		if both[i], err = Parsed(r); err != nil {
+		if both[i], err = Parsed(&config.Config{}, r); err != nil {
 			return nil, err
 		}
 	}
 	return config.Compare(both[0], both[1]), nil
 }
 
-// Parsed is the configuration of a revision, without any machine's own part.
-func Parsed(r fleet.Revision) (*config.Config, error) {
-	return (&config.Config{}).With(fmt.Sprintf("revision %.12s", r.ID), []byte(r.Text), r.Files)
+// Parsed is the configuration of a revision on the machine that a configuration is of; an empty one is of none, and has no part of
+// its own.
+func Parsed(machine *config.Config, r fleet.Revision) (*config.Config, error) {
+	return machine.With("revision "+rollout.Short(r.ID), []byte(r.Text), r.Files)
 }

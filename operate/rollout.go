@@ -142,7 +142,7 @@ func (d Desk) revision(ctx context.Context, id string) (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.Config.With(fmt.Sprintf("revision %.12s", r.ID), []byte(r.Text), r.Files)
+	return Parsed(d.Config, r)
 }
 
 func isFaults(err error) bool {

@@ -13,10 +13,10 @@ import (
 // listener changes with it, and no connection ends.
 
 const (
-	// RevisionMetadata is the gRPC metadata of ext_proc and of the check of redirected tunnels that names the revision, and the
-	// header of the worker API that does.
+	// RevisionMetadata is the gRPC metadata of ext_proc and of the check of redirected tunnels that names the revision.
 	RevisionMetadata = "wayleave-revision"
-	headerRevision   = "x-wayleave-revision"
+	// RevisionHeader is the header of requests to the worker API that does.
+	RevisionHeader = "x-wayleave-revision"
 	// ContextRevision is the context extension that names it in the checks of CONNECT and of plain requests.
 	ContextRevision = "revision"
 )
@@ -52,8 +52,8 @@ func tagChecks(revision string) map[string]*anypb.Any {
 // tagAPI names the revision to the worker API, and takes away what a worker has written there.
 func tagAPI(revision string, r *routev3.Route) {
 	if revision == "" {
-		r.RequestHeadersToRemove = append(r.RequestHeadersToRemove, headerRevision)
+		r.RequestHeadersToRemove = append(r.RequestHeadersToRemove, RevisionHeader)
 		return
 	}
-	r.RequestHeadersToAdd = append(r.RequestHeadersToAdd, overwrite(headerRevision, revision))
+	r.RequestHeadersToAdd = append(r.RequestHeadersToAdd, overwrite(RevisionHeader, revision))
 }

@@ -94,7 +94,7 @@ func TestRevisionReachesTheGate(t *testing.T) {
 		// A route with settings of its own for ext_proc.
 		c.Routes = append(c.Routes, Route{Name: "bodies", Hosts: []string{"bodies.provider.test"}, ConnectTo: c.Routes[0].ConnectTo, Bodies: true})
 	})
-	s.serveAPI(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Values(headerRevision)) }))
+	s.serveAPI(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Values(RevisionHeader)) }))
 	told := &revisions{seen: map[string]string{}}
 	s.gate.asked = told.note
 	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
@@ -243,7 +243,7 @@ func TestRevisionReachesTheGate(t *testing.T) {
 		}
 		want := "[" + revision + "]"
 		direct := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-		if a := get(t, direct, "http://"+s.config.ProxyAddress+"/.wayleave/v1/sessions", headerRevision, "forged"); a.status != 200 || a.body != want {
+		if a := get(t, direct, "http://"+s.config.ProxyAddress+"/.wayleave/v1/sessions", RevisionHeader, "forged"); a.status != 200 || a.body != want {
 			t.Errorf("the worker API: %d %q, want %q", a.status, a.body, want)
 		}
 	}

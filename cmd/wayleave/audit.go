@@ -71,25 +71,30 @@ func auditFiles(cfg *config.Config, file string) (gates [][]string) {
 	return gates
 }
 
+// became is what became of a request.
+func became(d extproc.Decided) audit.Outcome {
+	switch {
+	case d.Reason != "":
+		return audit.Refused
+	case d.Swapped:
+		return audit.Swapped
+	case d.Answered:
+		return audit.Answered
+	}
+	return audit.Passed
+}
+
 // request keeps what became of a request.
 func (a account) request(d extproc.Decided) {
 	if a.file == nil {
 		return
 	}
 	r := audit.Record{
-		Time: d.At, Kind: audit.Request, Gate: a.gate, Outcome: audit.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
+		Time: d.At, Kind: audit.Request, Gate: a.gate, Outcome: became(d), Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
 		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Revision: d.Revision, Token: d.Token,
 	}
 	if d.Method == "CONNECT" {
 		r.Kind = audit.Tunnel
-	}
-	switch {
-	case d.Reason != "":
-		r.Outcome = audit.Refused
-	case d.Swapped:
-		r.Outcome = audit.Swapped
-	case d.Answered:
-		r.Outcome = audit.Answered
 	}
 	a.file.Add(r)
 }

@@ -93,7 +93,7 @@ func (d operator) compared(ctx context.Context, names []string) (both [2]*config
 		if isRevision(name) {
 			var r fleet.Revision
 			if r, err = d.Revision(ctx, name); err == nil {
-				both[i], err = operate.Parsed(r)
+				both[i], err = operate.Parsed(&config.Config{}, r)
 			}
 		} else {
 			var text []byte

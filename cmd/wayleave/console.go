@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/console"
 	"wayleave/durable"
@@ -77,7 +78,6 @@ const (
 	consoleLink         = "console.login"
 	consoleDefault      = "127.0.0.1:3180"
 	rememberedDecisions = 5000
-	consoleRetry        = time.Second
 )
 
 // consolePlace is where a gate has its console.
@@ -103,11 +103,12 @@ func watched(to *console.Decisions, account account, figured *measured) func(ext
 		account.request(d)
 		figured.decided(d)
 		x := console.Decision{At: d.At, Outcome: console.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Host: d.Host, Method: d.Method, Route: d.Route, Grant: d.Grant, Request: d.RequestID}
-		switch {
-		case d.Reason != "":
+		switch became(d) {
+		case audit.Refused:
 			x.Outcome = console.Refused
-		case d.Swapped:
+		case audit.Swapped:
 			x.Outcome = console.Swapped
+		default: // an answer of the gate's own is shown as passed
 		}
 		to.Add(x)
 	}
@@ -286,16 +287,13 @@ func (d *consoleDoor) serve(ctx context.Context) error {
 	if d == nil {
 		return nil
 	}
-	for again := time.NewTicker(consoleRetry); d.listener == nil; {
-		select {
-		case <-ctx.Done():
+	if d.listener == nil {
+		l := awaitAddress(ctx, d.listen)
+		if l == nil {
 			return nil
-		case <-again.C:
-			if l, err := d.listen(ctx); err == nil {
-				if err := d.prepare(l); err != nil {
-					return err
-				}
-			}
+		}
+		if err := d.prepare(l); err != nil {
+			return err
 		}
 	}
 	srv := &http.Server{Handler: d.server, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}

@@ -137,6 +137,25 @@ func (d *doors) shut() {
 	_ = d.api.Close()
 }
 
+// addressRetry is how often a gate looks whether the one before it has let go of an address.
+const addressRetry = time.Second
+
+// awaitAddress listens as soon as nobody else does. It returns nil when ctx ends before.
+func awaitAddress(ctx context.Context, listen func(context.Context) (net.Listener, error)) net.Listener {
+	again := time.NewTicker(addressRetry)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
+			if l, err := listen(ctx); err == nil {
+				return l
+			}
+		}
+	}
+}
+
 // listenUnix opens a unix socket that only this user may connect to, in place of one that an earlier gate left behind, or
 // still listens on: that one keeps the connections it has. At no time is there none.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {

@@ -77,7 +77,7 @@ func (f *deskFlags) open(c *cobra.Command, role vault.Role) (d operate.Desk, lea
 	if err != nil {
 		return d, nil, err
 	}
-	return operate.Desk{Config: cfg, Specs: operate.Specs(cfg), Docs: store, Now: time.Now, Every: 500 * time.Millisecond}, func() { store.Close() }, nil
+	return operate.Desk{Config: cfg, Specs: operate.Specs(cfg), Docs: store, Now: time.Now, Every: deskEvery}, func() { store.Close() }, nil
 }
 
 // completeGrants completes the names of the configuration's grants.

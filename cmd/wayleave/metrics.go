@@ -42,16 +42,7 @@ func newMeasured() *measured {
 
 // decided counts what became of a request.
 func (m *measured) decided(d extproc.Decided) {
-	outcome := metrics.Passed
-	switch {
-	case d.Reason != "":
-		outcome = metrics.Refused
-	case d.Answered:
-		outcome = metrics.Answered
-	case d.Swapped:
-		outcome = metrics.Swapped
-	}
-	m.Decided(outcome, d.Grant, d.Reason, d.Took)
+	m.Decided(string(became(d)), d.Grant, d.Reason, d.Took) // they are called the same
 }
 
 // grants are the hooks of the grants' keeper.
@@ -151,9 +142,6 @@ func envoyFigures(nodes []xds.Node) (e metrics.Envoys) {
 	return e
 }
 
-// metricsRetry is how often a gate looks whether the one before it has let go of the address.
-const metricsRetry = time.Second
-
 // metricsDoor is where the gate's figures are.
 type metricsDoor struct {
 	address  string
@@ -183,12 +171,9 @@ func (d *metricsDoor) listen(ctx context.Context) (net.Listener, error) {
 
 // serve ends with ctx. Scrapes are short, so none is waited for.
 func (d *metricsDoor) serve(ctx context.Context) error {
-	for again := time.NewTicker(metricsRetry); d.listener == nil; {
-		select {
-		case <-ctx.Done():
+	if d.listener == nil {
+		if d.listener = awaitAddress(ctx, d.listen); d.listener == nil {
 			return nil
-		case <-again.C:
-			d.listener, _ = d.listen(ctx) // what keeps it from us is logged
 		}
 	}
 	srv := &http.Server{

@@ -342,10 +342,7 @@ func (v *revisions) summaries() []grant.Summary {
 // underWay reports whether a rollout is.
 func (v *revisions) underWay() bool { return v.now.Load().state.Current != nil }
 
-// revisionHeader names the revision of a request to the worker API; Envoy sets it.
-const revisionHeader = "X-Wayleave-Revision"
-
 // ServeHTTP answers workers by the revision that their Envoy has.
 func (v *revisions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	v.now.Load().of(r.Header.Get(revisionHeader)).enrolment.ServeHTTP(w, r)
+	v.now.Load().of(r.Header.Get(xds.RevisionHeader)).enrolment.ServeHTTP(w, r)
 }

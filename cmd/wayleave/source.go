@@ -228,7 +228,7 @@ func (g gate) desk(docs grant.Documents) operate.Desk {
 
 // join is the configuration of a revision on this machine.
 func (g gate) join(r fleet.Revision) (*config.Config, error) {
-	cfg, err := g.cfg.With("revision "+rollout.Short(r.ID), []byte(r.Text), r.Files)
+	cfg, err := operate.Parsed(g.cfg, r)
 	if err != nil {
 		return nil, err
 	}
