@@ -55,7 +55,7 @@ func (s *source) enter(ctx context.Context, self string) (rollout.State, error) 
 		return view.State, err
 	}
 	if s.alone = !slices.ContainsFunc(view.Reports, func(r fleet.Report) bool { return r.Gate != self }); s.alone {
-		if _, err := s.live.make(fleet.Revision{ID: s.cfg.Hash()}, s.cfg); err != nil {
+		if err := s.ready(); err != nil {
 			return view.State, err
 		}
 	}
@@ -72,6 +72,19 @@ func (s *source) enter(ctx context.Context, self string) (rollout.State, error) 
 	}
 	state, _, err := fleet.ReadState(ctx, s.docs)
 	return state, err
+}
+
+// ready makes what is needed to serve the file, which is used if it is what the fleet has.
+func (s *source) ready() error {
+	text, err := config.Shared(s.gate.file, s.text)
+	if err != nil {
+		return err
+	}
+	own, err := s.live.make(fleet.Revision{ID: s.cfg.Hash(), Text: string(text)}, s.cfg)
+	if err == nil {
+		s.live.loaded = map[string]*revision{own.ID: own}
+	}
+	return err
 }
 
 // A file that waits for something is considered again this often, and one that something speaks against when a grant has become
