@@ -515,6 +515,7 @@ func TestRootOfOneEnvoy(t *testing.T) {
 		serve()
 		canary, other := b.connectAs(b.ctx, "canary"), b.connectAs(b.ctx, "other")
 		canary.ask("a.example.com", "b.example.com")
+		synctest.Wait() // two that ask at once may have a leaf made twice
 		other.ask("a.example.com", "b.example.com")
 		synctest.Wait()
 		holds := func(when, name, first, second string) {
