@@ -153,12 +153,14 @@ func (w *world) gate(name string, docs Documents, skew time.Duration) *gate {
 	})
 	ctx, end := context.WithCancel(context.Background())
 	g.end = end
-	if _, err := g.member.Open(ctx); err != nil {
+	s, err := g.member.Open(ctx)
+	if err != nil {
 		end()
 		close(g.ended)
 		g.dead = true
 		return g
 	}
+	g.state = s // Envoys that come before Run has begun are told it too
 	go func() { defer close(g.ended); g.member.Run(ctx) }()
 	w.mu.Lock()
 	defer w.mu.Unlock()
