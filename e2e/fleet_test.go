@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -103,10 +104,19 @@ func (f *fleet) start(t *testing.T, w *world, log, name string, args ...string) 
 	g := &gate{world: w, cmd: w.command(name, args...), out: newOutput(w.saved(log)), done: make(chan struct{})}
 	g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := g.cmd.Start(); err != nil {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // Envoy ends with the thread that started it (PR_SET_PDEATHSIG), and those of other tests end
+		started <- g.cmd.Start()
+		if g.cmd.Process != nil {
+			_ = g.cmd.Wait()
+		}
+		close(g.done)
+		runtime.UnlockOSThread()
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = g.cmd.Wait(); close(g.done) }()
 	t.Cleanup(func() {
 		_ = g.cmd.Process.Signal(syscall.SIGCONT)
 		if err := g.stop(); err != nil && name == "wayleave" {
