@@ -14,7 +14,7 @@ var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // refusalReasons are the values of the header x-wayleave-reason.
 var refusalReasons = []string{
-	"approval_denied", "approval_needed", "approval_timed_out", "approval_unavailable", "bad_credential_stored", "duplicate_credential", "host_not_allowed", "host_quarantined", "misdirected", "misplaced_placeholder", "needs_reconnect",
+	"approval_denied", "approval_needed", "approval_timed_out", "approval_unavailable", "audit_unavailable", "bad_credential_stored", "duplicate_credential", "host_not_allowed", "host_quarantined", "misdirected", "misplaced_placeholder", "needs_reconnect",
 	"never_connected", "not_your_placeholder", "policy_denied", "proxy_auth_required", "refresh_unavailable", "scope_missing",
 	"rate_limited", "session_expired", "session_revoked", "token_endpoint", "vault_unavailable",
 }

@@ -47,26 +47,32 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}
+	var kept fields
+	challenge := d.refusal != nil && !r.has("proxy-authorization") // the first half of it and its response
+	if whole && d.refusal == nil || d.refusal != nil && !challenge {
+		kept = s.tell(&d, &r, grant.Token{}, id)
+	}
 	if d.refusal == nil {
-		if whole {
-			s.tell(d, &r, grant.Token{}, id)
+		if kept == nil {
+			kept = fields{}
 		}
+		kept[metadataIdentity] = structpb.NewStringValue(d.session.Identity())
 		return &authv3.CheckResponse{
-			Status:       &rpcstatus.Status{Code: int32(codes.OK)},
-			HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{}},
-			DynamicMetadata: &structpb.Struct{Fields: map[string]*structpb.Value{
-				metadataIdentity: structpb.NewStringValue(d.session.Identity()),
-			}},
+			Status:          &rpcstatus.Status{Code: int32(codes.OK)},
+			HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{}},
+			DynamicMetadata: &structpb.Struct{Fields: kept},
 		}, nil
 	}
 	level := slog.LevelWarn
-	if !r.has("proxy-authorization") {
-		level = slog.LevelDebug // the first half of a challenge and its response
-	} else {
-		s.tell(d, &r, grant.Token{}, id)
+	if challenge {
+		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(ctx, level, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
-	return denied(d.refusal.answer(nil, id)), nil
+	out := denied(d.refusal.answer(nil, id))
+	if kept != nil {
+		out.DynamicMetadata = &structpb.Struct{Fields: kept}
+	}
+	return out, nil
 }
 
 // newProxyRequest reads what ext_authz sends of a request: repeated headers are joined, and pseudo headers are among them.

@@ -33,6 +33,7 @@ var notOfRevision = map[string]string{
 	approvalDenied:      "an operator has looked at it",
 	approvalUnavailable: "what keeps approvals fails",
 	vaultUnavailable:    "what keeps credentials fails",
+	AuditUnavailable:    "what keeps the audit fails",
 }
 
 // counts are those since they were last taken.

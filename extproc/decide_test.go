@@ -596,7 +596,7 @@ func TestDecideOrder(t *testing.T) {
 func TestReasonsAreComplete(t *testing.T) {
 	want := []string{neverConnected, scopeMissing, needsReconnect, refreshUnavailable, vaultUnavailable, notYourPlaceholder, hostNotAllowed, hostQuarantined, misdirected,
 		duplicateCredential, policyDenied, sessionExpired, sessionRevoked, proxyAuthRequired, misplacedPlaceholder, badCredentialStored, tokenEndpoint,
-		approvalNeeded, approvalDenied, approvalTimedOut, approvalUnavailable, rateLimited}
+		approvalNeeded, approvalDenied, approvalTimedOut, approvalUnavailable, rateLimited, AuditUnavailable}
 	var got []string
 	for _, r := range Reasons() {
 		got = append(got, r.Name)

@@ -11,34 +11,33 @@ import (
 // Decided is what became of one request, or of one connection that was refused, for whoever watches. It has nothing of what the
 // request carried.
 type Decided struct {
-	At        time.Time
-	Swapped   bool   // a placeholder was replaced
-	Answered  bool   // the gate answered in the provider's place
-	Reason    string // of a refusal; empty: it was let through
-	Worker    string
-	Session   string
-	Source    string // the worker's address
-	Host      string
-	Method    string
-	Path      string // without its query
-	Route     string
-	Grant     string
-	Token     string // version of the token that was sent; it tells it from others and is no secret
-	RequestID string
-	Revision  string        // of the configuration that decided, as it is shown
-	Took      time.Duration // from Envoy's question on, but while an operator was asked
+	At          time.Time
+	Swapped     bool   // a placeholder was replaced
+	Answered    bool   // the gate answered in the provider's place
+	Reason      string // of a refusal; empty: it was let through
+	Worker      string
+	Session     string
+	Source      string // the worker's address
+	Host        string
+	Method      string
+	Path        string // without its query
+	Route       string
+	Grant       string
+	Token       string // version of the token that was sent; it tells it from others and is no secret
+	Fingerprint string // of the same token, by which one that somebody holds is found
+	Rule        string // of the policy, that decided; empty: none did
+	RequestID   string
+	Revision    string        // of the configuration that decided, as it is shown
+	Took        time.Duration // from Envoy's question on, but while an operator was asked
 }
 
-// tell counts a decision, and tells who watches.
-func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
-	s.counts.decided(&d, r)
-	if s.decided == nil {
-		return
-	}
+// tell tells who watches of a decision, and counts it. When it cannot be told of, nothing is let out: d is refused then. What
+// Envoy is to keep of it is returned.
+func (s *Server) tell(d *decision, r *request, token grant.Token, id string) fields {
 	now := s.now()
 	x := Decided{
 		At: now, Took: now.Sub(r.came), Worker: d.session.Worker, Session: d.session.ID, Source: r.source, Host: d.host, Method: shown(r.method), Path: pathShown(r),
-		RequestID: id, Revision: shortRevision(d.by.revision),
+		RequestID: id, Revision: shortRevision(d.by.revision), Rule: d.rule,
 	}
 	if d.route != nil {
 		x.Route, x.Grant = d.route.Name, d.route.Credential
@@ -49,9 +48,16 @@ func (s *Server) tell(d decision, r *request, token grant.Token, id string) {
 		x.Swapped, x.Answered = d.swap != nil, d.answer != nil
 	}
 	if x.Swapped {
-		x.Token = token.Version
+		x.Token, x.Fingerprint = token.Version, token.Fingerprint
 	}
-	s.decided(x)
+	if s.decided != nil {
+		if err := s.decided(x); err != nil && d.refusal == nil {
+			d.refusal, d.swap, d.answer = &refusal{reason: AuditUnavailable, cause: err}, nil, nil
+			x.Reason, x.Swapped, x.Answered, x.Token, x.Fingerprint = AuditUnavailable, false, false, "", ""
+		}
+	}
+	s.counts.decided(d, r)
+	return s.kept(x)
 }
 
 // pathShown is the path without its query, fit for an account of it; none when there is a placeholder in it.

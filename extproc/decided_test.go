@@ -15,7 +15,7 @@ func TestDecided(t *testing.T) {
 	f := newServer(t)
 	f.server.only(standInConfig())
 	var told []Decided
-	f.server.decided = func(d Decided) { told = append(told, d) }
+	f.server.decided = func(d Decided) error { told = append(told, d); return nil }
 	ask := func(host, method, path string, fields ...string) {
 		t.Helper()
 		if _, err := f.server.process(t.Context(), message(f.to(host, method, path, fields...)), new(phases)); err != nil {

@@ -194,8 +194,13 @@ type Options struct {
 	Now func() time.Time
 	// Approvals are where requests wait for an operator. Nil: those that would are refused.
 	Approvals Approvals
-	// Decided is told of every decision; it must not block. Nil: nobody is.
-	Decided func(Decided)
+	// Decided is told of every decision before Envoy is; it must not block. With an error what was to be let out, or answered, is
+	// refused. Nil: nobody is told.
+	Decided func(Decided) error
+	// Ended is told by Envoy's access log how what was decided came to its end; it must not block. Nil: nobody is told.
+	Ended func(Ended)
+	// Gate is this gate's name among those that an Envoy asks. Envoy tells ends to the gate that decided. Empty: it is alone.
+	Gate string
 	// Recording is told what was decided of which facts.
 	Recording Recording
 	// Log gets one line per refusal, never a header's value. Nil: none.
@@ -214,7 +219,9 @@ type Server struct {
 	deadline  time.Duration
 	now       func() time.Time
 	approvals Approvals
-	decided   func(Decided)
+	decided   func(Decided) error
+	ended     func(Ended)
+	gate      string
 	records   Recording
 	log       *slog.Logger
 	bodies    sync.Once    // warns of them
@@ -226,7 +233,7 @@ type Server struct {
 
 // New returns a Server that decides by cfg, whatever revision an Envoy says.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, records: o.Recording, log: o.Log, leaving: make(chan struct{})}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, records: o.Recording, log: o.Log, leaving: make(chan struct{})}
 	s.leave = sync.OnceFunc(func() { close(s.leaving) })
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second

@@ -144,7 +144,7 @@ func TestTookWithoutTheOperator(t *testing.T) {
 	b := &board{result: approval.Result{ID: "abc", State: approval.Allowed}, before: func() { clock = clock.Add(time.Minute) }}
 	var told []Decided
 	s := New(ruled(false, rules.Allow, holding("eyes", `method == "DELETE"`)), f.sessions, &vault{}, Options{
-		Now: func() time.Time { clock = clock.Add(time.Millisecond); return clock }, Approvals: b, Decided: func(d Decided) { told = append(told, d) },
+		Now: func() time.Time { clock = clock.Add(time.Millisecond); return clock }, Approvals: b, Decided: func(d Decided) error { told = append(told, d); return nil },
 	})
 	for _, method := range []string{"GET", "DELETE"} {
 		if _, err := s.process(t.Context(), message(f.anthropic(method, "/v1/files/1", "authorization", "Bearer "+f.claude())), &phases{send: func(*extprocv3.ProcessingResponse) error { return nil }}); err != nil {

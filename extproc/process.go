@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
+	"maps"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -14,7 +15,6 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/grant"
 )
@@ -106,21 +106,21 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
-	s.tell(d, &r, token, id)
+	kept := s.tell(&d, &r, token, id)
 	if d.answer != nil {
-		return s.ownAnswer(ctx, d), nil
+		return kept.in(s.ownAnswer(ctx, d)), nil
 	}
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}
 	if d.refusal != nil {
 		s.logRefusal(ctx, d, id)
-		return immediate(d.refusal.answer(d.route, id), d.refusal.reason), nil
+		return kept.in(immediate(d.refusal.answer(d.route, id), d.refusal.reason)), nil
 	}
 	if d.swap != nil && d.route.MaskBody && !d.upgrade {
 		p.mask = s.masker(d, token)
 	}
-	out := forward(d, token)
+	out := forward(d, token, kept)
 	if p.open = p.release != nil && p.canKeepOpen(); p.open {
 		out.ModeOverride = untilEnd()
 	}
@@ -241,13 +241,12 @@ const (
 	verdictPass       = "pass"
 )
 
-// forward lets the request out, with token in place of the placeholder if there is a swap.
-func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
+// forward lets the request out, with token in place of the placeholder if there is a swap, and has Envoy keep what is given of it.
+func forward(d decision, token grant.Token, kept fields) *extprocv3.ProcessingResponse {
 	var set [][2]string
 	remove := d.remove
-	fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdictPass), fieldRevision: structpb.NewStringValue(shortRevision(d.by.revision))}
 	if d.swap != nil {
-		fields = sentBy(d, token).metadata()
+		maps.Copy(kept, sentBy(d, token).metadata())
 		set = append(set, [2]string{d.swap.out.header, d.swap.out.value(token.Access.Reveal())})
 		for _, h := range d.swap.set {
 			set = append(set, [2]string{h.name, h.value})
@@ -273,13 +272,13 @@ func forward(d decision, token grant.Token) *extprocv3.ProcessingResponse {
 	if d.addSocketKey {
 		set = append(set, [2]string{"sec-websocket-key", socketKey()})
 	}
-	out := answered(set, fields)
+	out := answered(set, kept)
 	out.GetRequestHeaders().GetResponse().GetHeaderMutation().RemoveHeaders = remove
 	return out
 }
 
-// answered lets a request go on with these headers set, and notes fields as its dynamic metadata.
-func answered(set [][2]string, fields map[string]*structpb.Value) *extprocv3.ProcessingResponse {
+// answered lets a request go on with these headers set, and has Envoy keep what is given of it.
+func answered(set [][2]string, kept fields) *extprocv3.ProcessingResponse {
 	mutation := &extprocv3.HeaderMutation{}
 	for _, h := range set {
 		mutation.SetHeaders = append(mutation.SetHeaders, overwrite(h[0], h[1]))
@@ -287,12 +286,7 @@ func answered(set [][2]string, fields map[string]*structpb.Value) *extprocv3.Pro
 	out := &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{
 		Response: &extprocv3.CommonResponse{HeaderMutation: mutation},
 	}}}
-	if fields != nil {
-		out.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
-			metadataNamespace: structpb.NewStructValue(&structpb.Struct{Fields: fields}),
-		}}
-	}
-	return out
+	return kept.in(out)
 }
 
 // socketKey is a Sec-WebSocket-Key, RFC 6455 section 4.1.

@@ -12,6 +12,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/grant"
 	"wayleave/worker"
@@ -34,12 +35,14 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}
-	s.tell(d, &r, grant.Token{}, id)
+	kept := &structpb.Struct{Fields: s.tell(&d, &r, grant.Token{}, id)}
 	if d.refusal == nil {
-		return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}}
+		return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}, DynamicMetadata: kept}
 	}
 	s.log.LogAttrs(ctx, slog.LevelWarn, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
-	return denied(d.refusal.answer(nil, id)) // of which Envoy reads that it is one: TLS has no words
+	out := denied(d.refusal.answer(nil, id)) // of which Envoy reads that it is one: TLS has no words
+	out.DynamicMetadata = kept
+	return out
 }
 
 // redirected decides about a connection that was redirected.

@@ -39,6 +39,9 @@ const (
 	approvalUnavailable  = "approval_unavailable"
 )
 
+// AuditUnavailable is the reason when what was decided could not be told of.
+const AuditUnavailable = "audit_unavailable"
+
 // Reason documents one reason of a refusal.
 type Reason struct {
 	// Name is the value of x-wayleave-reason.
@@ -75,6 +78,7 @@ var reasons = []Reason{
 	{approvalDenied, 403, false, "an operator has denied this request, which is approval {approval}: {detail}"},
 	{approvalTimedOut, 403, false, "nobody has decided in time about this request, which was approval {approval} ({detail}); ask an operator to look at: wayleave approval list, and then send it again"},
 	{approvalUnavailable, 503, true, "this needs an operator's approval, and nobody can be asked: {detail}; try again later"},
+	{AuditUnavailable, 503, true, "the gate cannot write down what it does at the moment, and is told to refuse requests then; try again later, and if it lasts an operator looks at the gate's log"},
 	{proxyAuthRequired, 407, false, "the gate does not know who is calling; start the program with: wayleave run, or set the proxy user and password of a session"},
 }
 

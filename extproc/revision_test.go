@@ -139,7 +139,7 @@ func TestRevisionIsTold(t *testing.T) {
 		told     []string
 		recorded []string
 	)
-	f.server.decided = func(d Decided) { told = append(told, d.Revision) }
+	f.server.decided = func(d Decided) error { told = append(told, d.Revision); return nil }
 	f.server.records = Recording{To: func(j rules.Judged) { recorded = append(recorded, j.Revision) }}
 	f.asks(t, "a", stableRevision)
 	f.asks(t, "b", nextRevision)

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -636,12 +637,16 @@ func TestCheck(t *testing.T) {
 			if c.status == 407 {
 				challenge = `Basic realm="wayleave"`
 			}
+			told := c.reason // Envoy is, for its access log, but of the first half of a challenge
+			if c.auth == "" {
+				told = ""
+			}
 			var body struct{ Error, Message string }
 			if err := json.Unmarshal([]byte(denied.GetBody()), &body); err != nil || body.Error != c.reason || body.Message == "" {
 				t.Errorf("body %s: %v", denied.GetBody(), err)
 			}
 			if int(denied.GetStatus().GetCode()) != c.status || headers["x-wayleave-reason"] != c.reason || headers["proxy-authenticate"] != challenge ||
-				out.GetStatus().GetCode() != int32(codes.PermissionDenied) || out.GetDynamicMetadata() != nil {
+				out.GetStatus().GetCode() != int32(codes.PermissionDenied) || out.GetDynamicMetadata().GetFields()[metadataIdentity] != nil || out.GetDynamicMetadata().GetFields()[fieldReason].GetStringValue() != told {
 				t.Errorf("%d %v", denied.GetStatus().GetCode(), headers)
 			}
 			log := f.log.String()
@@ -744,7 +749,7 @@ func judge(t *testing.T, f *serverFixture, in *extprocv3.ProcessingRequest, out 
 		for _, r := range Reasons() {
 			known = known || r.Name == headers["x-wayleave-reason"]
 		}
-		if code := got.GetStatus().GetCode(); !known || code < 400 || code > 599 || !json.Valid(got.GetBody()) || out.GetDynamicMetadata() != nil {
+		if code := got.GetStatus().GetCode(); !known || code < 400 || code > 599 || !json.Valid(got.GetBody()) || verdictOf(out) != "" || strings.Contains(prototext.Format(out.GetDynamicMetadata()), "REAL-") {
 			t.Errorf("a refusal that is none: %v", out)
 		}
 		if bytes.Contains(got.GetBody(), []byte(worker.Marker)) || bytes.Contains(got.GetBody(), []byte("REAL-")) {

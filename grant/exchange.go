@@ -224,6 +224,10 @@ func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done 
 			}
 		}
 	}
+	fingerprint := ""
+	if err == nil {
+		fingerprint = x.keeper.fingerprint(got.Access)
+	}
 	now := x.keeper.now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -246,7 +250,7 @@ func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done 
 			epoch: epoch, number: e.number + 1, rejected: e.rejected,
 			token: Token{
 				Access: got.Access, Scopes: exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes), Facts: subject.Facts, Expires: got.Expiry,
-				Version: epoch + "." + strconv.Itoa(e.number+1),
+				Version: epoch + "." + strconv.Itoa(e.number+1), Fingerprint: fingerprint,
 			},
 			renew: now.run + life - min(exchangeAhead, life/5),
 			ends:  now.run + life - min(maxMargin, life/20),

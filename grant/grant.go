@@ -66,6 +66,8 @@ type Token struct {
 	Expires time.Time         // zero: the provider named no end
 	// Version tells the tokens of a grant apart. It is no secret.
 	Version string
+	// Fingerprint is Options.Fingerprint of Access, which is no secret either; empty where there is none.
+	Fingerprint string
 	// Replaceable reports whether Replace is likely to get another token, should the provider reject this one.
 	Replaceable bool
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wayleave/secret"
 )
 
 // Options of a [Keeper]. The zero value is usable.
@@ -24,6 +26,9 @@ type Options struct {
 	Reread      time.Duration        // how often each grant is read again, to see what others wrote; default 5 s
 	Watch       Watch                // default: nobody watches
 	Drain       time.Duration        // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
+
+	// Fingerprint tells tokens apart for who may not see them. It is called once for each, not for each request. Default: they have none.
+	Fingerprint func(secret.Text) string
 }
 
 // Watch is told what a [Keeper] does. Each function may be nil, is called by many goroutines, and must not block.
@@ -46,6 +51,8 @@ type Keeper struct {
 	drain   time.Duration
 	watch   Watch
 	ended   chan struct{} // closed when Run returns
+
+	fingerprint func(secret.Text) string // of a token
 }
 
 // update asks Run for another set of grants.
@@ -71,6 +78,9 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Fingerprint == nil {
+		o.Fingerprint = func(secret.Text) string { return "" }
+	}
 	if o.Running == nil {
 		start := time.Now()
 		o.Running = func() time.Duration { return time.Since(start) }
@@ -84,6 +94,8 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 		drain:   cmp.Or(o.Drain, 20*time.Second),
 		watch:   o.Watch,
 		ended:   make(chan struct{}),
+
+		fingerprint: o.Fingerprint,
 	}
 	holder := cmp.Or(o.Holder, rand.Text())
 	endpoints := map[string]*endpoint{}
@@ -102,6 +114,8 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 			watch:    o.Watch,
 			now:      k.now,
 			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
+
+			fingerprint: k.fingerprint,
 		})
 	}
 	minders := make(map[string]*minder, len(specs))

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"wayleave/secret"
 	"wayleave/vault"
 )
 
@@ -32,6 +33,8 @@ type minder struct {
 	now      func() moment
 	watch    Watch
 	log      *slog.Logger
+
+	fingerprint func(secret.Text) string // of a token; never nil
 
 	asked   chan struct{} // holds one: somebody wants a fresh look
 	view    atomic.Pointer[view]
@@ -225,6 +228,11 @@ func (m *minder) publish() {
 	}
 	if m.unsaved != nil && !m.unsaved.doubtful {
 		v.rec, v.unsaved = m.unsaved.next, m.unsaved.rotated()
+	}
+	if before := m.view.Load(); v.rec.Access.Equal(before.rec.Access) {
+		v.fingerprint = before.fingerprint
+	} else {
+		v.fingerprint = m.fingerprint(v.rec.Access)
 	}
 	close(m.view.Swap(v).superseded)
 

@@ -25,6 +25,8 @@ type view struct {
 	storeRetry time.Duration // with storeErr: when it is tried again
 	held       time.Duration // the token endpoint is not called before
 	superseded chan struct{} // closed when the next view is there
+
+	fingerprint string // of rec's token
 }
 
 // again is the same picture for another minder to replace.
@@ -72,7 +74,7 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 			refusal.next = r.why(missing).remedy(spec.Name, refusal.next)
 		}
 	case ok:
-		return Token{Access: r.Access, Scopes: r.Granted, Facts: r.Facts, Expires: r.Expires, Version: r.version(), Replaceable: v.replaceable(now)}, nil, false
+		return Token{Access: r.Access, Scopes: r.Granted, Facts: r.Facts, Expires: r.Expires, Version: r.version(), Fingerprint: v.fingerprint, Replaceable: v.replaceable(now)}, nil, false
 	}
 	if refusal != nil {
 		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.

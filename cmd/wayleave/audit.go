@@ -85,9 +85,9 @@ func became(d extproc.Decided) audit.Outcome {
 }
 
 // request keeps what became of a request.
-func (a account) request(d extproc.Decided) {
+func (a account) request(d extproc.Decided) error {
 	if a.file == nil {
-		return
+		return nil
 	}
 	r := audit.Record{
 		Time: d.At, Kind: audit.Request, Gate: a.gate, Outcome: became(d), Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
@@ -97,6 +97,7 @@ func (a account) request(d extproc.Decided) {
 		r.Kind = audit.Tunnel
 	}
 	a.file.Add(r)
+	return nil
 }
 
 // operators keeps what operators do; nil when there is no audit.

@@ -98,9 +98,12 @@ func (u upper) consolePlace() consolePlace {
 }
 
 // watched lets the console see decisions, the audit keep them, and the figures count them.
-func watched(to *console.Decisions, account account, figured *measured) func(extproc.Decided) {
-	return func(d extproc.Decided) {
-		account.request(d)
+func watched(to *console.Decisions, account account, figured *measured) func(extproc.Decided) error {
+	return func(d extproc.Decided) error {
+		err := account.request(d)
+		if err != nil && d.Reason == "" { // the gate refuses it
+			d.Reason, d.Swapped, d.Answered = extproc.AuditUnavailable, false, false
+		}
 		figured.decided(d)
 		x := console.Decision{At: d.At, Outcome: console.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Host: d.Host, Method: d.Method, Route: d.Route, Grant: d.Grant, Request: d.RequestID}
 		switch became(d) {
@@ -111,6 +114,7 @@ func watched(to *console.Decisions, account account, figured *measured) func(ext
 		default: // an answer of the gate's own is shown as passed
 		}
 		to.Add(x)
+		return err
 	}
 }
 

@@ -88,7 +88,7 @@ func TestNoSeriesByWorkers(t *testing.T) {
 		Tunnel:   []string{"*.example.org"},
 		Profiles: map[string]extproc.Profile{"default": {Grants: []string{"g"}}},
 		Workers:  map[string]string{"w": "default"},
-	}, sessions, nil, extproc.Options{Decided: m.decided})
+	}, sessions, nil, extproc.Options{Decided: func(d extproc.Decided) error { m.decided(d); return nil }})
 	connect := func(host, user string, password secret.Text) {
 		proof := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password.Reveal()))
 		r := &authv3.AttributeContext_HttpRequest{Method: http.MethodConnect, Host: host, Headers: map[string]string{"proxy-authorization": proof}}

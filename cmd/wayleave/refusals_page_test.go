@@ -30,6 +30,7 @@ var next = map[string]string{
 	"approval_needed":       "operator: allow it by a rule before the one that holds it",
 	"approval_denied":       "operator, if it was a mistake: ask again",
 	"approval_timed_out":    "operator: `wayleave approval list`, and whoever sent it: again",
+	"audit_unavailable":     "operator: the gate's log; it is the gate that refuses, as `audit.on_failure` says",
 	"approval_unavailable":  "nobody: the client asks again; operator, if it lasts: the message, and `wayleave doctor`",
 	"rate_limited":          "worker: send less at a time; operator, if that is too little: raise the limit",
 	"token_endpoint":        "nobody: the client keeps its placeholder",
