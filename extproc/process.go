@@ -1,12 +1,12 @@
 package extproc
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"log/slog"
-	"maps"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -76,8 +76,9 @@ func unchanged(in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, 
 }
 
 func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest, p *phases) (*extprocv3.ProcessingResponse, error) {
-	if was, answered, ok := sentBefore(in.GetMetadataContext()); ok && answered == statusRejected {
-		return s.again(ctx, in, was)
+	kept := fieldsOf(in.GetMetadataContext(), metadataNamespace)
+	if was, ok := sentBefore(kept); ok && kept.text(fieldAnswered) == statusRejected {
+		return s.again(ctx, in, was, cmp.Or(kept.text(fieldRequest), requestID(nil)))
 	}
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	r.asked(ctx, nil)
@@ -106,7 +107,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
-	kept := s.tell(&d, &r, token, id)
+	kept = s.tell(&d, &r, token, id)
 	if d.answer != nil {
 		return kept.in(s.ownAnswer(ctx, d)), nil
 	}
@@ -232,21 +233,12 @@ func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
 	}}}
 }
 
-// The verdict, as dynamic metadata: Envoy lets no request out without one.
-const (
-	metadataNamespace = "wayleave"
-	metadataVerdict   = "verdict"
-	fieldRevision     = "revision" // of the configuration that decided, as it is shown
-	verdictSwap       = "swap"
-	verdictPass       = "pass"
-)
-
 // forward lets the request out, with token in place of the placeholder if there is a swap, and has Envoy keep what is given of it.
 func forward(d decision, token grant.Token, kept fields) *extprocv3.ProcessingResponse {
 	var set [][2]string
 	remove := d.remove
 	if d.swap != nil {
-		maps.Copy(kept, sentBy(d, token).metadata())
+		kept.swapped(d)
 		set = append(set, [2]string{d.swap.out.header, d.swap.out.value(token.Access.Reveal())})
 		for _, h := range d.swap.set {
 			set = append(set, [2]string{h.name, h.value})

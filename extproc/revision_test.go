@@ -152,7 +152,7 @@ func TestRevisionIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	noted := rejected(first, "authorization", "Bearer "+realToken("claude"))
-	was, _, _ := sentBefore(noted.GetMetadataContext())
+	was, _ := sentBefore(fieldsOf(noted.GetMetadataContext(), metadataNamespace))
 	if was.revision != want[0] {
 		t.Errorf("noted %q", was.revision)
 	}

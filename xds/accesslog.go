@@ -3,7 +3,6 @@ package xds
 import (
 	"maps"
 	"strings"
-	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -75,28 +74,6 @@ func accessLog(path, kind string, fields map[string]string) []*accesslogv3.Acces
 	return []*accesslogv3.AccessLog{fileLog(path, kind, fields)}
 }
 
-// letOut is true of a request that the gate has let out.
-const letOut = "metadata.filter_metadata['" + metadataNamespace + "']['" + metadataVerdict + "'] != ''"
-
-// answerBrokeOff is true of a request of which only a part of the answer came.
-const answerBrokeOff = "response.code_details.startsWith('upstream_reset_after_response_started')"
-
-// failureLog tells the gate of each swapped request that ends with a 401, or with a second attempt that could not be made: it has the
-// token replaced for the requests to come. It also tells of what was let out and failed, by which revisions of a configuration are
-// compared; of a request that its worker gave up there is no code, and nothing is told. Envoy sends headers only when they are named here, and none is.
-func failureLog() *accesslogv3.AccessLog {
-	return &accesslogv3.AccessLog{
-		Name:   "envoy.access_loggers.http_grpc",
-		Filter: celFilter("(response.code == 401 || response.code >= 500 || " + answerBrokeOff + " || " + tooLongAgain + ") && " + letOut),
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.HttpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
-			LogName:             "failures",
-			GrpcService:         gateService(1, 0),
-			TransportApiVersion: corev3.ApiVersion_V3,
-			BufferFlushInterval: seconds(50 * time.Millisecond),
-		}})},
-	}
-}
-
 // untrusted are what OpenSSL calls the alerts by which a worker ends a handshake because it does not trust the certificate (RFC 8446
 // section 6.2): unknown_ca, certificate_unknown, bad_certificate and certificate_expired.
 var untrusted = []string{"ALERT_UNKNOWN_CA", "ALERT_CERTIFICATE_UNKNOWN", "ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_EXPIRED"}
@@ -110,12 +87,7 @@ func untrustedLog() *accesslogv3.AccessLog {
 	return &accesslogv3.AccessLog{
 		Name:   "envoy.access_loggers.tcp_grpc",
 		Filter: celFilter(strings.Join(any, " || ")),
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.TcpGrpcAccessLogConfig{CommonConfig: &grpcv3.CommonGrpcAccessLogConfig{
-			LogName:             "untrusted",
-			GrpcService:         gateService(1, 0),
-			TransportApiVersion: corev3.ApiVersion_V3,
-			BufferFlushInterval: seconds(50 * time.Millisecond),
-		}})},
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.TcpGrpcAccessLogConfig{CommonConfig: toGate("untrusted", clusterGate)})},
 	}
 }
 

@@ -22,13 +22,13 @@ const (
 
 func clusters(p plan) []*clusterv3.Cluster {
 	filters, ca := upstreamFilters(p), upstreamCA(p).GetName()
-	list := []*clusterv3.Cluster{
+	list := append(gateClusters(p),
 		apiCluster(p.apiSockets),
 		interceptCluster(),
 		upstreamCluster(clusterUpstream, p.dns, ca, anyHTTP(filters)),
 		upstreamCluster(clusterUpstreamH1, p.dns, ca, onlyHTTP1(filters)),
 		tunnelCluster(p.dns),
-	}
+	)
 	if len(p.plain) > 0 {
 		list = append(list, plainCluster(p))
 	}
@@ -171,6 +171,17 @@ func onlyHTTP1(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions 
 		ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: http1()},
 	}}
 	return o
+}
+
+// onlyHTTP2 is for gates, one of which may hang.
+func onlyHTTP2() *upstreamhttpv3.HttpProtocolOptions {
+	return &upstreamhttpv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+		ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+				ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(15 * time.Second), Timeout: seconds(15 * time.Second)},
+			}},
+		},
+	}}
 }
 
 func http1() *corev3.Http1ProtocolOptions {

@@ -226,7 +226,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
 		LocalReplyConfig:           interceptReplies(),
-		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), failureLog()),
+		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), httpEnds(p, metadataNamespace)...),
 		HttpFilters: []*hcmv3.HttpFilter{
 			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
 			hygiene(),

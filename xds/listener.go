@@ -105,7 +105,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		// with all its tunnels. So before that clients are sent to another one, and what is open goes on.
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxRequestsPerConnection: number(requestsPerProxy)},
 		LocalReplyConfig:           proxyReplies(),
-		AccessLog:                  accessLog(p.accessLog, "connect", httpLog(streamID)),
+		AccessLog:                  append(accessLog(p.accessLog, "connect", httpLog(streamID)), httpEnds(p, filterAuthz)...),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,
 		HttpFilters: slices.Concat(
 			[]*hcmv3.HttpFilter{setState([]*setstatecommon.FilterStateValue{nodeState()}), httpFilter(filterAuthz, connectAuthz(p)), setState(tunnelState())},

@@ -84,6 +84,7 @@ func transparentListener(p plan) *listenerv3.Listener {
 		l.FilterChains = []*listenerv3.FilterChain{redirectedChain(p, redirectedChainName), redirectedChain(p, redirectedTunnelChainName), tlsOnlyChain(), denyChain(deniedChainName)}
 		domains := map[string][]string{redirectedChainName: routed, redirectedTunnelChainName: tunnelled}
 		denyNames(domains, deniedNames(p))
+		l.AccessLog = append(l.AccessLog, tunnelEnds(p)...)
 		l.FilterChainMatcher = bySource(p.transparent.sources, then(byTransport(then(byServerName(domains)), chainOf(plainChainName))))
 	}
 	return l

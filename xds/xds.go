@@ -63,6 +63,9 @@ type Config struct {
 	AllowPrivate []netip.Prefix
 	// APISockets are the unix sockets of the worker API, one for each gate, served to workers below /.wayleave/. At least one.
 	APISockets []string
+	// GateSockets are the unix sockets of the gates' gRPC services by the names of the gates, where there are several: each is told
+	// of the ends of what it decided. Empty: there is one gate.
+	GateSockets map[string]string
 	// CredentialHeaders are all the headers a credential comes in or goes out by, beside authorization,
 	// proxy-authorization and x-api-key, which are always among them. ext_proc may change them, and no request
 	// leaves while one of them holds Marker.
@@ -209,6 +212,7 @@ type plan struct {
 	upstreamCA        []byte
 	dns               dnsSettings
 	apiSockets        []string
+	gateSockets       map[string]string
 	credentialHeaders []string
 	ensureHeaders     []string
 	rewritesPaths     bool
@@ -241,6 +245,7 @@ var (
 
 	routeName    = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
 	revisionName = regexp.MustCompile(`^[A-Za-z0-9._-]*$`)
+	replicaName     = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
 	headerName   = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_|~-]+$")
 	marker       = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,}$`)
 
@@ -252,7 +257,7 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath}
+	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, gateSockets: c.GateSockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}
@@ -282,6 +287,11 @@ func (c Config) plan() (plan, error) {
 	for _, s := range c.APISockets {
 		if !strings.HasPrefix(s, "/") || !utf8.ValidString(s) {
 			fault("API socket %q is not an absolute path", s)
+		}
+	}
+	for gate, s := range c.GateSockets {
+		if !replicaName.MatchString(gate) || !strings.HasPrefix(s, "/") || !utf8.ValidString(s) {
+			fault("gate %q with socket %q: a gate is named with a-z, 0-9, '_' and '-', and its socket by an absolute path", gate, s)
 		}
 	}
 	if !utf8.ValidString(c.AccessLogPath) {

@@ -243,6 +243,12 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 		MaxHold:       config.LongestHold + extproc.Headroom,
 		AccessLogPath: accessLog,
 	}
+	for _, replica := range cfg.Listen.Replicas {
+		if out.GateSockets == nil {
+			out.GateSockets = map[string]string{}
+		}
+		out.GateSockets[replica] = filepath.Join(sockets, ofReplica(replica, gateSocket))
+	}
 	if l := cfg.Listen; l.ProxyTLS != "" {
 		out.ProxyTLS = &xds.ProxyTLS{Address: l.ProxyTLS, Names: l.TLSNames}
 		if l.ClientCAFile != "" {
