@@ -24,7 +24,7 @@ type Ended struct {
 	Details, Flags           string // why it ended as it did, in Envoy's words and in its letters
 	BytesReceived, BytesSent int64  // by Envoy from the worker, and to it, with the headers and what frames them, but without TLS
 	Duration                 time.Duration
-	Attempts                 int    // at the upstream
+	Attempts                 int    // of a request at the upstream
 	Upstream                 string // its address; not known of tunnels that a CONNECT opened
 	Protocol                 string // the worker's
 }
@@ -101,7 +101,7 @@ func (s *Server) connectionEnded(node string, e *dataaccesslogv3.TCPAccessLogEnt
 		return
 	}
 	x := ended(node, c, f)
-	x.Method = http.MethodConnect
+	x.Method, x.Attempts = http.MethodConnect, 0 // Envoy says one, also of a tunnel that is refused
 	x.Host = shown(net.JoinHostPort(c.GetTlsProperties().GetTlsSniHostname(), strconv.Itoa(int(c.GetDownstreamLocalAddress().GetSocketAddress().GetPortValue()))))
 	x.Details = c.GetConnectionTerminationDetails()
 	x.BytesReceived, x.BytesSent = int64(e.GetConnectionProperties().GetReceivedBytes()), int64(e.GetConnectionProperties().GetSentBytes())

@@ -159,7 +159,7 @@ func TestEndOfRedirectedTunnels(t *testing.T) {
 	f := newServer(t)
 	kept := f.server.kept(Decided{RequestID: "tunnel-1", Worker: "ci", Source: "10.0.0.9"})
 	c := logged(namespaceRedirected, &structpb.Struct{Fields: kept})
-	c.ConnectionTerminationDetails, c.UpstreamRequestAttemptCount = "because", 0
+	c.ConnectionTerminationDetails = "because"
 	got := f.hears(t, connectionsLogged(&dataaccesslogv3.TCPAccessLogEntry{}, &dataaccesslogv3.TCPAccessLogEntry{
 		CommonProperties: c, ConnectionProperties: &dataaccesslogv3.ConnectionProperties{ReceivedBytes: 3, SentBytes: 4},
 	}))

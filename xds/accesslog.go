@@ -85,8 +85,8 @@ func untrustedLog() *accesslogv3.AccessLog {
 		any = append(any, "connection.transport_failure_reason.contains('"+alert+"')")
 	}
 	return &accesslogv3.AccessLog{
-		Name:   "envoy.access_loggers.tcp_grpc",
-		Filter: celFilter(strings.Join(any, " || ")),
+		Name:       "envoy.access_loggers.tcp_grpc",
+		Filter:     celFilter(strings.Join(any, " || ")),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&grpcv3.TcpGrpcAccessLogConfig{CommonConfig: toGate("untrusted", clusterGate)})},
 	}
 }

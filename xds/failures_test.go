@@ -30,7 +30,7 @@ import (
 type loggedGate struct {
 	*extproc.Server
 	mu   sync.Mutex
-	read []string // guarded by mu; paths
+	read []string // guarded by mu; paths of those that failed
 }
 
 func (g *gate) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
@@ -53,7 +53,10 @@ type readStream struct {
 func (s *readStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
 	s.to.mu.Lock()
 	for _, e := range s.last.GetHttpLogs().GetLogEntry() {
-		s.to.read = append(s.to.read, e.GetRequest().GetPath())
+		r := e.GetResponse()
+		if code := r.GetResponseCode().GetValue(); code == 401 || code >= 500 || strings.HasPrefix(r.GetResponseCodeDetails(), "upstream_reset_after_response_started") {
+			s.to.read = append(s.to.read, e.GetRequest().GetPath())
+		}
 	}
 	s.to.mu.Unlock()
 	var err error

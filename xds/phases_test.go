@@ -54,6 +54,8 @@ type phaseStack struct {
 	session     worker.Session
 	token       hidden.Text
 	placeholder string
+	sessions    *worker.Sessions
+	policy      extproc.Config
 }
 
 // startPhases runs the real gate with a route that masks bodies or does not. modify, if any, changes how Envoy's ext_proc is
@@ -64,7 +66,7 @@ func startPhases(t *testing.T, mask bool, modify func(*extprocconfig.ExternalPro
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &phaseStack{}
+	p := &phaseStack{sessions: sessions}
 	if p.session, p.token, err = sessions.Issue("ci", "default", time.Hour, time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +102,7 @@ func startPhases(t *testing.T, mask bool, modify func(*extprocconfig.ExternalPro
 	for _, more := range configure {
 		more(&cfg)
 	}
+	p.policy = cfg
 	p.gate.real = extproc.New(cfg, sessions, realTokens{}, extproc.Options{Log: slog.New(slog.NewTextHandler(p.logged, nil))})
 	return p
 }

@@ -245,7 +245,7 @@ var (
 
 	routeName    = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
 	revisionName = regexp.MustCompile(`^[A-Za-z0-9._-]*$`)
-	replicaName     = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
+	replicaName  = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
 	headerName   = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_|~-]+$")
 	marker       = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,}$`)
 
