@@ -214,8 +214,8 @@ type Envoy struct {
 	// Envoy binary, 1.40 or later. Default: $WAYLEAVE_ENVOY, then the one in $PATH, then the one fetched by `make tools`.
 	Binary string `yaml:"binary"`
 
-	// What Envoy logs. trace and debug are refused: they print requests with their real credentials.
-	LogLevel string `yaml:"log_level" jsonschema:"enum=info,enum=warning,enum=error,enum=critical,enum=off,default=warning" why:"trace and debug print requests with their real credentials"`
+	// What Envoy logs. At debug and trace the parts of it that print requests stay at info, since those have real credentials in them.
+	LogLevel string `yaml:"log_level" jsonschema:"enum=trace,enum=debug,enum=info,enum=warning,enum=error,enum=critical,enum=off,default=warning"`
 
 	// Name of this machine's Envoy among those of its fleet, which no other may have. Default: the machine's host name.
 	Name string `yaml:"name" jsonschema:"pattern=^[A-Za-z0-9][A-Za-z0-9._-]{0\\,252}$"`

@@ -101,7 +101,7 @@ func (d *document) value(n *yaml.Node, v reflect.Value, path string, tag reflect
 	case reflect.String:
 		if d.expect(n, yaml.ScalarNode, "!!str", "a string", path) {
 			if allowed := enum(tag); len(allowed) > 0 && !slices.Contains(allowed, n.Value) {
-				d.notOneOf(path, n, allowed, tag.Get("why"))
+				d.notOneOf(path, n, allowed)
 				return
 			}
 			v.SetString(n.Value)
@@ -119,11 +119,9 @@ func (d *document) value(n *yaml.Node, v reflect.Value, path string, tag reflect
 	}
 }
 
-func (d *document) notOneOf(path string, n *yaml.Node, allowed []string, why string) {
+func (d *document) notOneOf(path string, n *yaml.Node, allowed []string) {
 	what, fix := quote(n.Value)+" is not one of "+strings.Join(allowed, ", "), "write one of them"
-	if why != "" {
-		what += ": " + why
-	} else if meant := nearest(n.Value, allowed); meant != "" {
+	if meant := nearest(n.Value, allowed); meant != "" {
 		fix = fmt.Sprintf("did you mean %q?", meant)
 	}
 	d.badValue(path, n, what, fix)

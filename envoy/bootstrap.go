@@ -37,9 +37,12 @@ type Bootstrap struct {
 	GateSockets []string
 	// AdminSocket is the unix socket Envoy's admin interface is to listen on.
 	AdminSocket string
-	// LogLevel is Envoy's: error, warning, info or debug; empty: warning. At debug the components that would
-	// print headers stay at info.
+	// LogLevel is one of LogLevels; empty: warning. At debug and trace the parts of Envoy that would print credentials stay at info.
 	LogLevel string
+	// Components are levels of parts of Envoy, in place of LogLevel.
+	Components map[string]string
+	// LogCredentials lets every part print what it wants.
+	LogCredentials bool
 	// MaxConnections is how many worker connections Envoy accepts at once; zero: 20,000.
 	MaxConnections int64
 }
@@ -68,18 +71,7 @@ func (b Bootstrap) Args(config string) []string {
 }
 
 func (b Bootstrap) args(config string) []string {
-	level := b.LogLevel
-	if level == "" {
-		level = "warning"
-	}
-	// misc warns of each use of a field that is "work in progress", which address ranges are: dozens of lines for
-	// each configuration.
-	components := "misc:error"
-	if level == "debug" {
-		// These print headers, and after the swap authorization is the real credential.
-		components += ",http:info,http2:info,ext_proc:info,ext_authz:info,router:info,filter:info,connection:info,client:info,grpc:info,rbac:info,config:info"
-	}
-	return []string{"-c", config, "--log-level", level, "--component-log-level", components}
+	return append([]string{"-c", config}, b.logArgs()...)
 }
 
 // Hot says which Envoy another one takes over from.
@@ -107,8 +99,8 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if b.NodeID == "" {
 		return nil, fmt.Errorf("envoy bootstrap: the node id is empty")
 	}
-	if !slices.Contains([]string{"", "error", "warning", "info", "debug"}, b.LogLevel) {
-		return nil, fmt.Errorf("envoy bootstrap: log level %q is not error, warning, info or debug (trace prints credentials)", b.LogLevel)
+	if err := b.checkLog(); err != nil {
+		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}
 	if len(b.GateSockets) == 0 {
 		return nil, fmt.Errorf("envoy bootstrap: there is no gate")

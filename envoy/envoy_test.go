@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -57,7 +59,8 @@ func TestBootstrapFaults(t *testing.T) {
 		"node id":              func(b *envoy.Bootstrap) { b.NodeID = "" },
 		"not an absolute path": func(b *envoy.Bootstrap) { b.GateSockets = []string{"gate.sock"} },
 		"use a shorter":        func(b *envoy.Bootstrap) { b.AdminSocket = "/" + strings.Repeat("d", 107) },
-		"prints credentials":   func(b *envoy.Bootstrap) { b.LogLevel = "trace" },
+		"not one of trace":     func(b *envoy.Bootstrap) { b.LogLevel = "loud" },
+		"real credentials":     func(b *envoy.Bootstrap) { b.Components = map[string]string{"http": "trace"} },
 	}
 	for want, change := range tests {
 		b := sound()
@@ -68,14 +71,53 @@ func TestBootstrapFaults(t *testing.T) {
 	}
 }
 
-// At debug, no component that prints headers is at debug.
-func TestArgsCapComponents(t *testing.T) {
-	b := sound()
-	b.LogLevel = "debug"
-	args := strings.Join(b.Args("/x.yaml"), " ")
-	for _, component := range []string{"http:info", "http2:info", "ext_proc:info", "ext_authz:info", "router:info"} {
-		if !strings.Contains(args, component) {
-			t.Errorf("no %s in %s", component, args)
+// What Envoy is told to log, and Envoy knows the parts that are named.
+func TestLogArgs(t *testing.T) {
+	const raised = "client:L,conn_handler:L,connection:L,dns:L,happy_eyeballs:L,hc:L,init:L,io:L,main:L,misc:error,pool:L,upstream:L"
+	for _, c := range []struct {
+		bootstrap         envoy.Bootstrap
+		level, components string
+	}{
+		{envoy.Bootstrap{}, "warning", "misc:error"},
+		{envoy.Bootstrap{LogLevel: "off"}, "off", "misc:error"},
+		{envoy.Bootstrap{LogLevel: "debug"}, "info", strings.ReplaceAll(raised, "L", "debug")},
+		{envoy.Bootstrap{LogLevel: "trace"}, "info", strings.ReplaceAll(raised, "L", "trace")},
+		{envoy.Bootstrap{LogLevel: "trace", LogCredentials: true}, "trace", "misc:error"},
+		{envoy.Bootstrap{Components: map[string]string{"upstream": "debug", "misc": "info"}}, "warning", "misc:info,upstream:debug"},
+	} {
+		b := sound()
+		b.LogLevel, b.Components, b.LogCredentials = c.bootstrap.LogLevel, c.bootstrap.Components, c.bootstrap.LogCredentials
+		y, err := b.YAML()
+		if err != nil {
+			t.Errorf("%s: %v", c.level, err)
+		}
+		file := filepath.Join(t.TempDir(), "envoy.yaml")
+		if err := os.WriteFile(file, y, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := b.Args(file)
+		if want := "--log-level " + c.level + " --component-log-level " + c.components + " "; !strings.Contains(strings.Join(args, " "), want) {
+			t.Errorf("got %q; want %q in it", args, want)
+		}
+		if out, err := exec.CommandContext(t.Context(), envoytest.Binary(t), append(args, "--mode", "validate")...).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", c.components, err, out)
+		}
+	}
+}
+
+func TestComponents(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                           "map[]",
+		"upstream:debug":             "map[upstream:debug]",
+		"upstream:debug, pool:trace": "map[pool:trace upstream:debug]",
+		"upstream":                   "not a component of Envoy's and its level",
+		"upstream:debug,":            "not a component of Envoy's and its level",
+		":debug":                     "not a component of Envoy's and its level",
+		"upstream:loud":              "not a level",
+	} {
+		got, err := envoy.Components(text)
+		if is := fmt.Sprint(got); err == nil && is != want || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -23,8 +25,9 @@ import (
 )
 
 func newEnvoy() *cobra.Command {
-	var configPath, runDir string
+	var configPath, runDir, level, components string
 	var drain time.Duration
+	var credentials bool
 	c := &cobra.Command{
 		Use:   "envoy -c wayleave.yaml --run-dir DIR",
 		Short: "Run Envoy for the gates of 'wayleave serve', and restart it without failing a request",
@@ -34,12 +37,28 @@ one line of JSON per request, go to standard output.
 SIGHUP starts another Envoy beside the one that runs, with the binary and the configuration found then, for an upgrade. It
 takes over the listening sockets, so that no connection is refused. The one before it tells its clients to go elsewhere with
 their next answer, over the time of --drain, and ends half as long after that; what is then still open, such as a WebSocket,
-is cut. SIGTERM ends Envoy when nothing is under way any longer, and after ten seconds at the latest.`,
-		Example: `  wayleave envoy -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave`,
-		Args:    exactArgs(),
+is cut. SIGTERM ends Envoy when nothing is under way any longer, and after ten seconds at the latest.
+
+At debug and trace the parts of Envoy that print requests stay at info: after the swap there are real credentials in them.`,
+		Example: `  wayleave envoy -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave
+  wayleave envoy --log-level debug -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave`,
+		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if drain < time.Second {
 				return usageError{errors.New("--drain is shorter than a second; give clients the time to go elsewhere")}
+			}
+			parts, err := envoy.Components(components)
+			if err != nil {
+				return usageError{fmt.Errorf("--component-log-level: %w", err)}
+			}
+			load := func() (*config.Config, envoy.Bootstrap, error) {
+				cfg, err := checkConfig(c, configPath)
+				if err != nil {
+					return nil, envoy.Bootstrap{}, err
+				}
+				boot := bootstrap(cfg, absolute(runDir))
+				boot.LogLevel, boot.Components, boot.LogCredentials = cmp.Or(level, boot.LogLevel), parts, credentials
+				return cfg, boot, nil
 			}
 			runDir = absolute(runDir)
 			if err := privateDir(runDir); err != nil {
@@ -53,14 +72,18 @@ is cut. SIGTERM ends Envoy when nothing is under way any longer, and after ten s
 			again := make(chan os.Signal, 1)
 			signal.Notify(again, syscall.SIGHUP)
 			defer signal.Stop(again)
-			return carrier{
-				load: func() (*config.Config, error) { return checkConfig(c, configPath) }, dir: runDir, drain: drain, out: c.OutOrStdout(),
-				log: newLog(c.ErrOrStderr(), slog.LevelInfo),
-			}.run(c.Context(), again)
+			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
+			if credentials {
+				log.Warn("Envoy may log requests with their real credentials; keep its log from others, and remove it")
+			}
+			return carrier{load: load, dir: runDir, drain: drain, out: c.OutOrStdout(), log: log}.run(c.Context(), again)
 		},
 	}
 	addConfigFlag(c, &configPath)
 	c.Flags().StringVar(&runDir, "run-dir", "/run/wayleave", "directory of the sockets between Envoy and the gates")
+	c.Flags().StringVar(&level, "log-level", "", "what Envoy logs, in place of envoy.log_level: "+strings.Join(envoy.LogLevels, ", "))
+	c.Flags().StringVar(&components, "component-log-level", "", "levels of parts of Envoy, such as upstream:debug,connection:trace")
+	c.Flags().BoolVar(&credentials, "log-credentials", false, "let every part of Envoy log what it wants, real credentials included")
 	c.Flags().DurationVar(&drain, "drain", 10*time.Minute, "how long, at a restart, the Envoy before takes to send its clients elsewhere")
 	return c
 }
@@ -91,7 +114,7 @@ func envoyProcess(binary program.Binary, boot envoy.Bootstrap, file string, args
 
 // carrier is one `wayleave envoy`: an Envoy, and for a while after a restart the one before it.
 type carrier struct {
-	load  func() (*config.Config, error)
+	load  func() (*config.Config, envoy.Bootstrap, error)
 	dir   string // the run directory
 	drain time.Duration
 	out   io.Writer // what Envoy prints
@@ -159,7 +182,7 @@ func (c carrier) run(ctx context.Context, again <-chan os.Signal) error {
 
 // begin starts an Envoy with the binary and the configuration of now. It takes over from the one before its epoch.
 func (c carrier) begin(ctx context.Context, epoch int, end chan struct{}) (*generation, error) {
-	cfg, err := c.load()
+	cfg, boot, err := c.load()
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +190,6 @@ func (c carrier) begin(ctx context.Context, epoch int, end chan struct{}) (*gene
 	if err != nil {
 		return nil, err
 	}
-	boot := bootstrap(cfg, c.dir)
 	text, err := boot.YAML()
 	if err != nil {
 		return nil, err
