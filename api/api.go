@@ -5,6 +5,10 @@
 package api
 
 import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"wayleave/approval"
@@ -152,6 +156,32 @@ type Drained struct {
 // Revisions are the configurations that are kept, the latest first, without their texts.
 type Revisions struct {
 	Revisions []fleet.Revision `json:"revisions"`
+}
+
+// LogLevels are how much the gate that answers logs.
+type LogLevels struct {
+	Parts map[string]LogLevel `json:"parts"` // by part of the gate
+}
+
+// LogLevel is how much a part of it logs.
+type LogLevel struct {
+	Level string    `json:"level"`          // debug, info, warn or error
+	Until time.Time `json:"until,omitzero"` // when it is that of the file again; not there: it is
+}
+
+// LogRequest says how much is logged for a while.
+type LogRequest struct {
+	Levels map[string]string `json:"levels,omitempty"` // by part of the gate; of all parts for ""; none: those of the file
+	For    string            `json:"for,omitempty"`    // how long, such as 10m, which it is if not said; a day at most
+}
+
+// Target is what an audit says of it.
+func (r LogRequest) Target() string {
+	var each []string
+	for _, part := range slices.Sorted(maps.Keys(r.Levels)) {
+		each = append(each, cmp.Or(part, "all")+"="+r.Levels[part])
+	}
+	return cmp.Or(strings.Join(each, " "), "as in the file")
 }
 
 // Problem is the answer to what could not be done.

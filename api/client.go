@@ -386,6 +386,16 @@ func (c *Client) Revision(ctx context.Context, id string) (r fleet.Revision, err
 	return r, c.call(ctx, callTime, http.MethodGet, nil, &r, "revisions", id)
 }
 
+// LogLevels are how much the gate logs.
+func (c *Client) LogLevels(ctx context.Context) (l LogLevels, err error) {
+	return l, c.call(ctx, callTime, http.MethodGet, nil, &l, "log")
+}
+
+// SetLogLevels changes that for a while.
+func (c *Client) SetLogLevels(ctx context.Context, q LogRequest) (l LogLevels, err error) {
+	return l, c.call(ctx, callTime, http.MethodPut, q, &l, "log")
+}
+
 // Connect begins to connect a grant.
 func (c *Client) Connect(ctx context.Context, name string, in ConnectRequest) (Flow, error) {
 	var f Flow

@@ -24,6 +24,7 @@ func check(c *Config, doc *document) Faults {
 	k.listen()
 	k.console()
 	k.metrics()
+	k.log()
 	k.notify()
 	k.audit()
 	k.record()

@@ -38,6 +38,9 @@ type Config struct {
 	// Figures for Prometheus, and whether the gate is alive and ready.
 	Metrics Metrics `yaml:"metrics"`
 
+	// What the gate logs.
+	Log Log `yaml:"log"`
+
 	// Account of what is done through the gate.
 	Audit Audit `yaml:"audit"`
 

@@ -18,9 +18,13 @@ import (
 // Envoys have it. The local part is each machine's own.
 
 // localKeys are the sections of the local part. How a fleet is led is no part of what it is led to, so rollout is among them.
-var localKeys = []string{"vault", "listen", "console", "metrics", "audit", "notify", "record", "approvals", "envoy", keyRollout}
+var localKeys = []string{"vault", "listen", "console", "metrics", keyLog, "audit", "notify", "record", "approvals", "envoy", keyRollout}
 
-const keyRollout = "rollout"
+// Of these a change takes effect without a restart.
+const (
+	keyRollout = "rollout"
+	keyLog     = "log"
+)
 
 // isLocal reports whether a key path is in the local part.
 func isLocal(path string) bool { return slices.Contains(localKeys, section(path)) }
@@ -32,12 +36,12 @@ func section(path string) string {
 	return key
 }
 
-// LocalChanges are the sections of the local part that are other ones in o. How a fleet is led is not among them: whoever begins a
-// rollout says that.
+// LocalChanges are the sections of the local part that are other ones in o, and need a restart. How a fleet is led is not among them, as
+// whoever begins a rollout says that, and neither is what is logged.
 func (c *Config) LocalChanges(o *Config) (sections []string) {
 	was, is := c.sections(), o.sections()
 	for _, key := range localKeys {
-		if key != keyRollout && !reflect.DeepEqual(was[key], is[key]) {
+		if key != keyRollout && key != keyLog && !reflect.DeepEqual(was[key], is[key]) {
 			sections = append(sections, key)
 		}
 	}

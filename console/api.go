@@ -64,6 +64,8 @@ func (s *Server) endpoints() []endpoint {
 		{"GET", "/revisions", Viewer, "The configurations that are kept, the latest first, without their texts", "", nil, api.Revisions{}, nil, s.listRevisions},
 		{"GET", "/revisions/{id}", Operator, "One of them, by the first digits of its id, or as stable", "", nil, fleet.Revision{}, nil, s.showRevision},
 		{"GET", "/configuration", Operator, "The configuration that runs, and how the file differs from it now", "", nil, Configuration{}, nil, s.configuration},
+		{"GET", "/log", Viewer, "How much each part of the gate that answers logs", "", nil, api.LogLevels{}, nil, s.showLog},
+		{"PUT", "/log", Operator, "Have parts of the gate that answers log more or less for a while, or as its file says", "log.level", api.LogRequest{}, api.LogLevels{}, nil, s.setLog},
 		{"GET", "/tokens", Admin, "The API tokens, without themselves", "", nil, TokenList{}, nil, s.listTokens},
 		{"POST", "/tokens", Admin, "Make an API token, which is shown this once", "token.create", TokenRequest{}, NewToken{}, nil, s.createToken},
 		{"DELETE", "/tokens/{token}", Admin, "End an API token", "token.end", nil, TokenList{}, nil, s.endToken},

@@ -128,6 +128,8 @@ func TestOpenAPI(t *testing.T) {
 		{"POST", "/fleet/envoy-1/drain", "/fleet/{envoy}/drain", `{"force":true}`},
 		{"POST", "/fleet/envoy-1/undrain", "/fleet/{envoy}/undrain", ""},
 		{"GET", "/configuration", "/configuration", ""},
+		{"GET", "/log", "/log", ""},
+		{"PUT", "/log", "/log", `{"levels":{"grant":"debug"},"for":"1h"}`},
 		{"POST", "/tokens", "/tokens", `{"name":"maria","role":"viewer"}`},
 		{"GET", "/tokens", "/tokens", ""},
 		{"DELETE", "/tokens/maria", "/tokens/{token}", ""},

@@ -22,6 +22,7 @@ import (
 	"wayleave/config"
 	"wayleave/fleet"
 	"wayleave/grant"
+	"wayleave/logs"
 	"wayleave/operate"
 	"wayleave/throttle"
 	"wayleave/worker"
@@ -66,6 +67,8 @@ type Config struct {
 	SearchAudit func(ctx context.Context, f audit.Filter, limit int) (audit.Found, error)
 	// Audit is told of everything that changes something, beside the log. May be nil.
 	Audit func(Event)
+	// Levels are how much the gate logs. Nil: that is not to be changed.
+	Levels *logs.Levels
 	// Version is the product's.
 	Version string
 

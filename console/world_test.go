@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -25,6 +26,7 @@ import (
 	"wayleave/demo"
 	"wayleave/fleet"
 	"wayleave/grant"
+	"wayleave/logs"
 	"wayleave/oauth"
 	"wayleave/operate"
 	"wayleave/rollout"
@@ -152,8 +154,8 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 			}
 			return found, nil
 		},
-		Audit: func(e Event) { w.mu.Lock(); defer w.mu.Unlock(); w.audit = append(w.audit, e) },
-		Now:   w.now,
+		Audit:  func(e Event) { w.mu.Lock(); defer w.mu.Unlock(); w.audit = append(w.audit, e) },
+		Levels: logs.New(slog.LevelInfo, w.now), Now: w.now,
 	}
 	if change != nil {
 		change(&c)

@@ -22,6 +22,7 @@ import (
 	"wayleave/extproc"
 	"wayleave/fleet"
 	"wayleave/grant"
+	"wayleave/logs"
 	"wayleave/rollout"
 	"wayleave/spool"
 	"wayleave/vault"
@@ -66,8 +67,12 @@ the others take over; alone, a gate hands over to a second one that was started 
 			if spoolDir == "" {
 				spoolDir = filepath.Join(runDir, ofReplica(replica, "spool"))
 			}
-			log := newLog(c.ErrOrStderr(), slog.LevelInfo)
-			return gate{cfg: cfg, file: absolute(configPath), vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink)}, audit: auditOf(cfg), accessLog: "/dev/stdout", log: log}.serve(c.Context(), func(serving) {
+			levels, err := newLevels(cfg, os.Getenv)
+			if err != nil {
+				return err
+			}
+			log := slog.New(levels.Handler(newLog(c.ErrOrStderr(), slog.LevelDebug).Handler()))
+			return gate{cfg: cfg, file: absolute(configPath), vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink)}, audit: auditOf(cfg), accessLog: "/dev/stdout", levels: levels, log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
 		},
@@ -110,7 +115,8 @@ type gate struct {
 	audit     string // file of the audit; empty: there is none
 	accessLog string // where Envoy writes one line per request
 
-	metricsStrict bool // fail when another program has the address of the figures; else wait until it has not
+	metricsStrict bool         // fail when another program has the address of the figures; else wait until it has not
+	levels        *logs.Levels // of log; nil: they stay as they are
 	log           *slog.Logger
 }
 

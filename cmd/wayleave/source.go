@@ -144,6 +144,9 @@ func (s *source) read(text []byte) {
 		return
 	}
 	s.cfg = cfg
+	if s.gate.levels != nil {
+		configureLevels(s.gate.levels, cfg, os.Getenv)
+	}
 	if local := s.gate.cfg.LocalChanges(cfg); len(local) > 0 {
 		s.gate.log.Warn("the configuration file has changed in what is this machine's own; restart the gate for that", "sections", local)
 	}

@@ -74,7 +74,11 @@ func (u upper) up(ctx context.Context) error {
 		return fmt.Errorf("opening the gate's log: %w", err)
 	}
 	defer logFile.Close()
-	u.log = slog.New(slog.NewMultiHandler(newLog(logFile, slog.LevelInfo).Handler(), newLog(u.errs, slog.LevelWarn).Handler()))
+	levels, err := newLevels(u.cfg, os.Getenv)
+	if err != nil {
+		return err
+	}
+	u.log = slog.New(levels.Handler(slog.NewMultiHandler(newLog(logFile, slog.LevelDebug).Handler(), newLog(u.errs, slog.LevelWarn).Handler())))
 	sockets, removeSockets, err := u.state.socketDir()
 	if err != nil {
 		return err
@@ -102,7 +106,7 @@ func (u upper) up(ctx context.Context) error {
 
 	u.say("starting the gate")
 	served := make(chan serving, 1) // buffered: the gate does not wait for us
-	g := gate{cfg: u.cfg, file: u.configPath, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), metricsStrict: true, log: u.log}
+	g := gate{cfg: u.cfg, file: u.configPath, vault: identity, workers: workers, sockets: sockets, spool: u.state.path("spool"), caFile: u.state.path("ca.pem"), console: u.consolePlace(), audit: u.state.auditFile(u.cfg), accessLog: u.state.path("envoy", "access.log"), metricsStrict: true, levels: levels, log: u.log}
 	gatePart := start(ctx, func(ctx context.Context) error { return g.serve(ctx, func(s serving) { served <- s }) })
 	defer u.stopped("the gate", gatePart.stop)
 	var now serving
