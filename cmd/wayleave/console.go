@@ -97,14 +97,18 @@ func (u upper) consolePlace() consolePlace {
 	return p
 }
 
-// watched lets the console see decisions, the audit keep them, and the figures count them.
-func watched(to *console.Decisions, account account, figured *measured) func(extproc.Decided) error {
+// watched lets the console see decisions, the audit keep them, the figures count them, and the log tell them at debug.
+func watched(to *console.Decisions, account account, figured *measured, log *slog.Logger) func(extproc.Decided) error {
 	return func(d extproc.Decided) error {
 		err := account.request(d)
 		if err != nil && d.Reason == "" { // the gate refuses it
 			d.Reason, d.Swapped, d.Answered = extproc.AuditUnavailable, false, false
 		}
 		figured.decided(d)
+		if d.Reason == "" && log.Enabled(context.Background(), slog.LevelDebug) { // a refusal has its line already
+			log.LogAttrs(context.Background(), slog.LevelDebug, "request let out", slog.String("outcome", string(became(d))), slog.String("worker", d.Worker), slog.String("host", d.Host),
+				slog.String("method", d.Method), slog.String("route", d.Route), slog.String("grant", d.Grant), slog.Duration("took", d.Took), slog.String("request_id", d.RequestID))
+		}
 		x := console.Decision{At: d.At, Outcome: console.Passed, Reason: d.Reason, Worker: d.Worker, Session: d.Session, Host: d.Host, Method: d.Method, Route: d.Route, Grant: d.Grant, Request: d.RequestID}
 		switch became(d) {
 		case audit.Refused:
