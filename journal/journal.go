@@ -10,11 +10,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 )
@@ -30,52 +26,31 @@ type Missing struct {
 	Dropped uint64    `json:"dropped"`
 }
 
-// File is one file of lines that are each a T. Its methods are safe for concurrent use.
+// File is a file of lines that are each a T. Its methods are safe for concurrent use.
 type File[T any] struct {
 	key     string // of the configuration, that names it
 	path    string
-	half    int64 // bytes, after which the file becomes the one before
 	log     *slog.Logger
 	now     func() time.Time
 	queue   chan T
 	dropped atomic.Uint64
 
 	// Of Run.
-	file    *os.File
-	size    int64
+	to interface {
+		Put(write func(last []byte) []byte) error
+		Close()
+	}
 	trouble bool
 }
 
 // Open opens the file to add to it, readable by its owner only. Together with the one before it takes at most limit bytes. The key
 // of the configuration that names the file is in errors and in the log.
 func Open[T any](key, path string, limit int64, log *slog.Logger) (*File[T], error) {
-	r := &File[T]{key: key, path: path, half: limit / 2, log: log, now: time.Now, queue: make(chan T, queueLength)}
-	if err := r.open(); err != nil {
+	to, err := OpenLines(key, path, limit, 1)
+	if err != nil {
 		return nil, err
 	}
-	return r, nil
-}
-
-func (r *File[T]) open() error {
-	if info, err := os.Lstat(r.path); err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: %s is no regular file; name another", r.key, r.path)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: %w", r.key, err)
-	}
-	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("%s: %w", r.key, err)
-	}
-	info, err := f.Stat()
-	if err == nil {
-		err = f.Chmod(0o600) // of one that was there
-	}
-	if err != nil {
-		f.Close()
-		return fmt.Errorf("%s: %w", r.key, err)
-	}
-	r.file, r.size = f, info.Size()
-	return nil
+	return &File[T]{key: key, path: path, log: log, now: time.Now, queue: make(chan T, queueLength), to: to}, nil
 }
 
 // Add adds a line, or counts it when it cannot. It never waits.
@@ -89,7 +64,7 @@ func (r *File[T]) Add(line T) {
 
 // Run writes until ctx ends, and then what is in the queue. It closes the file.
 func (r *File[T]) Run(ctx context.Context) {
-	defer func() { r.file.Close() }()
+	defer r.to.Close()
 	for {
 		select {
 		case j := <-r.queue:
@@ -141,36 +116,13 @@ func (r *File[T]) flush(lines []byte, count uint64) error {
 	if len(lines) == 0 {
 		return nil
 	}
-	if err := r.put(lines); err != nil {
+	if err := r.to.Put(func([]byte) []byte { return lines }); err != nil {
 		r.dropped.Add(missing + count)
 		return err
 	}
 	if missing > 0 {
 		r.log.Warn("lines are missing in a file: they came faster than it takes them, or it could not be written; requests were served all the same", "count", missing, "file", r.path, "key", r.key)
 	}
-	return nil
-}
-
-// put writes whole lines or nothing.
-func (r *File[T]) put(lines []byte) error {
-	if r.size > 0 && r.size+int64(len(lines)) > r.half {
-		if err := os.Rename(r.path, r.path+".1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		before := r.file
-		if err := r.open(); err != nil { // and try again with the next lines
-			return err
-		}
-		before.Close()
-	}
-	n, err := r.file.Write(lines)
-	if err != nil {
-		if n > 0 {
-			err = errors.Join(err, r.file.Truncate(r.size))
-		}
-		return err
-	}
-	r.size += int64(n)
 	return nil
 }
 
