@@ -24,16 +24,20 @@ type Found struct {
 	Records []Record `json:"records"` // the newest first
 	// Unreadable is how many lines were none of a record.
 	Unreadable int `json:"unreadable,omitempty"`
-	// Missing is how many records could not be written, by the gate's own count.
+	// Missing is how many records are not there, by the gates' own count.
 	Missing int `json:"missing,omitempty"`
 	// Back is how far the search got: everything after it was looked at. Zero: everything was.
 	Back time.Time `json:"back,omitzero"`
+
+	ended map[string]struct{} // requests that were open before, of which the end was found
+	late  int                 // how many of those missing were found
 }
 
 // Search looks through the files, the newest one first, for so many of the newest records. It ends early with ctx, and then says how
 // far it got. A file that is not there is empty.
-func Search(ctx context.Context, files []string, f Filter, limit int) (Found, error) {
-	found := Found{Records: []Record{}}
+func Search(ctx context.Context, files []string, f Filter, limit int) (found Found, err error) {
+	found = Found{Records: []Record{}, ended: map[string]struct{}{}}
+	defer func() { found.Missing = max(0, found.Missing-found.late) }()
 	for _, name := range files {
 		more, err := found.searchFile(ctx, name, f, limit)
 		if err != nil {
@@ -92,18 +96,25 @@ func (found *Found) searchFile(ctx context.Context, name string, f Filter, limit
 		if err != nil {
 			return false, fmt.Errorf("reading the audit: %w", err)
 		}
-		r, missing, ok := parse(line)
-		found.Missing += missing
+		r, ok := parseLine(line)
 		switch {
-		case missing > 0:
-			continue
 		case !ok:
 			found.Unreadable++
 			continue
+		case r.Kind == Gap:
+			found.Missing += int(r.Dropped)
+			if f.Kind != Gap {
+				continue
+			}
+		case r.Late:
+			found.late++
 		}
-		if !f.From.IsZero() && r.Time.Before(f.From.Add(-longest)) { // they are in the order of their ends, about
+		if !f.From.IsZero() && r.ended().Before(f.From.Add(-longest)) { // they are in the order of their ends, about
 			found.Back = time.Time{}
 			return false, nil
+		}
+		if found.superseded(&r) {
+			continue
 		}
 		found.Back = r.Time
 		if !f.Match(&r) {
@@ -120,19 +131,34 @@ func (found *Found) searchFile(ctx context.Context, name string, f Filter, limit
 // longest is by how much records may be out of order: what waits to be written together.
 const longest = time.Minute
 
-// parse reads a line, which may be the count of those that are missing.
-func parse(line []byte) (r Record, missing int, ok bool) {
-	var l struct {
-		Record
-		Dropped int `json:"dropped"`
+// ended is when a record was written, or not long after.
+func (r *Record) ended() time.Time {
+	return r.Time.Add(time.Duration(r.DurationMS * float64(time.Millisecond)))
+}
+
+// superseded reports whether a record says that a request is open of which the end was found. The end of one that was found open takes
+// its place.
+func (found *Found) superseded(r *Record) bool {
+	if r.Open {
+		_, ended := found.ended[r.Request]
+		return ended
 	}
-	if err := json.Unmarshal(line, &l); err != nil {
-		return Record{}, 0, false
+	if r.AfterOpen {
+		found.ended[r.Request] = struct{}{}
+		found.Records = slices.DeleteFunc(found.Records, func(o Record) bool { return o.Open && o.Request == r.Request })
 	}
-	if l.Dropped > 0 {
-		return Record{}, l.Dropped, true
+	return false
+}
+
+// parseLine reads a line.
+func parseLine(line []byte) (r Record, ok bool) {
+	if err := json.Unmarshal(line, &r); err != nil {
+		return Record{}, false
 	}
-	return l.Record, 0, l.Kind != "" && !l.Time.IsZero()
+	if r.Kind == "" && r.Dropped > 0 { // as gates wrote it before there was a kind for it
+		r.Kind = Gap
+	}
+	return r, r.Kind != "" && !r.Time.IsZero()
 }
 
 // backward returns the lines of a file, the last one first. What comes after the last line break is not a line yet.
@@ -203,10 +229,8 @@ func Follow(ctx context.Context, name string, f Filter, each func(Record)) error
 				return fmt.Errorf("reading the audit: %w", err)
 			}
 			rest = append(rest, more...)
-			for i := bytes.IndexByte(rest, '\n'); i >= 0; i = bytes.IndexByte(rest, '\n') {
-				if r, missing, ok := parse(rest[:i]); ok && missing == 0 && f.Match(&r) {
-					each(r)
-				}
+			if i := bytes.LastIndexByte(rest, '\n'); i >= 0 {
+				follow(rest[:i], f, each)
 				rest = rest[i+1:]
 			}
 		}
@@ -220,6 +244,23 @@ func Follow(ctx context.Context, name string, f Filter, each func(Record)) error
 				file.Close()
 			}
 			file, rest = fresh, nil
+		}
+	}
+}
+
+// follow calls each with the records in lines that came together, but for those of open requests of which there is the end too.
+func follow(lines []byte, f Filter, each func(Record)) {
+	var all []Record
+	ended := map[string]bool{}
+	for line := range bytes.SplitSeq(lines, []byte("\n")) {
+		if r, ok := parseLine(line); ok {
+			all = append(all, r)
+			ended[r.Request] = ended[r.Request] || r.AfterOpen
+		}
+	}
+	for _, r := range all {
+		if f.Match(&r) && (!r.Open || !ended[r.Request]) {
+			each(r)
 		}
 	}
 }
