@@ -20,11 +20,11 @@ var notFromWorker = []string{
 }
 
 // hygiene removes those, and all trailers of the request: nothing looks into them, and over HTTP/1.1 Envoy forwards
-// none either. It runs first, so that no other filter sees them.
-func hygiene() *hcmv3.HttpFilter {
+// none either. It runs first, so that no other filter sees them, after what it is to do first.
+func hygiene(first ...*mutationv3.HeaderMutation) *hcmv3.HttpFilter {
 	return httpFilter(filterHygiene, &headermutationv3.HeaderMutation{
 		Mutations: &headermutationv3.Mutations{
-			RequestMutations:         []*mutationv3.HeaderMutation{removeMatching(strings.Join(notFromWorker, "|"))},
+			RequestMutations:         append(first, removeMatching(strings.Join(notFromWorker, "|"))),
 			RequestTrailersMutations: []*mutationv3.HeaderMutation{removeMatching(".*")},
 		},
 	})

@@ -229,13 +229,16 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), httpEnds(p, metadataNamespace)...),
 		HttpFilters: []*hcmv3.HttpFilter{
 			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
-			hygiene(),
+			hygiene(showTraceparent(p.tracing)...),
 			discoveredFilter(filterExtProc, extProcSettings(p)),
 			placeholderBarrier(append(slices.Clone(p.credentialHeaders), ":path"), p.marker),
 			verdictBarrier(),
 			forwardProxy(p.dns),
 			router(),
 		},
+
+		Tracing:                       tracing(p.tracing, len(p.apiSockets)),
+		EarlyHeaderMutationExtensions: hideTraceparent(p.tracing),
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -62,6 +63,7 @@ type stack struct {
 	mutate   func(*Resources) // what a test breaks on purpose
 	logLevel string           // Envoy's
 
+	spans     spans         // that Envoy has told
 	log       func() string // Envoy's, so far
 	killEnvoy func()
 
@@ -125,6 +127,7 @@ func (s *stack) serve() {
 	authv3.RegisterAuthorizationServer(g, s.gate)
 	extprocv3.RegisterExternalProcessorServer(g, s.gate)
 	accesslogv3.RegisterAccessLogServiceServer(g, s.gate)
+	collectorv1.RegisterTraceServiceServer(g, &s.spans)
 	l, err := net.Listen("unix", filepath.Join(s.dir, "gate.sock"))
 	if err != nil {
 		s.t.Fatal(err)
@@ -290,12 +293,13 @@ type gate struct {
 	accesslogv3.UnimplementedAccessLogServiceServer
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
-	decide func(request) *extprocv3.ProcessingResponse
-	asked  func(question, revision string)     // is told of each question and the revision it names; may be nil
-	tunnel func(*authv3.AttributeContext) bool // whether one that was redirected goes on; nil: it does
-	checks atomic.Int64
-	asker  atomic.Value // the Envoy that asked last, as it says
-	real   realGate     // answers in place of all this, where there is one
+	decide      func(request) *extprocv3.ProcessingResponse
+	asked       func(question, revision string)     // is told of each question and the revision it names; may be nil
+	tunnel      func(*authv3.AttributeContext) bool // whether one that was redirected goes on; nil: it does
+	traceparent func(string)                        // is told that of each question; may be nil
+	checks      atomic.Int64
+	asker       atomic.Value // the Envoy that asked last, as it says
+	real        realGate     // answers in place of all this, where there is one
 }
 
 // realGate is an *extproc.Server.
@@ -359,6 +363,9 @@ func (g *gate) note(question, revision string) {
 func (g *gate) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	if g.real != nil {
 		return g.real.Process(stream)
+	}
+	if g.traceparent != nil {
+		g.traceparent(strings.Join(metadata.ValueFromIncomingContext(stream.Context(), "traceparent"), " "))
 	}
 	for {
 		m, err := stream.Recv()

@@ -83,6 +83,8 @@ type Config struct {
 	MaxHold time.Duration
 	// AccessLogPath is the file Envoy appends one JSON object per tunnel, request and connection to. Empty: none.
 	AccessLogPath string
+	// Tracing has Envoy tell the gate of some requests how long their parts took. Nil: of none.
+	Tracing *Tracing
 }
 
 // Route is a set of hosts that share one treatment.
@@ -220,6 +222,7 @@ type plan struct {
 	messageTimeout    time.Duration
 	maxHold           time.Duration
 	accessLog         string
+	tracing           *Tracing
 }
 
 type plannedRoute struct {
@@ -257,7 +260,7 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, gateSockets: c.GateSockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath}
+	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, gateSockets: c.GateSockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath, tracing: c.Tracing}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}
