@@ -25,6 +25,7 @@ func check(c *Config, doc *document) Faults {
 	k.console()
 	k.metrics()
 	k.log()
+	k.telemetry()
 	k.notify()
 	k.audit()
 	k.record()

@@ -44,6 +44,9 @@ type Config struct {
 	// Account of what is done through the gate.
 	Audit Audit `yaml:"audit"`
 
+	// Traces and figures for an OpenTelemetry collector.
+	Telemetry Telemetry `yaml:"telemetry"`
+
 	// Who is told when something needs an operator.
 	Notify Notify `yaml:"notify"`
 

@@ -40,6 +40,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 	fill(&c.Listen.Proxy, "127.0.0.1:3128")
 	fill(&c.Envoy.LogLevel, "warning")
 	c.Console.applyDefaults(given)
+	c.Telemetry.applyDefaults(given)
 	c.Notify.applyDefaults(given)
 	c.Rollout.applyDefaults(given)
 	if c.Audit.MaxMB == 0 && !given("audit.max_mb") {

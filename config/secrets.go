@@ -37,6 +37,7 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 		}
 	}
 
+	errs = append(errs, c.Telemetry.OTLP.loadHeaders(file, getenv))
 	errs = append(errs, c.LoadNotify())
 	if h := &c.Approvals.Webhook; h.SecretFile != "" {
 		h.Key = file("approvals.webhook.secret_file", h.SecretFile)

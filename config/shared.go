@@ -18,7 +18,7 @@ import (
 // Envoys have it. The local part is each machine's own.
 
 // localKeys are the sections of the local part. How a fleet is led is no part of what it is led to, so rollout is among them.
-var localKeys = []string{"vault", "listen", "console", "metrics", keyLog, "audit", "notify", "record", "approvals", "envoy", keyRollout}
+var localKeys = []string{"vault", "listen", "console", "metrics", keyLog, "telemetry", "audit", "notify", "record", "approvals", "envoy", keyRollout}
 
 // Of these a change takes effect without a restart.
 const (
