@@ -18,7 +18,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents gh browser servers
+	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers
 
 .PHONY: build
 build: ## build bin/wayleave
@@ -31,7 +31,7 @@ demo: build ## see a placeholder leave a worker and a real token arrive (ONCE=1 
 
 .PHONY: test
 test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
-	@deploy/tools/fetch.sh binaries
+	@deploy/tools/fetch.sh binaries promtool
 	@$(MAKE) --no-print-directory -j3 tools lint unit # building tools and waiting for servers go well together
 	@$(MAKE) --no-print-directory e2e
 

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -48,6 +49,14 @@ func (h *Health) Reasons() []Reason {
 		all = append(all, Reason{part, h.reasons[part]})
 	}
 	return all
+}
+
+// Health makes whether the gate is ready part of every scrape.
+func (m *Metrics) Health(h *Health) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "wayleave_ready",
+		Help: "1 while the gate is ready, 0 while it is not; /readyz says why. wayleave doctor looks at the same from where it runs.",
+	}, func() float64 { return binary(len(h.Reasons()) == 0) }))
 }
 
 // Limits on scrapes, so that no scraper keeps the gate from its work.

@@ -43,6 +43,7 @@ func fed() *Metrics {
 	m.Pushed("Cluster")
 	m.PushAnswered("Cluster", false)
 	m.PushAnswered("Listener", true)
+	m.Health(new(Health))
 	m.Look([]string{"healthy", "needs_reconnect"}, func() time.Time { return now }, func() Figures {
 		return Figures{
 			Grants: []Grant{
@@ -103,7 +104,7 @@ func TestFigures(t *testing.T) {
 		`wayleave_envoys{state="current"} 2`,
 		`wayleave_envoys{state="behind"} 1`,
 		`wayleave_envoys{state="refusing"} 1`,
-		`wayleave_rollout_step 1`, `wayleave_rollout_steps 3`, `wayleave_rollout_paused 1`,
+		`wayleave_ready 1`, `wayleave_rollout_step 1`, `wayleave_rollout_steps 3`, `wayleave_rollout_paused 1`,
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("%s is not there", want)
@@ -193,6 +194,7 @@ func table(t *testing.T, m *Metrics) string {
 
 func TestHealth(t *testing.T) {
 	m, h := New("", nil), &Health{}
+	m.Health(h)
 	h.Set("vault", "does not answer")
 	h.Set("gate", "is being started")
 	type state struct {
@@ -213,6 +215,9 @@ func TestHealth(t *testing.T) {
 		step.do()
 		if status, text := get(t, m, h, "/readyz", "*/*"); status != step.status || text != step.text {
 			t.Errorf("/readyz: %d %q, not %d %q", status, text, step.status, step.text)
+		}
+		if text, want := scrape(t, m), fmt.Sprintf("\nwayleave_ready %d\n", map[int]int{503: 0, 200: 1}[step.status]); !strings.Contains(text, want) {
+			t.Errorf("a scrape has no %q", want)
 		}
 		status, text := get(t, m, h, "/readyz", "application/json")
 		var s state

@@ -37,6 +37,7 @@ func newMeasured() *measured {
 	}
 	m := &measured{Metrics: metrics.New(version(), reasons)}
 	m.health.Set(readyProcess, "is being started")
+	m.Health(&m.health)
 	return m
 }
 

@@ -5,6 +5,7 @@
 #   agents    Claude Code, Codex and a Node.js for tests (npm, sha512 in node-agents/package-lock.json); CLAUDE_CODE_VERSION=latest,
 #             or another, brings that Claude Code instead, as the registry has it now
 #   gh        GitHub's command line for tests (Debian 12's package, sha256 in gh.txt)
+#   promtool  Prometheus's tool for tests of rules (the same, sha256 in promtool.txt)
 #   browser   a Chromium and axe-core for tests of the console (npm, sha512 in browser/package-lock.json)
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
@@ -87,30 +88,35 @@ agents() {
   if [ -d "$modules"/node-linux-* ]; then ln -sfn "$modules"/node-linux-*/bin/node "$tools/agents/node"; fi
 }
 
-gh() {
-  local key; key=$(sum "$here/gh.txt")
-  if fresh gh "$key" && [ -x "$tools/bin/gh" ]; then return; fi
-  local version; version=$(sed -n 's/.* gh_\(.*\)_amd64\.deb$/\1/p' "$here/gh.txt")
-  say "fetching gh $version"
-  rm -rf "$tools/deb"
-  mkdir -p "$tools/deb/lists/partial" "$tools/deb/cache/archives/partial"
+gh() { debian gh gh "cli.github.com"; }
+promtool() { debian promtool prometheus "prometheus.io/download"; }
+
+# debian PROGRAM PACKAGE WHERE: brings a program of Debian 12's package in PROGRAM.txt; WHERE has it for other systems.
+debian() {
+  local program=$1 package=$2 key; key=$(sum "$here/$program.txt")
+  if fresh "$program" "$key" && [ -x "$tools/bin/$program" ]; then return; fi
+  local version; version=$(sed -n "s/.* ${package}_\(.*\)_amd64\.deb\$/\1/p" "$here/$program.txt")
+  say "fetching $program $version"
+  local dir=$tools/deb-$program # of its own: several may be fetched at once
+  rm -rf "$dir"
+  mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
   (
-    cd "$tools/deb"
-    apt-get -qq download "gh=$version" 2>apt.log && exit
-    # Not Debian 12, or no lists of packages: lists of our own, which need no root. What they lead to is held to gh.txt.
+    cd "$dir"
+    apt-get -qq download "$package=$version" 2>apt.log && exit
+    # Not Debian 12, or no lists of packages: lists of our own, which need no root. What they lead to is held to the sums.
     echo "deb [trusted=yes] http://deb.debian.org/debian bookworm main" >sources.list
     own=(-qq -o Dir::Etc::SourceList="$PWD/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache")
-    { apt-get "${own[@]}" update && apt-get "${own[@]}" download "gh=$version"; } >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }
+    { apt-get "${own[@]}" update && apt-get "${own[@]}" download "$package=$version"; } >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }
   ) || {
-    command -v gh >/dev/null || die "gh $version could not be downloaded with apt-get; install gh (cli.github.com) and put it on PATH yourself"
-    say "could not download it; the tests run $(command -v gh)"
+    command -v "$program" >/dev/null || die "$program $version could not be downloaded with apt-get; install it ($3) and put it on PATH yourself"
+    say "could not download it; the tests run $(command -v "$program")"
     return
   }
-  (cd "$tools/deb" && sha256sum --check --strict --quiet --ignore-missing "$here/gh.txt") || die "gh $version is not the package that gh.txt names"
-  dpkg-deb -x "$tools"/deb/gh_*.deb "$tools/deb/gh"
-  mv -f "$tools/deb/gh/usr/bin/gh" "$tools/bin/gh"
-  rm -rf "$tools/deb"
-  stamp gh "$key"
+  (cd "$dir" && sha256sum --check --strict --quiet --ignore-missing "$here/$program.txt") || die "$program $version is not the package that $program.txt names"
+  dpkg-deb -x "$dir/${package}"_*.deb "$dir/root"
+  mv -f "$dir/root/usr/bin/$program" "$tools/bin/$program"
+  rm -rf "$dir"
+  stamp "$program" "$key"
 }
 
 browser() {
@@ -173,7 +179,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | gh | browser | servers | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents gh browser servers lint" ;;
+    binaries | clients | agents | gh | promtool | browser | servers | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers lint" ;;
   esac
 done
