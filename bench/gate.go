@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
 	"wayleave/ca"
@@ -164,7 +166,8 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	server := grpc.NewServer(options...)
 	fleet.Register(server)
-	extproc.New(spec.Swap, sessions, readyTokens{}, extproc.Options{Log: log}).Register(server)
+	extproc.New(spec.Swap, sessions, readyTokens{}, extproc.Options{Log: log, Ended: func(extproc.Ended) {}}).Register(server)
+	healthpb.RegisterHealthServer(server, health.NewServer())
 	var listening net.ListenConfig
 	l, err := listening.Listen(ctx, "unix", spec.Socket)
 	if err != nil {

@@ -84,7 +84,7 @@ func (r *nodesRun) run(ctx context.Context) error {
 func (r *nodesRun) config(change int) xds.Config {
 	c := xds.Config{
 		Revision: fmt.Sprintf("r%d", change), ProxyAddress: "127.0.0.1:3128", UpstreamCA: []byte("-----BEGIN CERTIFICATE-----"),
-		APISockets: []string{"/run/wayleave/api.sock"}, Marker: worker.Marker,
+		APISockets: []string{"/run/wayleave/api.sock"}, GateSockets: map[string]string{"": "/run/wayleave/gate.sock"}, Marker: worker.Marker,
 	}
 	for i := range r.routes {
 		c.Routes = append(c.Routes, xds.Route{Name: fmt.Sprintf("route%d", i), Hosts: []string{fmt.Sprintf("api%d.bench.test", i)}})

@@ -30,6 +30,7 @@ import (
 
 const (
 	whole    = "all of it"
+	noEnds   = "no account of the end"    // Envoy's log for the gate
 	noSearch = "no search of the answer"  // upstream.lua
 	noNotes  = "nor notes about the swap" // the gate's metadata, but for the verdict
 	onlyTLS  = "interception alone"       // the floor: CONNECT, TLS on both sides, routing, the access log
@@ -44,6 +45,7 @@ type variant struct {
 
 var variants = map[string]variant{
 	whole:    {status: http.StatusOK},
+	noEnds:   {status: http.StatusOK, envoy: withoutEnds},
 	noSearch: {status: http.StatusOK, envoy: withoutLua},
 	noNotes:  {status: http.StatusOK, envoy: withoutLua, gate: []grpc.ServerOption{grpc.StreamInterceptor(onlyVerdict)}},
 	onlyTLS:  {status: statusUnswapped, envoy: floor},
@@ -91,7 +93,7 @@ func (r *swapRun) run(ctx context.Context) error {
 	defer up.Close()
 	var lanes []*lane
 	connections := []int{1, 16, 64}
-	for _, name := range []string{whole, noSearch, noNotes, onlyTLS} {
+	for _, name := range []string{whole, noEnds, noSearch, noNotes, onlyTLS} {
 		w, err := newWorld(ctx, up, setup{hosts: []string{apiHost}, variant: name})
 		if err != nil {
 			return err
@@ -192,16 +194,30 @@ func floor(r *xds.Resources) error {
 		return err
 	}
 	r.Extensions = nil
+	if err := managers(r, "intercept", func(m *hcmv3.HttpConnectionManager) {
+		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcmv3.HttpFilter) bool { return f.GetName() != "envoy.filters.http.router" })
+	}); err != nil {
+		return err
+	}
+	return withoutEnds(r)
+}
+
+// withoutEnds has the gate told of no ends.
+func withoutEnds(r *xds.Resources) error {
+	return managers(r, "", func(m *hcmv3.HttpConnectionManager) {
+		m.AccessLog = slices.DeleteFunc(m.AccessLog, func(l *accesslogv3.AccessLog) bool { return l.GetName() != "envoy.access_loggers.file" })
+	})
+}
+
+// managers edits what handles HTTP in the filter chains whose names begin so.
+func managers(r *xds.Resources, chain string, change func(*hcmv3.HttpConnectionManager)) error {
 	for _, l := range r.Listeners {
 		for _, c := range l.GetFilterChains() {
-			if !strings.HasPrefix(c.GetName(), "intercept") {
-				continue
-			}
 			for _, f := range c.GetFilters() {
-				if err := edit(f.GetTypedConfig(), func(m *hcmv3.HttpConnectionManager) {
-					m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcmv3.HttpFilter) bool { return f.GetName() != "envoy.filters.http.router" })
-					m.AccessLog = slices.DeleteFunc(m.AccessLog, func(l *accesslogv3.AccessLog) bool { return l.GetName() != "envoy.access_loggers.file" })
-				}); err != nil {
+				if f.GetName() != "envoy.filters.network.http_connection_manager" || !strings.HasPrefix(c.GetName(), chain) {
+					continue
+				}
+				if err := edit(f.GetTypedConfig(), change); err != nil {
 					return err
 				}
 			}

@@ -57,7 +57,7 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 	spec := gateSpec{
 		Socket: filepath.Join(dir, "gate.sock"), Leaves: s.leaves, Variant: s.variant,
 		Envoy: xds.Config{
-			ProxyAddress: w.proxy, UpstreamCA: up.ca, APISockets: []string{filepath.Join(dir, "api.sock")},
+			ProxyAddress: w.proxy, UpstreamCA: up.ca, APISockets: []string{filepath.Join(dir, "api.sock")}, GateSockets: map[string]string{"": filepath.Join(dir, "gate.sock")},
 			Tunnel: []string{up.tunnelled()}, AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 			Marker: worker.Marker, MessageTimeout: 25 * time.Second, AccessLogPath: "/dev/null",
 			CredentialHeaders: []string{"x-goog-api-key", "api-key", "private-token", "cookie"}, EnsureHeaders: []string{"anthropic-beta"},

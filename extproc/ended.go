@@ -33,10 +33,6 @@ type Ended struct {
 // rejected, and to count what failed of what was let through. It also learns of handshakes that workers ended because they do not trust
 // the certificate. It is envoy.service.accesslog.v3.AccessLogService.
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
-	// Until it hears of us, Envoy keeps what it has sent, to send it once more, and there is not much that it keeps.
-	if err := stream.SendHeader(nil); err != nil {
-		return err
-	}
 	var node string
 	for {
 		in, err := stream.Recv()

@@ -15,7 +15,6 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -176,8 +175,6 @@ type logStream struct {
 }
 
 func (s *logStream) Context() context.Context { return s.ctx }
-
-func (s *logStream) SendHeader(metadata.MD) error { return nil }
 
 func (s *logStream) SendAndClose(*accesslogv3.StreamAccessLogsResponse) error { return nil }
 

@@ -22,7 +22,7 @@ const (
 
 func clusters(p plan) []*clusterv3.Cluster {
 	filters, ca := upstreamFilters(p), upstreamCA(p).GetName()
-	list := append(gateClusters(p),
+	list := append(endsClusters(p),
 		apiCluster(p.apiSockets),
 		interceptCluster(),
 		upstreamCluster(clusterUpstream, p.dns, ca, anyHTTP(filters)),
@@ -178,7 +178,7 @@ func onlyHTTP2() *upstreamhttpv3.HttpProtocolOptions {
 	return &upstreamhttpv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-				ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(15 * time.Second), Timeout: seconds(15 * time.Second)},
+				ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(5 * time.Second), Timeout: seconds(5 * time.Second)},
 			}},
 		},
 	}}

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"strings"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -8,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	grpcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -24,12 +26,11 @@ const (
 	metadataGate    = "gate"    // that decided, where there are several
 )
 
-// How ends are told. What a gate is told of is lost with it when it is killed, so it is not kept here for long. While a gate is away,
-// Envoy asks for it again and again, and keeps what it has to tell: XXX
+// How ends are told. What is on its way to a gate that is killed is lost, so it is not kept for long where a gate is there; while it is
+// away, all that the buffer holds is kept, in each of Envoy's threads.
 const (
-	endsEvery   = 50 * time.Millisecond
-	endsBuffer  = 64 << 10
-	endsRetries = 1000
+	endsEvery  = 50 * time.Millisecond
+	endsBuffer = 1 << 20 // some 800 ends; a gate takes messages of up to 4 MiB
 )
 
 // httpEnds tells the gate of requests; namespace is where it noted what it decided.
@@ -48,19 +49,16 @@ func tunnelEnds(p plan) []*accesslogv3.AccessLog {
 
 // ends has one log for each gate, which is told of what it decided.
 func ends(p plan, namespace, logger string, settings func(*grpcv3.CommonGrpcAccessLogConfig) proto.Message) []*accesslogv3.AccessLog {
-	one := func(name, cluster string, decided *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
-		return &accesslogv3.AccessLog{
-			Name: logger, Filter: decided,
-			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(settings(toGate(name, cluster)))},
-		}
-	}
-	if len(p.gateSockets) == 0 {
-		present := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}
-		return []*accesslogv3.AccessLog{one("ends", clusterGate, metadataFilter(namespace, metadataRequest, present))}
-	}
 	var all []*accesslogv3.AccessLog
 	for _, gate := range sortedKeys(p.gateSockets) {
-		all = append(all, one("ends", gateCluster(gate), metadataFilter(namespace, metadataGate, exactly(gate))))
+		decided := metadataFilter(namespace, metadataGate, exactly(gate))
+		if gate == "" { // it is alone
+			decided = metadataFilter(namespace, metadataRequest, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}})
+		}
+		all = append(all, &accesslogv3.AccessLog{
+			Name: logger, Filter: decided,
+			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(settings(toGate("ends", endsCluster(gate))))},
+		})
 	}
 	return all
 }
@@ -68,12 +66,11 @@ func ends(p plan, namespace, logger string, settings func(*grpcv3.CommonGrpcAcce
 // toGate is how a log of this name gets to a gate.
 func toGate(name, cluster string) *grpcv3.CommonGrpcAccessLogConfig {
 	return &grpcv3.CommonGrpcAccessLogConfig{
-		LogName:               name,
-		GrpcService:           &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster}}},
-		TransportApiVersion:   corev3.ApiVersion_V3,
-		BufferFlushInterval:   seconds(endsEvery),
-		BufferSizeBytes:       number(endsBuffer),
-		GrpcStreamRetryPolicy: &corev3.RetryPolicy{NumRetries: number(endsRetries)},
+		LogName:             name,
+		GrpcService:         &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster}}},
+		TransportApiVersion: corev3.ApiVersion_V3,
+		BufferFlushInterval: seconds(endsEvery),
+		BufferSizeBytes:     number(endsBuffer),
 	}
 }
 
@@ -89,21 +86,44 @@ func metadataFilter(namespace, field string, value *matcherv3.ValueMatcher) *acc
 	}}}
 }
 
-// gateCluster is where one of several gates is told of the ends of what it decided.
-func gateCluster(gate string) string { return clusterGate + "/" + gate }
+// endsCluster is where a gate is told of the ends of what it decided.
+func endsCluster(gate string) string { return strings.TrimSuffix("ends/"+gate, "/") }
 
-// gateClusters are those of all.
-func gateClusters(p plan) []*clusterv3.Cluster {
+// endsClusters are those of all gates.
+//
+// Envoy keeps what it has to tell only if it knows that the gate is away before it tells: what it sends to a gate that does not come, it
+// forgets. It knows at once, since the streams that end with the gate count as failures of it; if there were none, by asking it all the
+// time; and that is also how it learns that the gate is back.
+func endsClusters(p plan) []*clusterv3.Cluster {
 	var all []*clusterv3.Cluster
 	for _, gate := range sortedKeys(p.gateSockets) {
-		name := gateCluster(gate)
+		name := endsCluster(gate)
 		all = append(all, &clusterv3.Cluster{
 			Name:                          name,
 			ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 			ConnectTimeout:                seconds(connectTimeout),
 			LoadAssignment:                endpoints(name, &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: p.gateSockets[gate]}}}),
 			TypedExtensionProtocolOptions: httpOptions(onlyHTTP2()),
+			CommonLbConfig:                &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
+			HealthChecks: []*corev3.HealthCheck{{
+				Timeout:            seconds(2 * gateAsked),
+				Interval:           seconds(gateAsked),
+				NoTrafficInterval:  seconds(gateAsked),
+				UnhealthyThreshold: number(1),
+				HealthyThreshold:   number(1),
+				HealthChecker:      &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
+			}},
+			OutlierDetection: &clusterv3.OutlierDetection{
+				Consecutive_5Xx:          number(1),
+				EnforcingConsecutive_5Xx: number(100),
+				MaxEjectionPercent:       number(100),
+				BaseEjectionTime:         seconds(time.Hour), // it is asked before
+				MaxEjectionTime:          seconds(time.Hour),
+			},
 		})
 	}
 	return all
 }
+
+// gateAsked is how often a gate is asked whether it is there.
+const gateAsked = 250 * time.Millisecond

@@ -7,14 +7,21 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"wayleave/envoy/envoytest"
 	"wayleave/extproc"
@@ -241,4 +248,127 @@ func overTLS(conn net.Conn, host string) error {
 	_ = resp.Body.Close()
 	_, err = io.Copy(io.Discard, conn)
 	return err
+}
+
+// gateOf is a gate of its own, among others of one Envoy.
+type gateOf struct {
+	*account
+	rpc *grpc.Server
+}
+
+// serveGate runs a gate at the socket that the configuration has for it.
+func (p *phaseStack) serveGate(name string) *gateOf {
+	p.t.Helper()
+	g := &gateOf{newAccount(), grpc.NewServer()}
+	p.server.Register(g.rpc)
+	healthpb.RegisterHealthServer(g.rpc, health.NewServer())
+	extproc.New(p.policy, p.sessions, twoTokens{}, g.options(name)).Register(g.rpc)
+	l, err := net.Listen("unix", p.config.GateSockets[name])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = g.rpc.Serve(l) }()
+	p.t.Cleanup(func() { g.rpc.Stop(); <-done })
+	return g
+}
+
+// told is how many decisions and ends a gate knows.
+func (a *account) told() (decided, ended int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.decided), len(a.ended)
+}
+
+// Of several gates each is told of the ends of what it decided, and of no others. What ends while it is away Envoy tells its successor,
+// with all that is known of the decision.
+func TestEndsComeToTheGateThatDecided(t *testing.T) {
+	p := startPhases(t, false, nil)
+	p.killEnvoy()
+	p.config.APISockets = append(p.config.APISockets, filepath.Join(p.dir, "api.b.sock"))
+	p.config.GateSockets = map[string]string{"a": filepath.Join(p.dir, "gate.a.sock"), "b": filepath.Join(p.dir, "gate.b.sock")}
+	p.publish()
+	a, b := p.serveGate("a"), p.serveGate("b")
+	boot := p.bootstrap()
+	boot.GateSockets = slices.Collect(maps.Values(p.config.GateSockets))
+	envoytest.Start(t, boot)
+	clients := []*http.Client{p.client(true), p.client(true), p.client(true), p.client(true)} // of both threads of Envoy
+	ask := func(i int) error {
+		resp, err := p.send(clients[i%len(clients)], http.MethodGet, "/empty", nil, 0)
+		if err != nil {
+			return err
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusNoContent {
+			return fmt.Errorf("answered %d", resp.StatusCode)
+		}
+		return nil
+	}
+	envoytest.Await(t, "the listener", func() error { return ask(0) })
+	for i := range 60 {
+		if err := ask(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, g := range []*gateOf{a, b} {
+		g.last(t)
+		if decided, _ := g.told(); decided < 10 {
+			t.Errorf("one of the gates decided about %d requests", decided)
+		}
+		for _, d := range g.decided {
+			if len(g.ended[d.RequestID]) != 1 {
+				t.Errorf("%d ends of %+v", len(g.ended[d.RequestID]), d)
+			}
+		}
+	}
+
+	// Requests that are under way while b goes.
+	before := b.decided
+	leaving, leave := context.WithCancel(t.Context())
+	var asked sync.WaitGroup
+	for i := range 40 {
+		asked.Go(func() {
+			req, err := http.NewRequestWithContext(leaving, http.MethodGet, "https://"+apiHost+"/silent", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Authorization", "Bearer "+p.placeholder)
+			if resp, err := clients[i%len(clients)].Do(req); err == nil {
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	envoytest.Await(t, "the requests to be at the upstream", func() error {
+		n := 0
+		for _, g := range []*gateOf{a, b} {
+			decided, ended := g.told()
+			n += decided - ended
+		}
+		if n != 40 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	under := b.decided[len(before):]
+	b.rpc.Stop()
+	leave()
+	asked.Wait()
+	a.last(t) // whose own do not wait for b
+	successor := p.serveGate("b")
+	envoytest.Await(t, "the ends that b was not there for", func() error {
+		successor.mu.Lock()
+		defer successor.mu.Unlock()
+		for _, d := range under {
+			if got := successor.ended[d.RequestID]; len(got) != 1 {
+				return fmt.Errorf("%d ends of %+v", len(got), d)
+			} else if x := got[0]; x.Worker != d.Worker || x.Session != d.Session || x.Grant != d.Grant || x.Route != d.Route || x.Host != d.Host || x.Path != d.Path || x.Fingerprint != d.Fingerprint || !x.Swapped {
+				t.Errorf("told of %+v, which was %+v", x, d)
+			}
+		}
+		return nil
+	})
+	if len(under) == 0 {
+		t.Error("b decided about none")
+	}
 }

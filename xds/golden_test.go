@@ -114,8 +114,13 @@ func readConfig(t *testing.T, path string) Config {
 		t.Fatal(err)
 	}
 	c := testConfig(t)
+	alone := c.GateSockets
+	c.GateSockets = nil // or those of the file would be added to it
 	if err := yaml.UnmarshalStrict(text, &c); err != nil {
 		t.Fatal(err)
+	}
+	if c.GateSockets == nil {
+		c.GateSockets = alone
 	}
 	return c
 }
@@ -130,6 +135,7 @@ func testConfig(t testing.TB) Config {
 		ProxyAddress: "127.0.0.1:3128",
 		UpstreamCA:   ca,
 		APISockets:   []string{"/run/wayleave/api.sock"},
+		GateSockets:  map[string]string{"": "/run/wayleave/gate.sock"},
 		Marker:       "wlplaceholder",
 	}
 }

@@ -34,6 +34,8 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -87,6 +89,7 @@ func startAt(t testing.TB, logLevel string, configure func(*Config), mutate func
 		ProxyAddress:   freeAddress(t),
 		UpstreamCA:     s.upstream.ca.pem,
 		APISockets:     []string{filepath.Join(s.dir, "api.sock")},
+		GateSockets:    map[string]string{"": filepath.Join(s.dir, "gate.sock")},
 		Marker:         testMarker,
 		MessageTimeout: 5 * time.Second,
 		Routes:         []Route{{Name: "provider", Hosts: []string{apiHost}, ConnectTo: s.upstream.address}},
@@ -124,6 +127,7 @@ func (s *stack) serve() {
 	s.publish()
 	g := grpc.NewServer()
 	s.server.Register(g)
+	healthpb.RegisterHealthServer(g, health.NewServer())
 	authv3.RegisterAuthorizationServer(g, s.gate)
 	extprocv3.RegisterExternalProcessorServer(g, s.gate)
 	accesslogv3.RegisterAccessLogServiceServer(g, s.gate)

@@ -63,8 +63,8 @@ type Config struct {
 	AllowPrivate []netip.Prefix
 	// APISockets are the unix sockets of the worker API, one for each gate, served to workers below /.wayleave/. At least one.
 	APISockets []string
-	// GateSockets are the unix sockets of the gates' gRPC services by the names of the gates, where there are several: each is told
-	// of the ends of what it decided. Empty: there is one gate.
+	// GateSockets are the unix sockets of the gates' gRPC services by the names of the gates: each is told of the ends of what it
+	// decided. A gate that is alone has none, "".
 	GateSockets map[string]string
 	// CredentialHeaders are all the headers a credential comes in or goes out by, beside authorization,
 	// proxy-authorization and x-api-key, which are always among them. ext_proc may change them, and no request
@@ -292,8 +292,11 @@ func (c Config) plan() (plan, error) {
 			fault("API socket %q is not an absolute path", s)
 		}
 	}
+	if len(c.GateSockets) == 0 {
+		fault("there is no gate socket")
+	}
 	for gate, s := range c.GateSockets {
-		if !replicaName.MatchString(gate) || !strings.HasPrefix(s, "/") || !utf8.ValidString(s) {
+		if !replicaName.MatchString(gate) && len(c.GateSockets) > 1 || !strings.HasPrefix(s, "/") || !utf8.ValidString(s) {
 			fault("gate %q with socket %q: a gate is named with a-z, 0-9, '_' and '-', and its socket by an absolute path", gate, s)
 		}
 	}

@@ -243,11 +243,13 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 		MaxHold:       config.LongestHold + extproc.Headroom,
 		AccessLogPath: accessLog,
 	}
-	for _, replica := range cfg.Listen.Replicas {
-		if out.GateSockets == nil {
-			out.GateSockets = map[string]string{}
+	out.GateSockets = map[string]string{}
+	for i, path := range socketPaths(cfg, sockets, gateSocket) {
+		replica := ""
+		if len(cfg.Listen.Replicas) > 0 {
+			replica = cfg.Listen.Replicas[i]
 		}
-		out.GateSockets[replica] = filepath.Join(sockets, ofReplica(replica, gateSocket))
+		out.GateSockets[replica] = path
 	}
 	if l := cfg.Listen; l.ProxyTLS != "" {
 		out.ProxyTLS = &xds.ProxyTLS{Address: l.ProxyTLS, Names: l.TLSNames}
