@@ -274,7 +274,7 @@ func TestLastSecretCounts(t *testing.T) {
 func TestReplicasAgreeOnVersions(t *testing.T) {
 	ca := newAuthority(t).pem
 	versions := func(reverse bool) map[string]string {
-		config := Config{ProxyAddress: "127.0.0.1:3128", APISockets: []string{"/run/api.sock"}, Marker: testMarker, UpstreamCA: ca}
+		config := Config{ProxyAddress: "127.0.0.1:3128", APISockets: []string{"/run/api.sock"}, GateSockets: map[string]string{"": "/run/gate.sock"}, Marker: testMarker, UpstreamCA: ca}
 		for i := range 5 {
 			config.Routes = append(config.Routes, Route{Name: fmt.Sprintf("r%d", i), Hosts: []string{fmt.Sprintf("a%d.test", i), fmt.Sprintf("b%d.test", i)}})
 		}

@@ -21,7 +21,7 @@ func manyRoutes(c *Config) {
 // A thousand routes are the same bytes whichever order they come in, and one more host changes what it must: the routes,
 // and the listener's list of names.
 func TestManyRoutesAreDeterministic(t *testing.T) {
-	config := Config{ProxyAddress: "127.0.0.1:3128", APISockets: []string{"/run/api.sock"}, Marker: testMarker, UpstreamCA: newAuthority(t).pem}
+	config := Config{ProxyAddress: "127.0.0.1:3128", APISockets: []string{"/run/api.sock"}, GateSockets: map[string]string{"": "/run/gate.sock"}, Marker: testMarker, UpstreamCA: newAuthority(t).pem}
 	manyRoutes(&config)
 	build := func() *Resources {
 		t.Helper()
