@@ -159,6 +159,78 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+func TestStatuses(t *testing.T) {
+	for text, want := range map[string][3]bool{"": {true, true, true}, "429": {true, false, false}, "4xx": {true, false, false}, "50X": {false, true, false}, "5xx": {false, true, false}} {
+		s, err := ParseStatuses(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, status := range []int{429, 503, 0} {
+			if s.has(status) != want[i] {
+				t.Errorf("%q of %d", text, status)
+			}
+		}
+	}
+	for _, text := range []string{"x", "xxx", "4", "4x1", "999", "4xxx", "ok", "-12"} {
+		if s, err := ParseStatuses(text); err == nil {
+			t.Errorf("%q is %q", text, s)
+		}
+	}
+}
+
+// What is open is shown until its end is there, in whatever order they were written.
+func TestSearchJoins(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	line := func(n int, open, after bool) Record {
+		r := numbered(n)
+		r.Open, r.AfterOpen = open, after
+		if !open {
+			r.Status = 200
+		}
+		return r
+	}
+	write(t, name,
+		line(1, true, false), line(2, true, false), line(3, false, false), line(1, false, true), line(4, false, true), line(4, true, false),
+		Record{Time: start, Kind: Gap, Dropped: 5, Cause: Killed, Requests: []string{"6"}, Run: "r", Seq: 9},
+		Record{Time: start, Kind: Request, Request: "6", Outcome: Swapped, Late: true, AfterOpen: true},
+		Record{Time: start, Kind: Gap, Undelivered: 3, Sink: "webhook"},
+	)
+	for want, f := range map[string]Filter{
+		"6 4 1 3 2":   {},
+		"2":           {Open: true},
+		"4 1 3":       {Status: "2xx"},
+		"gap/3 gap/5": {Kind: Gap},
+	} {
+		found, err := Search(t.Context(), []string{name}, f, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range found.Records {
+			if r.Kind == Gap {
+				r.Request = fmt.Sprint("gap/", r.Dropped+r.Undelivered)
+			}
+			got = append(got, r.Request)
+		}
+		if strings.Join(got, " ") != want || found.Missing != 4 {
+			t.Errorf("%+v: %v, want %s; %d missing", f, got, want, found.Missing)
+		}
+	}
+}
+
+// A request that took long is found by when it was decided, though its line comes much later.
+func TestSearchLong(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "audit.jsonl")
+	early, late := numbered(0), numbered(0)
+	early.Request, late.Request, late.Time = "early", "late", start.Add(3*time.Hour)
+	early.DurationMS = float64((4 * time.Hour).Milliseconds())
+	write(t, name, late, early)
+	found, err := Search(t.Context(), []string{name}, Filter{From: start.Add(2 * time.Hour)}, 10)
+	if err != nil || !slices.Equal(ids(found), []string{"late"}) {
+		t.Errorf("%v, %v", ids(found), err)
+	}
+}
+
 func TestFollow(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "audit.jsonl")
 	write(t, name, numbered(0))

@@ -2,7 +2,6 @@ package config
 
 import (
 	"wayleave/secret"
-	"wayleave/webhook"
 )
 
 // Approvals says who is asked about requests that rules hold, beside whoever uses `wayleave approval`.
@@ -29,19 +28,11 @@ type ApprovalWebhook struct {
 func (k *checker) approvals() {
 	const path = "approvals.webhook"
 	h := k.Approvals.Webhook
-	switch {
-	case h.URL == "":
-		for _, key := range []struct{ name, value string }{{"secret_file", h.SecretFile}, {"ca_file", h.CAFile}} {
-			if key.value != "" {
-				k.fault(path+"."+key.name, "has no use without url", "write url, or remove it")
-			}
-		}
-		return
-	case h.SecretFile == "":
-		k.fault(path, "has no secret_file: whoever gets its messages could not tell them from anybody else's", "write a key into a file and name it: echo whsec_$(openssl rand -base64 32)")
-	}
-	if err := webhook.CheckURL(h.URL); err != nil {
+	if err := k.signedWebhook(path, h.URL, h.SecretFile, h.CAFile); err != nil {
 		k.fault(path+".url", err.Error(), "write https://approvals.example.com/wayleave")
+	}
+	if h.URL == "" {
+		return
 	}
 	if !k.holds() {
 		k.warn(path, "is never called: no rule of a profile holds requests", "write a rule with hold, or remove it")

@@ -43,9 +43,7 @@ func (c *Config) applyDefaults(given func(path string) bool) {
 	c.Telemetry.applyDefaults(given)
 	c.Notify.applyDefaults(given)
 	c.Rollout.applyDefaults(given)
-	if c.Audit.MaxMB == 0 && !given("audit.max_mb") {
-		c.Audit.MaxMB = 500
-	}
+	c.Audit.applyDefaults(given)
 	if c.Record.MaxMB == 0 && !given("record.max_mb") {
 		c.Record.MaxMB = 100
 	}

@@ -43,6 +43,10 @@ func (c *Config) LoadSecrets(getenv func(string) string) error {
 		h.Key = file("approvals.webhook.secret_file", h.SecretFile)
 	}
 
+	if h := &c.Audit.Webhook; h.SecretFile != "" {
+		h.Key = file("audit.webhook.secret_file", h.SecretFile)
+	}
+
 	inUse := map[string]bool{}
 	for _, g := range c.Grants {
 		inUse[g.Provider] = true

@@ -10,6 +10,7 @@ package metrics
 import (
 	"runtime"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,6 +45,9 @@ type Metrics struct {
 	leaves       *prometheus.CounterVec
 	pushes       *prometheus.CounterVec
 	answers      *prometheus.CounterVec
+	audited      *prometheus.CounterVec
+	unaudited    *prometheus.CounterVec
+	lost         *prometheus.CounterVec
 }
 
 // How long something may take, in seconds, as it is counted.
@@ -89,13 +93,23 @@ func New(version string, reasons []string) *Metrics {
 		answers: counter("wayleave_xds_answers_total",
 			"Answers of Envoys to what they were sent. On nack, see what they said: wayleave fleet show NODE.", "type", "outcome"),
 	}
+	m.audited = counter("wayleave_audit_records_total",
+		"Lines of the audit. Of a request that takes long there are two: one that is open, and the final one.", "kind", "open")
+	m.unaudited = counter("wayleave_audit_dropped_total",
+		"Records that did not get into the audit's file, or to another place that gets them. The gate's log says why: mend the disk, or what the sink calls.", "sink")
+	m.lost = counter("wayleave_audit_lost_total",
+		"Decisions that only a gate knew that ended without writing them down, as the audit's file says too: docs/audit.md.", "cause")
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "wayleave_build_info", Help: "1; its labels say what runs. Compare it between gates after an update."}, []string{"version", "go_version"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	m.registry.MustRegister(m.requests, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, build,
+	m.registry.MustRegister(m.requests, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, m.audited, m.unaudited, m.lost, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, reason := range reasons {
 		m.refusals.WithLabelValues(reason) // so that the first of them is an increase too
 	}
+	for _, sink := range []string{"all", "file", "stdout", "webhook", "otlp"} {
+		m.unaudited.WithLabelValues(sink)
+	}
+	m.lost.WithLabelValues("killed")
 	return m
 }
 
@@ -158,3 +172,16 @@ func (m *Metrics) PushAnswered(kind string, refused bool) {
 	}
 	m.answers.WithLabelValues(kind, outcome).Inc()
 }
+
+// AuditWritten counts a line of the audit.
+func (m *Metrics) AuditWritten(kind string, open bool) {
+	m.audited.WithLabelValues(kind, strconv.FormatBool(open)).Inc()
+}
+
+// AuditDropped counts records that a sink of the audit did not get.
+func (m *Metrics) AuditDropped(sink string, n uint64) {
+	m.unaudited.WithLabelValues(sink).Add(float64(n))
+}
+
+// AuditLost counts decisions that are in no line of the audit.
+func (m *Metrics) AuditLost(cause string, n uint64) { m.lost.WithLabelValues(cause).Add(float64(n)) }

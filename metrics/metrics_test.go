@@ -44,6 +44,9 @@ func fed() *Metrics {
 	m.PushAnswered("Cluster", false)
 	m.PushAnswered("Listener", true)
 	m.Health(new(Health))
+	m.AuditWritten("request", false)
+	m.AuditDropped("webhook", 3)
+	m.AuditLost("killed", 2)
 	m.Look([]string{"healthy", "needs_reconnect"}, func() time.Time { return now }, func() Figures {
 		return Figures{
 			Grants: []Grant{

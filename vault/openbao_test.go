@@ -29,7 +29,7 @@ func TestPolicies(t *testing.T) {
 	t.Parallel()
 	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	ctx := t.Context()
-	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "requests/grants": map[string]string{}, "sessions/revoked": map[string]string{}, "sessions/live/a": map[string]string{}, "operators/tokens": map[string]string{}, "other/x": map[string]string{}} {
+	for path, doc := range map[string]any{"grants/g": map[string]string{"refresh": "r0"}, "status/g": map[string]string{"state": "healthy"}, "keys/session": map[string]string{}, "keys/audit": map[string]string{}, "requests/grants": map[string]string{}, "sessions/revoked": map[string]string{}, "sessions/live/a": map[string]string{}, "operators/tokens": map[string]string{}, "other/x": map[string]string{}} {
 		if _, err := s.Root.Put(ctx, path, doc, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -87,6 +87,8 @@ func TestPolicies(t *testing.T) {
 		{"delete", remove, "status/none", true, true, false},
 		{"read", get, "keys/session", true, false, false},
 		{"write", put, "keys/session", true, false, false},
+		{"read", get, "keys/audit", true, true, false},
+		{"write", put, "keys/audit", true, false, false},
 		{"list", list, "keys", true, false, false},
 		{"delete", remove, "keys/none", false, false, false},
 		{"read", get, "requests/grants", true, true, false},

@@ -35,7 +35,7 @@ func (c *Client) needs(role Role) []need {
 			{data + "grants/any", []string{"create", "update"}}, {data + "status/any", write}, {data + "requests/any", write},
 			{metadata + "grants/any", look}, {metadata + "status/any", look}, {metadata + "requests/any", []string{"list", "read"}},
 			{data + "sessions/any", []string{"read"}}, {data + "sessions/revoked", write}, {metadata + "sessions/any", []string{"list", "read"}},
-			{data + "approvals/any", write},
+			{data + "approvals/any", write}, {data + "keys/audit", []string{"read"}},
 			{data + "fleet/any", []string{"read"}}, {data + "fleet/state", write}, {data + "fleet/revisions/any", write}, {metadata + "fleet/any", []string{"list", "read"}},
 			{c.cfg.PKIMount + "/cert/ca", []string{"read"}},
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,16 +17,10 @@ import (
 
 	"wayleave/audit"
 	"wayleave/config"
-	"wayleave/console"
-	"wayleave/extproc"
 	"wayleave/journal"
+	"wayleave/secret"
+	"wayleave/vault"
 )
-
-// account is the audit of a gate. The zero account keeps nothing.
-type account struct {
-	file *journal.File[audit.Record]
-	gate string
-}
 
 // auditOf is the file of the configuration; empty: there is none.
 func auditOf(cfg *config.Config) string {
@@ -38,19 +33,6 @@ func auditOf(cfg *config.Config) string {
 // auditFile is the same for a gate of `wayleave up`, which has one without being asked.
 func (s state) auditFile(cfg *config.Config) string {
 	return cmp.Or(auditOf(cfg), s.path("audit.jsonl"))
-}
-
-// openAudit opens the gate's audit.
-func (g gate) openAudit() (account, error) {
-	if g.audit == "" {
-		return account{}, nil
-	}
-	path := replicaFile(g.audit, g.replica)
-	f, err := journal.Open[audit.Record]("audit.file", path, int64(g.cfg.Audit.MaxMB)<<20, g.log)
-	if err != nil {
-		return account{}, err
-	}
-	return account{file: f, gate: gateName(g.replica)}, nil
 }
 
 // replicaFile is the file that a replica has for what a gate alone calls file.
@@ -66,65 +48,9 @@ func auditFiles(cfg *config.Config, file string) (gates [][]string) {
 	}
 	for _, replica := range replicas {
 		name := replicaFile(file, replica)
-		gates = append(gates, []string{name, name + ".1"})
+		gates = append(gates, journal.Files(name, cfg.Audit.Keep))
 	}
 	return gates
-}
-
-// became is what became of a request.
-func became(d extproc.Decided) audit.Outcome {
-	switch {
-	case d.Reason != "":
-		return audit.Refused
-	case d.Swapped:
-		return audit.Swapped
-	case d.Answered:
-		return audit.Answered
-	}
-	return audit.Passed
-}
-
-// request keeps what became of a request.
-func (a account) request(d extproc.Decided) error {
-	if a.file == nil {
-		return nil
-	}
-	r := audit.Record{
-		Time: d.At, Kind: audit.Request, Gate: a.gate, Outcome: became(d), Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
-		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Revision: d.Revision, Token: d.Token,
-	}
-	if d.Method == "CONNECT" {
-		r.Kind = audit.Tunnel
-	}
-	a.file.Add(r)
-	return nil
-}
-
-// operators keeps what operators do; nil when there is no audit.
-func (a account) operators() func(console.Event) {
-	if a.file == nil {
-		return nil
-	}
-	return func(e console.Event) {
-		r := audit.Record{
-			Time: e.At, Kind: audit.Operator, Gate: a.gate, Outcome: audit.Done, Actor: e.Actor, Role: string(e.Role), Via: e.Via, From: e.From, Action: e.Action, Target: e.Target,
-		}
-		if e.Err != nil {
-			r.Outcome, r.Reason = audit.Failed, e.Err.Error()
-		}
-		a.file.Add(r)
-	}
-}
-
-// search looks through the audit of all gates of this machine.
-func (a account) search(g gate) func(context.Context, audit.Filter, int) (audit.Found, error) {
-	if a.file == nil {
-		return nil
-	}
-	files := auditFiles(g.cfg, g.audit)
-	return func(ctx context.Context, f audit.Filter, limit int) (audit.Found, error) {
-		return audit.SearchAll(ctx, files, f, limit)
-	}
 }
 
 func newAudit() *cobra.Command {
@@ -133,19 +59,19 @@ func newAudit() *cobra.Command {
 		Short: "Search the account of what was done through the gates of this machine",
 		Long: `The audit has a line for each request, for each connection that was refused, and for each thing that an operator changed in
 the console: who, where, with which grant, what came of it and why. It has paths, and no query, header or body.`,
-	}, newAuditQuery(), newAuditTail())
+	}, newAuditQuery(), newAuditTail(), newAuditVerify(), newAuditFingerprint())
 }
 
 // auditCommand makes a command that reads the audit of the configuration, or of the gate in --state.
 func auditCommand(f func(c *cobra.Command, gates [][]string, filter audit.Filter, asJSON bool) error) *cobra.Command {
 	var filter audit.Filter
-	var kind, outcome, since string
+	var kind, outcome, since, status string
 	var asJSON bool
 	c := &cobra.Command{Args: exactArgs()}
 	st := addStateFlag(c)
 	path := addConfigOrGateFlag(c, st)
 	flags := c.Flags()
-	flags.StringVar(&kind, "kind", "", "only request, tunnel or operator")
+	flags.StringVar(&kind, "kind", "", "only request, tunnel or operator; or gap: where records are missing")
 	flags.StringVar(&outcome, "outcome", "", "only swapped, passed, answered or refused; of operators' actions done or failed")
 	flags.StringVar(&filter.Reason, "reason", "", "only refusals for this reason")
 	flags.StringVar(&filter.Worker, "worker", "", "only this worker's")
@@ -154,6 +80,9 @@ func auditCommand(f func(c *cobra.Command, gates [][]string, filter audit.Filter
 	flags.StringVar(&filter.Host, "host", "", "only where the host has this in it")
 	flags.StringVar(&filter.Actor, "actor", "", "only what this operator did")
 	flags.StringVar(&filter.Request, "request", "", "only the request with this id")
+	flags.StringVar(&filter.Fingerprint, "fingerprint", "", "only with the token that has this fingerprint (wayleave audit fingerprint)")
+	flags.StringVar(&status, "status", "", "only what was answered with this status, such as 429, or a class of them, such as 5xx")
+	flags.BoolVar(&filter.Open, "open", false, "only requests whose end is not known")
 	flags.StringVar(&filter.Text, "text", "", "only where some text has this in it, whatever its case")
 	flags.StringVar(&since, "since", "", "only from this time (RFC 3339), or from so long ago, such as 24h")
 	flags.BoolVar(&asJSON, "json", false, "print a line of JSON for each")
@@ -164,22 +93,30 @@ func auditCommand(f func(c *cobra.Command, gates [][]string, filter audit.Filter
 		}
 		file := st.auditFile(cfg)
 		filter.Kind, filter.Outcome = audit.Kind(kind), audit.Outcome(outcome)
+		if filter.Status, err = audit.ParseStatuses(status); err != nil {
+			return usageError{fmt.Errorf("--status %w", err)}
+		}
 		if filter.From, err = sinceOf(since, time.Now()); err != nil {
 			return err
 		}
-		gates := auditFiles(cfg, file)
-		found := false
-		for _, files := range gates {
-			if _, err := os.Stat(files[0]); err == nil {
-				found = true
-			}
-		}
-		if !found {
-			return fmt.Errorf("there is no audit at %s: a 'wayleave serve' keeps one where audit.file says, and 'wayleave up' in its --state", file)
+		gates, err := existingAudit(cfg, file)
+		if err != nil {
+			return err
 		}
 		return f(c, gates, filter, asJSON)
 	}
 	return c
+}
+
+// existingAudit are the files of every gate, of which some must be there.
+func existingAudit(cfg *config.Config, file string) ([][]string, error) {
+	gates := auditFiles(cfg, file)
+	for _, files := range gates {
+		if _, err := os.Stat(files[0]); err == nil {
+			return gates, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no audit at %s: a 'wayleave serve' keeps one where audit.file says, and 'wayleave up' in its --state", file)
 }
 
 // sinceOf reads a time, or how long ago one was.
@@ -199,6 +136,7 @@ func sinceOf(text string, now time.Time) (time.Time, error) {
 
 func newAuditQuery() *cobra.Command {
 	limit := 100
+	var ocsf bool
 	c := auditCommand(func(c *cobra.Command, gates [][]string, f audit.Filter, asJSON bool) error {
 		if limit < 1 {
 			return usageError{errors.New("--limit is not a number above zero")}
@@ -208,12 +146,17 @@ func newAuditQuery() *cobra.Command {
 			return err
 		}
 		for _, r := range found.Records {
-			if err := printRecord(c.OutOrStdout(), r, asJSON); err != nil {
+			if ocsf {
+				_, err = fmt.Fprintf(c.OutOrStdout(), "%s\n", audit.OCSF(r, version()))
+			} else {
+				err = printRecord(c.OutOrStdout(), r, asJSON)
+			}
+			if err != nil {
 				return err
 			}
 		}
 		if found.Missing > 0 {
-			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %d records are missing: they came faster than they could be written, or the disk was full\n", found.Missing)
+			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %d records are missing; where and why: wayleave audit query --kind gap\n", found.Missing)
 		}
 		if found.Unreadable > 0 {
 			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %d lines are no records\n", found.Unreadable)
@@ -227,8 +170,11 @@ func newAuditQuery() *cobra.Command {
 	c.Short = "Print what was done, the newest first"
 	c.Example = `  wayleave audit query -c wayleave.yaml --since 24h --outcome refused
   wayleave audit query -c wayleave.yaml --worker ci --grant github --json
+  wayleave audit query -c wayleave.yaml --status 5xx --since 1h
+  wayleave audit query -c wayleave.yaml --fingerprint 9f86d081884c7d65
   wayleave audit query -c wayleave.yaml --kind operator --limit 1000`
 	c.Flags().IntVar(&limit, "limit", limit, "how many at most")
+	c.Flags().BoolVar(&ocsf, "ocsf", false, "print a line of JSON for each, by the Open Cybersecurity Schema Framework")
 	return c
 }
 
@@ -279,19 +225,186 @@ func printRecord(w io.Writer, r audit.Record, asJSON bool) error {
 	}
 	add("", when(r.Time))
 	add("", fmt.Sprintf("%-8s", r.Outcome))
-	if r.Kind == audit.Operator {
+	switch r.Kind {
+	case audit.Gap:
+		add("", fmt.Sprintf("%d records are missing", r.Dropped+r.Undelivered))
+		add("cause=", r.Cause)
+		add("sink=", r.Sink)
+		add("run=", r.Run)
+	case audit.Operator:
 		add("", r.Actor)
 		add("", r.Action)
 		add("", r.Target)
 		add("from=", r.From)
-	} else {
+	case audit.Request, audit.Tunnel:
+		if r.Open {
+			add("", "open")
+		}
+		if r.Status > 0 {
+			add("", strconv.Itoa(r.Status))
+		}
 		add("", orDash(r.Worker))
 		add("", r.Method)
 		add("", r.Host+r.Path)
 		add("grant=", r.Grant)
+		if r.DurationMS > 0 {
+			add("took=", (time.Duration(r.DurationMS * float64(time.Millisecond))).Round(time.Millisecond).String())
+			add("bytes=", fmt.Sprintf("%d/%d", r.Received, r.Sent))
+		}
 		add("request=", r.Request)
 	}
 	add("reason=", r.Reason)
 	_, err := fmt.Fprintln(w, strings.Join(parts, " "))
 	return err
+}
+
+func newAuditVerify() *cobra.Command {
+	var head string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "verify",
+		Short: "See whether lines of the audit were changed or taken away",
+		Long: `Verify reads all lines of the audit. In each run of a gate they are numbered: one that was taken away leaves a gap. With audit.chain
+each has the hash of the one before too, so that a change breaks the chain. What is taken away at the end shows only with --head: the
+hash of a line that the gate logged, or that was kept elsewhere, and that must be there.
+
+It ends with 1 when something does not fit. Records that the gate itself counted as missing are told, and are no fault.`,
+		Example: `  wayleave audit verify -c wayleave.yaml
+  wayleave audit verify -c wayleave.yaml --head 5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef`,
+		Args: exactArgs(),
+	}
+	st := addStateFlag(c)
+	path := addConfigOrGateFlag(c, st)
+	c.Flags().StringVar(&head, "head", "", "hash of a line that must be there")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, err := checkConfig(c, path())
+		if err != nil {
+			return err
+		}
+		gates, err := existingAudit(cfg, st.auditFile(cfg))
+		if err != nil {
+			return err
+		}
+		return verifyAudit(c, gates, head, asJSON)
+	}
+	return c
+}
+
+func verifyAudit(c *cobra.Command, gates [][]string, head string, asJSON bool) error {
+	var broken error
+	found := head == ""
+	all := make([]audit.Checked, len(gates))
+	for i, files := range gates {
+		one, err := audit.Verify(c.Context(), files, head)
+		if err != nil {
+			return err
+		}
+		if one.Broken != nil && one.Broken.Line == 0 { // the head may be another gate's
+			one.Broken = nil
+		} else if one.Broken == nil {
+			found = true
+		}
+		if b := one.Broken; b != nil && broken == nil {
+			broken = fmt.Errorf("the audit was changed: %s, line %d: %s", b.File, b.Line, b.Why)
+		}
+		all[i] = one
+	}
+	if asJSON {
+		if err := printJSON(c.OutOrStdout(), all); err != nil {
+			return err
+		}
+	} else {
+		for i, one := range all {
+			printChecked(c.OutOrStdout(), gates[i][0], one)
+		}
+	}
+	if broken == nil && !found {
+		broken = fmt.Errorf("no line has the hash %s: lines were taken away at the end, or changed", head)
+	}
+	return broken
+}
+
+func printChecked(w io.Writer, file string, c audit.Checked) {
+	fmt.Fprintf(w, "%s: %d lines, %d of them chained", file, c.Lines, c.Chained)
+	if c.Unreadable > 0 {
+		fmt.Fprintf(w, ", %d no records", c.Unreadable)
+	}
+	if c.Before > 0 {
+		fmt.Fprintf(w, ", %d without a number", c.Before)
+	}
+	fmt.Fprintln(w)
+	for _, r := range c.Runs {
+		fmt.Fprintf(w, "  run %s: %d lines, %d to %d", r.Run, r.Lines, r.From, r.Last)
+		if r.Missing > 0 {
+			fmt.Fprintf(w, ", %d records missing by its own count", r.Missing)
+		}
+		fmt.Fprintln(w)
+	}
+	if c.Chained > 0 {
+		fmt.Fprintf(w, "  head %s\n", c.Head)
+	}
+}
+
+func newAuditFingerprint() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "fingerprint",
+		Short: "Print the fingerprint of a token that somebody has found",
+		Long: `Fingerprint reads a token from its standard input, and prints by which fingerprint the audit knows it: a keyed hash, whose key is in
+Vault. So who found a token learns which worker used it, and when, and the audit alone is no help to whoever tries out tokens. The token
+is not printed, stored or sent.`,
+		Example: `  wayleave audit fingerprint -c wayleave.yaml < found.txt
+  wayleave audit query -c wayleave.yaml --fingerprint 9f86d081884c7d65`,
+		Args: exactArgs(),
+	}
+	flags := addDeskFlags(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		d, leave, err := flags.open(c, vault.Operator)
+		if err != nil {
+			return err
+		}
+		defer leave()
+		key, err := vault.ReadKey(c.Context(), d.Docs, auditKey)
+		if errors.Is(err, vault.ErrNotFound) {
+			return errors.New("there is no key of fingerprints yet: a gate makes it when it starts")
+		}
+		if err != nil {
+			return fmt.Errorf("reading the key of fingerprints: %w", err)
+		}
+		token, err := readToken(c)
+		if err != nil {
+			return err
+		}
+		fingerprint := fingerprints(key)(token)
+		if flags.json {
+			return printJSON(c.OutOrStdout(), map[string]string{"fingerprint": fingerprint})
+		}
+		fmt.Fprintln(c.OutOrStdout(), fingerprint)
+		return nil
+	}
+	return c
+}
+
+// readToken reads one line, which a terminal does not show.
+func readToken(c *cobra.Command) (secret.Text, error) {
+	const most = 64 << 10
+	var data []byte
+	var err error
+	if tty := terminalOf(c.InOrStdin()); tty != nil {
+		fmt.Fprint(c.ErrOrStderr(), "The token, which is not shown: ")
+		data, err = readUnseen(c.Context(), tty)
+		fmt.Fprintln(c.ErrOrStderr())
+	} else {
+		data, err = io.ReadAll(io.LimitReader(c.InOrStdin(), most+1))
+	}
+	text := strings.TrimSpace(string(data))
+	switch {
+	case err != nil:
+		return secret.Text{}, err
+	case text == "":
+		return secret.Text{}, usageError{errors.New("there is no token on the standard input")}
+	case len(data) > most || strings.ContainsAny(text, "\r\n"):
+		return secret.Text{}, usageError{errors.New("the standard input has more than a token in one line")}
+	}
+	return secret.New(text), nil
 }

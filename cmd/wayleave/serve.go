@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wayleave/approval"
+	"wayleave/audit"
 	"wayleave/ca"
 	"wayleave/config"
 	"wayleave/console"
@@ -112,8 +113,9 @@ type gate struct {
 	caFile  string // where the roots that workers trust are written down
 
 	console   consolePlace
-	audit     string // file of the audit; empty: there is none
-	accessLog string // where Envoy writes one line per request
+	audit     string     // file of the audit; empty: there is none
+	auditLogs audit.Sink // takes the audit to the collector of telemetry; nil: there is none
+	accessLog string     // where Envoy writes one line per request
 
 	metricsStrict bool         // fail when another program has the address of the figures; else wait until it has not
 	levels        *logs.Levels // of log; nil: they stay as they are
@@ -197,7 +199,11 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err := durable.ReplacePublic(g.caFile, live.authority.RootPEM()); err != nil {
 		return fmt.Errorf("writing down the roots that workers trust: %w", err)
 	}
-	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Watch: figured.grants(), Log: g.log})
+	prints, err := vault.LoadKey(ctx, store, auditKey)
+	if err != nil {
+		return fmt.Errorf("loading the key of the audit's fingerprints: %w", err)
+	}
+	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Fingerprint: fingerprints(prints), Watch: figured.grants(), Log: g.log})
 	live.exchanger = grant.NewExchanger(live.grants, now.exchanges())
 
 	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
@@ -213,7 +219,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 
 	// What they get: the decision on each tunnel and each request.
 	decisions := console.NewDecisions(rememberedDecisions)
-	account, err := g.openAudit()
+	account, err := g.openAudit(ctx, figured)
 	if err != nil {
 		return err
 	}
@@ -226,7 +232,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Gate: g.replica, Recording: g.recording(recorder), Log: g.log})
+	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Recording: g.recording(recorder), Log: g.log})
 	if err := live.serve(now); err != nil {
 		return err
 	}
@@ -279,9 +285,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { envoys.Run(work); return nil })
 	group.Go(func() error { member.Run(work); return nil })
 	group.Go(func() error { source.follow(work); return nil })
-	if account.file != nil {
-		group.Go(func() error { account.file.Run(work); return nil })
-	}
+	group.Go(func() error { account.run(work); return nil })
 	if recorder != nil {
 		group.Go(func() error { recorder.Run(work); return nil })
 	}

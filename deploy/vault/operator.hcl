@@ -53,6 +53,11 @@ path "wayleave/metadata/fleet/*" {
   capabilities = ["list", "read"]
 }
 
+# The key of the fingerprints in the audit, by which a token that somebody has found is looked up there.
+path "wayleave/data/keys/audit" {
+  capabilities = ["read"]
+}
+
 # The roots that workers trust: the one that signs, and those beside it while one replaces another.
 path "wayleave-pki/cert/ca" {
   capabilities = ["read"]
