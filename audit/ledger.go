@@ -223,6 +223,15 @@ func (l *Ledger) learn(all map[key]claim) {
 	}
 }
 
+// remember takes requests of which the end is written, the oldest first.
+func (l *Ledger) remember(ids []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		l.recent.add(keyOf(id))
+	}
+}
+
 // giveUp takes back some of those of a run of which nothing was told.
 func (l *Ledger) giveUp(r *Run, most int) map[key]claim {
 	l.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -17,6 +18,8 @@ const (
 	recoverEvery = 2 * time.Second
 	// recoverBack is how far back the lines of a killed run are looked for: those of its last batch.
 	recoverBack = 32 << 20
+	// recentBack is how far back are looked for requests of which Envoys may tell the end once more.
+	recentBack = 8 << 20
 	// maxNamed is of how many requests that are missing a line has the ids.
 	maxNamed = 5000
 )
@@ -31,6 +34,8 @@ type Recovery struct {
 	out    *Log
 	now    func() time.Time
 	log    *slog.Logger
+
+	begun bool // Look was called
 
 	mu   sync.Mutex
 	runs map[*Run]*killedRun // guarded by mu
@@ -78,6 +83,12 @@ func (r *Recovery) Look(ctx context.Context) {
 	if err != nil {
 		r.log.Warn("looking for what killed gates left of the audit", "err", err)
 	}
+	if !r.begun || len(found) > 0 {
+		r.begun = true
+		if err := r.remember(ctx); err != nil {
+			r.log.Warn("what was written last cannot be read", "err", err)
+		}
+	}
 	for _, run := range found {
 		k, err := r.meet(ctx, run)
 		if err != nil {
@@ -106,6 +117,21 @@ func (r *Recovery) Look(ctx context.Context) {
 	for run, last := range due {
 		r.giveUp(run, last)
 	}
+}
+
+// remember has the ledger know the requests that have ended last, by whatever gate: an Envoy whose gate was killed tells the next one
+// again what it is not sure that the first has heard.
+func (r *Recovery) remember(ctx context.Context) error {
+	var ids []string
+	err := eachBack(ctx, r.files, recentBack, func(rec Record) bool {
+		if rec.Request != "" && !rec.Open {
+			ids = append(ids, rec.Request)
+		}
+		return len(ids) < maxRecent/2
+	})
+	slices.Reverse(ids)
+	r.ledger.remember(ids)
+	return err
 }
 
 // finish ends a run that nothing is missing of. Its caller has the lock.
