@@ -409,14 +409,14 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		lines := bufio.NewScanner(out)
-		known, twice := untold, slices.Clone(twice)
+		known, again := untold, twice
 		go func() { // its Envoys tell the ends of a part of what they know of
 			for i, id := range known {
 				if i%2 == 0 {
 					fmt.Fprintln(in, id)
 				}
 			}
-			for _, id := range twice { // and what they are not sure that it has heard
+			for _, id := range again { // and what they are not sure that it has heard
 				fmt.Fprintln(in, id)
 			}
 			fmt.Fprintln(in, "go")
