@@ -421,7 +421,7 @@ func TestKilled(t *testing.T) {
 			}
 			fmt.Fprintln(in, "go")
 		}()
-		most := 1000 + rand.IntN(9000)
+		most := 500 + rand.IntN(3000)
 		untold, twice = nil, nil
 		for n := 0; lines.Scan(); {
 			what, id, _ := strings.Cut(lines.Text(), " ")
