@@ -562,9 +562,20 @@ func gateToKill(t *testing.T, dir string) {
 }
 
 func uuid() string {
-	var k key
-	for i := range k {
-		k[i] = byte(rand.IntN(256))
+	return fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x", rand.Uint32(), rand.IntN(1<<16), rand.IntN(1<<12), rand.IntN(1<<12), rand.Uint64N(1<<48))
+}
+
+func TestKeys(t *testing.T) {
+	for _, id := range []string{"a", uuid(), "ghsldamluaksf6u2rjbdltfxvh"} {
+		if k := keyOf(id); k.id() != id || k.anonymous() || k == (key{}) {
+			t.Errorf("%s is %q", id, k.id())
+		}
 	}
-	return k.String()
+	long := strings.Repeat("x", 100)
+	if k := keyOf(long); k.id() != "" || k.anonymous() || k != keyOf(long) || k == keyOf(long+"x") {
+		t.Errorf("%v", k)
+	}
+	if k := anonymous(7); k.id() != "" || !k.anonymous() || k == anonymous(8) {
+		t.Errorf("%v", k)
+	}
 }

@@ -217,8 +217,8 @@ func (r *Recovery) giveUp(run *Run, last uint64) {
 	}
 	gap := Record{Time: r.now().UTC(), Kind: Gap, Dropped: n, Cause: Killed, Run: run.ID, Seq: last + n}
 	for k := range lost {
-		if !k.anonymous() {
-			gap.Requests = append(gap.Requests, k.String())
+		if id := k.id(); id != "" {
+			gap.Requests = append(gap.Requests, id)
 		}
 	}
 	r.out.add(item{rec: gap, done: func(err error) {

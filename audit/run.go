@@ -19,29 +19,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// key is the id of a decision in few bytes: that of a UUID, and else of its hash.
-type key [16]byte
+// key is the id of a decision, as long as each may be: its length, and its text. Of a longer one it is a hash.
+type key [40]byte
+
+// nameless is in place of the length of a key that has no text.
+const nameless = 0xff
 
 func keyOf(id string) (k key) {
-	if len(id) == 36 && id[8] == '-' && id[13] == '-' && id[18] == '-' && id[23] == '-' {
-		if n, err := hex.Decode(k[:], []byte(id[:8]+id[9:13]+id[14:18]+id[19:23]+id[24:])); err == nil && n == len(k) && k != (key{}) {
-			return k
-		}
+	if len(id) >= len(k) {
+		sum := sha256.Sum256([]byte(id))
+		k[0] = nameless - 1
+		copy(k[1:], sum[:])
+		return k
 	}
-	sum := sha256.Sum256([]byte(id))
-	return key(sum[:])
+	k[0] = byte(len(id))
+	copy(k[1:], id)
+	return k
 }
 
 // anonymous is the key of something that no end is told of.
 func anonymous(n uint64) (k key) {
-	binary.BigEndian.PutUint64(k[8:], n)
+	k[0] = nameless
+	binary.BigEndian.PutUint64(k[1:], n)
 	return k
 }
 
-func (k key) anonymous() bool { return [8]byte(k[:8]) == [8]byte{} }
+func (k key) anonymous() bool { return k[0] == nameless }
 
-func (k key) String() string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", k[:4], k[4:6], k[6:8], k[8:10], k[10:])
+// id is the id; empty: it is not known.
+func (k key) id() string {
+	if int(k[0]) >= len(k) {
+		return ""
+	}
+	return string(k[1 : 1+k[0]])
 }
 
 // Run is the account of one gate from its start to its end, as far as somebody must know of it who comes after it was killed: the
