@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,11 +109,16 @@ func (v *verifier) line(line []byte) (why string) {
 		v.Chained++
 		switch {
 		case r.Hash != hash:
-			return "it was changed: its hash is another"
+			why = "it was changed: its hash is another"
 		case !first && r.Prev != last:
-			return "it does not follow the line before: that one was changed, or lines were taken away or added between them"
+			why = "it does not follow the line before: that one was changed, or lines were taken away or added between them"
 		}
 	}
+	return cmp.Or(why, v.numbered(r, first))
+}
+
+// numbered returns why a line's number does not fit.
+func (v *verifier) numbered(r Record, first bool) (why string) {
 	if r.Run == "" || r.Seq == 0 {
 		v.Before++
 		return ""
