@@ -50,7 +50,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	var kept fields
 	challenge := d.refusal != nil && !r.has("proxy-authorization") // the first half of it and its response
 	if whole && d.refusal == nil || d.refusal != nil && !challenge {
-		kept = s.tell(&d, &r, grant.Token{}, id)
+		kept = s.tell(ctx, &d, &r, grant.Token{}, id)
 	}
 	if d.refusal == nil {
 		if kept == nil {

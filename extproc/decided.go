@@ -1,9 +1,12 @@
 package extproc
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 
 	"wayleave/grant"
 )
@@ -28,12 +31,13 @@ type Decided struct {
 	Rule        string // of the policy, that decided; empty: none did
 	RequestID   string
 	Revision    string        // of the configuration that decided, as it is shown
+	Trace       string        // id of its trace; empty: it is not traced
 	Took        time.Duration // from Envoy's question on, but while an operator was asked
 }
 
 // tell tells who watches of a decision, and counts it. When it cannot be told of, nothing is let out: d is refused then. What
 // Envoy is to keep of it is returned.
-func (s *Server) tell(d *decision, r *request, token grant.Token, id string) fields {
+func (s *Server) tell(ctx context.Context, d *decision, r *request, token grant.Token, id string) fields {
 	now := s.now()
 	x := Decided{
 		At: now, Took: now.Sub(r.came), Worker: d.session.Worker, Session: d.session.ID, Source: r.source, Host: d.host, Method: shown(r.method), Path: pathShown(r),
@@ -50,12 +54,17 @@ func (s *Server) tell(d *decision, r *request, token grant.Token, id string) fie
 	if x.Swapped {
 		x.Token, x.Fingerprint = token.Version, token.Fingerprint
 	}
+	span := trace.SpanFromContext(ctx)
+	if span.IsRecording() {
+		x.Trace = span.SpanContext().TraceID().String()
+	}
 	if s.decided != nil {
 		if err := s.decided(x); err != nil && d.refusal == nil {
 			d.refusal, d.swap, d.answer = &refusal{reason: AuditUnavailable, cause: err}, nil, nil
 			x.Reason, x.Swapped, x.Answered, x.Token, x.Fingerprint = AuditUnavailable, false, false, "", ""
 		}
 	}
+	note(span, x)
 	s.counts.decided(d, r)
 	return s.kept(x)
 }

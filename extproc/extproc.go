@@ -21,6 +21,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	"wayleave/approval"
@@ -203,6 +204,8 @@ type Options struct {
 	Gate string
 	// Recording is told what was decided of which facts.
 	Recording Recording
+	// Tracer is for a span of each decision that Envoy traces. Nil: there are none.
+	Tracer trace.Tracer
 	// Log gets one line per refusal, never a header's value. Nil: none.
 	Log *slog.Logger
 }
@@ -223,6 +226,7 @@ type Server struct {
 	ended     func(Ended)
 	gate      string
 	records   Recording
+	tracer    trace.Tracer
 	log       *slog.Logger
 	bodies    sync.Once    // warns of them
 	meters    limit.Meters // of all revisions: no worker is allowed more by asking two
@@ -233,7 +237,7 @@ type Server struct {
 
 // New returns a Server that decides by cfg, whatever revision an Envoy says.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, records: o.Recording, log: o.Log, leaving: make(chan struct{})}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, records: o.Recording, tracer: o.Tracer, log: o.Log, leaving: make(chan struct{})}
 	s.leave = sync.OnceFunc(func() { close(s.leaving) })
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second

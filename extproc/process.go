@@ -83,6 +83,8 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	r.asked(ctx, nil)
 	r.came = s.now()
+	ctx, span := s.trace(ctx, "decide", &r)
+	defer span.End()
 	d := decide(s.live.Load().by(r.revision), s.sessions, &r, r.came)
 	s.record(&d, &r)
 	id := requestID(r.values("x-request-id"))
@@ -107,7 +109,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
-	kept = s.tell(&d, &r, token, id)
+	kept = s.tell(ctx, &d, &r, token, id)
 	if d.answer != nil {
 		return kept.in(s.ownAnswer(ctx, d)), nil
 	}

@@ -62,6 +62,8 @@ func sentBefore(f fields) (s sent, ok bool) {
 // again answers about a request whose token was rejected: it goes out with another, or with the same when there is no
 // better one, and the worker then gets the provider's own answer.
 func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was sent, id string) (*extprocv3.ProcessingResponse, error) {
+	ctx, span := s.trace(ctx, "replace the token", nil)
+	defer span.End()
 	r := newRequest(in.GetRequestHeaders(), nil)
 	values := r.values(was.header)
 	by := s.live.Load().by(was.revision)

@@ -35,7 +35,7 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}
-	kept := &structpb.Struct{Fields: s.tell(&d, &r, grant.Token{}, id)}
+	kept := &structpb.Struct{Fields: s.tell(ctx, &d, &r, grant.Token{}, id)}
 	if d.refusal == nil {
 		return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}, DynamicMetadata: kept}
 	}

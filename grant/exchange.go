@@ -11,6 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"wayleave/oauth"
 	"wayleave/secret"
 )
@@ -105,7 +108,7 @@ func (x *Exchanger) Token(ctx context.Context, name, worker string, required []s
 		if _, ok := x.rule(name); !ok {
 			return x.keeper.Token(ctx, name, required)
 		}
-		t, flight, refusal := x.look(key, waited)
+		t, flight, refusal := x.look(ctx, key, waited)
 		if refusal != nil {
 			return Token{}, refusal
 		}
@@ -161,7 +164,7 @@ const nextForScopes = "add them to exchange.scopes of the grant in the configura
 
 // look returns the worker's token, or the call to wait for, or why there is neither. A call that has just been waited for
 // is not followed by another.
-func (x *Exchanger) look(key exchangeKey, waited bool) (t Token, flight chan struct{}, refusal *Unusable) {
+func (x *Exchanger) look(ctx context.Context, key exchangeKey, waited bool) (t Token, flight chan struct{}, refusal *Unusable) {
 	epoch, now := x.keeper.epoch(key.grant), x.keeper.now().run
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -178,7 +181,7 @@ func (x *Exchanger) look(key exchangeKey, waited bool) (t Token, flight chan str
 	held := e.refusal != nil && (waited || now < e.retry)
 	if e.flight == nil && !held && (!usable || now >= e.renew) {
 		e.flight = make(chan struct{})
-		go x.exchange(key, rule, e, e.flight)
+		go x.exchange(trace.SpanContextFromContext(ctx), key, rule, e, e.flight)
 	}
 	switch {
 	case usable:
@@ -198,10 +201,15 @@ func (x *Exchanger) look(key exchangeKey, waited bool) (t Token, flight chan str
 // closedFlight is one that has ended: whoever waits for it looks again.
 var closedFlight = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// exchange makes one call and notes what came of it. It outlives the request that began it: others wait for it too.
-func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done chan struct{}) {
+// exchange makes one call and notes what came of it. It outlives the request that began it, which by may show it: others wait for it too.
+func (x *Exchanger) exchange(by trace.SpanContext, key exchangeKey, rule Exchange, e *exchanged, done chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), exchangeTimeout)
 	defer cancel()
+	span := trace.SpanFromContext(ctx) // none: there may be one for each worker
+	if by.IsSampled() {
+		ctx, span = x.keeper.tracer.Start(trace.ContextWithSpanContext(ctx, by), "exchange the token", trace.WithAttributes(
+			attribute.String("wayleave.grant", key.grant), attribute.String("wayleave.worker", key.worker)))
+	}
 	subject, err := x.keeper.Token(ctx, key.grant, nil)
 	var (
 		got   oauth.Token
@@ -228,6 +236,7 @@ func (x *Exchanger) exchange(key exchangeKey, rule Exchange, e *exchanged, done 
 	if err == nil {
 		fingerprint = x.keeper.fingerprint(got.Access)
 	}
+	called(span, err)
 	now := x.keeper.now()
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -10,6 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"wayleave/secret"
 )
 
@@ -27,6 +30,8 @@ type Options struct {
 	Watch       Watch                // default: nobody watches
 	Drain       time.Duration        // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
 
+	// Tracer shows refreshes, and the waits of requests that are traced. Default: nothing is shown.
+	Tracer trace.Tracer
 	// Fingerprint tells tokens apart for who may not see them. It is called once for each, not for each request. Default: they have none.
 	Fingerprint func(secret.Text) string
 }
@@ -53,6 +58,7 @@ type Keeper struct {
 	ended   chan struct{} // closed when Run returns
 
 	fingerprint func(secret.Text) string // of a token
+	tracer      trace.Tracer
 }
 
 // update asks Run for another set of grants.
@@ -81,6 +87,9 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 	if o.Fingerprint == nil {
 		o.Fingerprint = func(secret.Text) string { return "" }
 	}
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
+	}
 	if o.Running == nil {
 		start := time.Now()
 		o.Running = func() time.Duration { return time.Since(start) }
@@ -96,6 +105,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 		ended:   make(chan struct{}),
 
 		fingerprint: o.Fingerprint,
+		tracer:      o.Tracer,
 	}
 	holder := cmp.Or(o.Holder, rand.Text())
 	endpoints := map[string]*endpoint{}
@@ -116,6 +126,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
 
 			fingerprint: k.fingerprint,
+			tracer:      o.Tracer,
 		})
 	}
 	minders := make(map[string]*minder, len(specs))
@@ -263,6 +274,9 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 		if !wait || !waiting {
 			return Token{}, refusal
 		}
+		if !waited {
+			defer m.waiting(ctx)()
+		}
 		m.ask()
 		select {
 		case <-v.superseded:
@@ -280,7 +294,7 @@ func (k *Keeper) Token(ctx context.Context, name string, required []string) (Tok
 // refreshed may have been connected or imported anew: that is looked for. When nothing helps it returns the rejected token.
 func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []string) (Token, error) {
 	came := k.now()
-	for {
+	for waited := false; ; waited = true {
 		m := k.minder(name)
 		if m == nil {
 			return k.Token(ctx, name, required)
@@ -290,13 +304,17 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 		if refusal != nil || t.Version != rejected {
 			return k.Token(ctx, name, required)
 		}
-		switch {
-		case v.storeErr == nil && v.replaceable(now):
-			m.reject(rejected)
-		case v.storeErr == nil && v.readAt+recheck <= came.run:
-			m.ask()
-		default:
+		replaceable := v.replaceable(now)
+		if v.storeErr != nil || !replaceable && v.readAt+recheck > came.run {
 			return t, nil
+		}
+		if !waited {
+			defer m.waiting(ctx)()
+		}
+		if replaceable {
+			m.reject(rejected)
+		} else {
+			m.ask()
 		}
 		select {
 		case <-v.superseded:

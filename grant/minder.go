@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"wayleave/secret"
 	"wayleave/vault"
 )
@@ -35,6 +37,9 @@ type minder struct {
 	log      *slog.Logger
 
 	fingerprint func(secret.Text) string // of a token; never nil
+
+	tracer trace.Tracer
+	waiter atomic.Pointer[trace.SpanContext] // of the first request that is traced and waits; nil: there is none
 
 	asked   chan struct{} // holds one: somebody wants a fresh look
 	view    atomic.Pointer[view]
@@ -128,7 +133,7 @@ func (m *minder) run(ctx, work context.Context) error {
 			m.sleep(ctx, work, pause)
 			continue
 		}
-		task(work)
+		task(m.shown(work))
 		m.publish() // not after a mere sleep: whoever asked and still waits would ask again at once
 	}
 	if m.unsaved != nil && m.unsaved.rotated() {
@@ -196,8 +201,8 @@ func (m *minder) awaiting(it bool, now time.Duration) {
 	switch {
 	case it && !m.awaits:
 		m.since = now
-	case !it && m.awaits && m.watch.Awaited != nil:
-		m.watch.Awaited(m.spec.Name, now-m.since)
+	case !it && m.awaits:
+		m.leaseAwaited(now - m.since)
 	}
 	m.awaits = it
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"wayleave/oauth"
 	"wayleave/vault"
 )
@@ -19,6 +21,8 @@ type outcome struct {
 	// doubtful: next is only true if a fresh read still shows what base says, as for a refresh token that is said to be dead.
 	doubtful bool
 	spooled  bool // it would survive a crash
+
+	trace trace.SpanContext // of the call
 }
 
 // rotated reports whether next holds tokens that are nowhere else.
@@ -42,7 +46,11 @@ func (m *minder) call(do move) func(context.Context) {
 			return
 		}
 		err := errUnused
-		defer func() { m.endpoint.leave(m.now().run, err, m.jitter) }()
+		ctx, span := m.span(ctx, do.name())
+		defer func() {
+			m.endpoint.leave(m.now().run, err, m.jitter)
+			called(span, err)
+		}()
 		before := m.now()
 		if !m.lease(ctx, do) || !m.mark() {
 			return
@@ -73,6 +81,8 @@ func (m *minder) refresh(ctx context.Context, began moment) error {
 		err      error
 	)
 	m.whileLeased(ctx, func(ctx context.Context) {
+		ctx, span := m.span(ctx, "token endpoint", trace.WithSpanKind(trace.SpanKindClient))
+		defer func() { called(span, err) }()
 		t, err = m.spec.OAuth.Refresh(ctx, r.Refresh, r.Granted, m.spec.Scopes)
 	})
 	took := m.now().since(began)
@@ -112,6 +122,7 @@ func (m *minder) refresh(ctx context.Context, began moment) error {
 		}
 		m.log.Info("grant refreshed", attrs...)
 	}
+	o.trace = trace.SpanContextFromContext(ctx)
 	m.leave(o, e, AskRefresh)
 	return err
 }
@@ -125,6 +136,8 @@ func (m *minder) revoke(ctx context.Context, began moment) error {
 	)
 	if m.spec.OAuth != nil { // otherwise it is a static grant's, which only its issuer can end
 		m.whileLeased(ctx, func(ctx context.Context) {
+			ctx, span := m.span(ctx, "revocation endpoint", trace.WithSpanKind(trace.SpanKindClient))
+			defer func() { called(span, err) }()
 			// The refresh token first: with many providers it takes its access tokens along.
 			err = m.spec.OAuth.Revoke(ctx, r.Refresh)
 			if failed := m.spec.OAuth.Revoke(ctx, r.Access); err == nil {
@@ -263,6 +276,9 @@ func (m *minder) decline(context.Context) {
 // save stores the outcome of a call. It is called until it has, or until the store holds something newer.
 func (m *minder) save(ctx context.Context) {
 	o := m.unsaved
+	if o.trace.IsValid() {
+		ctx = trace.ContextWithSpanContext(ctx, o.trace)
+	}
 	var putErr error
 	if !o.doubtful {
 		if putErr = m.put(ctx, o.next, o.ver); putErr == nil {

@@ -65,10 +65,10 @@ const (
 	scrapeTime    = 10 * time.Second
 )
 
-// Handler serves /metrics, /livez and /readyz.
+// Handler serves /metrics, /livez and /readyz. To who asks for OpenMetrics it shows which traces are examples too.
 func Handler(m *Metrics, h *Health) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTime}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTime, EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { answer(w, r, "alive", nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, r, "ready", h.Reasons()) })
 	return mux

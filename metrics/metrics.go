@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // What became of a request.
@@ -48,6 +49,7 @@ type Metrics struct {
 	audited      *prometheus.CounterVec
 	unaudited    *prometheus.CounterVec
 	lost         *prometheus.CounterVec
+	untold       *prometheus.CounterVec
 }
 
 // How long something may take, in seconds, as it is counted.
@@ -92,6 +94,8 @@ func New(version string, reasons []string) *Metrics {
 			"Responses with configuration or certificates that Envoys were sent.", "type"),
 		answers: counter("wayleave_xds_answers_total",
 			"Answers of Envoys to what they were sent. On nack, see what they said: wayleave fleet show NODE.", "type", "outcome"),
+		untold: counter("wayleave_telemetry_dropped_total",
+			"Spans, figures and records that the OpenTelemetry collector did not get. The gate's log says why; no request waits for it. See docs/tracing.md.", "signal"),
 	}
 	m.audited = counter("wayleave_audit_records_total",
 		"Lines of the audit. Of a request that takes long there are two: one that is open, and the final one.", "kind", "open")
@@ -101,8 +105,11 @@ func New(version string, reasons []string) *Metrics {
 		"Decisions that only a gate knew that ended without writing them down, as the audit's file says too: docs/audit.md.", "cause")
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "wayleave_build_info", Help: "1; its labels say what runs. Compare it between gates after an update."}, []string{"version", "go_version"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	m.registry.MustRegister(m.requests, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, m.audited, m.unaudited, m.lost, build,
+	m.registry.MustRegister(m.requests, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, m.audited, m.unaudited, m.lost, m.untold, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, signal := range []string{"traces", "metrics", "logs"} {
+		m.untold.WithLabelValues(signal)
+	}
 	for _, reason := range reasons {
 		m.refusals.WithLabelValues(reason) // so that the first of them is an increase too
 	}
@@ -113,10 +120,15 @@ func New(version string, reasons []string) *Metrics {
 	return m
 }
 
-// Decided counts a request, of the route with this grant, that came to outcome; reason is of a refusal.
-func (m *Metrics) Decided(outcome, grant, reason string, took time.Duration) {
+// Decided counts a request, of the route with this grant, that came to outcome; reason is of a refusal. The id of its trace, if it has
+// one, is kept as an example of how long it took.
+func (m *Metrics) Decided(outcome, grant, reason, trace string, took time.Duration) {
 	m.requests.WithLabelValues(outcome, grant).Inc()
-	m.decisions.WithLabelValues(outcome).Observe(took.Seconds())
+	if times := m.decisions.WithLabelValues(outcome); trace == "" {
+		times.Observe(took.Seconds())
+	} else {
+		times.(prometheus.ExemplarObserver).ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": trace})
+	}
 	if outcome != Refused {
 		return
 	}
@@ -185,3 +197,9 @@ func (m *Metrics) AuditDropped(sink string, n uint64) {
 
 // AuditLost counts decisions that are in no line of the audit.
 func (m *Metrics) AuditLost(cause string, n uint64) { m.lost.WithLabelValues(cause).Add(float64(n)) }
+
+// Untold counts what an OpenTelemetry collector did not get of a signal.
+func (m *Metrics) Untold(signal string, n int) { m.untold.WithLabelValues(signal).Add(float64(n)) }
+
+// Gather returns all figures as they are now.
+func (m *Metrics) Gather() ([]*dto.MetricFamily, error) { return m.registry.Gather() }

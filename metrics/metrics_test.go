@@ -27,9 +27,9 @@ var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 func fed() *Metrics {
 	m := New("1.2.3", []string{"host_not_allowed", "scope_missing"})
 	for _, outcome := range []string{Swapped, Passed, Answered} {
-		m.Decided(outcome, "claude", "", time.Millisecond)
+		m.Decided(outcome, "claude", "", "", time.Millisecond)
 	}
-	m.Decided(Refused, "claude", "scope_missing", 2*time.Millisecond)
+	m.Decided(Refused, "claude", "scope_missing", "", 2*time.Millisecond)
 	m.Token(false)
 	m.Token(false)
 	m.Token(true)
@@ -47,6 +47,7 @@ func fed() *Metrics {
 	m.AuditWritten("request", false)
 	m.AuditDropped("webhook", 3)
 	m.AuditLost("killed", 2)
+	m.Untold("traces", 2)
 	m.Look([]string{"healthy", "needs_reconnect"}, func() time.Time { return now }, func() Figures {
 		return Figures{
 			Grants: []Grant{
@@ -98,6 +99,8 @@ func TestFigures(t *testing.T) {
 		`wayleave_xds_pushes_total{type="Cluster"} 1`,
 		`wayleave_xds_answers_total{outcome="ack",type="Cluster"} 1`,
 		`wayleave_xds_answers_total{outcome="nack",type="Listener"} 1`,
+		`wayleave_telemetry_dropped_total{signal="traces"} 2`,
+		`wayleave_telemetry_dropped_total{signal="logs"} 0`,
 		`wayleave_grant_state{grant="claude",state="healthy"} 1`,
 		`wayleave_grant_state{grant="claude",state="needs_reconnect"} 0`,
 		`wayleave_grant_state{grant="key",state="needs_reconnect"} 1`,
@@ -122,7 +125,7 @@ func TestFigures(t *testing.T) {
 func TestUnknownReason(t *testing.T) {
 	m := New("", []string{"scope_missing"})
 	for i := range 1000 {
-		m.Decided(Refused, "", fmt.Sprint("made-up-", i), 0)
+		m.Decided(Refused, "", fmt.Sprint("made-up-", i), "", 0)
 	}
 	if text := scrape(t, m); strings.Contains(text, "made-up") || !strings.Contains(text, `wayleave_refusals_total{reason="other"} 1000`) {
 		t.Error(text)
@@ -247,6 +250,20 @@ func BenchmarkDecided(b *testing.B) {
 	m := New("", []string{"scope_missing"})
 	b.ReportAllocs()
 	for b.Loop() {
-		m.Decided(Swapped, "claude", "", time.Millisecond)
+		m.Decided(Swapped, "claude", "", "", time.Millisecond)
+	}
+}
+
+// A decision that was traced leads to its trace, for who asks in the way that has a place for that.
+func TestExemplar(t *testing.T) {
+	const trace = "0af7651916cd43dd8448eb211c80319c"
+	m := New("1.2.3", nil)
+	m.Decided(Swapped, "claude", "", trace, time.Millisecond)
+	_, open := get(t, m, &Health{}, "/metrics", "application/openmetrics-text; version=1.0.0")
+	if !strings.Contains(open, `# {trace_id="`+trace+`"} 0.001`) || !strings.HasSuffix(open, "# EOF\n") {
+		t.Errorf("OpenMetrics:\n%s", open)
+	}
+	if strings.Contains(scrape(t, m), trace) {
+		t.Error("an older scraper gets what it does not understand")
 	}
 }

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // adminTimeout bounds one call of Setup: generating a key or mounting an engine may take a busy server seconds.
@@ -20,6 +23,11 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, capability, pa
 	if c.cfg.Called != nil {
 		began := time.Now()
 		defer func() { c.cfg.Called(Call{capability, time.Since(began), failed}) }()
+	}
+	if c.cfg.Tracer != nil && trace.SpanContextFromContext(ctx).IsSampled() {
+		var span trace.Span
+		ctx, span = c.cfg.Tracer.Start(ctx, "vault "+capability, trace.WithSpanKind(trace.SpanKindClient))
+		defer func() { ended(span, failed) }()
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -40,6 +48,30 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, capability, pa
 		err = f(ctx, current.api)
 	}
 	return explain(capability, path, err)
+}
+
+// ended ends the span of a call. What a server says is not shown, only which kind of failure it is.
+func ended(span trace.Span, err error) {
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrConflict): // answers like any other
+		span.SetAttributes(attribute.String("wayleave.outcome", kindOf(err).Error()))
+	default:
+		span.SetStatus(codes.Error, kindOf(err).Error())
+	}
+	span.End()
+}
+
+var errOther = errors.New("failed")
+
+// kindOf is which of the four failures err is.
+func kindOf(err error) error {
+	for _, kind := range []error{ErrNotFound, ErrConflict, ErrDenied, ErrUnavailable} {
+		if errors.Is(err, kind) {
+			return kind
+		}
+	}
+	return errOther
 }
 
 // read decodes the answer to a GET into out. A 404 decodes too if it has data: that is how a deleted version looks.

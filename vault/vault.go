@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"wayleave/secret"
 )
 
@@ -57,6 +59,9 @@ type Config struct {
 	Mount     string // KV version 2 mount; default "wayleave"
 	PKIMount  string // PKI mount; default "wayleave-pki"
 	Auth      Auth
+
+	// Tracer shows calls that are made for something that is traced. Nil: none.
+	Tracer trace.Tracer
 
 	// Called is told of each call that a Client has made, log-ins apart; it must not block. Nil: nobody is.
 	Called func(Call)

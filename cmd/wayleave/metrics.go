@@ -43,7 +43,7 @@ func newMeasured() *measured {
 
 // decided counts what became of a request.
 func (m *measured) decided(d extproc.Decided) {
-	m.Decided(string(became(d)), d.Grant, d.Reason, d.Took) // they are called the same
+	m.Decided(string(became(d)), d.Grant, d.Reason, d.Trace, d.Took) // they are called the same
 }
 
 // grants are the hooks of the grants' keeper.

@@ -26,6 +26,7 @@ import (
 	"wayleave/logs"
 	"wayleave/rollout"
 	"wayleave/spool"
+	"wayleave/telemetry"
 	"wayleave/vault"
 	"wayleave/worker"
 	"wayleave/xds"
@@ -142,6 +143,12 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	defer func() { _ = shown.stop() }()
 	g.vault.Called = figured.vaultCalled
+	told, err := g.openTelemetry(figured)
+	if err != nil {
+		return err
+	}
+	g.log = slog.New(telemetry.WithTrace(g.log.Handler()))
+	g.vault.Tracer = told.Tracer("wayleave/vault")
 
 	// What is stored: the configuration's revisions, grants, session keys and the root CAs live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)
@@ -203,7 +210,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return fmt.Errorf("loading the key of the audit's fingerprints: %w", err)
 	}
-	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Fingerprint: fingerprints(prints), Watch: figured.grants(), Log: g.log})
+	live.grants = grant.NewKeeper(store, now.specs(live.wanted()), grant.Options{Holder: self, Spool: spooled, Fingerprint: fingerprints(prints), Watch: figured.grants(), Tracer: told.Tracer("wayleave/grant"), Log: g.log})
 	live.exchanger = grant.NewExchanger(live.grants, now.exchanges())
 
 	// Who may come: worker tokens, and those of their platforms, become sessions, sessions carry placeholders.
@@ -232,7 +239,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Recording: g.recording(recorder), Log: g.log})
+	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Recording: g.recording(recorder), Tracer: told.Tracer("wayleave/extproc"), Log: g.log})
 	if err := live.serve(now); err != nil {
 		return err
 	}
@@ -270,6 +277,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	envoys.Register(doors.rpc)
 	live.swap.Register(doors.rpc)
+	told.Register(doors.rpc)
 
 	// What runs, until one part fails or there is no more to serve.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -292,6 +300,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { return pages.serve(work) })
 	group.Go(func() error { return shown.failure(work) })
 	group.Go(func() error { telling.Run(work); return nil })
+	group.Go(func() error { told.Run(work); return nil })
 	group.Go(doors.serveRPC)
 	group.Go(func() error { return doors.serveAPI(live) })
 

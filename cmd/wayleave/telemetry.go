@@ -1,0 +1,46 @@
+package main
+
+import (
+	"crypto/x509"
+	"fmt"
+	"os"
+
+	"wayleave/config"
+	"wayleave/secret"
+	"wayleave/telemetry"
+	"wayleave/xds"
+)
+
+// openTelemetry is who tells the configuration's collector how the gate is; where there is none, nobody.
+func (g gate) openTelemetry(figured *measured) (*telemetry.Telemetry, error) {
+	t := g.cfg.Telemetry
+	c := telemetry.Config{
+		Endpoint: t.OTLP.Endpoint, HTTP: t.OTLP.Protocol == config.OTLPHTTP, Headers: map[string]secret.Text{},
+		Gate: gateName(g.replica), Version: version(), Tracing: t.Percent() > 0,
+		Gather: figured.Gather, Every: t.Metrics.Every, Dropped: figured.Untold, Log: g.log.With("part", "telemetry"),
+	}
+	for name, h := range t.OTLP.Headers {
+		c.Headers[name] = h.Value
+	}
+	if t.OTLP.CAFile != "" {
+		text, err := os.ReadFile(g.cfg.Path(t.OTLP.CAFile))
+		if err != nil {
+			return nil, fmt.Errorf("telemetry.otlp.ca_file: %w", err)
+		}
+		if c.Roots, err = x509.SystemCertPool(); err != nil {
+			c.Roots = x509.NewCertPool()
+		}
+		if !c.Roots.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("telemetry.otlp.ca_file: %s holds no PEM certificate; name the file of the authority", t.OTLP.CAFile)
+		}
+	}
+	return telemetry.New(c)
+}
+
+// envoyTracing has Envoys trace a part of the requests; nil: none.
+func envoyTracing(t config.Telemetry) *xds.Tracing {
+	if t.Percent() == 0 {
+		return nil
+	}
+	return &xds.Tracing{Percent: t.Percent()}
+}
