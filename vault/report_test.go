@@ -41,7 +41,7 @@ func TestSkew(t *testing.T) {
 		{"", 0, 0},
 		{"yesterday", 0, 0},
 	} {
-		if got := skew(tt.date, asked, asked.Add(tt.took)); got != tt.want {
+		if got := Skew(tt.date, asked, asked.Add(tt.took)); got != tt.want {
 			t.Errorf("%q after %v: %v, want %v", tt.date, tt.took, got, tt.want)
 		}
 	}

@@ -56,15 +56,15 @@ func (s *Seal) Status(ctx context.Context) (status SealStatus, err error) {
 			return err
 		}
 		defer resp.Body.Close()
-		status.Skew = skew(resp.Header.Get("Date"), asked, time.Now())
+		status.Skew = Skew(resp.Header.Get("Date"), asked, time.Now())
 		return json.NewDecoder(resp.Body).Decode(&status)
 	})
 	return status, err
 }
 
-// skew is how far the server's clock was ahead of ours when it wrote the date, between asked and answered; 0 without a
+// Skew is how far the server's clock was ahead of ours when it wrote the date, between asked and answered; 0 without a
 // date. A date is cut to the second, so on average it is half a second early.
-func skew(date string, asked, answered time.Time) time.Duration {
+func Skew(date string, asked, answered time.Time) time.Duration {
 	there, err := http.ParseTime(date)
 	if err != nil {
 		return 0

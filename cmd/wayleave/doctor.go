@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,21 +19,29 @@ type finding struct {
 
 func newDoctor() *cobra.Command {
 	var asJSON bool
+	var runDir string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what was found on this machine, what is missing and what to do",
-		Long: `Doctor looks at the configuration, the Envoy and OpenBao that would run and why those, the gate, the CA, the workers'
-tokens, Vault and our rights in it, and the grants. Below what is not as it should be it says what to do. It changes
-nothing. It exits with 1 when something would keep the gate from working.`,
+		Long: `Doctor looks at the configuration, the Envoy and OpenBao that would run and why those, the gate and the Envoy that run, the
+CA and a certificate that workers are shown, the workers' tokens, what in this environment would lead programs around the gate,
+the audit, the names and token endpoints of the configuration, Vault and our rights in it, clocks, and the grants. Below what is not as
+it should be it says what to do. It sends no credential to a provider, and changes nothing, but for a session of a worker that it begins and
+ends. It exits with 1 when something would keep the gate from working.
+
+Run it on the gate's machine, as the gate's user; and 'wayleave run -- wayleave doctor' where programs of a worker do not get through.`,
 		Example: `  wayleave doctor -c wayleave.yaml
+  wayleave doctor -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave
+  wayleave run -- wayleave doctor -c wayleave.yaml
   wayleave doctor --json`,
 		Args: exactArgs(),
 	}
 	st := addStateFlag(c)
 	path := addConfigOrGateFlag(c, st)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&runDir, "run-dir", "/run/wayleave", "directory of the sockets of a 'wayleave serve'")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		findings := examine(c.Context(), path(), *st)
+		findings := examine(c.Context(), path(), *st, runDir, newAround(os.Environ()))
 		failed := false
 		for _, f := range findings {
 			failed = failed || f.Status == "fail"

@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"wayleave/ca"
@@ -26,13 +28,15 @@ func good(what, detail string) finding      { return finding{"ok", what, detail,
 func warn(what, detail, fix string) finding { return finding{"warn", what, detail, fix} }
 func fail(what, detail, fix string) finding { return finding{"fail", what, detail, fix} }
 
-// examine looks at everything in the order in which the gate would need it. path may be empty.
-func examine(ctx context.Context, path string, st state) []finding {
+// examine looks at everything in the order in which the gate would need it. path may be empty; runDir is where `wayleave serve` would
+// have its sockets.
+func examine(ctx context.Context, path string, st state, runDir string, a around) []finding {
 	cfg, out := examineConfig(path)
 	if cfg == nil {
 		return out
 	}
-	out = append(out, examineEnvoy(ctx, cfg.Envoy.Binary))
+	program := examineEnvoy(ctx, cfg.Envoy.Binary)
+	out = append(out, program)
 
 	identity := vaultConfig(cfg)
 	ofUp := identity.Address == ""
@@ -44,19 +48,41 @@ func examine(ctx context.Context, path string, st state) []finding {
 	}
 	gate := examineGate(ctx, cfg, st)
 	out = append(out, gate)
+	running := gate.Status == "ok"
 	if ofUp {
 		out = append(out, examineCA(st.path("ca.pem"), time.Now())...)
 	}
 	if path == "" {
 		return out
 	}
-	out = append(out, examineWorkers(cfg, st, ofUp)...)
-	out = append(out, examineIssuers(ctx, cfg)...)
-	out = append(out, examineNotify(cfg)...)
+	sockets, account := runDir, auditOf(cfg)
+	if ofUp {
+		sockets, account = st.path("run"), st.auditFile(cfg)
+	}
+	version, _, _ := strings.Cut(program.Detail, " ")
+	soon, cancel := context.WithTimeout(ctx, examineTime)
+	defer cancel()
+	out = append(out, atOnce(
+		func() []finding { return examineProcess(soon, cfg, filepath.Join(sockets, adminSocket), version) },
+		func() []finding { return examineMetrics(soon, cfg, running) },
+		func() []finding {
+			if !running {
+				return nil // nobody gets a leaf
+			}
+			return examineLeaf(soon, cfg, st, a)
+		},
+		func() []finding { return examineWorkers(cfg, st, ofUp) },
+		func() []finding { return examineEnvironment(cfg, a) },
+		func() []finding { return examineIssuers(ctx, cfg) },
+		func() []finding { return examineNotify(cfg) },
+		func() []finding { return examineAudit(cfg, account) },
+		func() []finding { return examineNames(soon, cfg, a) },
+		func() []finding { return examineEndpoints(soon, cfg, a) },
+	)...)
 
 	role := vault.Viewer
 	switch {
-	case ofUp && gate.Status != "ok":
+	case ofUp && !running:
 		return out // its OpenBao runs with it
 	case ofUp:
 		var err error
@@ -70,6 +96,17 @@ func examine(ctx context.Context, path string, st state) []finding {
 		identity = vaultConfig(cfg)
 	}
 	return append(out, examineVault(ctx, cfg, identity, role)...)
+}
+
+// atOnce does several things at the same time, and returns what they find in their order.
+func atOnce(parts ...func() []finding) []finding {
+	found := make([][]finding, len(parts))
+	var all sync.WaitGroup
+	for i, part := range parts {
+		all.Go(func() { found[i] = part() })
+	}
+	all.Wait()
+	return slices.Concat(found...)
 }
 
 // examineConfig reads the configuration; it is nil when there is no use in looking further.

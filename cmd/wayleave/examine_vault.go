@@ -68,11 +68,11 @@ func examineServer(ctx context.Context, identity vault.Config) (out []finding, o
 		out = append(out, warn(what, status.Version+" lets standbys answer from a copy that is behind, and has no way to ask for the active node",
 			"upgrade to OpenBao 2.7 or later, or write disable_standby_reads = true in the configuration of the servers"))
 	}
-	return append(out, examineClock(status.Skew)...), true
+	return append(out, examineClock("Vault", status.Skew)...), true
 }
 
 // examineClock tells of clocks that differ by more than tokens and certificates allow for.
-func examineClock(skew time.Duration) []finding {
+func examineClock(whose string, skew time.Duration) []finding {
 	const tolerable = 30 * time.Second
 	if skew.Abs() < tolerable {
 		return nil
@@ -81,7 +81,7 @@ func examineClock(skew time.Duration) []finding {
 	if skew < 0 {
 		word = "behind"
 	}
-	return []finding{warn("clock", fmt.Sprintf("Vault's is %v %s ours; JSON web tokens and certificates fail when that grows", skew.Abs(), word),
+	return []finding{warn("clock", fmt.Sprintf("%s's is %v %s ours; JSON web tokens and certificates fail when that grows", whose, skew.Abs(), word),
 		"set both by NTP, and find out which is wrong: timedatectl")}
 }
 

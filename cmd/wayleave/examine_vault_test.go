@@ -86,7 +86,7 @@ func TestExamineClock(t *testing.T) {
 		0: "", 29 * time.Second: "", -29 * time.Second: "",
 		time.Minute: "Vault's is 1m0s ahead of ours", -time.Hour: "Vault's is 1h0m0s behind ours",
 	} {
-		got := examineClock(skew)
+		got := examineClock("Vault", skew)
 		if (want == "") != (len(got) == 0) || want != "" && (!strings.Contains(got[0].Detail, want) || got[0].Fix == "") {
 			t.Errorf("%v: %+v, want %q", skew, got, want)
 		}

@@ -114,13 +114,16 @@ func keepAlive(ctx context.Context, e worker.Enrolment, roots *x509.CertPool, sa
 	}
 }
 
+// workerFiles is what the directory of a worker's files is called like.
+const workerFiles = "wayleave-run-"
+
 // writeWorkerFiles writes the CA files and what else the environment points to, in a directory of this worker's own.
 func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
 	roots, _, err := worker.SystemRoots(os.Getenv)
 	if err != nil {
 		return worker.Files{}, nil, err
 	}
-	dir, err := os.MkdirTemp("", "wayleave-run-")
+	dir, err := os.MkdirTemp("", workerFiles)
 	if err != nil {
 		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w", err)
 	}
