@@ -150,7 +150,7 @@ func (a *API) openSession(w http.ResponseWriter, _ *http.Request) {
 
 // bridge gives a session a bearer of its own. What lies between must pass that one on untouched.
 func (a *API) bridge(w http.ResponseWriter, r *http.Request) {
-	id, own := r.PathValue("id"), newSecret(workerPrefix)
+	id, own := r.PathValue("id"), a.provider.newSecret(workerPrefix)
 	a.mu.Lock()
 	_, known := a.bearers[id]
 	if known {

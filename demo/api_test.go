@@ -306,6 +306,22 @@ func TestRecordShowsNoCredential(t *testing.T) {
 	}
 }
 
+// Whoever looks for leaks learns of each secret, and before it is out.
+func TestIssuedIsTold(t *testing.T) {
+	var told []string // handlers tell before they answer
+	d, err := Start(Options{Provider: ProviderOptions{Issued: func(s string) { told = append(told, s) }}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	access, refresh := d.Provider.Issue(ScopeSessions)
+	_, got := d.do(t, "POST", "/v1/code/sessions", "Bearer "+access, "{}")
+	_, got = d.do(t, "POST", "/v1/code/sessions/"+got["session"].(map[string]any)["id"].(string)+"/bridge", "Bearer "+access, "{}")
+	if diff := cmp.Diff([]string{refresh, access, got["worker_jwt"].(string)}, told); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // Strict verifiers (RFC 5280) want these extensions, critical where marked.
 func TestCertificates(t *testing.T) {
 	ca, err := NewCA("test CA")

@@ -49,7 +49,7 @@ func features(w http.ResponseWriter, _ *http.Request) {
 
 // openEnvironment gives an environment a bearer of its own, as bridge gives one to a session.
 func (a *API) openEnvironment(w http.ResponseWriter, _ *http.Request) {
-	id, own := newSecret("env_"), newSecret(workerPrefix)
+	id, own := newSecret("env_"), a.provider.newSecret(workerPrefix)
 	a.mu.Lock()
 	a.bearers[id] = own
 	a.mu.Unlock()

@@ -29,7 +29,7 @@ func (p *Provider) deviceCode(w http.ResponseWriter, r *http.Request) {
 		oauthError(w, "invalid_request")
 		return
 	}
-	code := newSecret(devicePrefix)
+	code := p.newSecret(devicePrefix)
 	p.mu.Lock()
 	c, fault := p.authenticate(params, base(r))
 	scopes := p.allowedLocked(strings.Fields(params["scope"]))

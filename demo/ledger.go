@@ -34,6 +34,8 @@ func fingerprint(s string) string {
 // ledger is the table of tokens. A family is everything that came from one consent; presenting a refresh token that was
 // spent already revokes the family (RFC 9700 §4.14.2). Its user locks.
 type ledger struct {
+	newSecret func(prefix string) string
+
 	access    map[string]accessToken
 	refresh   map[string]*refreshToken
 	presented map[string]int // fingerprint of a refresh token → times
@@ -71,14 +73,14 @@ type issued struct {
 	family          *family
 }
 
-func newLedger() ledger {
-	return ledger{access: map[string]accessToken{}, refresh: map[string]*refreshToken{}, presented: map[string]int{}}
+func newLedger(newSecret func(prefix string) string) ledger {
+	return ledger{newSecret: newSecret, access: map[string]accessToken{}, refresh: map[string]*refreshToken{}, presented: map[string]int{}}
 }
 
 // open starts a family.
 func (l *ledger) open(client string, scopes []string, now time.Time, ttl time.Duration) issued {
 	f := &family{client: client, scopes: scopes, consented: true}
-	t := issued{refresh: newSecret(RefreshPrefix), scopes: scopes, family: f}
+	t := issued{refresh: l.newSecret(RefreshPrefix), scopes: scopes, family: f}
 	l.refresh[t.refresh] = &refreshToken{family: f}
 	t.access = l.mint(f, scopes, now, ttl)
 	return t
@@ -103,7 +105,7 @@ func (l *ledger) trade(subject string, want []string, use Use, now time.Time, tt
 		want = held
 	}
 	old := l.access[subject]
-	t = issued{scopes: want, family: old.family, access: newSecret(AccessPrefix)}
+	t = issued{scopes: want, family: old.family, access: l.newSecret(AccessPrefix)}
 	expires := now.Add(ttl)
 	if old.expires.Before(expires) {
 		expires = old.expires
@@ -113,7 +115,7 @@ func (l *ledger) trade(subject string, want []string, use Use, now time.Time, tt
 }
 
 func (l *ledger) mint(f *family, scopes []string, now time.Time, ttl time.Duration) string {
-	a := newSecret(AccessPrefix)
+	a := l.newSecret(AccessPrefix)
 	l.access[a] = accessToken{family: f, scopes: scopes, expires: now.Add(ttl)}
 	return a
 }
@@ -141,7 +143,7 @@ func (l *ledger) renew(client, token string, want []string, allowed func([]strin
 	t = issued{scopes: allowed(want), family: r.family}
 	if rotate {
 		r.spent = true
-		t.refresh = newSecret(RefreshPrefix)
+		t.refresh = l.newSecret(RefreshPrefix)
 		l.refresh[t.refresh] = &refreshToken{family: r.family}
 	}
 	t.access = l.mint(r.family, t.scopes, now, ttl)

@@ -31,6 +31,8 @@ type ProviderOptions struct {
 	AccessTTL time.Duration
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// Issued is told of every secret that is made, before anybody else has it. Nil: nobody is.
+	Issued func(secret string)
 }
 
 // codeTTL is how long an authorization code may be exchanged (RFC 6749 §4.1.2 allows ten minutes at most).
@@ -91,10 +93,11 @@ func NewProvider(opts ProviderOptions) *Provider {
 		opts.DeviceInterval = time.Second
 	}
 	p := &Provider{
-		opts: opts, mux: http.NewServeMux(), done: make(chan struct{}), ledger: newLedger(),
+		opts: opts, mux: http.NewServeMux(), done: make(chan struct{}),
 		clients: map[string]Client{opts.ClientID: {ID: opts.ClientID, RedirectURIs: opts.RedirectURIs}},
 		codes:   map[string]authorization{}, devices: map[string]*device{}, proofs: map[string]bool{},
 	}
+	p.ledger = newLedger(p.newSecret)
 	for _, c := range opts.Clients {
 		p.clients[c.ID] = c
 	}
@@ -109,6 +112,15 @@ func NewProvider(opts ProviderOptions) *Provider {
 	p.mux.HandleFunc("GET /.well-known/oauth-authorization-server", p.metadata)
 	p.mux.HandleFunc("GET /.well-known/openid-configuration", p.metadata)
 	return p
+}
+
+// newSecret makes a secret, and tells of it.
+func (p *Provider) newSecret(prefix string) string {
+	s := newSecret(prefix)
+	if p.opts.Issued != nil {
+		p.opts.Issued(s)
+	}
+	return s
 }
 
 // ClientID returns the client's identifier.
@@ -155,7 +167,7 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	case p.isDenied():
 		answer.Set("error", "access_denied")
 	default:
-		code := newSecret(codePrefix)
+		code := p.newSecret(codePrefix)
 		p.mu.Lock()
 		p.codes[code] = authorization{client: client.ID, redirect: q.Get("redirect_uri"), challenge: q.Get("code_challenge"), scopes: scopes, expires: p.opts.Now().Add(codeTTL)}
 		p.mu.Unlock()

@@ -60,7 +60,7 @@ func (p *Provider) register(w http.ResponseWriter, r *http.Request) {
 	switch ask.AuthMethod {
 	case "none":
 	case "", "client_secret_basic", "client_secret_post":
-		c.Secret = newSecret(clientPrefix)
+		c.Secret = p.newSecret(clientPrefix)
 		answer["client_secret"], answer["client_secret_expires_at"] = c.Secret, p.opts.Now().Add(365*24*time.Hour).Unix()
 		if ask.AuthMethod == "" {
 			answer["token_endpoint_auth_method"] = "client_secret_basic" // the default of RFC 7591 §2

@@ -119,11 +119,7 @@ func nothingLeft(t *testing.T, dir string) {
 
 func newCrashWorld(t *testing.T) *world {
 	t.Helper()
-	w, err := newWorld(shortDir(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = w.Close() })
+	w := makeWorld(t)
 	if err := w.configure(oneTeam); err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,10 @@ type world struct {
 
 // newWorld starts the stand-ins. The directory is short, since unix sockets go into it.
 func newWorld(dir string) (*world, error) {
-	d, err := demo.Start(demo.Options{Hosts: []string{"api.demo.test", "other.demo.test", "*.wild.demo.test"}})
+	d, err := demo.Start(demo.Options{
+		Hosts:    []string{"api.demo.test", "other.demo.test", "*.wild.demo.test"},
+		Provider: demo.ProviderOptions{Issued: func(secret string) { handedOut.add("a secret of the stand-in provider", secret) }},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -115,16 +118,13 @@ func newWorld(dir string) (*world, error) {
 	w := &world{Demo: d, dir: dir, proxy: proxy}
 	w.env = []string{
 		"PATH=" + strings.Join([]string{binDir, toolsBin, os.Getenv("PATH")}, string(filepath.ListSeparator)),
-		"HOME=" + dir, "TMPDIR=" + os.TempDir(),
+		"HOME=" + dir, "TMPDIR=" + filepath.Join(dir, "tmp"), "WAYLEAVE_LOG=debug",
 		"WAYLEAVE_CONFIG=" + filepath.Join(dir, "wayleave.yaml"), "WAYLEAVE_STATE=" + filepath.Join(dir, "state"),
 		"BROWSER=" + filepath.Join(binDir, "demo") + " approve",
 		"PROXY=" + proxy, "PROXY_TLS=" + overTLS, "PROXY_TLS_PORT=" + port(overTLS), "PROVIDER=" + d.ProviderURL, "API=" + d.APIAddr, "CLIENT_ID=" + d.Provider.ClientID(),
 		"PYTHON=" + python, "NODE_CLIENTS=" + filepath.Join(filepath.Dir(toolsBin), "node-clients", "node_modules"), "VAULT_PORT=" + port(vault), "GORACE=halt_on_error=1 exitcode=66 atexit_sleep_ms=0", // else each command waits for a second when it has done its work
 	}
-	if err := os.WriteFile(filepath.Join(dir, "api-ca.pem"), d.CA.PEM(), 0o600); err != nil {
-		return nil, err
-	}
-	return w, nil
+	return w, errors.Join(os.WriteFile(filepath.Join(dir, "api-ca.pem"), d.CA.PEM(), 0o600), os.Mkdir(w.saved("tmp"), 0o700))
 }
 
 func (w *world) getenv(name string) string {
@@ -141,8 +141,8 @@ func (w *world) configure(text string) error {
 	return os.WriteFile(w.getenv("WAYLEAVE_CONFIG"), []byte(os.Expand(text, w.getenv)), 0o600)
 }
 
-// command prepares a command in the world's directory and environment.
-func (w *world) command(name string, args ...string) *exec.Cmd {
+// command prepares a command in the world's directory and environment. What it prints is kept for the leak check.
+func (w *world) command(name string, args ...string) *command {
 	path := name // looked up in our own PATH, unless it is one of ours or of the tools
 	for _, dir := range []string{binDir, toolsBin} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
@@ -151,7 +151,7 @@ func (w *world) command(name string, args ...string) *exec.Cmd {
 	}
 	c := exec.Command(path, args...)
 	c.Dir, c.Env = w.dir, slices.Clip(w.env) // clipped: what is appended for one command is no other's
-	return c
+	return w.searched(c)
 }
 
 func (w *world) saved(name string) string { return filepath.Join(w.dir, name) }
@@ -159,7 +159,7 @@ func (w *world) saved(name string) string { return filepath.Join(w.dir, name) }
 // gate is a running `wayleave up`.
 type gate struct {
 	*world
-	cmd  *exec.Cmd
+	cmd  *command
 	out  *output
 	done chan struct{}
 }
@@ -177,7 +177,7 @@ func (w *world) up() (*gate, error) {
 		g.kill()
 		return nil, err
 	}
-	return g, nil
+	return g, g.learn()
 }
 
 // waitOutput waits until the gate has printed text.
@@ -225,14 +225,15 @@ func (g *gate) stop() error {
 		return nil
 	default:
 	}
+	leaks := g.liveLeaks()
 	if err := g.signal(syscall.SIGINT); err != nil {
 		g.kill()
-		return fmt.Errorf("%w:\n%s", err, g.out)
+		return errors.Join(fmt.Errorf("%w:\n%s", err, g.out), leaks)
 	}
 	if code := g.cmd.ProcessState.ExitCode(); code != 0 {
-		return fmt.Errorf("the gate ended with %d:\n%s", code, g.out)
+		return errors.Join(fmt.Errorf("the gate ended with %d:\n%s", code, g.out), leaks)
 	}
-	return nil
+	return leaks
 }
 
 // output collects what a process prints, in memory for waiting and in a file for the leak check.
@@ -288,7 +289,12 @@ func makeWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = w.Close() })
+	t.Cleanup(func() { // after all that ran in it
+		_ = w.Close()
+		if err := w.leaks(); err != nil {
+			t.Error(err)
+		}
+	})
 	return w
 }
 
@@ -304,9 +310,6 @@ func startIn(t *testing.T, w *world, config string, grants ...string) *gate {
 	}
 	t.Cleanup(func() {
 		if err := g.stop(); err != nil {
-			t.Error(err)
-		}
-		if err := w.leaks(); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {

@@ -1,8 +1,10 @@
 package e2e
 
 import (
-	"bytes"
+	"cmp"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,37 +12,86 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
+	"strings"
+	"sync/atomic"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 )
+
+// handedOut are the secrets that stand-ins, authorization servers and Vaults gave out, in all stories of this run: each story is
+// searched for those of all.
+var handedOut = newSecrets()
 
 // issued matches any secret of the stand-in provider, whole: what a log shows masked is too short for it.
 var issued = regexp.MustCompile(`demo-(?:at|rt|wt)-[A-Za-z0-9_-]{12,}`)
 
-// leaks looks for real tokens in everything the world's directory holds: logs, state, what commands printed, what
-// clients saved, and OpenBao's own files.
-func (w *world) leaks() error {
+// meant are the files of a world whose purpose is to hold secrets of a kind.
+var meant = []struct{ file, kind string }{
+	{"state/vault/init.json", "an unseal key"},
+	{"state/vault/init.json", "a Vault token"},
+	{"state/vault/operator.token", "a Vault token"},
+}
+
+// leaks looks for secrets in everything the world's directory holds: logs, state, what commands printed, what clients saved, and
+// OpenBao's own files.
+func (w *world) leaks() error { return errors.Join(w.learn(), leaksBelow(w.dir, 5)) }
+
+// leaksBelow looks for secrets in all files of a directory, which are so many at least.
+func leaksBelow(dir string, least int) error {
 	var found []error
 	files := 0
-	err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return ignoreVanished(err)
 		}
-		b, err := os.ReadFile(path)
+		leaks, _, err := handedOut.inFile(file)
 		if err != nil {
 			return ignoreVanished(err)
 		}
 		files++
-		if hit := issued.Find(b); hit != nil {
-			found = append(found, fmt.Errorf("%s holds a real token (%.12s…)", path, hit))
+		in, _ := filepath.Rel(dir, file)
+		for _, l := range leaks {
+			if !l.meantFor(in) {
+				found = append(found, fmt.Errorf("%s holds %v", file, l))
+			}
 		}
 		return nil
 	})
-	if files < 5 {
+	if files < least {
 		found = append(found, fmt.Errorf("only %d files to look at: the check is not looking", files))
 	}
-	return errors.Join(append(found, err)...)
+	return errors.Join(append(firstOf(found), err)...)
+}
+
+func (l leak) meantFor(file string) bool {
+	for _, m := range meant {
+		if ok, _ := path.Match(m.file, file); ok && strings.HasPrefix(l.kind, m.kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// firstOf keeps a log in which every line is a leak from being printed as a whole.
+func firstOf(found []error) []error {
+	if const20 := 20; len(found) > const20 {
+		return append(found[:const20], fmt.Errorf("and %d more", len(found)-const20))
+	}
+	return found
+}
+
+// leaksIn looks for secrets in a text that comes from somewhere.
+func leaksIn(where string, text []byte) error {
+	var found []error
+	for _, l := range handedOut.in(text) {
+		found = append(found, fmt.Errorf("%s shows %v", where, l))
+	}
+	return errors.Join(firstOf(found)...)
 }
 
 // Files may vanish while they are listed: sockets, spools, OpenBao's temporary files.
@@ -51,74 +102,275 @@ func ignoreVanished(err error) error {
 	return err
 }
 
-// processLeaks looks for real tokens in what any process of this user can read about ours: arguments and environment.
-func (g *gate) processLeaks() error {
-	pids := []int{g.cmd.Process.Pid}
-	files, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "*", "*.pid"))
-	if err != nil || len(files) < 2 {
-		return fmt.Errorf("PID files of Envoy and OpenBao: %v, %w", files, err)
+// learn adds what the world's own OpenBao has been made with, and the keys that gates keep in it, as far as it is there.
+func (w *world) learn() error {
+	state := w.getenv("WAYLEAVE_STATE")
+	text, err := os.ReadFile(filepath.Join(state, "vault", "init.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has none
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
+	var made struct {
+		Key   string `json:"unseal_key"`
+		Token string `json:"root_token"`
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &made)
+	}
+	if err != nil {
+		return err
+	}
+	handedOut.add("an unseal key", made.Key)
+	addAll("an unseal key", made.Key)
+	handedOut.add("a Vault token", made.Token)
+	socket := filepath.Join(state, "vault", "vault.sock")
+	if _, err := os.Stat(socket); err != nil {
+		return nil //nolint:nilerr // it does not run
+	}
+	return learnKeys(overSocket(socket), "http://vault", made.Token)
+}
+
+// learnKeys adds the keys that gates keep in a Vault.
+func learnKeys(c *http.Client, address, token string) error {
+	ask := func(method, path string, into any) error {
+		req, err := http.NewRequest(method, address+"/v1/wayleave/"+path, nil)
 		if err != nil {
 			return err
 		}
-		pid, err := pidIn(string(b))
+		req.Header.Set("X-Vault-Token", token)
+		resp, err := c.Do(req)
 		if err != nil {
 			return err
 		}
-		pids = append(pids, pid)
-	}
-	for _, pid := range pids {
-		for _, name := range []string{"cmdline", "environ"} {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
-			if err != nil {
-				return err
-			}
-			if hit := issued.Find(b); hit != nil {
-				return fmt.Errorf("/proc/%d/%s shows a real token (%.12s…)", pid, name, hit)
-			}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: status %d", path, resp.StatusCode)
 		}
+		return json.NewDecoder(resp.Body).Decode(into)
+	}
+	var list struct{ Data struct{ Keys []string } }
+	if err := ask("LIST", "metadata/keys", &list); err != nil {
+		return err
+	}
+	for _, name := range list.Data.Keys {
+		var doc struct{ Data struct{ Data any } }
+		if err := ask(http.MethodGet, "data/keys/"+name, &doc); err != nil {
+			return err
+		}
+		addAll("the key "+name, doc.Data.Data)
 	}
 	return nil
 }
 
-// adminLeaks looks for real tokens and private keys in what Envoy tells about itself.
-func (g *gate) adminLeaks() error {
-	for _, page := range []string{"/config_dump?include_eds", "/stats", "/clusters", "/certs", "/listeners", "/server_info"} {
-		b, err := g.admin(page)
-		if err != nil {
-			return err
+// addAll adds every text of a document that is a key by its length.
+func addAll(kind string, doc any) {
+	switch d := doc.(type) {
+	case string:
+		if raw, err := base64.StdEncoding.DecodeString(d); err == nil && len(raw) >= shortest {
+			handedOut.add(kind, string(raw))
 		}
-		if len(b) == 0 {
-			return fmt.Errorf("%s is empty: the check is not looking", page)
+	case []any:
+		for _, v := range d {
+			addAll(kind, v)
 		}
-		if hit := issued.Find(b); hit != nil {
-			return fmt.Errorf("%s shows a real token (%.12s…)", page, hit)
-		}
-		if bytes.Contains(b, []byte("PRIVATE KEY")) {
-			return fmt.Errorf("%s shows a private key", page)
+	case map[string]any:
+		for _, v := range d {
+			addAll(kind, v)
 		}
 	}
-	return nil
 }
 
-// admin asks Envoy's admin interface.
-func (g *gate) admin(page string) ([]byte, error) {
-	sockets, err := filepath.Glob(filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock"))
-	if err != nil || len(sockets) != 1 {
-		return nil, fmt.Errorf("no admin socket in the state directory: %v %w", sockets, err)
+// liveLeaks looks for secrets in what can be asked of the world's processes while they run: arguments and environments, Envoys' admin
+// interfaces, and the figures of gates.
+func (w *world) liveLeaks() error {
+	found := []error{w.learn(), w.processLeaks()}
+	sockets, err := filepath.Glob(filepath.Join(w.dir, "*", "admin.sock"))
+	if err != nil {
+		return err
 	}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", sockets[0])
-		},
-	}}
-	resp, err := client.Get("http://admin" + page)
+	deeper, err := filepath.Glob(filepath.Join(w.dir, "*", "run", "admin.sock"))
+	if err != nil {
+		return err
+	}
+	for _, socket := range append(sockets, deeper...) {
+		if pages, err := adminPages(socket); err == nil { // else it has stopped, or was stopped
+			for page, text := range pages {
+				found = append(found, leaksIn(socket+page, text))
+			}
+		}
+	}
+	configured, err := os.ReadFile(w.getenv("WAYLEAVE_CONFIG"))
+	if err != nil {
+		return errors.Join(append(found, ignoreVanished(err))...)
+	}
+	var cfg struct{ Metrics struct{ Listen string } }
+	if err := yaml.Unmarshal(configured, &cfg); err == nil && cfg.Metrics.Listen != "" && cfg.Metrics.Listen != "none" {
+		for _, page := range []string{"/metrics", "/readyz", "/livez"} {
+			if text, err := fetched(&http.Client{Timeout: liveFor}, "http://"+cfg.Metrics.Listen+page); err == nil { // else it has stopped
+				found = append(found, leaksIn(page, text))
+			}
+		}
+	}
+	return errors.Join(found...)
+}
+
+// liveFor is how long a process that may be stopped or busy is asked what it shows.
+const liveFor = 5 * time.Second
+
+// processLeaks looks for secrets in what any process of this user can read about those of the world: arguments and environments.
+func (w *world) processLeaks() error {
+	found := []error{}
+	seen := 0
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		args, err1 := os.ReadFile(filepath.Join(p, "cmdline"))
+		env, err2 := os.ReadFile(filepath.Join(p, "environ"))
+		if err1 != nil || err2 != nil || !strings.Contains(string(args)+string(env), w.dir+"/") {
+			continue // it has ended, or is another's
+		}
+		seen++
+		found = append(found, leaksIn(p+"/cmdline", args), leaksIn(p+"/environ", env))
+	}
+	if seen == 0 {
+		found = append(found, errors.New("no process of the world's: the check is not looking"))
+	}
+	return errors.Join(found...)
+}
+
+// adminPages are what Envoy tells about itself.
+func adminPages(socket string) (map[string][]byte, error) {
+	c, pages := overSocket(socket), map[string][]byte{}
+	for _, page := range []string{"/config_dump?include_eds", "/init_dump", "/stats", "/stats/prometheus", "/clusters", "/certs", "/listeners", "/server_info", "/runtime", "/memory", "/logging?level="} {
+		text, err := fetched(c, "http://admin"+page)
+		if err != nil {
+			return nil, err
+		}
+		pages[page] = text
+	}
+	return pages, nil
+}
+
+func fetched(c *http.Client, address string) ([]byte, error) {
+	resp, err := c.Get(address)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	return io.ReadAll(resp.Body)
 }
+
+// overSocket is a client of whoever listens on a unix socket.
+func overSocket(socket string) *http.Client {
+	return &http.Client{Timeout: liveFor, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: liveFor}).DialContext(ctx, "unix", socket)
+		},
+	}}
+}
+
+// adminLeaks is liveLeaks for an Envoy that must be there, and must tell something.
+func (g *gate) adminLeaks() error {
+	pages, err := adminPages(g.adminSocket())
+	if err != nil {
+		return err
+	}
+	var found []error
+	for _, page := range []string{"/config_dump?include_eds", "/stats", "/clusters", "/certs", "/listeners", "/server_info"} {
+		if len(pages[page]) == 0 {
+			found = append(found, fmt.Errorf("%s is empty: the check is not looking", page))
+		}
+		found = append(found, leaksIn(page, pages[page]))
+	}
+	return errors.Join(found...)
+}
+
+func (g *gate) adminSocket() string {
+	return filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock")
+}
+
+// admin asks Envoy's admin interface.
+func (g *gate) admin(page string) ([]byte, error) {
+	c := overSocket(g.adminSocket())
+	c.Timeout = patience
+	return fetched(c, "http://admin"+page)
+}
+
+// command is a command whose output is also written to a file of its own, which is searched with all others.
+type command struct {
+	*exec.Cmd
+	printed string
+}
+
+var commands atomic.Int64
+
+// searched has a command's output searched.
+func (w *world) searched(c *exec.Cmd) *command {
+	return &command{c, w.saved(fmt.Sprintf("printed.%d", commands.Add(1)))}
+}
+
+// Output is exec.Cmd's.
+func (c *command) Output() ([]byte, error) {
+	c.keepErrors()
+	out, err := c.Cmd.Output()
+	if ended := (*exec.ExitError)(nil); errors.As(err, &ended) {
+		c.keep(ended.Stderr)
+	}
+	c.keep(out)
+	return out, err
+}
+
+// CombinedOutput is exec.Cmd's.
+func (c *command) CombinedOutput() ([]byte, error) {
+	out, err := c.Cmd.CombinedOutput()
+	c.keep(out)
+	return out, err
+}
+
+// Run is exec.Cmd's.
+func (c *command) Run() error {
+	c.keepAll()
+	return c.Cmd.Run()
+}
+
+// Start is exec.Cmd's.
+func (c *command) Start() error {
+	c.keepAll()
+	return c.Cmd.Start()
+}
+
+// keepAll keeps what is printed beside giving it to whoever is to have it. Files and outputs are searched anyway.
+func (c *command) keepAll() {
+	same := c.Stdout == c.Stderr
+	c.Stdout = c.kept(cmp.Or(c.Stdout, io.Discard))
+	if same {
+		c.Stderr = c.Stdout // of which exec makes sure that one at a time writes to it
+		return
+	}
+	c.Stderr = c.kept(cmp.Or(c.Stderr, io.Discard))
+}
+
+func (c *command) keepErrors() { c.Stderr = c.kept(c.Stderr) }
+
+func (c *command) kept(w io.Writer) io.Writer {
+	switch w.(type) {
+	case nil, *os.File, *output:
+		return w
+	}
+	return io.MultiWriter(w, writerFunc(c.keep))
+}
+
+func (c *command) keep(text []byte) {
+	f, err := os.OpenFile(c.printed, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(err) // a check that does not look is none
+	}
+	defer f.Close()
+	_, _ = f.Write(text)
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -92,7 +91,7 @@ func startOpenAI(t *testing.T) (g *gate, chatGPT, platform *openAI) {
 }
 
 // codex prepares a run of Codex as a worker, with a home of its own.
-func (g *gate) codex(t *testing.T, worker string) *exec.Cmd {
+func (g *gate) codex(t *testing.T, worker string) *command {
 	t.Helper()
 	c := g.command("wayleave", "run", "--worker", worker, "--", agent(t, "codex"), "exec", "--skip-git-repo-check", "hi")
 	c.Dir = g.newHome(t)

@@ -154,7 +154,7 @@ func TestRefusalsShown(t *testing.T) {
 			// The session's id is what the access log knows it by.
 			c := g.command("wayleave", append([]string{"run", "--worker", r.worker, "--", "sh", "-c",
 				`printf %s "$HTTPS_PROXY" >"$HOME/proxy"; exec timeout ` + strconv.Itoa(int(allowed(r).Seconds())) + ` "$@"`, "sh"}, r.command...)...)
-			c = exec.CommandContext(ctx, c.Path, c.Args[1:]...)
+			c = g.searched(exec.CommandContext(ctx, c.Path, c.Args[1:]...))
 			c.Dir, c.Env = home, append(append([]string{}, g.env...), "HOME="+home, "CODEX_HOME="+home, "NODE_PATH="+g.getenv("NODE_CLIENTS"), "DISABLE_AUTOUPDATER=1")
 			out, err := c.CombinedOutput()
 			if c.ProcessState.ExitCode() != 124 {

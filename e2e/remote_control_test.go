@@ -136,7 +136,7 @@ func (api *claudeAPI) controlled(way string) error {
 
 // claude prepares a run of Claude Code as a worker, in a home of its own where its first questions are answered. It has
 // asked one thing before, as a client that is in use has. Where it fails it starts once more at a person's word.
-func (g *gate) claude(t *testing.T, worker string, args ...string) *exec.Cmd {
+func (g *gate) claude(t *testing.T, worker string, args ...string) *command {
 	t.Helper()
 	seen, err := filepath.Abs("testdata/clients/seen.py")
 	if err != nil {

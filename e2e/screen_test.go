@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +15,7 @@ import (
 
 // screen is a program at a terminal, and what a person sees there.
 type screen struct {
-	cmd   *exec.Cmd
+	cmd   *command
 	pty   *os.File
 	term  *vt.SafeEmulator
 	ended chan struct{}
@@ -26,11 +25,11 @@ type screen struct {
 }
 
 // onScreen starts a program at a terminal of its own. It ends with the test.
-func onScreen(t *testing.T, c *exec.Cmd) *screen {
+func onScreen(t *testing.T, c *command) *screen {
 	t.Helper()
 	const rows, columns = 50, 160
 	c.Env = append(c.Env, "TERM=xterm-256color")
-	f, err := pty.StartWithSize(c, &pty.Winsize{Rows: rows, Cols: columns})
+	f, err := pty.StartWithSize(c.Cmd, &pty.Winsize{Rows: rows, Cols: columns})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,6 +46,7 @@ func onScreen(t *testing.T, c *exec.Cmd) *screen {
 			}
 			s.mu.Lock() // the emulator's own lock does not cover all that it changes
 			_, _ = s.term.Write(buf[:n])
+			c.keep(buf[:n])
 			close(s.changed)
 			s.changed = make(chan struct{})
 			s.mu.Unlock()

@@ -33,7 +33,7 @@ import (
 //	[!] alive PIDFILE        check whether the process in a PID file runs
 func TestStories(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
+	testscript.RunT(searchedScript{t}, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
 			// testscript's own directory is too deep for socket names.
@@ -46,9 +46,18 @@ func TestStories(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			e.Defer(func() { _ = w.Close() })
+			e.Defer(func() {
+				_ = w.Close()
+				if err := errors.Join(w.leaks(), leaksBelow(e.WorkDir, 0)); err != nil {
+					e.T().Fatal(err)
+				}
+			})
 			s := &stage{world: w}
-			e.Defer(s.end)
+			e.Defer(func() {
+				if err := s.end(); err != nil {
+					e.T().Fatal(err)
+				}
+			})
 			e.Values[stageKey{}] = s
 			e.Vars = append(e.Vars, w.env...)
 			e.Vars = append(e.Vars, "DIR="+dir, "STATE="+w.getenv("WAYLEAVE_STATE"))
@@ -79,10 +88,31 @@ type stage struct {
 	gate *gate
 }
 
-func (s *stage) end() {
-	if s.gate != nil {
-		_ = s.gate.stop()
+// searchedScript is a script's test whose log, which has all that its commands printed, is searched for secrets.
+type searchedScript struct{ *testing.T }
+
+func (s searchedScript) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(searchedScript{t}) })
+}
+
+// Verbose keeps testscript from dropping from the log what went well.
+func (s searchedScript) Verbose() bool { return true }
+
+func (s searchedScript) Log(args ...any) {
+	text := fmt.Sprint(args...)
+	if err := leaksIn("what the script printed", []byte(text)); err != nil {
+		s.Error(err)
 	}
+	if testing.Verbose() || s.Failed() {
+		s.T.Log(text)
+	}
+}
+
+func (s *stage) end() error {
+	if s.gate == nil {
+		return nil
+	}
+	return s.gate.stop()
 }
 
 // onStage makes a command that succeeds or fails the script.
@@ -205,7 +235,7 @@ func eventuallyCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (s *stage) leakCmd(ts *testscript.TestScript, _ []string) error {
-	return errors.Join(s.gate.adminLeaks(), s.gate.processLeaks(), s.leaks())
+	return errors.Join(s.gate.adminLeaks(), s.gate.liveLeaks(), s.leaks())
 }
 
 func (s *stage) signalCmd(ts *testscript.TestScript, args []string) error {

@@ -119,8 +119,8 @@ workers:
 		}
 	})
 	t.Run("a command", func(t *testing.T) {
-		c := n.command(g.command("wayleave", "run", "--transparent", "--gate", "http://"+gateSide+":"+port(g.proxy), "--worker", "w0", "--",
-			"sh", "-c", `test -z "$HTTPS_PROXY$https_proxy" && curl -sS --resolve api.demo.test:443:`+bogus+` -H "Authorization: Bearer $ANTHROPIC_AUTH_TOKEN" https://api.demo.test/echo`))
+		c := g.searched(n.command(g.command("wayleave", "run", "--transparent", "--gate", "http://"+gateSide+":"+port(g.proxy), "--worker", "w0", "--",
+			"sh", "-c", `test -z "$HTTPS_PROXY$https_proxy" && curl -sS --resolve api.demo.test:443:`+bogus+` -H "Authorization: Bearer $ANTHROPIC_AUTH_TOKEN" https://api.demo.test/echo`).Cmd))
 		if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "authorization_sha256") {
 			t.Errorf("%v: %s", err, out)
 		}
