@@ -145,8 +145,8 @@ func encodings(secret string) map[string]string {
 		"in a URL":                     escaped,
 		"in a URL with small letters":  lowerEscapes(escaped),
 		"in a path":                    url.PathEscape(secret),
-		"as numbers":                   strings.Trim(fmt.Sprint(raw), "[]"),
-		"as numbers with commas":       strings.ReplaceAll(strings.Trim(fmt.Sprint(raw), "[]"), " ", ","),
+		"as numbers":                   strings.Trim(fmt.Sprintf("%d", raw), "[]"),
+		"as numbers with commas":       strings.ReplaceAll(strings.Trim(fmt.Sprintf("%d", raw), "[]"), " ", ","),
 		"as hexadecimal numbers":       strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", raw), "[]byte{"), "}"),
 		"as a hexadecimal dump":        fmt.Sprintf("% x", raw),
 		"as capital hexadecimal bytes": fmt.Sprintf("% X", raw),
@@ -360,7 +360,7 @@ func TestSecretsByTheirLook(t *testing.T) {
 		quoted, _ := json.Marshal(string(block))
 		for how, form := range map[string]string{
 			"": "x" + string(der), "in PEM": string(block), "in JSON": string(quoted), "in PEM in base64": base64.StdEncoding.EncodeToString(block),
-			"in base64": base64.StdEncoding.EncodeToString(der), "in hexadecimal": hex.EncodeToString(der), "in numbers": fmt.Sprint(der),
+			"in base64": base64.StdEncoding.EncodeToString(der), "in hexadecimal": hex.EncodeToString(der), "in numbers": fmt.Sprintf("%d", der),
 		} {
 			secret[fmt.Sprintf("%T %s", key, how)] = form
 		}
