@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -138,8 +139,15 @@ func (w *world) getenv(name string) string {
 	return ""
 }
 
-// configure writes the configuration, with $NAME filled in from the world's environment.
+// envoyKey begins what a configuration says of Envoy.
+var envoyKey = regexp.MustCompile(`(?m)^envoy:`)
+
+// configure writes the configuration, with $NAME filled in from the world's environment. Envoy logs as much as it may, for the leak
+// check, unless the configuration says how much.
 func (w *world) configure(text string) error {
+	if !envoyKey.MatchString(text) {
+		text += "\nenvoy: {log_level: debug}\n"
+	}
 	return os.WriteFile(w.getenv("WAYLEAVE_CONFIG"), []byte(os.Expand(text, w.getenv)), 0o600)
 }
 
