@@ -66,16 +66,15 @@ func newFleet(t *testing.T) *fleet {
 	}
 	_, after, _ := strings.Cut(f.bao.out.String(), "Unseal Key: ")
 	f.unseal, _, _ = strings.Cut(after, "\n")
+	handedOut.add("an unseal key", f.unseal)
+	addAll("an unseal key", f.unseal)
 	if err := w.configure(fleetConfig); err != nil {
 		t.Fatal(err)
 	}
 	f.must(t, "wayleave", "vault", "setup")
 	role := "auth/approle/role/wayleave-gateway"
 	f.world = w.with("ROLE_ID=" + f.must(t, "bao", "read", "-field=role_id", role+"/role-id"))
-	secretID := f.must(t, "bao", "write", "-f", "-field=secret_id", role+"/secret-id")
-	if err := os.WriteFile(w.saved("secret-id"), []byte(secretID), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	f.must(t, "sh", "-c", `umask 77; bao write -f -field=secret_id "$0"/secret-id >secret-id`, role)
 	return f
 }
 

@@ -101,7 +101,7 @@ type world struct {
 func newWorld(dir string) (*world, error) {
 	d, err := demo.Start(demo.Options{
 		Hosts:    []string{"api.demo.test", "other.demo.test", "*.wild.demo.test"},
-		Provider: demo.ProviderOptions{Issued: func(secret string) { handedOut.add("a secret of the stand-in provider", secret) }},
+		Provider: demo.ProviderOptions{Issued: func(secret string) { handedOut.add(demoKind(secret), secret) }},
 	})
 	if err != nil {
 		return nil, err

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,6 +20,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"wayleave/demo"
 )
 
 // handedOut are the secrets that stand-ins, authorization servers and Vaults gave out, in all stories of this run: each story is
@@ -30,11 +31,25 @@ var handedOut = newSecrets()
 // issued matches any secret of the stand-in provider, whole: what a log shows masked is too short for it.
 var issued = regexp.MustCompile(`demo-(?:at|rt|wt)-[A-Za-z0-9_-]{12,}`)
 
-// meant are the files of a world whose purpose is to hold secrets of a kind.
+// demoKind is what a secret of the stand-in provider is.
+func demoKind(secret string) string {
+	kinds := map[string]string{
+		demo.AccessPrefix: "an access token", demo.RefreshPrefix: "a refresh token", "demo-ac-": "an authorization code", "demo-cs-": "a client secret",
+	}
+	return cmp.Or(kinds[secret[:min(len(secret), len(demo.AccessPrefix))]], "a secret of the stand-in provider")
+}
+
+// meant are the ends of the names of files whose purpose is to hold secrets of a kind.
 var meant = []struct{ file, kind string }{
-	{"state/vault/init.json", "an unseal key"},
-	{"state/vault/init.json", "a Vault token"},
-	{"state/vault/operator.token", "a Vault token"},
+	{"/vault/init.json", "an unseal key"}, // of an OpenBao of our own
+	{"/vault/init.json", "a Vault token"},
+	{"/vault/operator.token", "a Vault token"},
+	{"/bao.log", "an unseal key"}, // which a server in development mode prints
+	{"/secret-id", "a secret id"},
+	{"/operator-token", "a Vault token"}, // people's
+	{"/viewer-token", "a Vault token"},
+	{"/robot.secret", "a client secret"}, // where 'provider discover --register' was told to write it
+	{"/page", "an authorization code"},   // which the operator sees, and pastes
 }
 
 // leaks looks for secrets in everything the world's directory holds: logs, state, what commands printed, what clients saved, and
@@ -54,9 +69,8 @@ func leaksBelow(dir string, least int) error {
 			return ignoreVanished(err)
 		}
 		files++
-		in, _ := filepath.Rel(dir, file)
 		for _, l := range leaks {
-			if !l.meantFor(in) {
+			if !l.meantFor(file) {
 				found = append(found, fmt.Errorf("%s holds %v", file, l))
 			}
 		}
@@ -70,7 +84,7 @@ func leaksBelow(dir string, least int) error {
 
 func (l leak) meantFor(file string) bool {
 	for _, m := range meant {
-		if ok, _ := path.Match(m.file, file); ok && strings.HasPrefix(l.kind, m.kind) {
+		if strings.HasSuffix(file, m.file) && strings.HasPrefix(l.kind, m.kind) {
 			return true
 		}
 	}
@@ -102,8 +116,15 @@ func ignoreVanished(err error) error {
 	return err
 }
 
-// learn adds what the world's own OpenBao has been made with, and the keys that gates keep in it, as far as it is there.
+// learn adds what gates log in to Vault with, what the world's own OpenBao has been made with, and the keys that gates keep in it, as
+// far as that is there.
 func (w *world) learn() error {
+	if id, err := os.ReadFile(w.saved("secret-id")); err == nil {
+		handedOut.add("a secret id", strings.TrimSpace(string(id)))
+	}
+	if address := w.getenv("VAULT_ADDR"); address != "" {
+		_ = learnKeys(&http.Client{Timeout: liveFor}, address, w.getenv("BAO_TOKEN")) // stories stop it, seal it and break it
+	}
 	state := w.getenv("WAYLEAVE_STATE")
 	text, err := os.ReadFile(filepath.Join(state, "vault", "init.json"))
 	if errors.Is(err, fs.ErrNotExist) {

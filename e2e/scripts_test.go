@@ -132,8 +132,8 @@ func (s *stage) configureFrom(ts *testscript.TestScript, args []string) error {
 	return s.configure(ts.ReadFile(args[0]))
 }
 
-func (s *stage) upCmd(*testscript.TestScript, []string) (err error) {
-	s.gate, err = s.up()
+func (s *stage) upCmd(ts *testscript.TestScript, _ []string) (err error) {
+	s.gate, err = s.with("WAYLEAVE_LOG=" + ts.Getenv("WAYLEAVE_LOG")).up() // a script may want its gate to log less
 	return err
 }
 
