@@ -317,7 +317,7 @@ func (i *inbox) set(err error) { i.mu.Lock(); defer i.mu.Unlock(); i.fail = err 
 // A sink that fails is tried again and holds up nobody. What it misses is told in the file, and to it.
 func TestSinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		good, bad, odd := &inbox{}, &inbox{fail: errors.New("away")}, &inbox{fail: fmt.Errorf("no: %w", ErrUnwanted)}
+		good, bad, odd := &inbox{}, &inbox{fail: errors.New("away")}, &inbox{fail: &Unwanted{maxBehind, errors.New("no")}}
 		dropped := map[string]uint64{}
 		l := begin(t, "", LogOptions{Sinks: []Target{{Name: "good", Sink: good}, {Name: "bad", Sink: bad}, {Name: "odd", Sink: odd}}, Watch: Watch{Dropped: func(s string, n uint64) { dropped[s] += n }}})
 		const n = maxBehind + 100

@@ -12,13 +12,19 @@ import (
 // Sink is another place that gets every record, beside the file.
 type Sink interface {
 	// Write takes records, and the same as lines without their breaks. It is called again with the same ones when it fails, unless with
-	// ErrUnwanted.
+	// an *Unwanted.
 	Write(ctx context.Context, lines [][]byte, records []Record) error
 	Close() error
 }
 
-// ErrUnwanted is in the error of a sink that would not take the same records later either.
-var ErrUnwanted = errors.New("it does not take this")
+// Unwanted is the error of a sink that took all but some of the records, and would not take those later either.
+type Unwanted struct {
+	Count int // of them
+	Err   error
+}
+
+func (u *Unwanted) Error() string { return u.Err.Error() }
+func (u *Unwanted) Unwrap() error { return u.Err }
 
 // Target is a sink by its name.
 type Target struct {
@@ -113,13 +119,11 @@ func (q *queue) next() (lines [][]byte, records []Record, ended bool) {
 	return lines, records, q.ended
 }
 
-// sent takes away those that were, or that are not wanted.
-func (q *queue) sent(n int, unwanted bool) {
+// sent takes away the first n, of which so many were not.
+func (q *queue) sent(n, missing int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if unwanted {
-		q.missing += q.count(q.records[:n])
-	}
+	q.missing += min(uint64(missing), q.count(q.records[:n]))
 	q.lines, q.records = q.lines[n:], q.records[n:]
 }
 
@@ -145,12 +149,16 @@ func (q *queue) run(ctx context.Context) {
 			continue
 		}
 		err := q.Sink.Write(ctx, lines, records)
-		if err == nil || errors.Is(err, ErrUnwanted) {
-			q.sent(len(lines), err != nil)
-			if pause > 0 && err == nil {
+		if u, some := errors.AsType[*Unwanted](err); some {
+			q.sent(len(lines), u.Count)
+			q.log.Error("a sink of the audit does not take records", "sink", q.Name, "err", err, "count", u.Count)
+			pause = 0
+			continue
+		}
+		if err == nil {
+			q.sent(len(lines), 0)
+			if pause > 0 {
 				q.log.Info("a sink of the audit takes records again", "sink", q.Name)
-			} else if err != nil {
-				q.log.Error("a sink of the audit does not take records", "sink", q.Name, "err", err, "count", len(lines))
 			}
 			pause = 0
 			continue
@@ -162,7 +170,8 @@ func (q *queue) run(ctx context.Context) {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			q.sent(q.waiting(), true)
+			n := q.waiting()
+			q.sent(n, n)
 			return
 		}
 	}

@@ -97,6 +97,9 @@ func (k *checker) audit() {
 	if a.Grace < time.Second || a.Grace > time.Hour {
 		k.fault("audit.grace", a.Grace.String()+" is out of range", "write a time from 1s to 1h")
 	}
+	if a.OTLP && k.Telemetry.OTLP.Endpoint == "" {
+		k.fault("audit.otlp", "has no collector to go to", "write telemetry.otlp.endpoint")
+	}
 	if err := k.signedWebhook("audit.webhook", a.Webhook.URL, a.Webhook.SecretFile, a.Webhook.CAFile); err != nil {
 		k.fault("audit.webhook.url", err.Error(), "write https://audit.example.com/wayleave")
 	}

@@ -13,8 +13,11 @@ import (
 	"sync"
 	"testing"
 
+	collectorlogsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	collectormetricsv1 "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	collectortracev1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
+	logsv1 "go.opentelemetry.io/proto/otlp/logs/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -24,6 +27,7 @@ import (
 
 const tracingConfig = oneTeam + `
 console: {listen: none}
+audit: {otlp: true}
 telemetry:
   otlp:
     endpoint: unix://$COLLECTOR
@@ -40,6 +44,7 @@ type collector struct {
 	tokens  []string        // guarded by mu, and so are the others: those it was shown
 	spans   []*tracev1.Span // of all
 	figures []string        // names
+	records []*logsv1.LogRecord
 }
 
 func startCollector(t *testing.T, w *world) *collector {
@@ -54,6 +59,7 @@ func startCollector(t *testing.T, w *world) *collector {
 	g := grpc.NewServer()
 	collectortracev1.RegisterTraceServiceServer(g, c)
 	collectormetricsv1.RegisterMetricsServiceServer(g, figureCollector{collector: c})
+	collectorlogsv1.RegisterLogsServiceServer(g, recordCollector{collector: c})
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()
 	t.Cleanup(func() { g.Stop(); <-done })
@@ -95,6 +101,38 @@ func (c figureCollector) Export(ctx context.Context, in *collectormetricsv1.Expo
 		c.figures = append(c.figures, m.GetName())
 	}
 	return &collectormetricsv1.ExportMetricsServiceResponse{}, nil
+}
+
+type recordCollector struct {
+	collectorlogsv1.UnimplementedLogsServiceServer
+	*collector
+}
+
+func (c recordCollector) Export(ctx context.Context, in *collectorlogsv1.ExportLogsServiceRequest) (*collectorlogsv1.ExportLogsServiceResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tokens = append(c.tokens, metadata.ValueFromIncomingContext(ctx, "authorization")...)
+	c.records = append(c.records, in.GetResourceLogs()[0].GetScopeLogs()[0].GetLogRecords()...)
+	return &collectorlogsv1.ExportLogsServiceResponse{}, nil
+}
+
+// told returns the fields of the audit's record with this path and in a trace.
+func (c *collector) told(path string) map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.records {
+		fields := map[string]string{}
+		for _, f := range r.GetBody().GetKvlistValue().GetValues() {
+			fields[f.GetKey()] = strings.Trim(protojson.Format(f.GetValue()), "{} ")
+			if s, ok := f.GetValue().GetValue().(*commonv1.AnyValue_StringValue); ok {
+				fields[f.GetKey()] = s.StringValue
+			}
+		}
+		if fields["path"] == path && len(r.GetTraceId()) == 16 && fields["trace"] == hex.EncodeToString(r.GetTraceId()) {
+			return fields
+		}
+	}
+	return nil
 }
 
 // below returns the names of the spans that lead to the span of this name, in its trace, the outermost first; nil when it is not there.
@@ -158,6 +196,16 @@ func TestTracing(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
+	}
+
+	// The audit gets there too, and leads to the trace.
+	if err := eventually(func() error {
+		if r := told.told("/echo"); r["outcome"] != "swapped" || r["grant"] != "claude" || r["worker"] != "w" || r["status"] == "" {
+			return fmt.Errorf("of the request the collector has %v", r)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 
 	// The line of a refusal leads to its trace.

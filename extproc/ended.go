@@ -111,7 +111,7 @@ func ended(node string, c *dataaccesslogv3.AccessLogCommon, f fields) Ended {
 		Decided: Decided{
 			At: c.GetStartTime().AsTime(), Swapped: verdict == verdictSwap, Answered: verdict == "" && f[fieldReason] == nil, Reason: f.text(fieldReason),
 			Worker: f.text(fieldWorker), Session: f.text(fieldSession), Source: f.text(fieldSource), Method: f.text(fieldMethod), Route: f.text(fieldRoute), Grant: f.text(fieldGrant),
-			Token: f.text(fieldVersion), Fingerprint: f.text(fieldFingerprint), Rule: f.text(fieldRule), RequestID: f.text(fieldRequest), Revision: f.text(fieldRevision),
+			Token: f.text(fieldVersion), Fingerprint: f.text(fieldFingerprint), Rule: f.text(fieldRule), RequestID: f.text(fieldRequest), Trace: f.text(fieldTrace), Revision: f.text(fieldRevision),
 		},
 		Node: node, Flags: flags(c.GetResponseFlags()), Duration: c.GetDuration().AsDuration(), Attempts: int(c.GetUpstreamRequestAttemptCount()),
 	}

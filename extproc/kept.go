@@ -33,6 +33,7 @@ const (
 	fieldRevision    = "revision" // of the configuration that decided, as it is shown
 	fieldVersion     = "version"  // of the token
 	fieldFingerprint = "fingerprint"
+	fieldTrace       = "trace"
 
 	// Of a swap alone.
 	fieldScopes     = "scopes"
@@ -101,6 +102,7 @@ func (s *Server) kept(x Decided) fields {
 	f.set(fieldRevision, x.Revision)
 	f.set(fieldVersion, x.Token)
 	f.set(fieldFingerprint, x.Fingerprint)
+	f.set(fieldTrace, x.Trace)
 	if corev3.RequestMethod_value[x.Method] == 0 {
 		f.set(fieldMethod, x.Method)
 	}

@@ -19,7 +19,7 @@ import (
 const Gate = "gate"
 
 // Parts are those that can have a level of their own.
-var Parts = []string{"approval", "audit", "ca", "console", "extproc", "fleet", Gate, "grant", "identity", "journal", "notify", "vault", "worker", "xds"}
+var Parts = []string{"approval", "audit", "ca", "console", "extproc", "fleet", Gate, "grant", "identity", "journal", "notify", "telemetry", "vault", "worker", "xds"}
 
 // names of levels, from most to least.
 var names = []string{"debug", "info", "warn", "error"}

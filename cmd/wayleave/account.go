@@ -118,9 +118,6 @@ func (g gate) auditSinks() (all []audit.Target, err error) {
 		all = append(all, audit.Target{Name: "webhook", Sink: auditHook{webhook.New(secret.New(h.URL), key, oauth.NewHTTPClient(roots), nil), time.Now}, Line: line})
 	}
 	if cfg.OTLP {
-		if g.auditLogs == nil {
-			return nil, errors.New("audit.otlp needs a collector: write telemetry.otlp.endpoint")
-		}
 		all = append(all, audit.Target{Name: "otlp", Sink: g.auditLogs, Line: line})
 	}
 	return all, nil
@@ -145,7 +142,7 @@ func (h auditHook) Write(ctx context.Context, lines [][]byte, records []audit.Re
 	_, err := h.to.Post(ctx, fmt.Sprintf("audit_%s_%d_%d", records[0].Run, records[0].Seq, len(records)), message)
 	var status *webhook.StatusError
 	if errors.As(err, &status) && status.Code < 500 && unwanted(status.Code) {
-		return fmt.Errorf("%w: %w", err, audit.ErrUnwanted)
+		return &audit.Unwanted{Count: len(records), Err: err}
 	}
 	return err
 }
@@ -176,7 +173,7 @@ func (a account) record(d extproc.Decided) audit.Record {
 	r := audit.Record{
 		Time: d.At.UTC(), Kind: audit.Request, Gate: a.gate, Outcome: became(d), Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
 		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Revision: d.Revision,
-		Token: d.Token, Fingerprint: d.Fingerprint, Rule: d.Rule,
+		Token: d.Token, Fingerprint: d.Fingerprint, Rule: d.Rule, Trace: d.Trace,
 	}
 	if d.Method == http.MethodConnect {
 		r.Kind = audit.Tunnel

@@ -115,7 +115,7 @@ type gate struct {
 
 	console   consolePlace
 	audit     string     // file of the audit; empty: there is none
-	auditLogs audit.Sink // takes the audit to the collector of telemetry; nil: there is none
+	auditLogs audit.Sink // takes the audit to the collector of telemetry
 	accessLog string     // where Envoy writes one line per request
 
 	metricsStrict bool         // fail when another program has the address of the figures; else wait until it has not
@@ -149,6 +149,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	}
 	g.log = slog.New(telemetry.WithTrace(g.log.Handler()))
 	g.vault.Tracer = told.Tracer("wayleave/vault")
+	g.auditLogs = auditLogs{told}
 
 	// What is stored: the configuration's revisions, grants, session keys and the root CAs live in Vault.
 	store, err := vault.Open(ctx, g.vault, g.log)

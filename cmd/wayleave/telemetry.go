@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
+	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/secret"
 	"wayleave/telemetry"
@@ -43,4 +47,34 @@ func envoyTracing(t config.Telemetry) *xds.Tracing {
 		return nil
 	}
 	return &xds.Tracing{Percent: t.Percent()}
+}
+
+// auditLogs sends the audit to the collector.
+type auditLogs struct{ to *telemetry.Telemetry }
+
+// Write implements audit.Sink.
+func (a auditLogs) Write(ctx context.Context, lines [][]byte, records []audit.Record) error {
+	events := make([]telemetry.LogEvent, len(records))
+	for i, r := range records {
+		events[i] = telemetry.LogEvent{Time: r.Time, Severity: severityOf(r), Name: "wayleave.audit." + string(r.Kind), Trace: r.Trace, Body: lines[i]}
+	}
+	err := a.to.EmitLogs(ctx, events)
+	if some, ok := errors.AsType[*telemetry.Rejected](err); ok {
+		return &audit.Unwanted{Count: int(some.Count), Err: err}
+	}
+	return err
+}
+
+// Close implements audit.Sink. Telemetry has an owner of its own.
+func (auditLogs) Close() error { return nil }
+
+// severityOf is how much a record wants to be looked at.
+func severityOf(r audit.Record) slog.Level {
+	switch {
+	case r.Kind == audit.Gap:
+		return slog.LevelError
+	case r.Outcome == audit.Refused, r.Outcome == audit.Failed:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
 }
