@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-
-	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 )
 
 // Count is what one Envoy's requests by one revision came to. Handshakes that failed at the certificate are of no revision: they count
@@ -78,13 +76,12 @@ func (c *counts) decided(d *decision, r *request) {
 
 // failed counts a request that was let through as an error: it ended in an answer of 5xx, of the upstream's or in place of one, or
 // its answer broke off. A revision that is not live any more is not counted: another one must not be charged with what it did.
-func (s *Server) failed(node, revision string, r *dataaccesslogv3.HTTPResponseProperties) {
+func (s *Server) failed(node, revision string, status uint64, details string) {
 	p := s.live.Load().of[revision]
-	code, details := r.GetResponseCode().GetValue(), r.GetResponseCodeDetails()
 	if p == nil || strings.HasPrefix(details, detailsRefused) { // the gate refused its second attempt
 		return
 	}
-	if code >= http.StatusInternalServerError || code != http.StatusSwitchingProtocols && strings.HasPrefix(details, detailsBrokeOff) {
+	if status >= http.StatusInternalServerError || status != http.StatusSwitchingProtocols && strings.HasPrefix(details, detailsBrokeOff) {
 		s.counts.add(node, p.revision, Count{Errors: 1})
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	dataaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Ended is how something that was decided came to its end, as Envoy's access log tells when it is over: a request, a WebSocket with all
@@ -35,147 +35,127 @@ type Ended struct {
 func (s *Server) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	var node string
 	for {
-		in, err := stream.Recv()
-		if err != nil {
+		var in emptypb.Empty // which leaves all as it came, for us to read
+		if err := stream.RecvMsg(&in); err != nil {
 			return err // io.EOF too: Envoy keeps the stream for as long as it has something to say
 		}
-		if id := in.GetIdentifier(); id != nil { // the first message of a stream has it
-			node = id.GetNode().GetId()
-		}
-		for _, e := range in.GetHttpLogs().GetLogEntry() {
-			s.requestEnded(node, e)
-		}
-		for _, e := range in.GetTcpLogs().GetLogEntry() {
-			s.connectionEnded(node, e)
-		}
+		node = s.hear(node, in.ProtoReflect().GetUnknown())
 	}
 }
 
-func (s *Server) requestEnded(node string, e *dataaccesslogv3.HTTPAccessLogEntry) {
-	c := e.GetCommonProperties()
-	f := fieldsOf(c.GetMetadata(), metadataNamespace)
-	intercepted := f != nil
-	if !intercepted {
-		f = fieldsOf(c.GetMetadata(), namespaceProxy)
-	}
-	if was, swapped := sentBefore(f); intercepted && f[metadataVerdict] != nil { // it was let through
-		switch {
-		case !rejection(e.GetResponse()):
-			s.failed(node, was.revision, e.GetResponse())
-		case swapped:
-			s.tokens.Reject(was.grant, was.worker, was.version)
+// hear reads a StreamAccessLogsMessage of the Envoy node, and returns the one that it names, if it does.
+func (s *Server) hear(node string, message []byte) string {
+	for p := range parts(message) {
+		switch p.number {
+		case 1: // of the first message of a stream
+			node = string(partOf(partOf(p.b, 1).b, 1).b)
+		case 2:
+			for e := range parts(p.b) {
+				s.requestEnded(node, requestEntry(e.b))
+			}
+		case 3:
+			for e := range parts(p.b) {
+				s.connectionEnded(node, connectionEntry(e.b))
+			}
 		}
 	}
-	if s.ended == nil || f.text(fieldRequest) == "" {
+	return node
+}
+
+func (s *Server) requestEnded(node string, e entry) {
+	noted := e.own
+	if noted == nil {
+		noted = e.proxy
+	}
+	x, verdict := ended(node, &e, noted)
+	if e.own != nil && verdict != "" { // it was let through
+		switch {
+		case !rejection(e.status, e.details):
+			s.failed(node, x.Revision, e.status, e.details)
+		case verdict == verdictSwap:
+			s.tokens.Reject(x.Grant, x.Worker, x.Token)
+		}
+	}
+	if s.ended == nil || x.RequestID == "" {
 		return
 	}
-	x := ended(node, c, f)
-	q, a := e.GetRequest(), e.GetResponse()
-	if m := q.GetRequestMethod(); x.Method == "" && m != corev3.RequestMethod_METHOD_UNSPECIFIED {
-		x.Method = m.String()
+	if x.Method == "" && e.method != 0 {
+		x.Method = corev3.RequestMethod(e.method).String()
 	}
-	x.Host = shown(q.GetAuthority())
-	if intercepted && !strings.Contains(x.Host, ":") {
+	x.Host = shown(e.authority)
+	if e.own != nil && !strings.Contains(x.Host, ":") {
 		x.Host += ":" + strconv.Itoa(httpsPort)
 	}
-	x.Path = pathShown(&request{method: x.Method, path: q.GetPath()})
-	x.Status, x.Details = int(a.GetResponseCode().GetValue()), a.GetResponseCodeDetails()
-	x.BytesReceived, x.BytesSent = int64(c.GetDownstreamWireBytesReceived()), int64(c.GetDownstreamWireBytesSent())
-	x.Protocol = protocols[e.GetProtocolVersion()]
+	x.Path = pathShown(&request{method: x.Method, path: e.path})
+	x.Status, x.Details = int(e.status), printable(e.details)
+	x.BytesReceived, x.BytesSent = int64(e.wireRead), int64(e.wireSent)
+	x.Attempts = int(e.attempts)
+	if e.protocol < uint64(len(protocols)) {
+		x.Protocol = protocols[e.protocol]
+	}
 	s.ended(x)
 }
 
 // connectionEnded is told of tunnels that were redirected, and of handshakes that failed.
-func (s *Server) connectionEnded(node string, e *dataaccesslogv3.TCPAccessLogEntry) {
-	c := e.GetCommonProperties()
-	f := fieldsOf(c.GetMetadata(), namespaceRedirected)
-	if f.text(fieldRequest) == "" {
+func (s *Server) connectionEnded(node string, e entry) {
+	x, _ := ended(node, &e, e.redirected)
+	if x.RequestID == "" {
 		s.counts.add(node, "", Count{Requests: 1, Errors: 1}) // a request would have come
 		return
 	}
 	if s.ended == nil {
 		return
 	}
-	x := ended(node, c, f)
-	x.Method, x.Attempts = http.MethodConnect, 0 // Envoy says one, also of a tunnel that is refused
-	x.Host = shown(net.JoinHostPort(c.GetTlsProperties().GetTlsSniHostname(), strconv.Itoa(int(c.GetDownstreamLocalAddress().GetSocketAddress().GetPortValue()))))
-	x.Details = c.GetConnectionTerminationDetails()
-	x.BytesReceived, x.BytesSent = int64(e.GetConnectionProperties().GetReceivedBytes()), int64(e.GetConnectionProperties().GetSentBytes())
+	x.Method = http.MethodConnect
+	x.Host = shown(net.JoinHostPort(e.serverName, strconv.FormatUint(e.localPort, 10)))
+	x.Details = printable(e.termination)
+	x.BytesReceived, x.BytesSent = int64(e.tunnelRead), int64(e.tunnelSent)
 	s.ended(x)
 }
 
-// ended has what all kinds of ends have.
-func ended(node string, c *dataaccesslogv3.AccessLogCommon, f fields) Ended {
-	verdict := f.text(metadataVerdict)
-	x := Ended{
-		Decided: Decided{
-			At: c.GetStartTime().AsTime(), Swapped: verdict == verdictSwap, Answered: verdict == "" && f[fieldReason] == nil, Reason: f.text(fieldReason),
-			Worker: f.text(fieldWorker), Session: f.text(fieldSession), Source: f.text(fieldSource), Method: f.text(fieldMethod), Route: f.text(fieldRoute), Grant: f.text(fieldGrant),
-			Token: f.text(fieldVersion), Fingerprint: f.text(fieldFingerprint), Rule: f.text(fieldRule), RequestID: f.text(fieldRequest), Trace: f.text(fieldTrace), Revision: f.text(fieldRevision),
-		},
-		Node: node, Flags: flags(c.GetResponseFlags()), Duration: c.GetDuration().AsDuration(), Attempts: int(c.GetUpstreamRequestAttemptCount()),
-	}
-	if a := c.GetUpstreamRemoteAddress().GetSocketAddress(); a != nil {
-		x.Upstream = net.JoinHostPort(a.GetAddress(), strconv.Itoa(int(a.GetPortValue())))
-	}
-	return x
-}
-
-// protocols are HTTP's versions by their names.
-var protocols = map[dataaccesslogv3.HTTPAccessLogEntry_HTTPVersion]string{
-	dataaccesslogv3.HTTPAccessLogEntry_HTTP10: "HTTP/1.0",
-	dataaccesslogv3.HTTPAccessLogEntry_HTTP11: "HTTP/1.1",
-	dataaccesslogv3.HTTPAccessLogEntry_HTTP2:  "HTTP/2",
-	dataaccesslogv3.HTTPAccessLogEntry_HTTP3:  "HTTP/3",
-}
-
-// flags writes Envoy's response flags as its other logs do.
-func flags(f *dataaccesslogv3.ResponseFlags) string {
-	if f == nil {
-		return ""
-	}
-	var all []string
-	for _, x := range []struct {
-		set     bool
-		letters string
-	}{
-		{f.GetFailedLocalHealthcheck(), "LH"},
-		{f.GetNoHealthyUpstream(), "UH"},
-		{f.GetUpstreamRequestTimeout(), "UT"},
-		{f.GetLocalReset(), "LR"},
-		{f.GetUpstreamRemoteReset(), "UR"},
-		{f.GetUpstreamConnectionFailure(), "UF"},
-		{f.GetUpstreamConnectionTermination(), "UC"},
-		{f.GetUpstreamOverflow(), "UO"},
-		{f.GetNoRouteFound(), "NR"},
-		{f.GetDelayInjected(), "DI"},
-		{f.GetFaultInjected(), "FI"},
-		{f.GetRateLimited(), "RL"},
-		{f.GetUnauthorizedDetails() != nil, "UAEX"},
-		{f.GetRateLimitServiceError(), "RLSE"},
-		{f.GetDownstreamConnectionTermination(), "DC"},
-		{f.GetUpstreamRetryLimitExceeded(), "URX"},
-		{f.GetStreamIdleTimeout(), "SI"},
-		{f.GetInvalidEnvoyRequestHeaders(), "IH"},
-		{f.GetDownstreamProtocolError(), "DPE"},
-		{f.GetUpstreamMaxStreamDurationReached(), "UMSDR"},
-		{f.GetResponseFromCacheFilter(), "RFCF"},
-		{f.GetNoFilterConfigFound(), "NFCF"},
-		{f.GetDurationTimeout(), "DT"},
-		{f.GetUpstreamProtocolError(), "UPE"},
-		{f.GetNoClusterFound(), "NC"},
-		{f.GetOverloadManager(), "OM"},
-		{f.GetDnsResolutionFailure(), "DF"},
-		{f.GetDownstreamRemoteReset(), "DR"},
-	} {
-		if x.set {
-			all = append(all, x.letters)
+// ended has what all kinds of ends have, and the verdict.
+func ended(node string, e *entry, noted []byte) (x Ended, verdict string) {
+	x = Ended{Node: node, Flags: e.flags, Duration: e.took, Upstream: e.upstream}
+	for name, value := range texts(noted) {
+		switch name {
+		case metadataVerdict:
+			verdict = value
+		case fieldRequest:
+			x.RequestID = value
+		case fieldReason:
+			x.Reason = value
+		case fieldMethod:
+			x.Method = value
+		case fieldWorker:
+			x.Worker = value
+		case fieldSession:
+			x.Session = value
+		case fieldSource:
+			x.Source = value
+		case fieldRoute:
+			x.Route = value
+		case fieldGrant:
+			x.Grant = value
+		case fieldRule:
+			x.Rule = value
+		case fieldRevision:
+			x.Revision = value
+		case fieldVersion:
+			x.Token = value
+		case fieldFingerprint:
+			x.Fingerprint = value
+		case fieldTrace:
+			x.Trace = value
 		}
 	}
-	return strings.Join(all, ",")
+	x.At, x.Swapped, x.Answered = e.start, verdict == verdictSwap, verdict == "" && x.Reason == ""
+	return x, verdict
 }
 
+// protocols are HTTP's versions by their numbers in Envoy's log.
+var protocols = [...]string{1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
+
 // rejection reports whether the provider's answer was that it does not take the token.
-func rejection(r *dataaccesslogv3.HTTPResponseProperties) bool {
-	return r.GetResponseCode().GetValue() == http.StatusUnauthorized || strings.HasPrefix(r.GetResponseCodeDetails(), detailsTooLongAgain)
+func rejection(status uint64, details string) bool {
+	return status == http.StatusUnauthorized || strings.HasPrefix(details, detailsTooLongAgain)
 }

@@ -16,6 +16,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -178,13 +179,20 @@ func (s *logStream) Context() context.Context { return s.ctx }
 
 func (s *logStream) SendAndClose(*accesslogv3.StreamAccessLogsResponse) error { return nil }
 
-func (s *logStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
+func (*logStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (s *logStream) RecvMsg(m any) error {
 	if len(s.messages) == 0 {
-		return nil, io.EOF
+		return io.EOF
 	}
-	m := s.messages[0]
+	raw, err := proto.Marshal(s.messages[0])
 	s.messages = s.messages[1:]
-	return m, nil
+	if err != nil {
+		return err
+	}
+	return proto.Unmarshal(raw, m.(proto.Message))
 }
 
 func TestAgain(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"wayleave/envoy/envoytest"
@@ -50,7 +51,7 @@ type readStream struct {
 	last *accesslogv3.StreamAccessLogsMessage
 }
 
-func (s *readStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
+func (s *readStream) RecvMsg(m any) error {
 	s.to.mu.Lock()
 	for _, e := range s.last.GetHttpLogs().GetLogEntry() {
 		r := e.GetResponse()
@@ -59,9 +60,11 @@ func (s *readStream) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
 		}
 	}
 	s.to.mu.Unlock()
-	var err error
-	s.last, err = s.AccessLogService_StreamAccessLogsServer.Recv()
-	return s.last, err
+	s.last = &accesslogv3.StreamAccessLogsMessage{}
+	if err := s.AccessLogService_StreamAccessLogsServer.RecvMsg(m); err != nil {
+		return err
+	}
+	return proto.Unmarshal(m.(proto.Message).ProtoReflect().GetUnknown(), s.last)
 }
 
 // Requests that failed are counted for their Envoy and for the revision that let them out, and no others are.
