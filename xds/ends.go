@@ -26,8 +26,8 @@ const (
 	metadataGate    = "gate"    // that decided, where there are several
 )
 
-// How ends are told. What is on its way to a gate that is killed is lost, so it is not kept for long where a gate is there; while it is
-// away, all that the buffer holds is kept, in each of Envoy's threads.
+// How ends are told. What is on its way to a gate that is killed is lost, so it is not kept for long where a gate is there. While it is
+// away, each of Envoy's threads keeps as much as the buffer holds, and counts what is more (access_logs.grpc_access_log.logs_dropped).
 const (
 	endsEvery  = 50 * time.Millisecond
 	endsBuffer = 1 << 20 // some 800 ends; a gate takes messages of up to 4 MiB
