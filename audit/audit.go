@@ -79,6 +79,11 @@ type Record struct {
 	Hash string `json:"hash,omitempty"`
 }
 
+// Took is how long it took; 0: that is not known.
+func (r *Record) Took() time.Duration {
+	return time.Duration(r.DurationMS * float64(time.Millisecond))
+}
+
 // Kind is what a record is of.
 type Kind string
 

@@ -133,7 +133,7 @@ const longest = time.Minute
 
 // ended is when a record was written, or not long after.
 func (r *Record) ended() time.Time {
-	return r.Time.Add(time.Duration(r.DurationMS * float64(time.Millisecond)))
+	return r.Time.Add(r.Took())
 }
 
 // superseded reports whether a record says that a request is open of which the end was found. The end of one that was found open takes

@@ -27,8 +27,9 @@ type AuditList struct {
 }
 
 var auditParameters = []parameter{
-	{"kind", "request, tunnel or operator"}, {"outcome", "swapped, passed, answered or refused; of operators' actions done or failed"}, {"reason", "only refusals for this reason"},
+	{"kind", "request, tunnel or operator; or gap: where records are missing"}, {"outcome", "swapped, passed, answered or refused; of operators' actions done or failed"}, {"reason", "only refusals for this reason"},
 	{"worker", "only this worker's"}, {"session", "only this session's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"},
+	{"status", "only what was answered with this status, such as 429, or a class of them, such as 5xx"}, {"fingerprint", "only with the token that has this fingerprint"}, {"open", "true: only requests whose end is not known"},
 	{"actor", "only what this operator did"}, {"request", "only the request with this id"}, {"text", "only where some text has this in it, whatever its case"},
 	{"from", "only what ended at this time or later (RFC 3339)"}, {"to", "only what ended before this time (RFC 3339)"}, {"limit", "how many at most, up to 1000; 200 if not said"},
 }
@@ -55,12 +56,15 @@ func (s *Server) searchAudit(ctx context.Context, f audit.Filter, limit int) (au
 func auditFilter(q url.Values) (f audit.Filter, limit int, err error) {
 	f = audit.Filter{
 		Kind: audit.Kind(q.Get("kind")), Outcome: audit.Outcome(q.Get("outcome")), Reason: q.Get("reason"), Worker: q.Get("worker"), Session: q.Get("session"),
-		Grant: q.Get("grant"), Host: q.Get("host"), Actor: q.Get("actor"), Request: q.Get("request"), Text: q.Get("text"),
+		Fingerprint: q.Get("fingerprint"), Open: q.Get("open") == "true", Grant: q.Get("grant"), Host: q.Get("host"), Actor: q.Get("actor"), Request: q.Get("request"), Text: q.Get("text"),
 	}
 	for name, at := range map[string]*time.Time{"from": &f.From, "to": &f.To} {
 		if *at, err = timeOf(q.Get(name)); err != nil {
 			return f, 0, fmt.Errorf("%w: %s is no time such as 2026-01-31T12:00:00Z", errBadRequest, name)
 		}
+	}
+	if f.Status, err = audit.ParseStatuses(q.Get("status")); err != nil {
+		return f, 0, fmt.Errorf("%w: status: %w", errBadRequest, err)
 	}
 	limit = shownAudit
 	if text := q.Get("limit"); text != "" {

@@ -76,7 +76,8 @@ tunnel: [pypi.org]
 // auditRecords are what the audit of a world holds.
 var auditRecords = []audit.Record{
 	{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Kind: audit.Operator, Outcome: audit.Failed, Reason: "no <b>", Actor: "<script>maria</script>", Role: "operator", Via: "oidc", From: "192.0.2.9", Action: "grant.refresh", Target: "acme"},
-	{Time: time.Date(2026, 1, 2, 3, 4, 4, 0, time.UTC), Kind: audit.Request, Outcome: audit.Swapped, Worker: "ci", Session: "s1", Grant: "acme", Host: "api.acme.example", Method: "GET", Path: "/v1/<i>", Request: "r-1", Source: "10.0.0.7"},
+	{Time: time.Date(2026, 1, 2, 3, 4, 4, 0, time.UTC), Kind: audit.Request, Outcome: audit.Swapped, Worker: "ci", Session: "s1", Grant: "acme", Host: "api.acme.example", Method: "GET", Path: "/v1/<i>", Request: "r-1", Source: "10.0.0.7", Status: 201, Received: 12, Sent: 345, DurationMS: 67.5, Fingerprint: "9f86d081884c7d65", Details: "via_<upstream>"},
+	{Time: time.Date(2026, 1, 2, 3, 4, 3, 0, time.UTC), Kind: audit.Gap, Dropped: 2, Cause: audit.Killed, Run: "<run>"},
 }
 
 type world struct {

@@ -248,7 +248,7 @@ func printRecord(w io.Writer, r audit.Record, asJSON bool) error {
 		add("", r.Host+r.Path)
 		add("grant=", r.Grant)
 		if r.DurationMS > 0 {
-			add("took=", (time.Duration(r.DurationMS * float64(time.Millisecond))).Round(time.Millisecond).String())
+			add("took=", r.Took().Round(time.Millisecond).String())
 			add("bytes=", fmt.Sprintf("%d/%d", r.Received, r.Sent))
 		}
 		add("request=", r.Request)
