@@ -90,7 +90,7 @@ func StartRun(path string, now time.Time) (*Run, error) {
 	draft := r.path + ".new" // nobody sees it without its lock
 	f, err := os.OpenFile(draft, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("beginning the account: %w", err)
+		return nil, fmt.Errorf("audit.file: %w; let the gate make files beside it, or name another", err)
 	}
 	// Written and not only made so long: else a full disk would end the process when it uses the memory.
 	if _, err = f.Write(append([]byte(runMagic), make([]byte, runSize-len(runMagic))...)); err == nil {
@@ -106,7 +106,7 @@ func StartRun(path string, now time.Time) (*Run, error) {
 		r.close()
 		f.Close()
 		os.Remove(draft)
-		return nil, fmt.Errorf("beginning the account: %w", err)
+		return nil, fmt.Errorf("audit.file: %w; make room for %d MB beside it, or name another", err, runSize>>20+1)
 	}
 	r.free = make([]uint32, places)
 	for i := range r.free {

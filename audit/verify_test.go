@@ -154,3 +154,22 @@ func TestChainOfSeveral(t *testing.T) {
 		t.Errorf("a file in the middle was taken away: %+v, %v", got, err)
 	}
 }
+
+// Whatever is in a file is looked at, and the hash of a line does not depend on whether it says it.
+func FuzzLine(f *testing.F) {
+	for _, line := range []string{"", "{}", `{"time":"2026-01-02T03:04:05Z","kind":"request"}`, `{"time":"2026-01-02T03:04:05Z","kind":"gap","dropped":3,"run":"r","seq":3}`, `,"hash":"` + strings.Repeat("0", 64) + `"}`} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		v := verifier{runs: map[string]int{}}
+		v.line([]byte(line))
+		v.line([]byte(line))
+		text, ends := strings.CutSuffix(line, "}")
+		if !ends || string(unhashed([]byte(line))) != line {
+			return
+		}
+		if hash := hashOf([]byte(line)); hashOf([]byte(text+hashField+hash+`"}`)) != hash {
+			t.Errorf("%q has two hashes", line)
+		}
+	})
+}
