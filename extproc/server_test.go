@@ -23,9 +23,12 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/google/go-cmp/cmp"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/encoding/prototext"
@@ -905,12 +908,26 @@ func FuzzCheck(f *testing.F) {
 }
 
 func BenchmarkProcess(b *testing.B) {
-	f := newServer(b)
-	in := message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude(), "user-agent", "claude-cli/2.1.331", "accept", "*/*"))
-	b.ReportAllocs()
-	for b.Loop() {
-		if out, err := f.server.process(b.Context(), in, &phases{}); err != nil || out.GetRequestHeaders() == nil {
-			b.Fatal("not swapped")
-		}
+	for _, c := range []struct {
+		name        string
+		tracer      trace.Tracer
+		id, flagged string
+	}{
+		{"no tracing", nil, untracedID, ""},
+		{"not traced", sdktrace.NewTracerProvider().Tracer("b"), untracedID, "00"},
+		{"traced", sdktrace.NewTracerProvider().Tracer("b"), tracedID, "01"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			f := newServer(b)
+			f.server.tracer = c.tracer
+			in := message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude(), "user-agent", "claude-cli/2.1.331", "accept", "*/*", "x-request-id", c.id))
+			ctx := metadata.NewIncomingContext(b.Context(), metadata.Pairs("traceparent", "00-"+envoysTrace+"-"+envoysSpan+"-"+c.flagged))
+			b.ReportAllocs()
+			for b.Loop() {
+				if out, err := f.server.process(ctx, in, &phases{}); err != nil || out.GetRequestHeaders() == nil {
+					b.Fatal("not swapped")
+				}
+			}
+		})
 	}
 }

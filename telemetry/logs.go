@@ -31,7 +31,7 @@ type LogEvent struct {
 }
 
 // EmitLogs sends events, and returns when the collector has them. After an error that is a *[Rejected] it has all but some, which are
-// counted as dropped; after any other none of them, and the same may be sent again. Whoever does not says so by LogsLost.
+// counted as dropped; after any other it has none of them, and the same may be sent again, but for [ErrUnwanted].
 func (t *Telemetry) EmitLogs(ctx context.Context, events []LogEvent) error {
 	if t.wire == nil {
 		return errNone
@@ -66,9 +66,6 @@ func (t *Telemetry) EmitLogs(ctx context.Context, events []LogEvent) error {
 	t.outages[Logs].ended(err, n)
 	return err
 }
-
-// LogsLost counts events that EmitLogs did not send, and that nobody tries again.
-func (t *Telemetry) LogsLost(n int) { t.outages[Logs].lose(n) }
 
 func (e LogEvent) record(observed uint64) *logsv1.LogRecord {
 	r := &logsv1.LogRecord{

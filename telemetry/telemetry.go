@@ -195,6 +195,9 @@ func (t *Telemetry) rejected(n int64, why string) error {
 	return &Rejected{n, scrub(why, t.c.Headers)}
 }
 
+// ErrUnwanted is in the error of what the collector would not take later either: it means what was sent, not who sends.
+var ErrUnwanted = errors.New("the collector does not take this")
+
 // errNone is for who tells what nobody is to be told.
 var errNone = errors.New("there is no collector; name one in telemetry.otlp.endpoint")
 

@@ -155,8 +155,12 @@ func TestEmitLogsPartly(t *testing.T) {
 		t.Errorf("error %v, lost %d", err, lost.Load())
 	}
 	c.refuse = status.Error(codes.Unavailable, "")
-	if err := tell.EmitLogs(t.Context(), []LogEvent{{}}); err == nil || lost.Load() != 1 {
+	if err := tell.EmitLogs(t.Context(), []LogEvent{{}}); err == nil || errors.Is(err, ErrUnwanted) || lost.Load() != 1 {
 		t.Errorf("error %v, lost %d: it may be sent again", err, lost.Load())
+	}
+	c.refuse = status.Error(codes.InvalidArgument, "")
+	if err := tell.EmitLogs(t.Context(), []LogEvent{{}}); !errors.Is(err, ErrUnwanted) {
+		t.Errorf("error %v: it may not be sent again", err)
 	}
 }
 

@@ -115,6 +115,8 @@ func (w *overGRPC) send(ctx context.Context, to endpoint, in, out proto.Message)
 		if after > 0 {
 			return &retry{said, after}
 		}
+	case codes.InvalidArgument:
+		return fmt.Errorf("%w: %w", ErrUnwanted, said)
 	default:
 	}
 	return said
@@ -171,6 +173,8 @@ func (w *overHTTP) send(ctx context.Context, to endpoint, in, out proto.Message)
 		case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
 			return &retry{said, min(time.Duration(max(seconds, 0))*time.Second, longest)}
+		case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+			return fmt.Errorf("%w: %w", ErrUnwanted, said)
 		}
 		return said
 	case err != nil:
