@@ -63,7 +63,8 @@ func sentBefore(f fields) (s sent, ok bool) {
 // better one, and the worker then gets the provider's own answer.
 func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was sent, id string) (*extprocv3.ProcessingResponse, error) {
 	ctx, span := s.trace(ctx, "replace the token", nil)
-	defer span.End()
+	x := Decided{Swapped: true, Route: was.route, Worker: was.worker, Grant: was.grant}
+	defer func() { note(span, x); span.End() }()
 	r := newRequest(in.GetRequestHeaders(), nil)
 	values := r.values(was.header)
 	by := s.live.Load().by(was.revision)
@@ -75,6 +76,7 @@ func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if refused != nil {
+		x.Reason = refused.reason
 		d := decision{by: by, refusal: refused, route: route, host: shown(r.authority)}
 		d.session.Worker = was.worker
 		s.logRefusal(ctx, d, id)
