@@ -134,7 +134,6 @@ func (t *Telemetry) Run(ctx context.Context) {
 	if t.wire == nil {
 		return
 	}
-	defer t.wire.close()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -142,6 +141,13 @@ func (t *Telemetry) Run(ctx context.Context) {
 	}()
 	t.spans.run(ctx, t.sendSpans)
 	<-done
+}
+
+// Close lets the collector go, when nothing is told any more.
+func (t *Telemetry) Close() {
+	if t.wire != nil {
+		t.wire.close()
+	}
 }
 
 // ownSpans queues the spans of our own tracers.

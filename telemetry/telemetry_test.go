@@ -39,7 +39,7 @@ func running(t *testing.T, c Config) (tell *Telemetry, stop func()) {
 	done := make(chan struct{})
 	go func() { defer close(done); tell.Run(ctx) }()
 	stop = func() { cancel(); <-done }
-	t.Cleanup(stop)
+	t.Cleanup(func() { stop(); tell.Close() })
 	return tell, stop
 }
 

@@ -147,6 +147,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	if err != nil {
 		return err
 	}
+	defer told.Close() // after all who tell it something
 	g.log = slog.New(telemetry.WithTrace(g.log.Handler()))
 	g.vault.Tracer = told.Tracer("wayleave/vault")
 	g.auditLogs = auditLogs{told}
