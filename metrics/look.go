@@ -35,16 +35,20 @@ type looker struct {
 	now    func() time.Time
 	states []string
 
+	outcomes  []string
+	refreshes *prometheus.CounterVec
+
 	state, expires, consent, sessions, envoys, step, steps, paused *prometheus.Desc
 }
 
-// Look makes look's figures part of every scrape. The states are all that a grant can have.
-func (m *Metrics) Look(states []string, now func() time.Time, look func() Figures) {
+// Look makes look's figures part of every scrape. The states are all that a grant can have, and the outcomes all that its refreshes can
+// come to: each is counted from 0 on, so that the first of them is an increase too.
+func (m *Metrics) Look(states, outcomes []string, now func() time.Time, look func() Figures) {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	m.registry.MustRegister(&looker{
-		look: look, now: now, states: states,
+		look: look, now: now, states: states, outcomes: outcomes, refreshes: m.refreshes,
 		state: desc("wayleave_grant_state",
 			"1 for the state that a grant is in, 0 for the others. On needs_reconnect, scope_missing or never_connected: wayleave grant connect NAME; see docs/grants.md for the rest.", "grant", "state"),
 		expires: desc("wayleave_grant_expires_in_seconds",
@@ -78,6 +82,9 @@ func (l *looker) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	for _, g := range f.Grants {
+		for _, o := range l.outcomes {
+			l.refreshes.WithLabelValues(g.Name, o) // is there from the next scrape on
+		}
 		for _, s := range l.states {
 			gauge(l.state, binary(s == g.State), g.Name, s)
 		}

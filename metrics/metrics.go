@@ -26,6 +26,9 @@ const (
 	Refused  = "refused"
 )
 
+// minted is what becomes of a leaf certificate that is not refused.
+const minted = "minted"
+
 // other stands for what is not in a fixed list.
 const other = "other"
 
@@ -107,11 +110,15 @@ func New(version string, reasons []string) *Metrics {
 	build.WithLabelValues(version, runtime.Version()).Set(1)
 	m.registry.MustRegister(m.requests, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, m.audited, m.unaudited, m.lost, m.untold, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// So that the first of them is an increase too.
 	for _, signal := range []string{"traces", "metrics", "logs"} {
 		m.untold.WithLabelValues(signal)
 	}
 	for _, reason := range reasons {
-		m.refusals.WithLabelValues(reason) // so that the first of them is an increase too
+		m.refusals.WithLabelValues(reason)
+	}
+	for _, outcome := range []string{minted, Refused} {
+		m.leaves.WithLabelValues(outcome)
 	}
 	for _, sink := range []string{"all", "file", "stdout", "webhook", "otlp"} {
 		m.unaudited.WithLabelValues(sink)
@@ -166,7 +173,7 @@ func (m *Metrics) VaultCalled(operation, outcome string, took time.Duration) {
 
 // LeafMinted counts a leaf certificate, or a name for which there is none.
 func (m *Metrics) LeafMinted(err error) {
-	outcome := "minted"
+	outcome := minted
 	if err != nil {
 		outcome = Refused
 	}

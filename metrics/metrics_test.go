@@ -48,7 +48,7 @@ func fed() *Metrics {
 	m.AuditDropped("webhook", 3)
 	m.AuditLost("killed", 2)
 	m.Untold("traces", 2)
-	m.Look([]string{"healthy", "needs_reconnect"}, func() time.Time { return now }, func() Figures {
+	m.Look([]string{"healthy", "needs_reconnect"}, []string{"refreshed", "failed"}, func() time.Time { return now }, func() Figures {
 		return Figures{
 			Grants: []Grant{
 				{Name: "claude", State: "healthy", Expires: now.Add(time.Hour), ConsentEnds: now.Add(24 * time.Hour)},
@@ -79,7 +79,9 @@ func scrape(t *testing.T, m *Metrics) string {
 }
 
 func TestFigures(t *testing.T) {
-	lines := strings.Split(scrape(t, fed()), "\n")
+	m := fed()
+	scrape(t, m)
+	lines := strings.Split(scrape(t, m), "\n")
 	for _, want := range []string{
 		`wayleave_requests_total{grant="claude",outcome="swapped"} 1`,
 		`wayleave_requests_total{grant="claude",outcome="refused"} 1`,
@@ -90,6 +92,7 @@ func TestFigures(t *testing.T) {
 		`wayleave_tokens_total{source="memory"} 2`,
 		`wayleave_tokens_total{source="wait"} 1`,
 		`wayleave_refreshes_total{grant="claude",outcome="given_up"} 1`,
+		`wayleave_refreshes_total{grant="claude",outcome="failed"} 0`,
 		`wayleave_refresh_duration_seconds_count 1`, // what was not sent took no time
 		`wayleave_lease_wait_seconds_sum 2`,
 		`wayleave_vault_calls_total{operation="update",outcome="conflict"} 1`,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
@@ -52,10 +53,8 @@ func (m *measured) grants() grant.Watch {
 		Token:   m.Token,
 		Awaited: func(_ string, d time.Duration) { m.LeaseAwaited(d) },
 		Happened: func(name string, e grant.Event) {
-			switch e.What {
-			case grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp, grant.Declined:
-				m.Refreshed(name, string(e.What), e.Took)
-			default: // an operator's doing, which the grant's history has
+			if what := string(e.What); slices.Contains(refreshOutcomes(), what) { // else it is an operator's doing, which the grant's history has
+				m.Refreshed(name, what, e.Took)
 			}
 		},
 	}
@@ -109,6 +108,11 @@ func grantStates() (all []string) {
 		all = append(all, string(s))
 	}
 	return all
+}
+
+// refreshOutcomes are all that a refresh can come to.
+func refreshOutcomes() []string {
+	return []string{string(grant.Refreshed), string(grant.Failed), string(grant.Ended), string(grant.GivenUp), string(grant.Declined)}
 }
 
 // figures are those that are kept elsewhere.

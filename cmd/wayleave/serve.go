@@ -246,7 +246,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 
-	figured.Look(grantStates(), time.Now, figures(live, time.Now))
+	figured.Look(grantStates(), refreshOutcomes(), time.Now, figures(live, time.Now))
 
 	// What all gates know together of their Envoys, and how far a rollout is.
 	member = fleet.Join(fleet.Options{
