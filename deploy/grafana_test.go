@@ -193,11 +193,13 @@ func sections() []section {
 				query{expr: fmt.Sprintf(`sum by (outcome) (increase(wayleave_leaf_mints_total{%s}[$__rate_interval]))`, gates), legend: "{{outcome}}"}),
 		}},
 		{"Audit and telemetry", []panel{
-			stacked("Records of the audit that were dropped", "Where they were to go did not take them in time; its log says why.", "none", 8,
+			stacked("Lines of the audit", "Of a request that takes long there are two: one that is open, and the final one.", "ops", 6,
+				query{expr: each("kind, open", "wayleave_audit_records_total", gates), legend: "{{kind}} {{open}}"}),
+			stacked("Records of the audit that were dropped", "Where they were to go did not take them in time; the gate's log says why.", "none", 6,
 				query{expr: fmt.Sprintf(`sum by (sink) (increase(wayleave_audit_dropped_total{%s}[$__rate_interval]))`, gates), legend: "{{sink}}"}),
-			stacked("Decisions that are not in the audit", "Of gates that were killed; the audit says how many.", "none", 8,
+			stacked("Decisions that are not in the audit", "Of gates that were killed; the audit says how many.", "none", 6,
 				query{expr: fmt.Sprintf(`sum by (cause) (increase(wayleave_audit_lost_total{%s}[$__rate_interval]))`, gates), legend: "{{cause}}"}),
-			stacked("Telemetry that was dropped", "The collector does not take it. No request waits for that.", "none", 8,
+			stacked("Telemetry that was dropped", "The collector does not take it. No request waits for that.", "none", 6,
 				query{expr: fmt.Sprintf(`sum by (signal) (increase(wayleave_telemetry_dropped_total{%s}[$__rate_interval]))`, gates), legend: "{{signal}}"}),
 		}},
 		{"Processes", []panel{

@@ -53,11 +53,20 @@ func TestEnvoyLogHasNoCredentials(t *testing.T) {
 		t.Error("Envoy does not log at trace: the check is not looking")
 	}
 
-	defer func() { _ = os.Truncate(file, 0) }() // what follows is what must not be left anywhere
-	socket := filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock")
-	if out, err := g.command("curl", "-sSf", "-XPOST", "--unix-socket", socket, "http://admin/logging?level=trace").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	level := func(name string) {
+		t.Helper()
+		socket := filepath.Join(g.getenv("WAYLEAVE_STATE"), "run", "admin.sock")
+		if out, err := g.command("curl", "-sSf", "-XPOST", "--unix-socket", socket, "http://admin/logging?level="+name).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
+	level("trace")
+	defer func() { // what was printed meanwhile must not be left anywhere
+		level("warning")
+		if err := os.Truncate(file, 0); err != nil {
+			t.Error(err)
+		}
+	}()
 	if what, _ := shown(); !slices.Equal(what, []string{"the placeholder", "the proxy's password", "the real token", "the worker's token"}) {
 		t.Errorf("Envoy at trace shows %q: the check is not looking", what)
 	}
