@@ -21,7 +21,7 @@ import (
 //
 //	lock               held while `up` runs: one gate per directory
 //	gate.json          where workers on this machine reach the gate, and its configuration
-//	gate.log           what the gate did
+//	gate.log           what the gate did, and gate.log.1 what it did before
 //	ca.pem             the roots that workers trust, the one that signs first
 //	vault/             the embedded OpenBao: data, unseal material, the operator's token
 //	workers/NAME.token enrolment tokens that `up` made

@@ -69,7 +69,7 @@ func (u upper) up(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	logFile, err := os.OpenFile(u.state.path("gate.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	logFile, err := supervise.OpenLog(u.state.path("gate.log"), maxLog)
 	if err != nil {
 		return fmt.Errorf("opening the gate's log: %w", err)
 	}
@@ -231,7 +231,7 @@ func (p *part) stop() error {
 }
 
 const (
-	maxLog    = 16 << 20         // bytes of each of Envoy's logs, of which the one before is kept too
+	maxLog    = 16 << 20         // bytes of the gate's and of each of Envoy's logs, of which the one before is kept too
 	drainTime = 10 * time.Second // for requests under way when we are stopped
 )
 
