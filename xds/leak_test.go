@@ -15,7 +15,7 @@ import (
 // Neither Envoy's log, at its most talkative, nor its access log nor its configuration dump holds a credential.
 func TestNoCredentialIsWritten(t *testing.T) {
 	var accessLog string
-	s := startAt(t, "debug", func(c *Config) {
+	s := startAt(t, "trace", func(c *Config) {
 		accessLog = filepath.Join(envoytest.Dir(t), "access.json")
 		c.AccessLogPath = accessLog
 	}, nil)
