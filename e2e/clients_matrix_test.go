@@ -149,8 +149,8 @@ type way struct {
 	upstream    *site                       // where the request should arrive; nil: it is refused
 }
 
-// run makes one request of p and says what the page says of it.
-func (p program) run(t *testing.T, way way) string {
+// run makes one request of p in the world of a gate, and says what the page says of it.
+func (p program) run(t *testing.T, g *gate, way way) string {
 	env := maps.Clone(way.worker.env)
 	env["NODE_PATH"] = env["NODE_CLIENTS"]
 	if way.environment != nil {
@@ -162,7 +162,7 @@ func (p program) run(t *testing.T, way way) string {
 		args = append(args, fill.Replace(a))
 	}
 	c := exec.Command(args[0], args[1:]...)
-	c.Dir = t.TempDir()
+	c.Dir = g.newHome(t)
 	for name, value := range env {
 		c.Env = append(c.Env, name+"="+value)
 	}
@@ -171,7 +171,7 @@ func (p program) run(t *testing.T, way way) string {
 	}
 	stop := time.AfterFunc(patience, func() { _ = c.Process.Kill() })
 	defer stop.Stop()
-	output, err := c.CombinedOutput()
+	output, err := g.searched(c).CombinedOutput()
 	t.Logf("%s, %s: %v\n%s", p.name, way.name, err, output)
 
 	out := lineNumbers.ReplaceAllString(string(output), "")
@@ -256,7 +256,7 @@ func clientsDo(t *testing.T, g *gate, up *site, ways []way) {
 		}
 		wg.Go(func() error {
 			for _, way := range ways {
-				cells[i] = append(cells[i], p.run(t, way))
+				cells[i] = append(cells[i], p.run(t, g, way))
 			}
 			return nil
 		})

@@ -139,7 +139,7 @@ workers:
 		c := exec.CommandContext(t.Context(), "curl", "-sS", "--cacert", ca.Name(), "--resolve", "api.demo.test:443:"+bogus,
 			"-H", "Authorization: Bearer "+beside.placeholder, "https://api.demo.test/echo")
 		c.Dir, c.SysProcAttr = "/", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: sidecarUser, Gid: sidecarUser}}
-		out, err := c.CombinedOutput()
+		out, err := g.searched(c).CombinedOutput()
 		if c.Process == nil {
 			t.Skipf("no other user may be: %v", err)
 		}
