@@ -117,21 +117,10 @@ func (f *fleet) start(t *testing.T, w *world, log, name string, args ...string) 
 			t.Error(err)
 		}
 		if t.Failed() && name != "bao" {
-			t.Logf("%s printed:\n%s", log, withoutKnown(g.out.String()))
+			t.Logf("%s printed:\n%s", log, g.out)
 		}
 	})
 	return g
-}
-
-// withoutKnown is what a program printed, without what Envoy says of each address in its configuration.
-func withoutKnown(text string) string {
-	var b strings.Builder
-	for line := range strings.Lines(text) {
-		if !strings.Contains(line, "marked as work-in-progress") {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
 }
 
 // must runs a command to its success and returns what it printed.

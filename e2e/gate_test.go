@@ -254,6 +254,7 @@ func (g *gate) stop() error {
 type output struct {
 	mu      sync.Mutex
 	buf     bytes.Buffer
+	looked  map[string]int // up to where a text was looked for, and was not there
 	file    *os.File
 	changed chan struct{}
 }
@@ -263,7 +264,7 @@ func newOutput(path string) *output {
 	if err != nil {
 		f = nil
 	}
-	return &output{file: f, changed: make(chan struct{})}
+	return &output{file: f, looked: map[string]int{}, changed: make(chan struct{})}
 }
 
 func (o *output) Write(p []byte) (int, error) {
@@ -281,13 +282,31 @@ func (o *output) Write(p []byte) (int, error) {
 func (o *output) contains(text string) (bool, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return bytes.Contains(o.buf.Bytes(), []byte(text)), o.changed
+	from := max(0, o.looked[text]-len(text))
+	if bytes.Contains(o.buf.Bytes()[from:], []byte(text)) {
+		return true, o.changed
+	}
+	o.looked[text] = o.buf.Len()
+	return false, o.changed
 }
 
-func (o *output) String() string {
+// all is everything that was printed.
+func (o *output) all() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.buf.String()
+}
+
+// String is what was printed, as a person wants to read it: without what is only there to be searched for leaks, and without what
+// Envoy says of each address in its configuration.
+func (o *output) String() string {
+	var b strings.Builder
+	for line := range strings.Lines(o.all()) {
+		if !strings.Contains(line, "level=DEBUG") && !strings.Contains(line, "[debug]") && !strings.Contains(line, "marked as work-in-progress") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // start is a world with a configuration, a running gate and connected grants, for tests in Go.

@@ -195,7 +195,7 @@ func TestDumpOfAGateHasNoSecret(t *testing.T) {
 			if err := g.signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			dump := g.out.String()
+			dump := g.out.all()
 			for _, part := range []string{"goroutine ", "wayleave/extproc.", "wayleave/grant.", "wayleave/oauth.", "wayleave/xds."} {
 				if !strings.Contains(dump, part) {
 					t.Errorf("the dump has no %q", part)
