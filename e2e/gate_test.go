@@ -216,7 +216,7 @@ func (g *gate) waitOutput(text string) error {
 
 // signal sends a signal and waits for the gate to end.
 func (g *gate) signal(s syscall.Signal) error {
-	if err := g.cmd.Process.Signal(s); err != nil {
+	if err := g.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) { // it ends by itself
 		return err
 	}
 	select {
