@@ -17,6 +17,7 @@ import (
 // whose address is in hook.url, need not be. Each is a line of hook.jsonl. Nobody listens at the address in gone.url.
 func (s *stage) hookCmd(ts *testscript.TestScript, _ []string) error {
 	const key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
+	handedOut.add("a key of messages", key)
 	verifier, err := standardwebhooks.NewWebhook(key)
 	if err != nil {
 		return err

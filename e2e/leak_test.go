@@ -48,6 +48,12 @@ var meant = []struct{ file, kind string }{
 	{"/secret-id", "a secret id"},
 	{"/operator-token", "a Vault token"}, // people's
 	{"/viewer-token", "a Vault token"},
+	{"/agent.pem", "a private key"}, // workers', of their platforms
+	{"/other.pem", "a private key"},
+	{"/expired.pem", "a private key"},
+	{"/stranger.pem", "a private key"},
+	{"/plain.pem", "a private key"},
+	{"/hook.key", "a key of messages"},
 	{"/robot.secret", "a client secret"}, // where 'provider discover --register' was told to write it
 	{"/page", "an authorization code"},   // which the operator sees, and pastes
 }
