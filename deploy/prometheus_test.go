@@ -60,9 +60,6 @@ func TestAlerts(t *testing.T) {
 		}
 	}
 	page, known := read(t, "../docs/alerts.md"), figures(t)
-	for name, labels := range elsewhere {
-		known[name] = figure{labels: labels}
-	}
 	names := map[string]bool{}
 	for _, g := range r.Groups {
 		for _, a := range g.Rules {
@@ -87,12 +84,4 @@ func TestAlerts(t *testing.T) {
 			t.Errorf("docs/alerts.md tells of %s, which is none of %v", m[1], slices.Sorted(maps.Keys(names)))
 		}
 	}
-}
-
-// elsewhere are figures of parts that have their own tables.
-var elsewhere = map[string][]string{
-	"wayleave_audit_records_total":     {"kind", "open"},
-	"wayleave_audit_dropped_total":     {"sink"},
-	"wayleave_audit_lost_total":        {"cause"},
-	"wayleave_telemetry_dropped_total": {"signal"},
 }

@@ -95,7 +95,7 @@ func (s *Server) again(ctx context.Context, in *extprocv3.ProcessingRequest, was
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	s.log.LogAttrs(ctx, slog.LevelInfo, "token rejected by the provider, request sent again with another",
-		slog.String("grant", was.grant), slog.String("worker", was.worker), slog.String("host", shown(r.authority)))
+		slog.String("grant", was.grant), slog.String("worker", was.worker), slog.String("host", shown(r.authority)), slog.String("request_id", id))
 	kept := fields{fieldVersion: structpb.NewStringValue(got.Version), fieldFingerprint: structpb.NewStringValue(got.Fingerprint)} // the rest stays
 	kept[fieldAnswered] = structpb.NewStringValue("")                                                                              // a retry for another reason is none of ours
 	return answered([][2]string{{was.header, value}}, kept), nil

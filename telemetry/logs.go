@@ -56,9 +56,6 @@ func (t *Telemetry) EmitLogs(ctx context.Context, events []LogEvent) error {
 		t.outages[Logs].began(again)
 		return err
 	}
-	if none, ok := errors.AsType[*unfit](err); ok {
-		err = &Rejected{int64(len(events)), none.Error()}
-	}
 	n := 0 // who asked counts the rest
 	if some, ok := errors.AsType[*Rejected](err); ok {
 		n = int(some.Count)

@@ -50,9 +50,6 @@ type retry struct {
 func (r *retry) Error() string { return r.err.Error() }
 func (r *retry) Unwrap() error { return r.err }
 
-// unfit is an error that means what was sent, and not who sent it.
-type unfit struct{ error }
-
 const maxAnswer = 1 << 20
 
 func dial(c Config) (wire, error) {
@@ -107,8 +104,6 @@ func (w *overGRPC) send(ctx context.Context, to endpoint, in, out proto.Message)
 		}
 	}
 	switch s.Code() { // OTLP's list
-	case codes.InvalidArgument:
-		return &unfit{said}
 	case codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss:
 		return &retry{said, after}
 	case codes.ResourceExhausted:
@@ -168,8 +163,6 @@ func (w *overHTTP) send(ctx context.Context, to endpoint, in, out proto.Message)
 	case resp.StatusCode/100 != 2:
 		said := fmt.Errorf("the collector answers with status %d", resp.StatusCode)
 		switch resp.StatusCode { // OTLP's list
-		case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
-			return &unfit{said}
 		case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
 			return &retry{said, min(time.Duration(max(seconds, 0))*time.Second, longest)}

@@ -70,7 +70,7 @@ func TestAuditHook(t *testing.T) {
 	for code, unwanted := range map[int]bool{200: false, 400: true, 413: true, 403: false, 500: false} {
 		status = code
 		err := hook.Write(t.Context(), lines, records)
-		if (err != nil) != (code != 200) || errors.Is(err, audit.ErrUnwanted) != unwanted {
+		if u, is := errors.AsType[*audit.Unwanted](err); (err != nil) != (code != 200) || is != unwanted || is && u.Count != len(records) {
 			t.Errorf("%d: %v", code, err)
 		}
 	}

@@ -62,6 +62,9 @@ func (a auditLogs) Write(ctx context.Context, lines [][]byte, records []audit.Re
 	if some, ok := errors.AsType[*telemetry.Rejected](err); ok {
 		return &audit.Unwanted{Count: int(some.Count), Err: err}
 	}
+	if errors.Is(err, telemetry.ErrUnwanted) {
+		return &audit.Unwanted{Count: len(records), Err: err}
+	}
 	return err
 }
 
