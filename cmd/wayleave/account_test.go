@@ -93,7 +93,6 @@ func TestOpenAudit(t *testing.T) {
 	for want, a := range map[string]config.Audit{
 		"audit.chain needs a file":         {Chain: true},
 		"audit.on_failure needs a file":    {OnFailure: config.AuditRefuse},
-		"audit.otlp needs a collector":     {File: file, OTLP: true},
 		"audit.webhook.secret_file: is no": {File: file, Webhook: config.AuditWebhook{URL: "https://audit.example.com/"}},
 		"audit.file: ":                     {File: filepath.Join(t.TempDir(), "none", "audit.jsonl")},
 	} {
