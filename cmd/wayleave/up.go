@@ -73,7 +73,7 @@ func (u upper) up(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("opening the gate's log: %w", err)
 	}
-	defer logFile.Close()
+	defer func() { _ = logFile.Close() }()
 	levels, err := newLevels(u.cfg, os.Getenv)
 	if err != nil {
 		return err
