@@ -275,11 +275,7 @@ func (f *fleet) forget() {
 	}
 }
 
-func (g *gate) forget() {
-	g.out.mu.Lock()
-	defer g.out.mu.Unlock()
-	g.out.buf.Reset()
-}
+func (g *gate) forget() { g.out.forget() }
 
 // Two replicas under load share one grant and one Vault. Whatever happens to the Vault, or to our log-in there, while
 // the token lives is no worker's business.

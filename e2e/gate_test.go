@@ -290,6 +290,14 @@ func (o *output) contains(text string) (bool, <-chan struct{}) {
 	return false, o.changed
 }
 
+// forget has what was printed so far not be found any more; the leak check has it all the same.
+func (o *output) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.buf.Reset()
+	clear(o.looked)
+}
+
 // all is everything that was printed.
 func (o *output) all() string {
 	o.mu.Lock()
