@@ -79,6 +79,11 @@ bench-names: ## memory and handshakes for many names on a real Envoy (NAMES=1000
 bench-nodes: ## how soon a change of the configuration is in many Envoys, simulated (NODES=1000 ROUTES=1000 ROUNDS=5)
 	@go run ./bench nodes $(if $(NODES),--nodes $(NODES)) $(if $(ROUTES),--routes $(ROUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
+.PHONY: bench-observe
+bench-observe: ## what metrics, the audit and traces cost a request (REQUESTS=2000 ROUNDS=21)
+	@deploy/tools/fetch.sh binaries
+	@go run ./bench observe $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
 .PHONY: bench-sessions
 bench-sessions: ## what it costs to know whose a request is, with many live sessions (LIVE=10000 ROUNDS=11)
 	@go run ./bench sessions $(if $(LIVE),--live $(LIVE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)

@@ -109,10 +109,16 @@ var checks = map[string]func(*testing.T, []string){
 		}
 	},
 	// Each variant has answered as it should.
+	// What is kept of requests is measured with each number of connections, and some were traced.
+	"observe": func(t *testing.T, args []string) {
+		if n := len(bench(t, args...).Tables[0].Samples); n != 3*len(observers) {
+			t.Errorf("%d samples of %d variants with three numbers of connections", n, len(observers))
+		}
+	},
 	"swap": func(t *testing.T, args []string) {
 		r := bench(t, args...)
-		if n := len(r.Tables[0].Samples); n != 3*len(variants) {
-			t.Errorf("%d samples of %d variants with three numbers of connections", n, len(variants))
+		if n := len(r.Tables[0].Samples); n != 3*(len(variants)-len(observers)) {
+			t.Errorf("%d samples of %d variants with three numbers of connections", n, len(variants)-len(observers))
 		}
 		var out bytes.Buffer
 		if err := r.print(&out); err != nil || !strings.Contains(out.String(), "×") {

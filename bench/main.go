@@ -29,6 +29,7 @@ type scenario struct {
 var scenarios = []scenario{
 	{"names", "memory and handshakes for many names below wildcards", namesFlags},
 	{"nodes", "how soon a change of the configuration is in all Envoys, and what many of them cost", nodesFlags},
+	{"observe", "what it costs to see what is done: metrics, the audit, traces", observeFlags},
 	{"sessions", "what it costs to know whose a request is, with many live sessions", sessionsFlags},
 	{"swap", "what each part of the way of a request costs", swapFlags},
 }

@@ -49,11 +49,18 @@ var variants = map[string]variant{
 	noSearch: {status: http.StatusOK, envoy: withoutLua},
 	noNotes:  {status: http.StatusOK, envoy: withoutLua, gate: []grpc.ServerOption{grpc.StreamInterceptor(onlyVerdict)}},
 	onlyTLS:  {status: statusUnswapped, envoy: floor},
+
+	unseen:    observed(withoutEnds), // see observe.go
+	figured:   observed(withoutEnds),
+	audited:   observed(nil),
+	traced:    observed(nil),
+	tracedAll: observed(nil),
 }
 
 type swapRun struct {
 	*report
 	rounds, requests int
+	collector        string // of spans; empty: there is none
 }
 
 func swapFlags(f *flag.FlagSet) func(context.Context, *report) error {
@@ -84,7 +91,12 @@ type lane struct {
 }
 
 func (r *swapRun) run(ctx context.Context) error {
-	t := r.table("A small GET over HTTP/1.1; CPU time is for one request", whole,
+	return r.compare(ctx, "A small GET over HTTP/1.1; CPU time is for one request", whole, []string{whole, noEnds, noSearch, noNotes, onlyTLS})
+}
+
+// compare measures these variants in turn, and compares each with base.
+func (r *swapRun) compare(ctx context.Context, title, base string, names []string) error {
+	t := r.table(title, base,
 		metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: envoyCPU}, metric{Name: gateCPU})
 	up, err := startUpstream()
 	if err != nil {
@@ -93,8 +105,8 @@ func (r *swapRun) run(ctx context.Context) error {
 	defer up.Close()
 	var lanes []*lane
 	connections := []int{1, 16, 64}
-	for _, name := range []string{whole, noEnds, noSearch, noNotes, onlyTLS} {
-		w, err := newWorld(ctx, up, setup{hosts: []string{apiHost}, variant: name})
+	for _, name := range names {
+		w, err := newWorld(ctx, up, setup{hosts: []string{apiHost}, variant: name, collector: r.collector})
 		if err != nil {
 			return err
 		}

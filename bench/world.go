@@ -37,6 +37,8 @@ type setup struct {
 	hosts   []string // that are intercepted, a route for each
 	leaves  int      // how many leaf certificates are kept; 0: as many as in the product
 	variant string
+
+	collector string // of spans; empty: there is none
 }
 
 // newWorld starts one and returns when Envoy has its configuration. It lasts until stop.
@@ -55,7 +57,7 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 		return nil, err
 	}
 	spec := gateSpec{
-		Socket: filepath.Join(dir, "gate.sock"), Leaves: s.leaves, Variant: s.variant,
+		Socket: filepath.Join(dir, "gate.sock"), Leaves: s.leaves, Variant: s.variant, Collector: s.collector,
 		Envoy: xds.Config{
 			ProxyAddress: w.proxy, UpstreamCA: up.ca, APISockets: []string{filepath.Join(dir, "api.sock")}, GateSockets: map[string]string{"": filepath.Join(dir, "gate.sock")},
 			Tunnel: []string{up.tunnelled()}, AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
