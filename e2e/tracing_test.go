@@ -66,9 +66,10 @@ func startCollector(t *testing.T, w *world) *collector {
 	return c
 }
 
-func (c *collector) keep(ctx context.Context, m proto.Message) {
+// keep is for what has no path; records of the audit have one, and are kept in a file of their own.
+func (c *collector) keep(ctx context.Context, file string, m proto.Message) {
 	c.tokens = append(c.tokens, metadata.ValueFromIncomingContext(ctx, "authorization")...)
-	f, err := os.OpenFile(c.file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		panic(err)
 	}
@@ -79,7 +80,7 @@ func (c *collector) keep(ctx context.Context, m proto.Message) {
 func (c *collector) Export(ctx context.Context, in *collectortracev1.ExportTraceServiceRequest) (*collectortracev1.ExportTraceServiceResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.keep(ctx, in)
+	c.keep(ctx, c.file, in)
 	for _, of := range in.GetResourceSpans() {
 		for _, within := range of.GetScopeSpans() {
 			c.spans = append(c.spans, within.GetSpans()...)
@@ -96,7 +97,7 @@ type figureCollector struct {
 func (c figureCollector) Export(ctx context.Context, in *collectormetricsv1.ExportMetricsServiceRequest) (*collectormetricsv1.ExportMetricsServiceResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.keep(ctx, in)
+	c.keep(ctx, c.file, in)
 	for _, m := range in.GetResourceMetrics()[0].GetScopeMetrics()[0].GetMetrics() {
 		c.figures = append(c.figures, m.GetName())
 	}
@@ -111,7 +112,7 @@ type recordCollector struct {
 func (c recordCollector) Export(ctx context.Context, in *collectorlogsv1.ExportLogsServiceRequest) (*collectorlogsv1.ExportLogsServiceResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tokens = append(c.tokens, metadata.ValueFromIncomingContext(ctx, "authorization")...)
+	c.keep(ctx, c.file+".audit", in)
 	c.records = append(c.records, in.GetResourceLogs()[0].GetScopeLogs()[0].GetLogRecords()...)
 	return &collectorlogsv1.ExportLogsServiceResponse{}, nil
 }
