@@ -18,7 +18,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers
+	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers shapes
 
 .PHONY: build
 build: ## build bin/wayleave
@@ -32,7 +32,7 @@ demo: build ## see a placeholder leave a worker and a real token arrive (ONCE=1 
 .PHONY: test
 test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
 	@deploy/tools/fetch.sh binaries promtool
-	@$(MAKE) --no-print-directory -j3 tools lint unit # building tools and waiting for servers go well together
+	@$(MAKE) --no-print-directory -j3 tools lint unit shapes # building tools and waiting for servers go well together
 	@$(MAKE) --no-print-directory e2e
 
 .PHONY: lint
@@ -46,6 +46,16 @@ lint: ## gofmt, vet, golangci-lint, govulncheck
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
 	go test -race -vet=off -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets
+
+.PHONY: shapes
+shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
+	@deploy/tools/fetch.sh shapes
+	go -C deploy/tools/shapes test ./...
+
+.PHONY: images
+images: ## the images wayleave and wayleave-envoy, with docker
+	docker build -f deploy/docker/Dockerfile --target gate -t wayleave .
+	docker build -f deploy/docker/Dockerfile --target envoy -t wayleave-envoy .
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients

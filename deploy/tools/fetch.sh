@@ -8,12 +8,15 @@
 #   promtool  Prometheus's tool for tests of rules (the same, sha256 in promtool.txt)
 #   browser   a Chromium and axe-core for tests of the console (npm, sha512 in browser/package-lock.json)
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
+#   shapes    what checks the files of deploy/: shellcheck and hadolint (PyPI wheels, sha256 in shapes.txt), actionlint (Go modules) and
+#             nft (Debian 12's packages, sha256 in nft.txt)
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
 # Package indexes are whatever pip, npm, go and apt are configured to use.
 set -euo pipefail
 
 GOLANGCI_LINT=v2.15.0
 GOVULNCHECK=v1.9.0
+ACTIONLINT=v1.7.12
 VULNDB=v0.0.0-20261105234957-e22db6528018 # raise it to learn of newer vulnerabilities, or set GOVULNDB
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -157,6 +160,58 @@ servers() {
   fi
 }
 
+shapes() {
+  need_python
+  local key; key=$(sum "$here/shapes.txt")
+  if ! fresh shapes "$key"; then
+    say "fetching shellcheck and hadolint"
+    rm -rf "$tools/wheels-shapes"
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --only-binary :all: \
+      --require-hashes --target "$tools/wheels-shapes" -r "$here/shapes.txt"
+    mv -f "$tools"/wheels-shapes/bin/{shellcheck,hadolint} "$tools/bin/"
+    rm -rf "$tools/wheels-shapes"
+    stamp shapes "$key"
+  fi
+  if ! fresh actionlint "$ACTIONLINT"; then
+    say "building actionlint $ACTIONLINT"
+    GOBIN="$tools/bin" GOFLAGS= go install "github.com/rhysd/actionlint/cmd/actionlint@$ACTIONLINT"
+    stamp actionlint "$ACTIONLINT"
+  fi
+  nft
+}
+
+nft() {
+  local key; key=$(sum "$here/nft.txt")
+  if fresh nft "$key" && [ -x "$tools/bin/nft" ]; then return; fi
+  [ "$(uname -sm)" = "Linux x86_64" ] || { say "no nft for $(uname -sm) is pinned: tests of its rules use the one that is installed, or are skipped"; return; }
+  say "fetching nft"
+  rm -rf "$tools/nft"
+  mkdir -p "$tools/nft/lists/partial" "$tools/nft/cache/archives/partial"
+  (
+    cd "$tools/nft"
+    packages=$(sed -n 's/.*  \([^_]*\)_\([^_]*\)_amd64\.deb$/\1=\2/p' "$here/nft.txt" | sed 's/%3a/:/')
+    # shellcheck disable=SC2086 # a word for each package
+    apt-get -qq download $packages 2>apt.log && exit
+    echo "deb [trusted=yes] http://deb.debian.org/debian bookworm main" >sources.list # held to nft.txt below
+    own=(-qq -o Dir::Etc::SourceList="$PWD/sources.list" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache")
+    # shellcheck disable=SC2086
+    { apt-get "${own[@]}" update && apt-get "${own[@]}" download $packages; } >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }
+  ) || {
+    command -v nft >/dev/null || say "could not download it: the tests of its rules are skipped"
+    return 0
+  }
+  (cd "$tools/nft" && sha256sum --check --strict --quiet "$here/nft.txt") || die "nft's packages are not those that nft.txt names"
+  for package in "$tools"/nft/*.deb; do dpkg-deb -x "$package" "$tools/nft"; done
+  rm -rf "$tools"/nft/*.deb "$tools/nft/lists" "$tools/nft/cache"
+  cat >"$tools/bin/nft" <<'END'
+#!/bin/sh
+here=$(cd "$(dirname "$0")/../nft" && pwd)
+LD_LIBRARY_PATH=$here/usr/lib/x86_64-linux-gnu:$here/lib/x86_64-linux-gnu exec "$here/usr/sbin/nft" "$@"
+END
+  chmod +x "$tools/bin/nft"
+  stamp nft "$key"
+}
+
 lint() {
   if ! fresh golangci-lint "$GOLANGCI_LINT"; then
     say "building golangci-lint $GOLANGCI_LINT"
@@ -179,7 +234,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | gh | promtool | browser | servers | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers lint" ;;
+    binaries | clients | agents | gh | promtool | browser | servers | shapes | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers shapes lint" ;;
   esac
 done
