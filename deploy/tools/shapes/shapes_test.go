@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sigs.k8s.io/yaml"
 )
 
 var (
@@ -114,7 +116,7 @@ func checkConfig(t *testing.T, what, text string) {
 }
 
 func TestConfigurationsAreAccepted(t *testing.T) {
-	for _, path := range []string{"deploy/compose/wayleave.yaml", "deploy/systemd/wayleave.yaml"} {
+	for _, path := range []string{"deploy/compose/wayleave.yaml", "deploy/systemd/wayleave.yaml", "deploy/ci/wayleave.yaml"} {
 		checkConfig(t, path, read(t, path))
 	}
 	if out, err := output(t, wayleave, "config", "check", "-c", write(t, "wayleave.yaml", "listen: {prox: 1}\n")); err == nil {
@@ -134,6 +136,31 @@ func TestWorkflows(t *testing.T) {
 	for _, workflow := range tracked(t, ".github/workflows/*", "deploy/ci/github-actions*.yaml") {
 		passes(t, actionlint, "-shellcheck", shellcheck, "-pyflakes=", filepath.Join(root, workflow))
 	}
+}
+
+// GitLab has no linter of its own that works alone: what is looked at are the keys that we use, and the scripts.
+func TestGitLab(t *testing.T) {
+	var pipeline struct {
+		Stages  []string `json:"stages"`
+		Release struct {
+			Stage        string                          `json:"stage"`
+			Image        string                          `json:"image"`
+			Rules        []map[string]string             `json:"rules"`
+			Variables    map[string]string               `json:"variables"`
+			IDTokens     map[string]struct{ Aud string } `json:"id_tokens"`
+			BeforeScript []string                        `json:"before_script"`
+			Script       []string                        `json:"script"`
+		} `json:"release"`
+	}
+	if err := yaml.UnmarshalStrict([]byte(read(t, "deploy/ci/gitlab-ci.yaml")), &pipeline); err != nil {
+		t.Fatal(err)
+	}
+	job := pipeline.Release
+	if job.IDTokens["WAYLEAVE_ID_TOKEN"].Aud != job.Variables["WAYLEAVE_GATE"] {
+		t.Errorf("the token is for %q, and the gate is %q", job.IDTokens["WAYLEAVE_ID_TOKEN"].Aud, job.Variables["WAYLEAVE_GATE"])
+	}
+	lines := append([]string{"#!/bin/bash", "set -eo pipefail"}, append(job.BeforeScript, job.Script...)...)
+	passes(t, tool(t, "shellcheck"), "--exclude=SC2154", write(t, "job.sh", strings.Join(lines, "\n")+"\n"))
 }
 
 func TestDockerfile(t *testing.T) {
