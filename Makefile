@@ -52,6 +52,10 @@ shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by th
 	@deploy/tools/fetch.sh shapes
 	go -C deploy/tools/shapes test -count=1 ./... # Go caches by the files of the module alone
 
+.PHONY: manual
+manual: ## manual pages and completions, as packages have them, into dist-manual/
+	@go test -count=1 -run '^TestManual$$' ./cmd/wayleave -manual "$(CURDIR)/dist-manual"
+
 .PHONY: images
 images: ## the images wayleave and wayleave-envoy, with docker
 	docker build -f deploy/docker/Dockerfile --target gate -t wayleave .
@@ -115,4 +119,4 @@ fmt: ## format and tidy
 
 .PHONY: clean
 clean: ## remove what was built and fetched, and the demo's state
-	rm -rf bin .tools .demo
+	rm -rf bin dist dist-manual .tools .demo
