@@ -17,6 +17,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -83,6 +84,9 @@ func objects(t *testing.T, what, text string) (all []runtime.Object) {
 	}
 	decoder := serializer.NewCodecFactory(known, serializer.EnableStrict).UniversalDeserializer()
 	for doc := range strings.SplitSeq(text, "\n---\n") {
+		if strings.TrimSpace(doc) == "" {
+			continue
+		}
 		object, _, err := decoder.Decode([]byte(doc), nil, nil)
 		if err != nil {
 			t.Errorf("%s: %v\n%s", what, err, doc)
@@ -330,5 +334,52 @@ func TestKustomize(t *testing.T) {
 		if template, _ := pod(t, all); dir == "example" && template.Spec.Containers[0].Image != "registry.example.com/wayleave-envoy:1.2.3" {
 			t.Errorf("the overlay has the image %s", template.Spec.Containers[0].Image)
 		}
+	}
+}
+
+// The worker that is shown fits the chart's values that are shown: its label, its ConfigMaps, and what its token is for.
+func TestWorkerInKubernetes(t *testing.T) {
+	shown := read(t, "deploy/helm/worker.yaml")
+	all := objects(t, "worker.yaml", shown)
+	jobs, accounts := of[*batchv1.Job](all), of[*corev1.ServiceAccount](all)
+	if len(jobs) != 1 || len(accounts) != 1 {
+		t.Fatalf("%d jobs, %d accounts", len(jobs), len(accounts))
+	}
+	files, err := render(t, values(t, chartDir+"/ci/fleet-values.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, config := map[string]map[string]string{}, ""
+	for _, c := range of[*corev1.ConfigMap](objects(t, "chart", manifests(files))) {
+		if c.Namespace == jobs[0].Namespace {
+			maps[c.Name] = c.Data
+		}
+		config += c.Data["wayleave.yaml"]
+	}
+	for _, p := range of[*networkingv1.NetworkPolicy](objects(t, "chart", manifests(files))) {
+		if p.Namespace == jobs[0].Namespace && !labels.SelectorFromSet(p.Spec.PodSelector.MatchLabels).Matches(labels.Set(jobs[0].Spec.Template.Labels)) {
+			t.Errorf("the policy %s is not of the worker's pods", p.Name)
+		}
+	}
+	spec := jobs[0].Spec.Template.Spec
+	env := maps[spec.Containers[0].EnvFrom[0].ConfigMapRef.Name]
+	mount := spec.Containers[0].VolumeMounts[0].MountPath
+	for _, source := range spec.Volumes[0].Projected.Sources {
+		switch {
+		case source.ServiceAccountToken != nil:
+			if token := source.ServiceAccountToken; token.Audience != env["WAYLEAVE_GATE"] || mount+"/"+token.Path != env["WAYLEAVE_TOKEN_FILE"] {
+				t.Errorf("the token %+v is not what %v says", token, env)
+			}
+		case source.ConfigMap != nil:
+			if data := maps[source.ConfigMap.Name]; data["ca.pem"] == "" || mount+"/ca.pem" != env["WAYLEAVE_GATE_CA"] {
+				t.Errorf("no CA at %s: %v", env["WAYLEAVE_GATE_CA"], data)
+			}
+		}
+	}
+	if subject := "system:serviceaccount:" + jobs[0].Namespace + ":" + accounts[0].Name; spec.ServiceAccountName != accounts[0].Name || !strings.Contains(config, "subject: "+subject) {
+		t.Errorf("no worker of the configuration is %s", subject)
+	}
+	if !strings.Contains(config, "audience: "+env["WAYLEAVE_GATE"]) {
+		t.Errorf("the gate takes no token for %s", env["WAYLEAVE_GATE"])
 	}
 }
