@@ -49,7 +49,7 @@ unit: ## unit tests and fuzz seeds, with the race detector
 
 .PHONY: shapes
 shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
-	@deploy/tools/fetch.sh shapes
+	@deploy/tools/fetch.sh binaries shapes
 	go -C deploy/tools/shapes test -count=1 ./... # Go caches by the files of the module alone
 
 .PHONY: manual
