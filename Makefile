@@ -18,7 +18,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers shapes
+	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers
 
 .PHONY: build
 build: ## build bin/wayleave

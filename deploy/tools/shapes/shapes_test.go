@@ -65,7 +65,7 @@ func passes(t *testing.T, name string, args ...string) {
 	}
 }
 
-// tool is a program of `make tools`, or one of this machine.
+// tool is a program of `make shapes`, or one of this machine.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	if ours := filepath.Join(root, ".tools/bin", name); exec.Command(ours, "--version").Run() == nil {
@@ -73,7 +73,7 @@ func tool(t *testing.T, name string) string {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("no %s: run 'make tools'", name)
+		t.Skipf("no %s here; 'make shapes' brings it", name)
 	}
 	return path
 }
