@@ -85,3 +85,60 @@ echo all ended well
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// In a pod the worker's user reaches the gate in place of any host, names, and what is in the pod itself; everything else is refused, and
+// other users go where they like.
+func TestRedirectInPod(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user here")
+	}
+	for _, program := range []string{"unshare", "setpriv", "ip", "python3"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("no %s here", program)
+		}
+	}
+	script := fmt.Sprintf(`
+set -eu
+ip link set lo up
+ip link add out type veth peer name far; ip link set far up; ip addr add 192.0.2.1/24 dev out; ip link set out up; ip route add default dev out
+%s -f %s
+python3 - <<'END'
+import os, socket
+gate = socket.create_server(("127.0.0.1", 3443))
+inside = socket.create_server(("127.0.0.1", 8080))
+def outcome(uid, address, kind=socket.SOCK_STREAM):
+    pid = os.fork()
+    if pid == 0:
+        os.setuid(uid)
+        with socket.socket(socket.AF_INET, kind) as s:
+            s.settimeout(0.5)
+            try:
+                s.connect(address)
+                if kind == socket.SOCK_DGRAM:
+                    s.send(b"x"); s.recv(1)
+                os._exit(0)   # connected
+            except TimeoutError:
+                os._exit(2)   # went out, where nobody answers
+            except OSError:
+                os._exit(1)   # refused
+    return ["connected", "refused", "out"][os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+for uid, address, kind, want in [
+    (1000, ("198.51.100.1", 443), socket.SOCK_STREAM, "connected"),
+    (1000, ("127.0.0.1", 8080), socket.SOCK_STREAM, "connected"),
+    (1000, ("198.51.100.1", 80), socket.SOCK_STREAM, "refused"),
+    (1000, ("198.51.100.1", 443), socket.SOCK_DGRAM, "refused"),
+    (65532, ("198.51.100.1", 443), socket.SOCK_STREAM, "out"),
+]:
+    got = outcome(uid, address, kind)
+    if got != want:
+        print(f"user {uid} to {address}, kind {kind}: {got}, not {want}")
+END
+`, tool(t, "nft"), filepath.Join(root, "deploy/nftables/redirect-pod.nft"))
+	out, err := output(t, "unshare", "--net", "sh", "-c", script)
+	if strings.Contains(out, "unshare failed") || strings.Contains(out, "Unknown device type") {
+		t.Skipf("no namespaces, or no such device, here: %s", out)
+	}
+	if err != nil || out != "" {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
