@@ -38,9 +38,12 @@ func TestPodRunsRestricted(t *testing.T) {
 	}
 	template, _ := pod(t, all)
 	var commands []string
-	for _, c := range append(template.Spec.InitContainers, template.Spec.Containers...) {
+	for i, c := range append(template.Spec.InitContainers, template.Spec.Containers...) {
 		args := strings.ReplaceAll(strings.Join(c.Args, " "), "/etc/wayleave/", "/srv/wayleave/") // /etc stays the machine's
 		commands = append(commands, fmt.Sprintf("restricted /srv/bin/wayleave %s > /mnt/%s.log 2>&1 & %s=$!", args, c.Name, strings.ReplaceAll(c.Name, "-", "_")))
+		if probe := c.StartupProbe; probe != nil { // the kubelet starts the next one when it is passed
+			commands = append(commands, fmt.Sprintf("until_true curl -fsS http://127.0.0.1:%d%s", 9180+i, probe.HTTPGet.Path))
+		}
 	}
 
 	script := fmt.Sprintf(`
@@ -65,8 +68,6 @@ if touch /usr/written 2> /dev/null; then echo "the root can be written to"; exit
 restricted() { exec setpriv --reuid=65532 --regid=65532 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all env -i PATH=/srv/bin "$@"; }
 %[4]s
 
-until_true curl -fsS http://127.0.0.1:9180/readyz
-until_true curl -fsS http://127.0.0.1:9181/readyz
 until_true curl -fsS http://127.0.0.1:3128/.wayleave/v1/ca.pem
 grep -q 'BEGIN CERTIFICATE' /mnt/last
 kill -HUP $envoy
