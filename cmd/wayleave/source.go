@@ -62,8 +62,12 @@ func (s *source) enter(ctx context.Context, self string) (rollout.State, error) 
 	begun, err := s.consider(ctx, view.State, s.gate.desk(s.docs))
 	s.alone = false
 	switch {
-	case err != nil && view.State.Stable == "": // there is nothing else to serve
-		return view.State, err
+	case err != nil && view.State.Stable == "":
+		// Of gates that start at once for the first time, one begins; the others serve what it has.
+		if state, _, err := fleet.ReadState(ctx, s.docs); err == nil && state.Stable != "" {
+			return state, nil
+		}
+		return view.State, err // there is nothing to serve
 	case err != nil:
 		s.say(slog.LevelWarn, "could not be rolled out; it is tried again", "err", err.Error())
 		fallthrough
