@@ -10,6 +10,7 @@
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   shapes    what checks the files of deploy/: shellcheck and hadolint (PyPI wheels, sha256 in shapes.txt), actionlint (Go modules) and
 #             nft (Debian 12's packages, sha256 in nft.txt)
+#   mitmproxy what bench compares with (PyPI wheels, sha256 in mitmproxy.txt)
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
 # Package indexes are whatever pip, npm, go and apt are configured to use.
 set -euo pipefail
@@ -60,6 +61,17 @@ clients() {
     stamp clients "$key"
   fi
   node_modules node-clients
+}
+
+mitmproxy() {
+  need_python
+  local key; key=$(sum "$here/mitmproxy.txt")
+  if fresh mitmproxy "$key" && [ -x "$tools/mitmproxy/bin/mitmdump" ]; then return; fi
+  say "fetching mitmproxy"
+  rm -rf "$tools/mitmproxy"
+  python3 -m venv "$tools/mitmproxy" || die "python3 has no venv module; install python3-venv"
+  "$tools/mitmproxy/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/mitmproxy.txt"
+  stamp mitmproxy "$key"
 }
 
 # node_modules NAME: installs the packages of NAME/package-lock.json.
@@ -237,7 +249,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | gh | promtool | browser | servers | shapes | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers shapes lint" ;;
+    binaries | clients | agents | gh | promtool | browser | servers | shapes | mitmproxy | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers shapes mitmproxy lint" ;;
   esac
 done
