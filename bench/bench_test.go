@@ -22,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == gateCommand { // what the scenarios start
+	if len(os.Args) > 1 && (os.Args[1] == gateCommand || os.Args[1] == mitmCommand) { // what the scenarios start
 		main()
 		return
 	}

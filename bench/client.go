@@ -7,10 +7,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"strconv"
 	"strings"
 	"time"
@@ -57,13 +59,14 @@ func (w *world) tunnel(ctx context.Context, authority string) (net.Conn, error) 
 }
 
 // connect opens a tunnel to host:port and TLS inside it. took is the time of the latter.
-func (w *world) connect(ctx context.Context, authority string, roots *x509.CertPool) (conn *tls.Conn, took time.Duration, err error) {
+// protocols are those to offer there.
+func (w *world) connect(ctx context.Context, authority string, roots *x509.CertPool, protocols ...string) (conn *tls.Conn, took time.Duration, err error) {
 	c, err := w.tunnel(ctx, authority)
 	if err != nil {
 		return nil, 0, err
 	}
 	host, _, _ := strings.Cut(authority, ":")
-	conn = tls.Client(c, &tls.Config{ServerName: host, RootCAs: roots, MinVersion: tls.VersionTLS12})
+	conn = tls.Client(c, &tls.Config{ServerName: host, RootCAs: roots, MinVersion: tls.VersionTLS12, NextProtos: protocols})
 	begun := time.Now()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.Close()
@@ -90,8 +93,91 @@ func (w *world) handshake(ctx context.Context, authority string, roots *x509.Cer
 	return took, c.Close()
 }
 
-// asker sends the same request again and again over one connection. It does as little as it can, since it runs beside what is
-// measured.
+// work is what a request asks for.
+type work struct {
+	name string
+	host string // that it asks
+	h2   bool   // over HTTP/2
+	path string
+	body int // bytes to send; 0: it is a GET
+}
+
+var (
+	get  = work{name: "GET", host: apiHost, path: "/v1/models"}
+	post = work{name: "POST of 16 KiB", host: apiHost, path: "/v1/messages", body: 16 << 10}
+	sse  = work{name: "GET of an event stream", host: apiHost, path: streamPath}
+	get2 = work{name: "GET over HTTP/2", host: apiHostH2, path: "/v1/models", h2: true}
+)
+
+func (k work) method() string {
+	if k.body > 0 {
+		return http.MethodPost
+	}
+	return http.MethodGet
+}
+
+// headers are about those of a language model's client.
+func (w *world) headers() http.Header {
+	return http.Header{
+		"Authorization": {"Bearer " + w.gate.Placeholder}, "User-Agent": {"bench/1"}, "Accept": {"application/json"},
+		"Accept-Encoding": {"gzip"}, "Anthropic-Version": {"2023-06-01"},
+	}
+}
+
+// requester opens a connection over which to ask for k, and does so once. The answers have that status.
+func (w *world) requester(ctx context.Context, k work, status int) (requester, error) {
+	if !k.h2 {
+		return w.asker(ctx, k, status)
+	}
+	transport := &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, authority string) (net.Conn, error) {
+			c, _, err := w.connect(ctx, authority, w.roots, "h2")
+			return c, err
+		},
+		ForceAttemptHTTP2: true, DisableCompression: true,
+	}
+	c, err := transport.NewClientConn(ctx, "https", k.host+":443")
+	if err != nil {
+		return nil, err
+	}
+	a := &askerH2{ctx: ctx, conn: c, headers: w.headers(), url: "https://" + k.host + k.path, method: k.method(), body: make([]byte, k.body), status: status}
+	if err := a.ask(); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// askerH2 is a requester over HTTP/2, by Go's own client.
+type askerH2 struct {
+	ctx         context.Context //nolint:containedctx // of the connection
+	conn        *http.ClientConn
+	headers     http.Header
+	method, url string
+	body        []byte
+	status      int
+}
+
+func (a *askerH2) Close() error { return a.conn.Close() }
+
+func (a *askerH2) ask() error {
+	r, err := http.NewRequestWithContext(a.ctx, a.method, a.url, bytes.NewReader(a.body))
+	if err != nil {
+		return err
+	}
+	r.Header = a.headers.Clone()
+	resp, err := a.conn.RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.ProtoMajor != 2 || resp.StatusCode != a.status {
+		return fmt.Errorf("an answer of %s is %d, not %d", resp.Proto, resp.StatusCode, a.status)
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// asker is a requester over HTTP/1.1. It does as little as it can, since it runs beside what is measured.
 type asker struct {
 	conn    io.ReadWriteCloser
 	reader  *bufio.Reader
@@ -99,24 +185,40 @@ type asker struct {
 	want    []byte // the first line of every answer begins so
 }
 
-func (w *world) asker(ctx context.Context, status int) (*asker, error) {
-	c, _, err := w.connect(ctx, apiHost+":443", w.roots)
+func (w *world) asker(ctx context.Context, k work, status int) (*asker, error) {
+	return w.askerAt(ctx, k.host+":443", w.roots, k, status)
+}
+
+func (w *world) askerAt(ctx context.Context, authority string, roots *x509.CertPool, k work, status int) (*asker, error) {
+	c, _, err := w.connect(ctx, authority, roots)
 	if err != nil {
 		return nil, err
 	}
-	return &asker{
-		conn: c, reader: bufio.NewReader(c),
-		request: fmt.Appendf(nil, "GET /v1/models HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nUser-Agent: bench/1\r\nAccept: application/json\r\nAccept-Encoding: gzip\r\nAnthropic-Version: 2023-06-01\r\n\r\n", apiHost, w.gate.Placeholder),
-		want:    fmt.Appendf(nil, "HTTP/1.1 %d ", status),
-	}, nil
+	var request bytes.Buffer
+	fmt.Fprintf(&request, "%s %s HTTP/1.1\r\nHost: %s\r\n", k.method(), k.path, k.host)
+	if k.body > 0 {
+		fmt.Fprintf(&request, "Content-Type: application/json\r\nContent-Length: %d\r\n", k.body)
+	}
+	if err := w.headers().Write(&request); err != nil {
+		return nil, err
+	}
+	request.WriteString("\r\n")
+	request.Write(bytes.Repeat([]byte("x"), k.body))
+	a := &asker{conn: c, reader: bufio.NewReader(c), request: request.Bytes(), want: fmt.Appendf(nil, "HTTP/1.1 %d ", status)}
+	if err := a.ask(); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
 }
+
+func (a *asker) Close() error { return a.conn.Close() }
 
 // ask sends the request and reads the answer.
 func (a *asker) ask() error {
 	if _, err := a.conn.Write(a.request); err != nil {
 		return err
 	}
-	length, first := 0, true
+	length, chunked, first := 0, false, true
 	for {
 		line, err := a.reader.ReadSlice('\n')
 		if err != nil {
@@ -129,11 +231,21 @@ func (a *asker) ask() error {
 		if len(line) == len("\r\n") {
 			break
 		}
-		if name, value, _ := bytes.Cut(line, []byte(":")); bytes.EqualFold(name, []byte("content-length")) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		switch {
+		case bytes.EqualFold(name, []byte("content-length")):
 			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
 				return err
 			}
+		case bytes.EqualFold(name, []byte("transfer-encoding")):
+			chunked = true
 		}
+	}
+	if chunked {
+		if _, err := io.Copy(io.Discard, httputil.NewChunkedReader(a.reader)); err != nil {
+			return err
+		}
+		length = len("\r\n") // after the last chunk
 	}
 	_, err := a.reader.Discard(length)
 	return err

@@ -43,10 +43,11 @@ const (
 // gateSpec is what a gate is told, as its first line of input.
 type gateSpec struct {
 	Socket  string
+	TCP     string // where it listens for ext_proc too; empty: nowhere
 	Envoy   xds.Config
 	Swap    extproc.Config
 	Leaves  int    // xds.Options.MaxLeaves
-	Variant string // of what Envoy and the gate do; see variants
+	Variant string // of what Envoy and the gate do; see variants and injections
 
 	Collector string // of spans; empty: there is none
 }
@@ -75,11 +76,16 @@ type gate struct {
 
 // startGate starts one and returns when Envoy can connect. It ends with stop; or with us, as its input does.
 func startGate(ctx context.Context, spec gateSpec) (*gate, error) {
+	return startSelf(ctx, gateCommand, spec)
+}
+
+// startSelf starts this program with another command, which is told spec and answers as a gate does.
+func startSelf(ctx context.Context, command string, spec any) (*gate, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self, gateCommand)
+	cmd := exec.CommandContext(ctx, self, command)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -99,7 +105,7 @@ func startGate(ctx context.Context, spec gateSpec) (*gate, error) {
 	}
 	if err := g.question(spec, &g.gateHello); err != nil {
 		g.stop()
-		return nil, fmt.Errorf("starting the gate: %w", err)
+		return nil, fmt.Errorf("starting bench %s: %w", command, err)
 	}
 	return g, nil
 }
@@ -154,12 +160,16 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		grpc.MaxConcurrentStreams(1 << 20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	}
-	if v, ok := variants[spec.Variant]; ok {
-		options = append(options, v.gate...)
-		if v.envoy != nil {
-			if err := v.envoy(resources); err != nil {
-				return err
-			}
+	v := variantNamed(spec.Variant)
+	options = append(options, v.gate...)
+	if v.envoy != nil {
+		if err := v.envoy(resources); err != nil {
+			return err
+		}
+	}
+	if spec.TCP != "" {
+		if err := overTCP(resources, spec.TCP); err != nil {
+			return err
 		}
 	}
 	var minted atomic.Int64
@@ -184,6 +194,13 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	go fleet.Run(ctx)
 	go func() { _ = server.Serve(l) }() // until Stop
 	defer server.Stop()
+	if spec.TCP != "" {
+		l, err := listening.Listen(ctx, "tcp", spec.TCP)
+		if err != nil {
+			return err
+		}
+		go func() { _ = server.Serve(l) }()
+	}
 
 	if err := answers.Encode(gateHello{
 		Root: authority.RootPEM(), Session: session.ID, Token: token.Reveal(),

@@ -27,9 +27,11 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
+	{"compare", "what other ways to have a credential set cost", compareFlags},
 	{"names", "memory and handshakes for many names below wildcards", namesFlags},
 	{"nodes", "how soon a change of the configuration is in all Envoys, and what many of them cost", nodesFlags},
 	{"observe", "what it costs to see what is done: metrics, the audit, traces", observeFlags},
+	{"routes", "what a request costs by how many routes there are", routesFlags},
 	{"sessions", "what it costs to know whose a request is, with many live sessions", sessionsFlags},
 	{"swap", "what each part of the way of a request costs", swapFlags},
 }
@@ -47,6 +49,9 @@ func main() {
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if len(args) > 0 && args[0] == gateCommand {
 		return serveGate(ctx, os.Stdin, out)
+	}
+	if len(args) > 0 && args[0] == mitmCommand {
+		return serveMITM(ctx, os.Stdin, out)
 	}
 	for _, s := range scenarios {
 		if len(args) == 0 || s.name != args[0] {

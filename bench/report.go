@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
@@ -34,6 +35,16 @@ type machine struct {
 	System string `json:"system"`
 	Envoy  string `json:"envoy"`
 	Go     string `json:"go"`
+
+	Others map[string]string `json:"others,omitempty"` // versions of what else was measured
+}
+
+func (m machine) String() string {
+	s := fmt.Sprintf("%d × %s, %s, Envoy %s, %s", m.CPUs, m.CPU, m.System, m.Envoy, m.Go)
+	for _, name := range slices.Sorted(maps.Keys(m.Others)) {
+		s += ", " + name + " " + m.Others[name]
+	}
+	return s
 }
 
 // table is the samples of one set of metrics. In each case, base is what the other variants are compared with.
@@ -73,7 +84,7 @@ func (r *report) say(format string, a ...any) { fmt.Fprintf(r.progress, format+"
 
 func (r *report) print(out io.Writer) error {
 	m := r.Machine
-	_, err := fmt.Fprintf(out, "%d × %s, %s, Envoy %s, %s\n", m.CPUs, m.CPU, m.System, m.Envoy, m.Go)
+	_, err := fmt.Fprintln(out, m)
 	for _, t := range r.Tables {
 		if err == nil {
 			_, err = fmt.Fprintf(out, "\n%s. Median of the rounds [least–most]; × is the ratio to %q in the same round.\n\n%s", t.Title, t.Base, markdown(t.rows()))

@@ -9,14 +9,12 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -137,63 +135,21 @@ func (r *swapRun) compare(ctx context.Context, title, base string, names []strin
 // measure sends so many requests over so many connections. They are new ones: which of its threads Envoy gives each to is
 // chance, and makes a difference.
 func (l *lane) measure(ctx context.Context, requests, connections int) (map[string]float64, error) {
-	var askers []*asker
+	var all []requester
 	for range connections {
-		a, err := l.asker(ctx, variants[l.variant].status)
+		a, err := l.requester(ctx, get, variants[l.variant].status)
 		if err != nil {
 			return nil, err
 		}
-		defer a.conn.Close()
-		if err := a.ask(); err != nil {
-			return nil, err
-		}
-		askers = append(askers, a)
+		defer a.Close()
+		all = append(all, a)
 	}
-	envoyBefore, err := cpuTime(l.envoy)
+	m, err := l.load(all, requests)
 	if err != nil {
 		return nil, err
 	}
-	gateBefore, err := cpuTime(l.gate.pid)
-	if err != nil {
-		return nil, err
-	}
-	each := requests / connections
-	took := make([]time.Duration, each*connections)
-	begun := time.Now()
-	var group errgroup.Group
-	for i, a := range askers {
-		mine := took[i*each:][:each]
-		group.Go(func() error {
-			for n := range mine {
-				begun := time.Now()
-				if err := a.ask(); err != nil {
-					return err
-				}
-				mine[n] = time.Since(begun)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	all := time.Since(begun)
-	envoyAfter, err := cpuTime(l.envoy)
-	if err != nil {
-		return nil, err
-	}
-	gateAfter, err := cpuTime(l.gate.pid)
-	if err != nil {
-		return nil, err
-	}
-	n := float64(len(took))
-	return map[string]float64{
-		perSecond: n / all.Seconds(), p50us: micros(quantile(took, 0.5)), p99us: micros(quantile(took, 0.99)),
-		envoyCPU: micros(envoyAfter-envoyBefore) / n, gateCPU: micros(gateAfter-gateBefore) / n,
-	}, nil
+	return map[string]float64{perSecond: m.perSecond(), p50us: m.p50(), p99us: m.p99(), envoyCPU: m.each(m.proxy), gateCPU: m.each(m.gate)}, nil
 }
-
-func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 // withoutLua takes the Lua filter from between the router and the upstream.
 func withoutLua(r *xds.Resources) error {

@@ -18,9 +18,15 @@ import (
 	"time"
 )
 
-const apiHost = "api.bench.test"
+const (
+	apiHost    = "api.bench.test"
+	apiHostH2  = "h2.bench.test" // of an upstream that speaks HTTP/2
+	streamPath = "/v1/stream"    // of an answer that comes as events, each by itself
+	events     = 50
+	event      = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\" word\"}}\n\n"
+)
 
-// upstream is an API of HTTP/1.1, which costs Envoy least, so that what is added to it shows most.
+// upstream is an API. Most speak HTTP/1.1, which costs Envoy least, so that what is added to it shows most.
 type upstream struct {
 	*httptest.Server
 	address string
@@ -40,14 +46,17 @@ var answerHeaders = map[string]string{
 	"Via": "1.1 google", "Cf-Cache-Status": "DYNAMIC", "X-Robots-Tag": "none", "Vary": "Accept-Encoding",
 }
 
-func startUpstream() (*upstream, error) {
+func startUpstream() (*upstream, error) { return newUpstream(false) }
+
+// newUpstream starts one that speaks HTTP/2 too, or does not.
+func newUpstream(h2 bool) (*upstream, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	// Of one certificate, which is its own authority.
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "bench upstream"}, DNSNames: []string{apiHost, "localhost"},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: fmt.Sprintf("bench upstream, HTTP/2: %t", h2)}, DNSNames: []string{"*.bench.test", "*.fresh.bench.test", "localhost"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
@@ -61,13 +70,25 @@ func startUpstream() (*upstream, error) {
 		for name, value := range answerHeaders {
 			w.Header().Set(name, value)
 		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		if r.URL.Path == streamPath {
+			w.Header().Set("Content-Type", "text/event-stream")
+		}
 		if r.Header.Get("Authorization") != "Bearer "+realToken {
 			w.WriteHeader(statusUnswapped)
 		}
-		_, _ = io.WriteString(w, `{"ok":true}`) // whoever asked may have gone
+		if r.URL.Path != streamPath {
+			_, _ = io.WriteString(w, `{"ok":true}`) // whoever asked may have gone
+			return
+		}
+		for range events {
+			_, _ = io.WriteString(w, event)
+			_ = http.NewResponseController(w).Flush()
+		}
 	}))
 	u.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo) // connections that end after their handshake
 	u.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12}
+	u.EnableHTTP2 = h2
 	u.StartTLS()
 	u.address = u.Listener.Addr().String()
 	return u, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,8 @@ type setup struct {
 	variant string
 
 	collector string // of spans; empty: there is none
+	h2      *upstream // behind apiHostH2; nil: there is none
+	tcp     bool      // whether Envoy asks the gate about requests over TCP
 }
 
 // newWorld starts one and returns when Envoy has its configuration. It lasts until stop.
@@ -76,6 +79,19 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 			Name: name, Hosts: []string{h}, Credential: grantName, PlaceholderPrefix: placeholder, EnsureHeaders: map[string]string{"anthropic-beta": "oauth-2025-04-20"},
 		})
 	}
+	if s.h2 != nil {
+		spec.Envoy.UpstreamCA = slices.Concat(up.ca, s.h2.ca)
+		for i, r := range spec.Envoy.Routes {
+			if slices.Contains(r.Hosts, apiHostH2) {
+				spec.Envoy.Routes[i].ConnectTo = s.h2.address
+			}
+		}
+	}
+	if s.tcp {
+		if spec.TCP, err = freeport.Address(); err != nil {
+			return nil, err
+		}
+	}
 	if w.gate, err = startGate(ctx, spec); err != nil {
 		return nil, err
 	}
@@ -107,44 +123,51 @@ func (w *world) startEnvoy(ctx context.Context, dir, gateSocket string) (stop fu
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err
 	}
+	pid, stop, err := start(ctx, supervise.Process{
+		Name:    "envoy",
+		Command: func() *exec.Cmd { return exec.Command(binary.Path, boot.Args(file)...) }, //nolint:noctx // supervise ends it
+		Ready: func(ctx context.Context) error {
+			if err := envoy.Ready(ctx, w.admin); err != nil {
+				return err
+			}
+			c, err := new(net.Dialer).DialContext(ctx, "tcp", w.proxy)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		},
+	})
+	w.envoy = pid
+	return stop, err
+}
+
+// start returns when the process is ready. It is not started again.
+func start(ctx context.Context, p supervise.Process) (pid int, stop func(), err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ready, done := make(chan int, 1), make(chan error, 1)
+	p.OnEvent = func(e supervise.Event) {
+		if e.Kind == supervise.Ready {
+			ready <- e.PID
+		}
+		if e.Kind == supervise.Exited && e.Err != nil { // why connections were lost
+			fmt.Fprintf(os.Stderr, "%s ended: %v\n%s\n", p.Name, e.Err, strings.Join(e.Tail, "\n"))
+		}
+		if e.Kind == supervise.Exited {
+			cancel(fmt.Errorf("%s ended: %s", p.Name, strings.Join(e.Tail, "\n")))
+		}
+	}
 	go func() {
 		defer close(done)
-		done <- supervise.Run(ctx, supervise.Process{
-			Name:    "envoy",
-			Command: func() *exec.Cmd { return exec.Command(binary.Path, boot.Args(file)...) }, //nolint:noctx // supervise ends it
-			Ready: func(ctx context.Context) error {
-				if err := envoy.Ready(ctx, w.admin); err != nil {
-					return err
-				}
-				c, err := new(net.Dialer).DialContext(ctx, "tcp", w.proxy)
-				if err == nil {
-					c.Close()
-				}
-				return err
-			},
-			OnEvent: func(e supervise.Event) {
-				if e.Kind == supervise.Ready {
-					ready <- e.PID
-				}
-				if e.Kind == supervise.Exited && e.Err != nil { // why connections were lost
-					fmt.Fprintf(os.Stderr, "Envoy ended: %v\n%s\n", e.Err, strings.Join(e.Tail, "\n"))
-				}
-				if e.Kind == supervise.Exited {
-					cancel(fmt.Errorf("Envoy ended: %s", strings.Join(e.Tail, "\n"))) //nolint:staticcheck,revive // a name
-				}
-			},
-		})
+		done <- supervise.Run(ctx, p)
 	}()
 	select {
-	case w.envoy = <-ready:
-		return func() {
+	case pid = <-ready:
+		return pid, func() {
 			cancel(nil)
 			for range done { // it ends as it was told
 			}
 		}, nil
 	case err := <-done:
-		return nil, errors.Join(err, context.Cause(ctx))
+		return 0, nil, errors.Join(err, context.Cause(ctx))
 	}
 }
