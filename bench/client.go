@@ -96,7 +96,7 @@ func (w *world) handshake(ctx context.Context, authority string, roots *x509.Cer
 // work is what a request asks for.
 type work struct {
 	name string
-	host string // that it asks
+	host string // that it asks, with its port unless that is 443
 	h2   bool   // over HTTP/2
 	path string
 	body int // bytes to send; 0: it is a GET
@@ -186,7 +186,11 @@ type asker struct {
 }
 
 func (w *world) asker(ctx context.Context, k work, status int) (*asker, error) {
-	return w.askerAt(ctx, k.host+":443", w.roots, k, status)
+	authority := k.host
+	if !strings.Contains(authority, ":") {
+		authority += ":443"
+	}
+	return w.askerAt(ctx, authority, w.roots, k, status)
 }
 
 func (w *world) askerAt(ctx context.Context, authority string, roots *x509.CertPool, k work, status int) (*asker, error) {

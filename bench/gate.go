@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -133,7 +134,10 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	store := vaulttest.NewMemory()
 	var domains []string
 	for _, r := range spec.Envoy.Routes {
-		domains = append(domains, r.Hosts...)
+		for _, h := range r.Hosts {
+			name, _, _ := strings.Cut(h, ":")
+			domains = append(domains, name)
+		}
 	}
 	authority, err := ca.New(ctx, store, ca.Config{Domains: domains, Log: log})
 	if err != nil {

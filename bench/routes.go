@@ -9,8 +9,13 @@ import (
 	"net/http"
 )
 
-// routes: what a request costs by how many routes there are. Each has a host, an upstream and clusters of its own, and the
-// connections are to different ones.
+// routes: what a request costs by how many routes there are. A route's upstream is found by its name, or has an address in the
+// configuration, and so clusters of its own in Envoy. All connections of a round are to the host of one route.
+
+const (
+	byName    = "found by name"
+	byAddress = "with connect_to"
+)
 
 type routesRun struct {
 	*report
@@ -36,6 +41,7 @@ const parallel = 16 // connections
 // sized is a world with so many routes.
 type sized struct {
 	*world
+	kind  string
 	hosts []string
 }
 
@@ -47,38 +53,55 @@ func (r *routesRun) run(ctx context.Context) error {
 		return err
 	}
 	defer up.Close()
+	dns, err := startResolver()
+	if err != nil {
+		return err
+	}
+	defer dns.Close()
 	var all []sized
-	for n := 1; ; n = min(n*10, r.routes) {
-		s := sized{}
-		for i := range n {
-			s.hosts = append(s.hosts, fmt.Sprintf("r%d.bench.test", i))
-		}
-		r.say("starting with %s", counted(n))
-		if s.world, err = newWorld(ctx, up, setup{hosts: s.hosts}); err != nil {
-			return fmt.Errorf("%s: %w", counted(n), err)
-		}
-		defer s.stop()
-		if _, err := s.measure(ctx, parallel*4); err != nil { // so that everything is warm
-			return fmt.Errorf("%s: %w", counted(n), err)
-		}
-		all = append(all, s)
-		if n == r.routes {
-			break
+	for _, kind := range []string{byName, byAddress} {
+		for _, n := range tens(r.routes) {
+			s := sized{kind: kind}
+			with := setup{}
+			for i := range n {
+				host := fmt.Sprintf("r%d.bench.test", i)
+				if kind == byName {
+					host, with.dns = up.named(host), dns.LocalAddr().String()
+				}
+				s.hosts = append(s.hosts, host)
+			}
+			with.hosts = s.hosts
+			r.say("starting with %s %s", counted(n), kind)
+			if s.world, err = newWorld(ctx, up, with); err != nil {
+				return fmt.Errorf("%s %s: %w", counted(n), kind, err)
+			}
+			defer s.stop()
+			all = append(all, s)
 		}
 	}
-	for round := range r.rounds {
-		r.say("round %d of %d", round+1, r.rounds)
+	for round := range r.rounds + 1 {
+		r.say("round %d of %d", round, r.rounds)
 		found := make([]map[string]float64, len(all))
 		for _, i := range rand.Perm(len(all)) {
 			if found[i], err = all[i].measure(ctx, r.requests); err != nil {
-				return fmt.Errorf("%s: %w", counted(len(all[i].hosts)), err)
+				return fmt.Errorf("%s %s: %w", counted(len(all[i].hosts)), all[i].kind, err)
 			}
 		}
 		for i, s := range all {
-			t.add("", counted(len(s.hosts)), round, found[i])
+			if round > 0 { // the first is for warmth
+				t.add(s.kind, counted(len(s.hosts)), round-1, found[i])
+			}
 		}
 	}
 	return nil
+}
+
+// tens are 1, 10, 100 and so on, and at last most.
+func tens(most int) (n []int) {
+	for next := 1; next < most; next *= 10 {
+		n = append(n, next)
+	}
+	return append(n, most)
 }
 
 func counted(routes int) string {
@@ -95,10 +118,9 @@ func (s sized) measure(ctx context.Context, requests int) (_ map[string]float64,
 			err = errors.Join(err, a.Close())
 		}
 	}()
-	first := rand.IntN(len(s.hosts))
-	for i := range parallel { // spread over all routes
-		k := get
-		k.host = s.hosts[(first+i*len(s.hosts)/parallel)%len(s.hosts)]
+	k := get
+	k.host = s.hosts[rand.IntN(len(s.hosts))]
+	for range parallel {
 		a, err := s.requester(ctx, k, http.StatusOK)
 		if err != nil {
 			return nil, err

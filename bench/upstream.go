@@ -95,10 +95,13 @@ func newUpstream(h2 bool) (*upstream, error) {
 }
 
 // tunnelled is it as the host of a tunnel that nobody looks into.
-func (u *upstream) tunnelled() string {
+func (u *upstream) tunnelled() string { return u.named("localhost") }
+
+// named is it as a host of that name, which leads to this machine.
+func (u *upstream) named(host string) string {
 	_, port, err := net.SplitHostPort(u.address)
 	if err != nil {
 		panic(fmt.Sprintf("a listener's address without a port: %v", err))
 	}
-	return "localhost:" + port
+	return host + ":" + port
 }

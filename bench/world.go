@@ -42,6 +42,7 @@ type setup struct {
 	collector string // of spans; empty: there is none
 	h2      *upstream // behind apiHostH2; nil: there is none
 	tcp     bool      // whether Envoy asks the gate about requests over TCP
+	dns     string    // ip:port of a resolver that knows where the hosts are; empty: each route has the upstream's address
 }
 
 // newWorld starts one and returns when Envoy has its configuration. It lasts until stop.
@@ -72,9 +73,13 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 			Profiles: map[string]extproc.Profile{profileName: {Grants: []string{grantName}}}, Workers: map[string]string{workerName: profileName},
 		},
 	}
+	at := up.address
+	if s.dns != "" {
+		at, spec.Envoy.DNSResolvers = "", []string{s.dns}
+	}
 	for i, h := range s.hosts {
 		name := fmt.Sprintf("route%d", i)
-		spec.Envoy.Routes = append(spec.Envoy.Routes, xds.Route{Name: name, Hosts: []string{h}, ConnectTo: up.address})
+		spec.Envoy.Routes = append(spec.Envoy.Routes, xds.Route{Name: name, Hosts: []string{h}, ConnectTo: at})
 		spec.Swap.Routes = append(spec.Swap.Routes, extproc.Route{
 			Name: name, Hosts: []string{h}, Credential: grantName, PlaceholderPrefix: placeholder, EnsureHeaders: map[string]string{"anthropic-beta": "oauth-2025-04-20"},
 		})
