@@ -84,6 +84,28 @@ isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none wi
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
 
 # What the benchmarks take: NAMES, NODES, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
+benchmarks := sessions nodes swap compare routes names
+
+.PHONY: bench
+bench: ## all benchmarks, an hour or two of them, into bench/results and docs/performance.md
+	@for b in $(benchmarks); do $(MAKE) --no-print-directory bench-$$b ARGS="--out bench/results/$$b.json" || exit; done
+	@go run ./bench publish
+
+.PHONY: bench-check
+bench-check: ## measure again what is in bench/results, and say which ratios have moved (ROUNDS=5 ONLY="swap compare")
+	@deploy/tools/fetch.sh binaries mitmproxy
+	@go run ./bench check $(if $(ROUNDS),--rounds $(ROUNDS)) $(ONLY)
+
+.PHONY: bench-compare
+bench-compare: ## what other ways to have a credential set cost (REQUESTS=2000 ROUNDS=11)
+	@deploy/tools/fetch.sh binaries mitmproxy
+	@go run ./bench compare $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+.PHONY: bench-routes
+bench-routes: ## what a request costs by how many routes there are (ROUTES=1000 REQUESTS=2000 ROUNDS=11)
+	@deploy/tools/fetch.sh binaries
+	@go run ./bench routes $(if $(ROUTES),--routes $(ROUTES)) $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
 .PHONY: bench-names
 bench-names: ## memory and handshakes for many names on a real Envoy (NAMES=10000 ROUNDS=3)
 	@deploy/tools/fetch.sh binaries

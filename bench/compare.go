@@ -115,9 +115,13 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 		{sse, r.table(fmt.Sprintf("A stream of %d events, over HTTP/1.1: times are of the whole stream", events), alone, costs...), 8},
 		{get2, r.table("A GET, over HTTP/2 on both sides, a connection for each client", alone, costs...), 1},
 	}
+	for _, k := range works {
+		k.table.Chart = &chart{"16 at a time", perSecond}
+	}
 	floors := r.table("A GET, over HTTP/1.1, and the least that any ext_proc costs", minimal, metric{Name: perSecond}, metric{Name: p50us}, metric{Name: proxyCPU}, metric{Name: gateCPU})
 	connects := r.table("A new connection with one GET: CONNECT, TLS, the answer; one at a time", straight,
 		metric{Name: p50ms}, metric{Name: p99ms}, metric{Name: proxyCPU}, metric{Name: gateCPU, NoRatio: true})
+	connects.Chart = &chart{unknown, p50ms}
 	memory := r.table("Memory after that", alone, metric{Name: proxyMB}, metric{Name: gateMB, NoRatio: true})
 
 	for _, v := range rivals { // so that everything is warm

@@ -53,34 +53,66 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if len(args) > 0 && args[0] == mitmCommand {
 		return serveMITM(ctx, os.Stdin, out)
 	}
+	if len(args) > 0 && args[0] == "check" {
+		return check(ctx, args[1:], out, progress)
+	}
+	if len(args) == 1 && args[0] == "publish" {
+		return publish()
+	}
+	m, err := measured(ctx, args, progress)
+	if err != nil {
+		return err
+	}
+	if m.file != "" {
+		if err := m.save(m.file); err != nil {
+			return err
+		}
+	}
+	if m.raw {
+		return json.NewEncoder(out).Encode(m.report)
+	}
+	return m.print(out)
+}
+
+// measurement is a report and what is to be done with it.
+type measurement struct {
+	*report
+	raw  bool   // to print what each round measured
+	file string // to write that to as well
+}
+
+// measured runs the scenario that args name.
+func measured(ctx context.Context, args []string, progress io.Writer) (measurement, error) {
 	for _, s := range scenarios {
 		if len(args) == 0 || s.name != args[0] {
 			continue
 		}
+		m := measurement{report: &report{Scenario: s.name, Machine: thisMachine(ctx), Parameters: map[string]string{}, progress: progress}}
 		f := flag.NewFlagSet(s.name, flag.ContinueOnError)
 		f.SetOutput(progress)
-		raw := f.Bool("json", false, "print what each round measured, as JSON, in place of tables")
 		measure := s.flags(f)
+		f.VisitAll(func(p *flag.Flag) { m.Parameters[p.Name] = "" })
+		f.BoolVar(&m.raw, "json", false, "print what each round measured, as JSON, in place of tables")
+		f.StringVar(&m.file, "out", "", "write what each round measured to this file")
 		if err := f.Parse(args[1:]); err != nil {
-			return err
+			return m, err
 		}
 		if f.NArg() > 0 {
-			return fmt.Errorf("%q is no parameter of %s: see bench %s -h", f.Arg(0), s.name, s.name)
+			return m, fmt.Errorf("%q is no parameter of %s: see bench %s -h", f.Arg(0), s.name, s.name)
 		}
-		r := &report{Scenario: s.name, Machine: thisMachine(ctx), Parameters: map[string]string{}, progress: progress}
-		f.VisitAll(func(p *flag.Flag) { r.Parameters[p.Name] = p.Value.String() })
-		if err := measure(ctx, r); ctx.Err() != nil {
-			return fmt.Errorf("ended before everything was measured: %w", context.Cause(ctx))
+		for name := range m.Parameters {
+			m.Parameters[name] = f.Lookup(name).Value.String()
+		}
+		if err := measure(ctx, m.report); ctx.Err() != nil {
+			return m, fmt.Errorf("ended before everything was measured: %w", context.Cause(ctx))
 		} else if err != nil {
-			return err
+			return m, err
 		}
-		if *raw {
-			return json.NewEncoder(out).Encode(r)
-		}
-		return r.print(out)
+		return m, nil
 	}
 	for _, s := range scenarios {
 		fmt.Fprintf(progress, "  bench %-8s %s\n", s.name, s.about)
 	}
-	return errors.New("name one of the scenarios")
+	fmt.Fprintf(progress, "  bench %-8s %s\n  bench %-8s %s\n", "check", "which ratios have moved since what is in "+results, "publish", "write what is in "+results+" into "+performancePage)
+	return measurement{}, errors.New("name one of the scenarios")
 }

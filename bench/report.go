@@ -53,6 +53,7 @@ type table struct {
 	Base    string   `json:"base"`
 	Metrics []metric `json:"metrics"`
 	Samples []sample `json:"samples"`
+	Chart   *chart   `json:"chart,omitempty"` // nil: it has none
 }
 
 // metric is one thing that is measured, in a unit. Of some the ratio to the base says nothing.
@@ -102,13 +103,7 @@ func (t *table) rows() [][]string {
 	rows := [][]string{head}
 	seen := map[[2]string]bool{}
 	last := ""
-	var cases []string
-	for _, s := range t.Samples {
-		if !slices.Contains(cases, s.Case) {
-			cases = append(cases, s.Case)
-		}
-	}
-	for _, c := range cases {
+	for _, c := range t.cases() {
 		for _, s := range t.Samples {
 			if s.Case != c || seen[[2]string{c, s.Variant}] {
 				continue
@@ -128,21 +123,36 @@ func (t *table) rows() [][]string {
 	return rows
 }
 
-// cell is a metric's median, its spread, and the median of its ratios to the base in the same round.
-func (t *table) cell(of, variant string, m metric) string {
-	var all, ratios []float64
+// cases are in the order in which they came.
+func (t *table) cases() (cases []string) {
 	for _, s := range t.Samples {
-		v, ok := s.Values[m.Name]
+		if !slices.Contains(cases, s.Case) {
+			cases = append(cases, s.Case)
+		}
+	}
+	return cases
+}
+
+// values are those of a metric, and their ratios to the base in the same round.
+func (t *table) values(of, variant, metric string) (all, ratios []float64) {
+	for _, s := range t.Samples {
+		v, ok := s.Values[metric]
 		if s.Case != of || s.Variant != variant || !ok {
 			continue
 		}
 		all = append(all, v)
 		for _, b := range t.Samples {
-			if base := b.Values[m.Name]; b.Case == of && b.Variant == t.Base && b.Round == s.Round && base > 0 {
+			if base := b.Values[metric]; b.Case == of && b.Variant == t.Base && b.Round == s.Round && base > 0 {
 				ratios = append(ratios, v/base)
 			}
 		}
 	}
+	return all, ratios
+}
+
+// cell is a metric's median, its spread, and the median of its ratios to the base in the same round.
+func (t *table) cell(of, variant string, m metric) string {
+	all, ratios := t.values(of, variant, m.Name)
 	if len(all) == 0 {
 		return ""
 	}

@@ -48,6 +48,7 @@ type sized struct {
 func (r *routesRun) run(ctx context.Context) error {
 	t := r.table(fmt.Sprintf("A GET by how many routes there are, %d at a time", parallel), counted(1),
 		metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: envoyCPU}, metric{Name: gateCPU}, metric{Name: envoyMB}, metric{Name: gateMB})
+	t.Chart = &chart{byName, p50us}
 	up, err := startUpstream()
 	if err != nil {
 		return err

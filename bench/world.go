@@ -39,10 +39,10 @@ type setup struct {
 	leaves  int      // how many leaf certificates are kept; 0: as many as in the product
 	variant string
 
-	collector string // of spans; empty: there is none
-	h2      *upstream // behind apiHostH2; nil: there is none
-	tcp     bool      // whether Envoy asks the gate about requests over TCP
-	dns     string    // ip:port of a resolver that knows where the hosts are; empty: each route has the upstream's address
+	collector string    // of spans; empty: there is none
+	h2        *upstream // behind apiHostH2; nil: there is none
+	tcp       bool      // whether Envoy asks the gate about requests over TCP
+	dns       string    // ip:port of a resolver that knows where the hosts are; empty: each route has the upstream's address
 }
 
 // newWorld starts one and returns when Envoy has its configuration. It lasts until stop.
