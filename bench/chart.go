@@ -14,18 +14,18 @@ type chart struct {
 	Metric string `json:"metric"`
 }
 
-func (c chart) title(t *table) string {
-	name := t.Title
-	if c.Case != "" {
-		name += ", " + c.Case
+// what is which of the numbers it shows.
+func (c chart) what() string {
+	if c.Case == "" {
+		return c.Metric
 	}
-	return name + ": " + c.Metric
+	return c.Case + ": " + c.Metric
 }
 
 const (
 	chartWidth = 720
-	labelWidth = 200
-	valueWidth = 130
+	labelWidth = 250
+	valueWidth = 120
 	rowHeight  = 26
 	headHeight = 44
 )
@@ -68,10 +68,10 @@ func (c chart) svg(t *table) string {
 		better = "more is better"
 	}
 	var b strings.Builder
-	title, height := html.EscapeString(c.title(t)), headHeight+rowHeight*len(bars)+8
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="%s"><title>%s</title><style>%s</style>`+"\n",
-		chartWidth, height, chartWidth, height, title, title, chartStyle)
-	fmt.Fprintf(&b, `<text x="0" y="16">%s</text><text x="0" y="34" class="small">Median of the rounds, with the least and the most of them; %s.</text>`+"\n", title, better)
+	title, what, height := html.EscapeString(t.Title), html.EscapeString(c.what()), headHeight+rowHeight*len(bars)+8
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="%s"><title>%s; %s</title><style>%s</style>`+"\n",
+		chartWidth, height, chartWidth, height, title, title, what, chartStyle)
+	fmt.Fprintf(&b, `<text x="0" y="16">%s</text><text x="0" y="34" class="small">%s, median of the rounds, with the least and the most; %s</text>`+"\n", title, what, better)
 	for i, r := range bars {
 		y := headHeight + i*rowHeight
 		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect class="%s" x="%d" y="%d" width="%.1f" height="16"/>`,

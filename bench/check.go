@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"strconv"
 	"strings"
 )
 
@@ -38,6 +41,10 @@ func check(ctx context.Context, args []string, out, progress io.Writer) error {
 		old := before[name]
 		if old == nil {
 			return fmt.Errorf("there is nothing of %q in %s to compare with", name, results)
+		}
+		was, err := strconv.Atoi(old.Parameters["rounds"])
+		if is := cmp.Or(*rounds, was); err != nil || !enough(was, is) {
+			return fmt.Errorf("%s: nothing can be told from %d rounds before and %d now: measure more of them", name, was, is)
 		}
 		parameters := []string{name}
 		for _, p := range sortedKeys(old.Parameters) {
@@ -87,8 +94,7 @@ func (m move) String() string {
 	return fmt.Sprintf("%s: %s, %s: %s was ×%.2f, is ×%.2f", word, of, m.variant, m.metric, m.was, m.is)
 }
 
-// moved says which ratios differ by more than chance: of neither run the middle half of the rounds has any in common with the other's.
-// p99 is left out, since it is what else the machine did.
+// moved says which ratios are not what they were. p99 is left out, since it is what else the machine did.
 func moved(old, now *report) (moves []move) {
 	for _, before := range old.Tables {
 		for _, after := range now.Tables {
@@ -119,11 +125,36 @@ func moved(old, now *report) (moves []move) {
 	return moves
 }
 
-// apart is whether two sets of ratios differ clearly.
+// apart is whether two sets of ratios differ clearly, and by more than chance.
 func apart(a, b []float64) bool {
 	change := median(b)/median(a) - 1
-	if change > -clearly && change < clearly {
-		return false
+	return math.Abs(change) >= clearly && distance(a, b) >= surely
+}
+
+// surely is how many standard deviations are no chance, among some hundred ratios.
+const surely = 3
+
+// distance is how many standard deviations the ranks of a among both are from those that chance gives (Mann and Whitney's test).
+func distance(a, b []float64) float64 {
+	above := 0.0
+	for _, x := range a {
+		for _, y := range b {
+			switch {
+			case x > y:
+				above++
+			case x == y:
+				above += 0.5
+			}
+		}
 	}
-	return quantile(a, 0.75) < quantile(b, 0.25) || quantile(b, 0.75) < quantile(a, 0.25)
+	n, m := float64(len(a)), float64(len(b))
+	return math.Abs(above-n*m/2) / deviation(n, m)
+}
+
+func deviation(n, m float64) float64 { return math.Sqrt(n * m * (n + m + 1) / 12) }
+
+// enough says whether so many rounds before and now can show anything.
+func enough(before, now int) bool {
+	n, m := float64(before), float64(now)
+	return n*m/2 >= surely*deviation(n, m)
 }

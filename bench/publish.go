@@ -77,7 +77,7 @@ func (r *report) section(what string) (string, error) {
 	t := r.Tables[n-1]
 	var b strings.Builder
 	if t.Chart != nil {
-		fmt.Fprintf(&b, "![%s](%s)\n\n", t.Chart.title(t), r.chartFile(n))
+		fmt.Fprintf(&b, "![%s; %s](%s)\n\n", t.Title, t.Chart.what(), r.chartFile(n))
 	}
 	for i, row := range t.rows() {
 		b.WriteString("| " + strings.Join(row, " | ") + " |\n")

@@ -14,12 +14,12 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// found is a report of three rounds, in which fast takes half as long as slow.
+// found is a report of seven rounds, in which fast takes half as long as slow.
 func found(fast float64) *report {
-	r := &report{Scenario: "swap", Machine: machine{CPUs: 2, CPU: "x"}, Parameters: map[string]string{"rounds": "3"}}
+	r := &report{Scenario: "swap", Machine: machine{CPUs: 2, CPU: "x"}, Parameters: map[string]string{"rounds": "7"}}
 	t := r.table("A <thing>", "slow", metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: "n", NoRatio: true})
 	t.Chart = &chart{"1", p50us}
-	for round, took := range []float64{10, 12.34567, 11} {
+	for round, took := range []float64{10, 12.34567, 11, 11, 11, 11, 11} {
 		t.add("1", "slow", round, map[string]float64{perSecond: 1000 / took, p50us: took, p99us: took, "n": 1})
 		t.add("1", "fast", round, map[string]float64{perSecond: 1000 / took / fast, p50us: took * fast, p99us: took * fast})
 	}
@@ -60,8 +60,8 @@ func TestResultsAreKept(t *testing.T) {
 
 func TestPublished(t *testing.T) {
 	page := "# Title\n<!-- bench:swap:machine -->\nold\n<!-- /bench -->\nwords\n<!-- bench:swap:1 -->\n<!-- /bench -->\n<!-- bench:names:1 -->\nnot measured\n<!-- /bench -->\n"
-	want := "# Title\n<!-- bench:swap:machine -->\nMeasured with 2 × x, , Envoy , : rounds 3.\n<!-- /bench -->\nwords\n<!-- bench:swap:1 -->\n" +
-		"![A <thing>, 1: p50 µs](images/bench-swap-1.svg)\n\n" +
+	want := "# Title\n<!-- bench:swap:machine -->\nMeasured with 2 × x, , Envoy , : rounds 7.\n<!-- /bench -->\nwords\n<!-- bench:swap:1 -->\n" +
+		"![A <thing>; 1: p50 µs](images/bench-swap-1.svg)\n\n" +
 		"|  |  | requests/s | p50 µs | p99 µs | n |\n|---|---|---|---|---|---|\n" +
 		"| 1 | slow | 90.9 [81.0–100] | 11 [10–12.3] | 11 [10–12.3] | 1 |\n|  | fast | 182 [162–200] ×2.00 | 5.50 [5–6.17] ×0.50 | 5.50 [5–6.17] ×0.50 |  |\n" +
 		"<!-- /bench -->\n<!-- bench:names:1 -->\nnot measured\n<!-- /bench -->\n"
@@ -125,7 +125,7 @@ func TestChart(t *testing.T) {
 			t.Fatal(err, svg)
 		}
 	}
-	for _, want := range []string{"A &lt;thing&gt;, 1: p50 µs", ">slow<", ">fast<", "5.50 ×0.50<", "less is better"} {
+	for _, want := range []string{"A &lt;thing&gt;; 1: p50 µs", ">slow<", ">fast<", "5.50 ×0.50<", "less is better"} {
 		if !strings.Contains(svg, want) {
 			t.Errorf("no %q in\n%s", want, svg)
 		}
@@ -151,7 +151,12 @@ func TestMoved(t *testing.T) {
 			t.Errorf("×%v: %s", is, diff)
 		}
 	}
-	if apart([]float64{1, 2, 3, 4}, []float64{2, 3, 4, 5}) {
+	if apart([]float64{1, 2, 3, 4, 5, 6, 7}, []float64{2, 3, 4, 5, 6, 7, 8}) {
 		t.Error("what overlaps is told apart")
+	}
+	for rounds, want := range map[[2]int]bool{{11, 11}: true, {11, 5}: true, {7, 7}: true, {5, 5}: false, {11, 1}: false} {
+		if got := enough(rounds[0], rounds[1]); got != want {
+			t.Errorf("%d rounds: enough: %t", rounds, got)
+		}
 	}
 }
