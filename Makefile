@@ -83,8 +83,8 @@ screenshots: tools ## what every page of the console looks like, light, dark, as
 isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none with another worker's credential
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
 
-# What the benchmarks take: NAMES, NODES, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
-benchmarks := sessions nodes swap compare routes names
+# What the benchmarks take: NAMES, NODES, GRANTS, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
+benchmarks := sessions nodes grants swap compare routes names
 
 .PHONY: bench
 bench: ## all benchmarks, an hour or two of them, into bench/results and docs/performance.md
@@ -105,6 +105,10 @@ bench-compare: ## what other ways to have a credential set cost (REQUESTS=2000 R
 bench-routes: ## what a request costs by how many routes there are (ROUTES=1000 REQUESTS=2000 ROUNDS=11)
 	@deploy/tools/fetch.sh binaries
 	@go run ./bench routes $(if $(ROUTES),--routes $(ROUTES)) $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+.PHONY: bench-grants
+bench-grants: ## what it costs to keep many grants, and to refresh all at once (GRANTS=10000 ROUNDS=3)
+	@go run ./bench grants $(if $(GRANTS),--grants $(GRANTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: bench-names
 bench-names: ## memory and handshakes for many names on a real Envoy (NAMES=10000 ROUNDS=3)

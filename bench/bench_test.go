@@ -43,7 +43,7 @@ func TestCommandsInTheDocumentation(t *testing.T) {
 		if !strings.HasPrefix(line, "make bench-") {
 			continue
 		}
-		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "LIVE=64", "NODES=8", "ROUTES=20", "ROUNDS=1")...)
+		args := recipe(t, append(strings.Fields(strings.SplitN(line, " #", 2)[0])[1:], "NAMES=60", "REQUESTS=64", "LIVE=64", "NODES=8", "GRANTS=120", "ROUTES=20", "ROUNDS=1")...)
 		if ran[args[0]] || args[0] == "check" { // with other numbers; or it runs others
 			continue
 		}
@@ -90,6 +90,23 @@ var checks = map[string]func(*testing.T, []string){
 		for _, n := range []string{"1", "8"} {
 			want[firstTime+", "+n], want[oneHost+", "+n], want[again+", "+n] = 1, 3, 1
 		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	},
+	// Few grants and many have been kept, and all of them refreshed once.
+	"grants": func(t *testing.T, args []string) {
+		got := map[string]bool{}
+		for i, table := range bench(t, append(args, "--checks", "100", "--watch", "10ms")...).Tables {
+			for _, s := range table.Samples {
+				if i == 0 {
+					got["kept "+s.Variant] = s.Values[readyMS] > 0
+				} else {
+					got["refreshed "+s.Variant] = s.Values[callsMost] > 0
+				}
+			}
+		}
+		want := map[string]bool{"kept 100": true, "kept 120": true, "refreshed 100": true, "refreshed 120": true}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
@@ -271,6 +288,7 @@ func TestCommandLine(t *testing.T) {
 		{"sessions --live 1", "at least 2"},
 		{"swap --requests 1", "at least 64"},
 		{"compare --requests 1", "at least 64"},
+		{"grants --grants 100", "more than 100"},
 		{"routes --routes 1", "at least 2"},
 		{"check --rounds", "needs an argument"},
 	} {

@@ -28,6 +28,7 @@ type scenario struct {
 
 var scenarios = []scenario{
 	{"compare", "what other ways to have a credential set cost", compareFlags},
+	{"grants", "what it costs to keep many grants, and to refresh all at once", grantsFlags},
 	{"names", "memory and handshakes for many names below wildcards", namesFlags},
 	{"nodes", "how soon a change of the configuration is in all Envoys, and what many of them cost", nodesFlags},
 	{"observe", "what it costs to see what is done: metrics, the audit, traces", observeFlags},
