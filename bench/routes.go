@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"time"
 )
 
 // routes: what a request costs by how many routes there are. A route's upstream is found by its name, or has an address in the
@@ -15,6 +16,8 @@ import (
 const (
 	byName    = "found by name"
 	byAddress = "with connect_to"
+
+	startedMS = "started in ms"
 )
 
 type routesRun struct {
@@ -43,11 +46,13 @@ type sized struct {
 	*world
 	kind  string
 	hosts []string
+
+	started time.Duration // what it took: the gate, then Envoy, until it listens
 }
 
 func (r *routesRun) run(ctx context.Context) error {
 	t := r.table(fmt.Sprintf("A GET by how many routes there are, %d at a time", parallel), counted(1),
-		metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: envoyCPU}, metric{Name: gateCPU}, metric{Name: envoyMB}, metric{Name: gateMB})
+		metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: envoyCPU}, metric{Name: gateCPU}, metric{Name: envoyMB}, metric{Name: gateMB}, metric{Name: startedMS})
 	t.Chart = &chart{byName, p50us}
 	up, err := startUpstream()
 	if err != nil {
@@ -73,10 +78,12 @@ func (r *routesRun) run(ctx context.Context) error {
 			}
 			with.hosts = s.hosts
 			r.say("starting with %s %s", counted(n), kind)
+			begun := time.Now()
 			if s.world, err = newWorld(ctx, up, with); err != nil {
 				return fmt.Errorf("%s %s: %w", counted(n), kind, err)
 			}
 			defer s.stop()
+			s.started = time.Since(begun)
 			all = append(all, s)
 		}
 	}
@@ -89,7 +96,10 @@ func (r *routesRun) run(ctx context.Context) error {
 			}
 		}
 		for i, s := range all {
-			if round > 0 { // the first is for warmth
+			if round == 1 {
+				found[i][startedMS] = millis(s.started)
+			}
+			if round > 0 { // the one before is for warmth
 				t.add(s.kind, counted(len(s.hosts)), round-1, found[i])
 			}
 		}

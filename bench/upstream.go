@@ -48,7 +48,7 @@ var answerHeaders = map[string]string{
 
 func startUpstream() (*upstream, error) { return newUpstream(false) }
 
-// newUpstream starts one that speaks HTTP/2 too, or does not.
+// newUpstream starts one that speaks HTTP/1.1, or one that offers HTTP/2 and wants it.
 func newUpstream(h2 bool) (*upstream, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -73,6 +73,10 @@ func newUpstream(h2 bool) (*upstream, error) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		if r.URL.Path == streamPath {
 			w.Header().Set("Content-Type", "text/event-stream")
+		}
+		if h2 && r.ProtoMajor != 2 {
+			w.WriteHeader(http.StatusHTTPVersionNotSupported)
+			return
 		}
 		if r.Header.Get("Authorization") != "Bearer "+realToken {
 			w.WriteHeader(statusUnswapped)
