@@ -76,7 +76,7 @@ func (v rivalry) status() int {
 	if v.start != nil {
 		return http.StatusOK
 	}
-	return injections[v.name].status
+	return variantNamed(v.name).status
 }
 
 // requests are how many of so many it is given.
@@ -92,6 +92,10 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 	}
 	defer r.h2.Close()
 	rivals := r.rivals(ctx)
+	others := len(rivals)
+	for _, name := range ladder {
+		rivals = append(rivals, rivalry{name: name})
+	}
 	for i, v := range rivals {
 		start := v.start
 		if start == nil {
@@ -104,6 +108,7 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 		}
 		defer rivals[i].stop()
 	}
+	rivals, steps := rivals[:others:others], rivals[others:]
 	costs := []metric{{Name: perSecond}, {Name: p50us}, {Name: p99us}, {Name: proxyCPU}, {Name: gateCPU, NoRatio: true}}
 	works := []struct {
 		work
@@ -118,13 +123,13 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 	for _, k := range works {
 		k.table.Chart = &chart{"16 at a time", perSecond}
 	}
-	floors := r.table("A GET, over HTTP/1.1, and the least that any ext_proc costs", minimal, metric{Name: perSecond}, metric{Name: p50us}, metric{Name: proxyCPU}, metric{Name: gateCPU})
+	floors := r.table("A GET, over HTTP/1.1, with ever less of what Wayleave does, and the least that any ext_proc costs", minimal, metric{Name: perSecond}, metric{Name: p50us}, metric{Name: proxyCPU}, metric{Name: gateCPU})
 	connects := r.table("A new connection with one GET: CONNECT, TLS, the answer; one at a time", straight,
 		metric{Name: p50ms}, metric{Name: p99ms}, metric{Name: proxyCPU}, metric{Name: gateCPU, NoRatio: true})
 	connects.Chart = &chart{unknown, p50ms}
 	memory := r.table("Memory after that", alone, metric{Name: proxyMB}, metric{Name: gateMB, NoRatio: true})
 
-	for _, v := range rivals { // so that everything is warm
+	for _, v := range slices.Concat(rivals, steps) { // so that everything is warm
 		for _, k := range works {
 			if _, err := r.measure(ctx, v, k.work, 64, 16); err != nil {
 				return fmt.Errorf("%s, %s: %w", v.name, k.name, err)
@@ -134,13 +139,20 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 	for round := range r.rounds {
 		for _, k := range works {
 			r.say("round %d of %d: %s", round+1, r.rounds, k.name)
+			here := rivals
+			if k.work == get {
+				here = slices.Concat(rivals, steps)
+			}
 			for _, connections := range []int{1, 16, 64} {
-				if err := inTurn(rivals, func(v rivalry) (map[string]float64, error) {
+				if err := inTurn(here, func(v rivalry) (map[string]float64, error) {
 					return r.measure(ctx, v, k.work, v.requests(r.requests/k.slower), connections)
 				}, func(v rivalry, values map[string]float64) {
 					of := fmt.Sprintf("%d at a time", connections)
-					k.table.add(of, v.name, round, values)
-					if k.work == get && slices.Contains([]string{minimal, ours, oursTCP}, v.name) {
+					step := slices.Contains(ladder, v.name)
+					if !step {
+						k.table.add(of, v.name, round, values)
+					}
+					if step || k.work == get && (v.name == minimal || v.name == ours) {
 						floors.add(of, v.name, round, values)
 					}
 				}); err != nil {

@@ -76,15 +76,20 @@ func TestWorkThroughTheGoProxy(t *testing.T) {
 // Should what it edits get another name, a way would inject nothing or more than it says. That the credential arrives is seen when it
 // is measured.
 func TestInjectionsAreWhatTheySay(t *testing.T) {
-	const lua, swap, barrier, injects, asks = "envoy.filters.http.lua", filterSwap, "envoy.filters.http.rbac", "envoy.filters.http.credential_injector", "filters.http.ext_proc.v3.ExternalProcessor"
-	parts := []string{lua, swap, barrier, injects, asks, realToken, clusterTCP}
+	const lua, swap, barrier, injects, asks = "envoy.filters.http.lua", filterSwap, filterBarrier, "envoy.filters.http.credential_injector", "filters.http.ext_proc.v3.ExternalProcessor"
+	const facts = "connection.requested_server_name"
+	parts := []string{lua, swap, barrier, injects, asks, realToken, clusterTCP, filterAgain}
 	for name, there := range map[string][]string{
 		alone:       nil,
 		routeHeader: {realToken},
 		injector:    {injects, realToken},
 		minimal:     {asks},
-		ours:        {lua, swap, barrier, asks},
-		oursTCP:     {lua, swap, barrier, asks, clusterTCP},
+		ours:        {lua, swap, barrier, asks, filterAgain},
+		oursTCP:     {lua, swap, barrier, asks, clusterTCP, filterAgain},
+		noAgain:     {swap, barrier, asks},
+		noBarriers:  {swap, asks},
+		noDecision:  {swap, asks},
+		noFacts:     {swap, asks},
 	} {
 		r, err := xds.Build(xds.Config{
 			ProxyAddress: "127.0.0.1:3128", UpstreamCA: []byte("-----BEGIN CERTIFICATE-----"), APISockets: []string{"/api.sock"}, Marker: worker.Marker,
@@ -110,6 +115,9 @@ func TestInjectionsAreWhatTheySay(t *testing.T) {
 				t.Fatal(err)
 			}
 			text = append(text, wire...)
+		}
+		if has := bytes.Contains(text, []byte(facts)); has != slices.Contains([]string{ours, oursTCP, noAgain, noBarriers, noDecision}, name) {
+			t.Errorf("%s: facts are asked for: %t", name, has)
 		}
 		for _, part := range parts {
 			if bytes.Contains(text, []byte(part)) != slices.Contains(there, part) {

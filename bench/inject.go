@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"slices"
@@ -37,10 +38,12 @@ const (
 	oursTCP     = "Wayleave, over TCP"
 	alone       = "Envoy, nothing injected"
 
-	filterSwap   = "wayleave.ext_proc"
-	routesWithin = "intercept"
-	clusterTCP   = "gate_tcp"
-	secretToken  = "static/bench_token"
+	filterSwap    = "wayleave.ext_proc"
+	filterAgain   = "wayleave.ext_proc_again"
+	filterBarrier = "envoy.filters.http.rbac"
+	routesWithin  = "intercept"
+	clusterTCP    = "gate_tcp"
+	secretToken   = "static/bench_token"
 )
 
 // injections are variants of what Envoy and the gate do, as variants are.
@@ -51,6 +54,35 @@ var injections = map[string]variant{
 	minimal:     {status: http.StatusOK, envoy: withMinimal, gate: []grpc.ServerOption{grpc.StreamInterceptor(answerAtOnce)}},
 	ours:        {status: http.StatusOK},
 	oursTCP:     {status: http.StatusOK},
+
+	noAgain:    {status: http.StatusOK, envoy: withoutAgain},
+	noBarriers: {status: http.StatusOK, envoy: withoutBarriers},
+	noDecision: {status: http.StatusOK, envoy: withoutBarriers, gate: []grpc.ServerOption{grpc.StreamInterceptor(answerAtOnce)}},
+	noFacts:    {status: http.StatusOK, envoy: withoutFacts, gate: []grpc.ServerOption{grpc.StreamInterceptor(answerAtOnce)}},
+}
+
+// What Wayleave adds to the least that any ext_proc costs, as variants that leave out ever more of it.
+const (
+	noAgain    = "nor the filter for a 401"
+	noBarriers = "nor barriers"
+	noDecision = "nor a decision: the gate answers at once"
+	noFacts    = "nor facts about the connection for it"
+)
+
+var ladder = []string{noSearch, noAgain, noBarriers, noDecision, noFacts}
+
+func withoutAgain(r *xds.Resources) error {
+	return errors.Join(withoutLua(r), upstreamFilters(r, func(f *hcmv3.HttpFilter) bool { return f.GetName() == filterAgain }))
+}
+
+func withoutBarriers(r *xds.Resources) error {
+	return errors.Join(withoutAgain(r), interceptManager(r, func(m *hcmv3.HttpConnectionManager) {
+		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcmv3.HttpFilter) bool { return f.GetName() == filterBarrier })
+	}))
+}
+
+func withoutFacts(r *xds.Resources) error {
+	return errors.Join(withoutBarriers(r), askedBy(r, func(m *extprocfilterv3.ExternalProcessor) { m.RequestAttributes = nil }))
 }
 
 // variantNamed is one of either kind.
@@ -181,13 +213,16 @@ func overTCP(r *xds.Resources, address string) error {
 			}}}},
 		}}}}},
 	})
+	return askedBy(r, func(m *extprocfilterv3.ExternalProcessor) { m.GetGrpcService().GetEnvoyGrpc().ClusterName = clusterTCP })
+}
+
+// askedBy changes how Envoy asks the gate about a request.
+func askedBy(r *xds.Resources, change func(*extprocfilterv3.ExternalProcessor)) error {
 	for _, e := range r.Extensions {
 		if e.GetName() != filterSwap {
 			continue
 		}
-		if err := edit(e.GetTypedConfig(), func(m *extprocfilterv3.ExternalProcessor) {
-			m.GetGrpcService().GetEnvoyGrpc().ClusterName = clusterTCP
-		}); err != nil {
+		if err := edit(e.GetTypedConfig(), change); err != nil {
 			return err
 		}
 	}
