@@ -84,7 +84,7 @@ isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none wi
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
 
 # What the benchmarks take: NAMES, NODES, GRANTS, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
-benchmarks := sessions nodes grants swap compare routes names
+benchmarks := sessions nodes grants swap observe compare routes names
 
 .PHONY: bench
 bench: ## all benchmarks, an hour or two of them, into bench/results and docs/performance.md

@@ -130,7 +130,6 @@ var checks = map[string]func(*testing.T, []string){
 			t.Error(diff)
 		}
 	},
-	// Each variant has answered as it should.
 	// What is kept of requests is measured with each number of connections, and some were traced.
 	"observe": func(t *testing.T, args []string) {
 		if n := len(bench(t, args...).Tables[0].Samples); n != 3*len(observers) {

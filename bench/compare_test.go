@@ -92,7 +92,7 @@ func TestInjectionsAreWhatTheySay(t *testing.T) {
 		noFacts:     {swap, asks},
 	} {
 		r, err := xds.Build(xds.Config{
-			ProxyAddress: "127.0.0.1:3128", UpstreamCA: []byte("-----BEGIN CERTIFICATE-----"), APISockets: []string{"/api.sock"}, Marker: worker.Marker,
+			ProxyAddress: "127.0.0.1:3128", UpstreamCA: []byte("-----BEGIN CERTIFICATE-----"), APISockets: []string{"/api.sock"}, GateSockets: map[string]string{"": "/gate.sock"}, Marker: worker.Marker,
 			Routes: []xds.Route{{Name: "api", Hosts: []string{apiHost}, ConnectTo: "127.0.0.1:1"}}, AccessLogPath: "/dev/null",
 		})
 		if err != nil {

@@ -76,7 +76,7 @@ func withoutAgain(r *xds.Resources) error {
 }
 
 func withoutBarriers(r *xds.Resources) error {
-	return errors.Join(withoutAgain(r), interceptManager(r, func(m *hcmv3.HttpConnectionManager) {
+	return errors.Join(withoutAgain(r), managers(r, "intercept", func(m *hcmv3.HttpConnectionManager) {
 		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcmv3.HttpFilter) bool { return f.GetName() == filterBarrier })
 	}))
 }
