@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 
 	"wayleave/audit"
 	"wayleave/config"
@@ -21,22 +19,14 @@ func (g gate) openTelemetry(figured *measured) (*telemetry.Telemetry, error) {
 	c := telemetry.Config{
 		Endpoint: t.OTLP.Endpoint, HTTP: t.OTLP.Protocol == config.OTLPHTTP, Headers: map[string]secret.Text{},
 		Gate: gateName(g.replica), Version: version(), Tracing: t.Percent() > 0,
-		Gather: figured.Gather, Every: t.Metrics.Every, Dropped: figured.Untold, Log: g.log.With("part", "telemetry"),
+		Gather: figured.Gather, Every: t.Metrics.Every, Dropped: figured.Untold, Log: g.log,
 	}
 	for name, h := range t.OTLP.Headers {
 		c.Headers[name] = h.Value
 	}
-	if t.OTLP.CAFile != "" {
-		text, err := os.ReadFile(g.cfg.Path(t.OTLP.CAFile))
-		if err != nil {
-			return nil, fmt.Errorf("telemetry.otlp.ca_file: %w", err)
-		}
-		if c.Roots, err = x509.SystemCertPool(); err != nil {
-			c.Roots = x509.NewCertPool()
-		}
-		if !c.Roots.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("telemetry.otlp.ca_file: %s holds no PEM certificate; name the file of the authority", t.OTLP.CAFile)
-		}
+	var err error
+	if c.Roots, err = rootsAnd(g.cfg.Path(t.OTLP.CAFile)); err != nil {
+		return nil, fmt.Errorf("telemetry.otlp.ca_file: %w", err)
 	}
 	return telemetry.New(c)
 }
