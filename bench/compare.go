@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -41,8 +40,8 @@ func compareFlags(f *flag.FlagSet) func(context.Context, *report) error {
 	f.IntVar(&r.requests, "requests", 2000, "for each number of connections, in each round: fewer where each takes longer")
 	return func(ctx context.Context, rep *report) error {
 		r.report = rep
-		if r.requests < 64 || r.rounds < 1 {
-			return errors.New("requests are at least 64, one for each connection, and rounds at least 1")
+		if err := checkSizes(r.requests, r.rounds); err != nil {
+			return err
 		}
 		return r.run(ctx)
 	}

@@ -51,12 +51,11 @@ var observers = map[string]observer{
 
 func observeFlags(f *flag.FlagSet) func(context.Context, *report) error {
 	r := &swapRun{}
-	f.IntVar(&r.rounds, "rounds", 21, "how often each variant is measured")
-	f.IntVar(&r.requests, "requests", 2000, "for each number of connections, in each round")
+	r.flags(f)
 	return func(ctx context.Context, rep *report) error {
 		r.report = rep
-		if r.requests < 64 || r.rounds < 1 {
-			return errors.New("requests are at least 64, one for each connection, and rounds at least 1")
+		if err := checkSizes(r.requests, r.rounds); err != nil {
+			return err
 		}
 		dir, err := os.MkdirTemp("", "wl")
 		if err != nil {

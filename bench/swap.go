@@ -61,14 +61,26 @@ type swapRun struct {
 	collector        string // of spans; empty: there is none
 }
 
-func swapFlags(f *flag.FlagSet) func(context.Context, *report) error {
-	r := &swapRun{}
+func (r *swapRun) flags(f *flag.FlagSet) {
 	f.IntVar(&r.rounds, "rounds", 21, "how often each variant is measured")
 	f.IntVar(&r.requests, "requests", 2000, "for each number of connections, in each round")
+}
+
+// checkSizes is an error when there is not a request for each of the most connections, or no round.
+func checkSizes(requests, rounds int) error {
+	if requests < 64 || rounds < 1 {
+		return errors.New("requests are at least 64, one for each connection, and rounds at least 1")
+	}
+	return nil
+}
+
+func swapFlags(f *flag.FlagSet) func(context.Context, *report) error {
+	r := &swapRun{}
+	r.flags(f)
 	return func(ctx context.Context, rep *report) error {
 		r.report = rep
-		if r.requests < 64 || r.rounds < 1 {
-			return errors.New("requests are at least 64, one for each connection, and rounds at least 1")
+		if err := checkSizes(r.requests, r.rounds); err != nil {
+			return err
 		}
 		return r.run(ctx)
 	}
