@@ -116,7 +116,7 @@ type observing struct {
 
 // observe starts what is kept by the variant of a gate. What is no variant of this scenario has nothing of it.
 func observe(ctx context.Context, spec *gateSpec, log *slog.Logger) (observing, error) {
-	o := observing{options: extproc.Options{Log: log, Ended: func(extproc.Ended) {}}, stop: func() {}}
+	o := observing{options: extproc.Options{Shown: spec.Envoy.AccessLogPath != "", Log: log, Ended: func(extproc.Ended) {}}, stop: func() {}}
 	keep := observers[spec.Variant]
 	var figures *metrics.Metrics
 	if keep.metrics {

@@ -14,11 +14,9 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/xds"
 )
@@ -28,10 +26,9 @@ import (
 
 const (
 	whole    = "all of it"
-	noEnds   = "no account of the end"    // Envoy's log for the gate
-	noSearch = "no search of the answer"  // upstream.lua
-	noNotes  = "nor notes about the swap" // the gate's metadata, but for the verdict
-	onlyTLS  = "interception alone"       // the floor: CONNECT, TLS on both sides, routing, the access log
+	noEnds   = "no account of the end"   // Envoy's log for the gate
+	noSearch = "no search of the answer" // upstream.lua
+	onlyTLS  = "interception alone"      // the floor: CONNECT, TLS on both sides, routing, the access log
 )
 
 // variant is what is left out, of what Envoy is told or of what the gate does.
@@ -45,7 +42,6 @@ var variants = map[string]variant{
 	whole:    {status: http.StatusOK},
 	noEnds:   {status: http.StatusOK, envoy: withoutEnds},
 	noSearch: {status: http.StatusOK, envoy: withoutLua},
-	noNotes:  {status: http.StatusOK, envoy: withoutLua, gate: []grpc.ServerOption{grpc.StreamInterceptor(onlyVerdict)}},
 	onlyTLS:  {status: statusUnswapped, envoy: floor},
 
 	unseen:    observed(withoutEnds), // see observe.go
@@ -101,7 +97,7 @@ type lane struct {
 }
 
 func (r *swapRun) run(ctx context.Context) error {
-	return r.compare(ctx, "A small GET over HTTP/1.1; CPU time is for one request", whole, []string{whole, noEnds, noSearch, noNotes, onlyTLS})
+	return r.compare(ctx, "A small GET over HTTP/1.1; CPU time is for one request", whole, []string{whole, noEnds, noSearch, onlyTLS})
 }
 
 // compare measures these variants in turn, and compares each with base.
@@ -232,21 +228,4 @@ func edit[M any, P interface {
 	}
 	change(m)
 	return packed.MarshalFrom(m)
-}
-
-// onlyVerdict leaves of the gate's notes on a request the one that lets it out.
-func onlyVerdict(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return handler(server, briefStream{stream})
-}
-
-type briefStream struct{ grpc.ServerStream }
-
-func (s briefStream) SendMsg(m any) error {
-	if r, ok := m.(*extprocv3.ProcessingResponse); ok {
-		for _, notes := range r.GetDynamicMetadata().GetFields() {
-			f := notes.GetStructValue()
-			f.Fields = map[string]*structpb.Value{"verdict": f.GetFields()["verdict"]}
-		}
-	}
-	return s.ServerStream.SendMsg(m)
 }

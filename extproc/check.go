@@ -12,7 +12,6 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/grant"
 	"wayleave/secret"
@@ -53,14 +52,11 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 		kept = s.tell(ctx, &d, &r, grant.Token{}, id)
 	}
 	if d.refusal == nil {
-		if kept == nil {
-			kept = fields{}
-		}
-		kept[metadataIdentity] = structpb.NewStringValue(d.session.Identity())
+		kept.set(metadataIdentity, d.session.Identity())
 		return &authv3.CheckResponse{
 			Status:          &rpcstatus.Status{Code: int32(codes.OK)},
 			HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{}},
-			DynamicMetadata: &structpb.Struct{Fields: kept},
+			DynamicMetadata: kept.message(),
 		}, nil
 	}
 	level := slog.LevelWarn
@@ -70,7 +66,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	s.log.LogAttrs(ctx, level, "connection refused", append(d.attributes(d.refusal, id), slog.String("source", r.source))...)
 	out := denied(d.refusal.answer(nil, id))
 	if kept != nil {
-		out.DynamicMetadata = &structpb.Struct{Fields: kept}
+		out.DynamicMetadata = kept.message()
 	}
 	return out, nil
 }

@@ -205,9 +205,11 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		out:    outgoingFor(route, credential),
 		set:    r.ensure(route, paths),
 	}
-	for _, name := range slices.Sorted(maps.Keys(route.RewriteHeaders)) {
-		if r.has(name) {
-			d.swap.rewrite = append(d.swap.rewrite, header{name, route.RewriteHeaders[name]})
+	if len(route.RewriteHeaders) > 0 {
+		for _, name := range slices.Sorted(maps.Keys(route.RewriteHeaders)) {
+			if r.has(name) {
+				d.swap.rewrite = append(d.swap.rewrite, header{name, route.RewriteHeaders[name]})
+			}
 		}
 	}
 	if query.times > 0 {
@@ -239,12 +241,16 @@ func validMethod(s string) bool {
 // isFor reports whether the request names e, in :authority and in Host if there is one too; defaultPort is that of a name
 // without one.
 func (r *request) isFor(e endpoint, defaultPort uint16) bool {
-	for _, authority := range append(r.values("host"), r.authority) {
-		if got, err := parseAuthority(authority, defaultPort); err != nil || got != e {
+	is := func(authority string) bool {
+		got, err := parseAuthority(authority, defaultPort)
+		return err == nil && got == e
+	}
+	for _, h := range r.headers {
+		if h.name == "host" && !is(h.value) {
 			return false
 		}
 	}
-	return true
+	return is(r.authority)
 }
 
 // otherCredentials are the other headers than in that hold a credential.

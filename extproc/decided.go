@@ -66,7 +66,7 @@ func (s *Server) tell(ctx context.Context, d *decision, r *request, token grant.
 	}
 	note(span, x)
 	s.counts.decided(d, r)
-	return s.kept(x)
+	return s.kept(d, x)
 }
 
 // pathShown is the path without its query, fit for an account of it; none when there is a placeholder in it.

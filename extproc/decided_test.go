@@ -18,7 +18,7 @@ func TestDecided(t *testing.T) {
 	f.server.decided = func(d Decided) error { told = append(told, d); return nil }
 	ask := func(host, method, path string, fields ...string) {
 		t.Helper()
-		if _, err := f.server.process(t.Context(), message(f.to(host, method, path, fields...)), new(phases)); err != nil {
+		if _, err := f.server.processMessage(t.Context(), message(f.to(host, method, path, fields...)), new(phases)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -115,39 +115,17 @@ func (s *Server) connectionEnded(node string, e entry) {
 
 // ended has what all kinds of ends have, and the verdict.
 func ended(node string, e *entry, noted []byte) (x Ended, verdict string) {
-	x = Ended{Node: node, Flags: e.flags, Duration: e.took, Upstream: e.upstream}
+	var note string
 	for name, value := range texts(noted) {
 		switch name {
 		case metadataVerdict:
 			verdict = value
-		case fieldRequest:
-			x.RequestID = value
-		case fieldReason:
-			x.Reason = value
-		case fieldMethod:
-			x.Method = value
-		case fieldWorker:
-			x.Worker = value
-		case fieldSession:
-			x.Session = value
-		case fieldSource:
-			x.Source = value
-		case fieldRoute:
-			x.Route = value
-		case fieldGrant:
-			x.Grant = value
-		case fieldRule:
-			x.Rule = value
-		case fieldRevision:
-			x.Revision = value
-		case fieldVersion:
-			x.Token = value
-		case fieldFingerprint:
-			x.Fingerprint = value
-		case fieldTrace:
-			x.Trace = value
+		case fieldNote:
+			note = value
 		}
 	}
+	x = Ended{Node: node, Flags: e.flags, Duration: e.took, Upstream: e.upstream}
+	x.Decided, _ = readNote(note)
 	x.At, x.Swapped, x.Answered = e.start, verdict == verdictSwap, verdict == "" && x.Reason == ""
 	return x, verdict
 }

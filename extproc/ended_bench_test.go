@@ -13,9 +13,9 @@ import (
 )
 
 // loggedInFull is an entry with all that Envoy has of a usual request.
-func loggedInFull(kept fields) *dataaccesslogv3.HTTPAccessLogEntry {
-	c := logged(metadataNamespace, &structpb.Struct{Fields: kept})
-	c.Metadata.FilterMetadata["envoy.filters.http.rbac"] = &structpb.Struct{Fields: fields{"enforced_effective_policy_id": structpb.NewStringValue("verdict"), "enforced_engine_result": structpb.NewStringValue("allowed")}}
+func loggedInFull(kept *structpb.Struct) *dataaccesslogv3.HTTPAccessLogEntry {
+	c := logged(metadataNamespace, kept)
+	c.Metadata.FilterMetadata["envoy.filters.http.rbac"] = &structpb.Struct{Fields: map[string]*structpb.Value{"enforced_effective_policy_id": structpb.NewStringValue("verdict"), "enforced_engine_result": structpb.NewStringValue("allowed")}}
 	c.DownstreamRemoteAddress, c.UpstreamLocalAddress = socket("127.0.0.1", 48480), socket("127.0.0.1", 40524)
 	c.DownstreamLocalAddress, c.DownstreamDirectRemoteAddress = internal("intercept"), internal("internal_client_address")
 	c.TlsProperties = &dataaccesslogv3.TLSProperties{
@@ -49,9 +49,8 @@ func internal(name string) *corev3.Address {
 // BenchmarkEnded is what a usual end costs the gate.
 func BenchmarkEnded(b *testing.B) {
 	f := newServer(b)
-	kept := f.server.kept(Decided{RequestID: "967c4647-b860-4cdd-942e-10b57bd4b268", Swapped: true, Worker: "ci", Session: "nmft5rtlbngnnzcfpu5yt4al", Source: "127.0.0.1", Route: "provider", Grant: "credential", Revision: "0123456789ab", Token: "abcdefgh.1", Fingerprint: "0123456789abcdef"})
-	kept.set(fieldHeader, "authorization")
-	raw, err := proto.Marshal(requestsLogged(loggedInFull(kept)))
+	kept := f.server.kept(swapOf("authorization"), Decided{RequestID: "967c4647-b860-4cdd-942e-10b57bd4b268", Swapped: true, Worker: "ci", Session: "nmft5rtlbngnnzcfpu5yt4al", Source: "127.0.0.1", Route: "provider", Grant: "credential", Revision: "0123456789ab", Token: "abcdefgh.1", Fingerprint: "0123456789abcdef"})
+	raw, err := proto.Marshal(requestsLogged(loggedInFull(kept.message())))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func TestEndsTellTheDecision(t *testing.T) {
 	f.server.decided = func(d Decided) error { told = d; return nil }
 	process := func(host, method, path string, headers ...string) (string, *structpb.Struct) {
 		t.Helper()
-		out, err := f.server.process(t.Context(), message(f.to(host, method, path, append(headers, "x-request-id", "request-1")...)), new(phases))
+		out, err := f.server.processMessage(t.Context(), message(f.to(host, method, path, append(headers, "x-request-id", "request-1")...)), new(phases))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +145,7 @@ func TestNoEndOfWhatIsNotTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m := out.GetDynamicMetadata().GetFields(); m[fieldRequest] != nil || m[fieldGate] != nil {
+		if m := out.GetDynamicMetadata().GetFields(); m[fieldNote] != nil || m[fieldGate] != nil {
 			t.Errorf("kept %v", m)
 		}
 		if got := f.hears(t, requestsLogged(&dataaccesslogv3.HTTPAccessLogEntry{CommonProperties: logged(namespaceProxy, out.GetDynamicMetadata())})); len(got) > 0 {
@@ -157,8 +157,8 @@ func TestNoEndOfWhatIsNotTold(t *testing.T) {
 // Tunnels that were redirected are told of as those that a CONNECT opens; handshakes that failed are told of by the same log and are none.
 func TestEndOfRedirectedTunnels(t *testing.T) {
 	f := newServer(t)
-	kept := f.server.kept(Decided{RequestID: "tunnel-1", Worker: "ci", Source: "10.0.0.9"})
-	c := logged(namespaceRedirected, &structpb.Struct{Fields: kept})
+	kept := f.server.kept(nil, Decided{RequestID: "tunnel-1", Worker: "ci", Source: "10.0.0.9"}).message()
+	c := logged(namespaceRedirected, kept)
 	c.ConnectionTerminationDetails = "because"
 	got := f.hears(t, connectionsLogged(&dataaccesslogv3.TCPAccessLogEntry{}, &dataaccesslogv3.TCPAccessLogEntry{
 		CommonProperties: c, ConnectionProperties: &dataaccesslogv3.ConnectionProperties{ReceivedBytes: 3, SentBytes: 4},
@@ -208,7 +208,7 @@ func TestWhatCannotBeToldIsRefused(t *testing.T) {
 		"answered": {"/v1/oauth/token", AuditUnavailable, []string{"authorization", "Bearer x"}},
 		"refused":  {"/v1/" + f.claude(), misplacedPlaceholder, nil},
 	} {
-		out, err := f.server.process(t.Context(), message(f.to("api.anthropic.com", "POST", c.path, c.headers...)), new(phases))
+		out, err := f.server.processMessage(t.Context(), message(f.to("api.anthropic.com", "POST", c.path, c.headers...)), new(phases))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,14 +256,16 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+func swapOf(header string) *decision { return &decision{swap: &swap{out: outgoing{header: header}}} }
+
 // Whatever Envoy's log says, a record of it is fit to be read.
 func FuzzEnded(f *testing.F) {
 	s := newServer(f)
-	kept := s.server.kept(Decided{RequestID: "request-1", Swapped: true})
+	kept := s.server.kept(swapOf("authorization"), Decided{RequestID: "request-1", Swapped: true}).message()
 	for _, e := range []*dataaccesslogv3.HTTPAccessLogEntry{
 		{},
-		{CommonProperties: logged(metadataNamespace, &structpb.Struct{Fields: kept}), Request: &dataaccesslogv3.HTTPRequestProperties{Authority: "a:b\n", Path: "/\x00?q=" + s.claude()}},
-		{CommonProperties: logged(namespaceProxy, &structpb.Struct{Fields: kept}), Request: &dataaccesslogv3.HTTPRequestProperties{Authority: "", Path: s.claude()}},
+		{CommonProperties: logged(metadataNamespace, kept), Request: &dataaccesslogv3.HTTPRequestProperties{Authority: "a:b\n", Path: "/\x00?q=" + s.claude()}},
+		{CommonProperties: logged(namespaceProxy, kept), Request: &dataaccesslogv3.HTTPRequestProperties{Authority: "", Path: s.claude()}},
 	} {
 		raw, err := proto.Marshal(requestsLogged(e))
 		if err != nil {

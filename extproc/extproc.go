@@ -202,6 +202,8 @@ type Options struct {
 	Ended func(Ended)
 	// Gate is this gate's name among those that an Envoy asks. Envoy tells ends to the gate that decided. Empty: it is alone.
 	Gate string
+	// Shown says that Envoy writes the route, the grant and the revision of a request to a log of its own.
+	Shown bool
 	// Recording is told what was decided of which facts.
 	Recording Recording
 	// Tracer is for a span of each decision that Envoy traces. Nil: there are none.
@@ -225,6 +227,7 @@ type Server struct {
 	decided   func(Decided) error
 	ended     func(Ended)
 	gate      string
+	shown     bool
 	records   Recording
 	tracer    trace.Tracer
 	log       *slog.Logger
@@ -237,7 +240,7 @@ type Server struct {
 
 // New returns a Server that decides by cfg, whatever revision an Envoy says.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, records: o.Recording, tracer: o.Tracer, log: o.Log, leaving: make(chan struct{})}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, shown: o.Shown, records: o.Recording, tracer: o.Tracer, log: o.Log, leaving: make(chan struct{})}
 	s.leave = sync.OnceFunc(func() { close(s.leaving) })
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second

@@ -72,7 +72,7 @@ func TestHeldRequest(t *testing.T) {
 			var sent []*extprocv3.ProcessingResponse
 			p := &phases{send: func(m *extprocv3.ProcessingResponse) error { sent = append(sent, m); return nil }}
 			in := message(f.anthropic("DELETE", "/v1/files/1?secret=yes", "authorization", "Bearer "+f.claude(), "x-request-id", "request-1"))
-			out, err := s.process(t.Context(), in, p)
+			out, err := s.processMessage(t.Context(), in, p)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -106,7 +106,7 @@ func (over) Check(worker.Session, time.Time) error { return worker.ErrRevoked }
 func TestNotHeld(t *testing.T) {
 	f := newFixture(t)
 	ask := func(s *Server) *extprocv3.ProcessingResponse {
-		out, err := s.process(t.Context(), message(f.anthropic("DELETE", "/v1/files/1", "authorization", "Bearer "+f.claude())), new(phases))
+		out, err := s.processMessage(t.Context(), message(f.anthropic("DELETE", "/v1/files/1", "authorization", "Bearer "+f.claude())), new(phases))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestTookWithoutTheOperator(t *testing.T) {
 		Now: func() time.Time { clock = clock.Add(time.Millisecond); return clock }, Approvals: b, Decided: func(d Decided) error { told = append(told, d); return nil },
 	})
 	for _, method := range []string{"GET", "DELETE"} {
-		if _, err := s.process(t.Context(), message(f.anthropic(method, "/v1/files/1", "authorization", "Bearer "+f.claude())), &phases{send: func(*extprocv3.ProcessingResponse) error { return nil }}); err != nil {
+		if _, err := s.processMessage(t.Context(), message(f.anthropic(method, "/v1/files/1", "authorization", "Bearer "+f.claude())), &phases{send: func(*extprocv3.ProcessingResponse) error { return nil }}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -252,7 +252,7 @@ func TestHeldRequestTakesNoPlace(t *testing.T) {
 	ask := func(r request, p *phases) *extprocv3.ProcessingResponse {
 		t.Helper()
 		p.send = func(*extprocv3.ProcessingResponse) error { return nil }
-		out, err := f.server.process(t.Context(), message(r), p)
+		out, err := f.server.processMessage(t.Context(), message(r), p)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,12 +16,11 @@ func holdsMarker(s string) bool {
 	if len(s) < len(worker.Marker) { // each of the forms is at least as long
 		return false
 	}
-	for _, form := range decodings(s) {
-		if containsFold(form, worker.Marker) || slices.ContainsFunc(markerInBase64, func(core string) bool { return strings.Contains(form, core) }) {
-			return true
-		}
-	}
-	return false
+	return showsMarker(s) || strings.Contains(s, "%") && slices.ContainsFunc(decodings(s), showsMarker)
+}
+
+func showsMarker(s string) bool {
+	return containsFold(s, worker.Marker) || slices.ContainsFunc(markerInBase64, func(core string) bool { return strings.Contains(s, core) })
 }
 
 const maxDecodings = 3

@@ -92,6 +92,6 @@ func (m *masker) add(out outgoing, t grant.Token) {
 
 // endsInTrailers reports whether the last piece of the body will not be marked as such.
 func endsInTrailers(h *extprocv3.HttpHeaders) bool {
-	r := newRequest(h, nil)
+	r := newRequest(h)
 	return r.has("trailer") || slices.ContainsFunc(r.values("content-type"), func(v string) bool { return strings.HasPrefix(v, "application/grpc") })
 }

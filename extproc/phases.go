@@ -33,13 +33,11 @@ type phases struct {
 type bodyMode = procv3.ProcessingMode_BodySendMode
 
 // begin is for a stream of which this is the first message.
-func begin(in *extprocv3.ProcessingRequest) *phases {
-	config := in.GetProtocolConfig()
-	p := &phases{request: config.GetRequestBodyMode(), response: config.GetResponseBodyMode(), told: config != nil}
-	if h := in.GetRequestHeaders(); h != nil {
-		r := newRequest(h, nil)
+func begin(q *question) *phases {
+	p := &phases{request: q.ofAsked, response: q.ofAnswer, told: q.told}
+	if q.other == nil {
 		// Until we answer, the request goes no further, and so there is no answer to it either.
-		p.quiet = h.GetEndOfStream() || r.opensWebSocket() || p.told && p.request == procv3.ProcessingMode_NONE
+		p.quiet = q.whole || q.opensWebSocket() || p.told && p.request == procv3.ProcessingMode_NONE
 	}
 	return p
 }

@@ -15,6 +15,8 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"wayleave/grant"
 )
@@ -24,16 +26,20 @@ import (
 // Envoy is configured to send the request headers, and of the routes that want it the answer. Should it be configured
 // otherwise, the other phases are answered too, and change nothing.
 func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
-	in, err := stream.Recv()
-	if err != nil {
+	var first emptypb.Empty // which leaves all as it came, for us to read
+	if err := stream.RecvMsg(&first); err != nil {
 		return err // io.EOF too: Envoy has nothing to ask
 	}
-	p := begin(in)
+	q, err := readQuestion(first.ProtoReflect().GetUnknown())
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	p := begin(&q)
 	p.send = stream.Send
 	defer p.end()
-	out, err := s.process(stream.Context(), in, p)
+	out, err := s.process(stream.Context(), &q, p)
 	for err == nil {
-		if err := stream.Send(out); err != nil || out.GetImmediateResponse() != nil {
+		if err := stream.SendMsg(out); err != nil || ends(out) {
 			return err
 		}
 		if p.open {
@@ -42,20 +48,27 @@ func (s *Server) Process(stream extprocv3.ExternalProcessor_ProcessServer) error
 		if p.over() {
 			return nil
 		}
-		if in, err = stream.Recv(); err != nil {
-			return err
+		in, failed := stream.Recv()
+		if failed != nil {
+			return failed
 		}
 		out, err = p.answer(stream.Context(), in)
 	}
 	return err
 }
 
+// ends reports whether an answer is the last one.
+func ends(out proto.Message) bool {
+	r, ok := out.(*extprocv3.ProcessingResponse)
+	return ok && r.GetImmediateResponse() != nil
+}
+
 // process answers the first message.
-func (s *Server) process(ctx context.Context, in *extprocv3.ProcessingRequest, p *phases) (*extprocv3.ProcessingResponse, error) {
-	if _, ok := in.GetRequest().(*extprocv3.ProcessingRequest_RequestHeaders); ok {
-		return s.requestHeaders(ctx, in, p)
+func (s *Server) process(ctx context.Context, q *question, p *phases) (proto.Message, error) {
+	if q.other != nil {
+		return p.answer(ctx, q.other)
 	}
-	return p.answer(ctx, in)
+	return s.requestHeaders(ctx, q, p)
 }
 
 // unchanged answers a message in the way of its phase, and changes nothing.
@@ -75,23 +88,24 @@ func unchanged(in *extprocv3.ProcessingRequest) (*extprocv3.ProcessingResponse, 
 	return nil, status.Error(codes.InvalidArgument, "a message of no phase this version of Envoy's API has")
 }
 
-func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingRequest, p *phases) (*extprocv3.ProcessingResponse, error) {
-	kept := fieldsOf(in.GetMetadataContext(), metadataNamespace)
-	if was, ok := sentBefore(kept); ok && kept.text(fieldAnswered) == statusRejected {
-		return s.again(ctx, in, was, cmp.Or(kept.text(fieldRequest), requestID(nil)))
+func (s *Server) requestHeaders(ctx context.Context, q *question, p *phases) (proto.Message, error) {
+	r := &q.request
+	if q.kept.text(fieldAnswered) == statusRejected {
+		if was, ok := sentBefore(q.kept); ok {
+			return s.again(ctx, r, was, cmp.Or(was.RequestID, requestID(nil)))
+		}
 	}
-	r := newRequest(in.GetRequestHeaders(), in.GetAttributes())
 	r.asked(ctx, nil)
 	r.came = s.now()
-	ctx, span := s.trace(ctx, "decide", &r)
+	ctx, span := s.trace(ctx, "decide", r)
 	defer span.End()
-	d := decide(s.live.Load().by(r.revision), s.sessions, &r, r.came)
-	s.record(&d, &r)
+	d := decide(s.live.Load().by(r.revision), s.sessions, r, r.came)
+	s.record(&d, r)
 	id := requestID(r.values("x-request-id"))
 	if d.held != nil && s.approvals != nil {
 		var err error
 		asked := s.now()
-		if d, err = s.awaitOperator(ctx, p.send, d, &r, id); err != nil {
+		if d, err = s.awaitOperator(ctx, p.send, d, r, id); err != nil {
 			return nil, err
 		}
 		r.came = r.came.Add(s.now().Sub(asked))
@@ -109,7 +123,7 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if ctx.Err() != nil { // the worker went away
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
-	kept = s.tell(ctx, &d, &r, token, id)
+	kept := s.tell(ctx, &d, r, token, id)
 	if d.answer != nil {
 		return kept.in(s.ownAnswer(ctx, d)), nil
 	}
@@ -123,11 +137,10 @@ func (s *Server) requestHeaders(ctx context.Context, in *extprocv3.ProcessingReq
 	if d.swap != nil && d.route.MaskBody && !d.upgrade {
 		p.mask = s.masker(d, token)
 	}
-	out := forward(d, token, kept)
-	if p.open = p.release != nil && p.canKeepOpen(); p.open {
-		out.ModeOverride = untilEnd()
-	}
-	return out, s.examine(ctx, p, d.route)
+	out := forward(&d, token, kept)
+	p.open = p.release != nil && p.canKeepOpen()
+	out.toEnd = p.open
+	return out.message(), s.examine(ctx, p, d.route)
 }
 
 // examine says once what is wrong with what Envoy sends, and is an error where the answer would pass unsearched.
@@ -236,51 +249,38 @@ func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
 }
 
 // forward lets the request out, with token in place of the placeholder if there is a swap, and has Envoy keep what is given of it.
-func forward(d decision, token grant.Token, kept fields) *extprocv3.ProcessingResponse {
-	var set [][2]string
-	remove := d.remove
+func forward(d *decision, token grant.Token, kept fields) reply {
+	out := reply{remove: d.remove, kept: kept}
+	set := func(name, value string) { out.set = append(out.set, [2]string{name, value}) }
 	if d.swap != nil {
-		kept.swapped(d)
-		set = append(set, [2]string{d.swap.out.header, d.swap.out.value(token.Access.Reveal())})
+		out.set = make([][2]string, 0, 8)
+		set(d.swap.out.header, d.swap.out.value(token.Access.Reveal()))
 		for _, h := range d.swap.set {
-			set = append(set, [2]string{h.name, h.value})
+			set(h.name, h.value)
 		}
-		remove = append(remove, d.swap.remove...)
+		out.remove = append(out.remove, d.swap.remove...)
 		for _, h := range d.swap.rewrite {
 			if fact := token.Facts[h.value]; fact != "" {
-				set = append(set, [2]string{h.name, fact})
+				set(h.name, fact)
 			} else {
-				remove = append(remove, h.name)
+				out.remove = append(out.remove, h.name)
 			}
 		}
 		if d.route.MaskBody {
-			set = append(set, [2]string{"accept-encoding", "identity"}) // what is compressed cannot be searched
+			set("accept-encoding", "identity") // what is compressed cannot be searched
 		}
 		if d.swap.path != "" {
-			set = append(set, [2]string{":path", d.swap.path})
+			set(":path", d.swap.path)
 		}
 		if d.replayable && token.Replaceable {
-			set = append(set, [2]string{headerRetryOn, retryOnStatus}, [2]string{headerRetryStatus, statusRejected})
+			set(headerRetryOn, retryOnStatus)
+			set(headerRetryStatus, statusRejected)
 		}
 	}
 	if d.addSocketKey {
-		set = append(set, [2]string{"sec-websocket-key", socketKey()})
+		set("sec-websocket-key", socketKey())
 	}
-	out := answered(set, kept)
-	out.GetRequestHeaders().GetResponse().GetHeaderMutation().RemoveHeaders = remove
 	return out
-}
-
-// answered lets a request go on with these headers set, and has Envoy keep what is given of it.
-func answered(set [][2]string, kept fields) *extprocv3.ProcessingResponse {
-	mutation := &extprocv3.HeaderMutation{}
-	for _, h := range set {
-		mutation.SetHeaders = append(mutation.SetHeaders, overwrite(h[0], h[1]))
-	}
-	out := &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{
-		Response: &extprocv3.CommonResponse{HeaderMutation: mutation},
-	}}}
-	return kept.in(out)
 }
 
 // socketKey is a Sec-WebSocket-Key, RFC 6455 section 4.1.

@@ -37,7 +37,7 @@ func recorded(t *testing.T, f *fixture, cfg Config, headers, query []string, req
 			}
 			continue
 		}
-		if _, err := s.process(t.Context(), message(r), new(phases)); err != nil {
+		if _, err := s.processMessage(t.Context(), message(r), new(phases)); err != nil {
 			t.Fatal(err)
 		}
 	}

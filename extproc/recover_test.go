@@ -131,7 +131,7 @@ func responded(code uint32, details string) *dataaccesslogv3.HTTPResponsePropert
 func TestFailuresAreCounted(t *testing.T) {
 	f := twoRevisions(t)
 	entry := func(verdict, revision string, r *dataaccesslogv3.HTTPResponseProperties) *dataaccesslogv3.HTTPAccessLogEntry {
-		fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdict), fieldRevision: structpb.NewStringValue(revision)}
+		fields := map[string]*structpb.Value{metadataVerdict: structpb.NewStringValue(verdict), fieldNote: structpb.NewStringValue(noteOf(Decided{Revision: revision}, nil))}
 		return &dataaccesslogv3.HTTPAccessLogEntry{Response: r, CommonProperties: &dataaccesslogv3.AccessLogCommon{
 			Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataNamespace: {Fields: fields}}},
 		}}
@@ -210,7 +210,7 @@ func TestAgain(t *testing.T) {
 			t.Errorf("set %v, removed %v", got, m.GetRemoveHeaders())
 		}
 		fields := out.GetDynamicMetadata().GetFields()[metadataNamespace].GetStructValue().GetFields()
-		if fields["version"].GetStringValue() != "2" || fields["answered"] == nil || fields["answered"].GetStringValue() != "" || fields["fingerprint"] == nil {
+		if x, _ := readNote(fields[fieldNote].GetStringValue()); x.Token != "2" || x.Grant != "claude" || fields["answered"] == nil || fields["answered"].GetStringValue() != "" {
 			t.Errorf("noted %v", fields)
 		}
 		if asked := f.vault.asked[len(f.vault.asked)-1]; !strings.HasPrefix(asked, "ci: claude") || !strings.Contains(asked, "instead of 1") {

@@ -12,7 +12,6 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/grant"
 	"wayleave/worker"
@@ -35,7 +34,7 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 	if d.wouldRefuse != nil {
 		s.logDryRun(ctx, d, id)
 	}
-	kept := &structpb.Struct{Fields: s.tell(ctx, &d, &r, grant.Token{}, id)}
+	kept := s.tell(ctx, &d, &r, grant.Token{}, id).message()
 	if d.refusal == nil {
 		return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.OK)}, DynamicMetadata: kept}
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // Attributes that Envoy sends with each request, and the key they arrive under.
@@ -46,37 +45,49 @@ type header struct{ name, value string }
 // repeated stands for a pseudo header given more than once. It is neither a method, nor an authority, nor a path.
 const repeated = "\x00"
 
-func newRequest(headers *extprocv3.HttpHeaders, attributes map[string]*structpb.Struct) request {
-	var r request
-	pseudo := map[string]*string{":method": &r.method, ":authority": &r.authority, ":path": &r.path}
+// newRequest reads the headers of an answer, or of a question that was made a message.
+func newRequest(headers *extprocv3.HttpHeaders) request {
 	list := headers.GetHeaders().GetHeaders()
-	r.headers = make([]header, 0, len(list))
+	r := request{headers: make([]header, 0, len(list))}
 	for _, h := range list {
 		value := string(h.GetRawValue())
 		if value == "" {
 			value = h.GetValue()
 		}
-		name := strings.ToLower(h.GetKey())
-		field, isPseudo := pseudo[name]
-		switch {
-		case !isPseudo && strings.HasPrefix(name, ":"): // :scheme, :protocol: not ours to judge
-		case !isPseudo:
-			r.headers = append(r.headers, header{name, value})
-		case *field != "":
-			*field = repeated
-		default:
-			*field = value
-		}
-	}
-	fields := attributes[attributeNamespace].GetFields()
-	r.identity = fields[attributeIdentity].GetStringValue()
-	r.connectAuthority = fields[attributeAuthority].GetStringValue()
-	r.node = fields[attributeNode].GetStringValue()
-	r.serverName = fields[attributeSNI].GetStringValue()
-	if source, err := netip.ParseAddrPort(fields[attributeSource].GetStringValue()); err == nil {
-		r.source = source.Addr().Unmap().String()
+		r.add(strings.ToLower(h.GetKey()), value)
 	}
 	return r
+}
+
+// add notes a header, whose name is in lower case.
+func (r *request) add(name, value string) {
+	var field *string
+	switch {
+	case name == ":method":
+		field = &r.method
+	case name == ":authority":
+		field = &r.authority
+	case name == ":path":
+		field = &r.path
+	case strings.HasPrefix(name, ":"): // :scheme, :protocol: not ours to judge
+		return
+	default:
+		r.headers = append(r.headers, header{name, value})
+		return
+	}
+	if *field != "" {
+		value = repeated
+	}
+	*field = value
+}
+
+// addressOf is the address of an address and a port; empty when it is none.
+func addressOf(s string) string {
+	source, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return ""
+	}
+	return source.Addr().Unmap().String()
 }
 
 // values are those of the header called name, one for each line.

@@ -44,7 +44,7 @@ func (f *serverFixture) asks(t *testing.T, node, revision string) string {
 
 func (f *serverFixture) sends(t *testing.T, node, revision string, r request) string {
 	t.Helper()
-	out, err := f.server.process(from(t.Context(), node, revision), message(r), new(phases))
+	out, err := f.server.processMessage(from(t.Context(), node, revision), message(r), new(phases))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,20 +147,20 @@ func TestRevisionIsTold(t *testing.T) {
 	if !slices.Equal(told, want) || !slices.Equal(recorded, want) {
 		t.Errorf("told %v, recorded %v", told, recorded)
 	}
-	first, err := f.server.process(from(t.Context(), "a", stableRevision), message(f.swapped()), new(phases))
+	first, err := f.server.processMessage(from(t.Context(), "a", stableRevision), message(f.swapped()), new(phases))
 	if err != nil {
 		t.Fatal(err)
 	}
 	noted := rejected(first, "authorization", "Bearer "+realToken("claude"))
-	was, _ := sentBefore(fieldsOf(noted.GetMetadataContext(), metadataNamespace))
-	if was.revision != want[0] {
-		t.Errorf("noted %q", was.revision)
+	note := noted.GetMetadataContext().GetFilterMetadata()[metadataNamespace].GetFields()[fieldNote].GetStringValue()
+	if was, _ := readNote(note); was.Revision != want[0] {
+		t.Errorf("noted %q", note)
 	}
 	// The retry is the first attempt's, whatever revision its Envoy has by now.
 	f.vault.version = "2"
 	f.vault.errs = map[string]error{"claude": &grant.Unusable{Grant: "claude", State: grant.NeedsReconnect}}
 	f.log.Reset()
-	if _, err := f.server.process(from(t.Context(), "a", nextRevision), noted, new(phases)); err != nil {
+	if _, err := f.server.processMessage(from(t.Context(), "a", nextRevision), noted, new(phases)); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(f.log.String(), "revision="+want[0]) {

@@ -152,7 +152,7 @@ func TestRulesAreLogged(t *testing.T) {
 		v := &vault{}
 		s := New(ruled(c.dry, "", denying(`int(headers["x-n"]) > 3 || true`), denying("true")), f.sessions, v, Options{Now: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(&log, nil))})
 		in := message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude(), "x-n", "not a number"))
-		if _, err := s.process(t.Context(), in, new(phases)); err != nil {
+		if _, err := s.processMessage(t.Context(), in, new(phases)); err != nil {
 			t.Fatal(err)
 		}
 		line := log.String()

@@ -28,7 +28,7 @@ func TestTrace(t *testing.T) {
 		t.Helper()
 		r.headers = append(r.headers, header{"x-request-id", id})
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("traceparent", traceparent))
-		if _, err := f.server.process(ctx, message(r), &phases{}); err != nil {
+		if _, err := f.server.processMessage(ctx, message(r), &phases{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -22,8 +22,8 @@ import (
 const (
 	filterNetworkAuthz = "envoy.filters.network.ext_authz"
 
-	metadataRequest = "request" // the name of what was decided; without one the gate tells nobody, and wants to be told nothing
-	metadataGate    = "gate"    // that decided, where there are several
+	metadataNote = "note" // what the gate is to be told again; without one it tells nobody, and wants to be told nothing
+	metadataGate = "gate" // that decided, where there are several
 )
 
 // How ends are told. What is on its way to a gate that is killed is lost, so it is not kept for long where a gate is there. While it is
@@ -53,7 +53,7 @@ func ends(p plan, namespace, logger string, settings func(*grpcv3.CommonGrpcAcce
 	for _, gate := range sortedKeys(p.gateSockets) {
 		decided := metadataFilter(namespace, metadataGate, exactly(gate))
 		if gate == "" { // it is alone
-			decided = metadataFilter(namespace, metadataRequest, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}})
+			decided = metadataFilter(namespace, metadataNote, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}})
 		}
 		all = append(all, &accesslogv3.AccessLog{
 			Name: logger, Filter: decided,

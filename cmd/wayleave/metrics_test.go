@@ -18,6 +18,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"wayleave/config"
 	"wayleave/extproc"
@@ -57,20 +58,27 @@ type oneRequest struct {
 	grpc.ServerStream
 	ctx context.Context
 	in  *extprocv3.ProcessingRequest
-	out *extprocv3.ProcessingResponse
 }
 
 func (s *oneRequest) Context() context.Context { return s.ctx }
 
-func (s *oneRequest) Recv() (*extprocv3.ProcessingRequest, error) {
+func (s *oneRequest) RecvMsg(m any) error {
 	in := s.in
 	if s.in = nil; in == nil {
-		return nil, io.EOF
+		return io.EOF
 	}
-	return in, nil
+	raw, err := proto.Marshal(in)
+	if err != nil {
+		return err
+	}
+	return proto.Unmarshal(raw, m.(proto.Message))
 }
 
-func (s *oneRequest) Send(out *extprocv3.ProcessingResponse) error { s.out = out; return nil }
+func (s *oneRequest) Recv() (*extprocv3.ProcessingRequest, error) { return nil, io.EOF }
+
+func (s *oneRequest) SendMsg(any) error { return nil }
+
+func (s *oneRequest) Send(*extprocv3.ProcessingResponse) error { return nil }
 
 // None of the names that a worker makes up makes a series: not hosts, paths, methods, tokens, or names of workers and sessions.
 func TestNoSeriesByWorkers(t *testing.T) {

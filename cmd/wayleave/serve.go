@@ -241,7 +241,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Recording: g.recording(recorder), Tracer: told.Tracer("wayleave/extproc"), Log: g.log})
+	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Shown: g.accessLog != "", Recording: g.recording(recorder), Tracer: told.Tracer("wayleave/extproc"), Log: g.log})
 	if err := live.serve(now); err != nil {
 		return err
 	}
