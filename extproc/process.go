@@ -274,7 +274,6 @@ func forward(d *decision, token grant.Token, kept fields) reply {
 		}
 		if d.replayable && token.Replaceable {
 			set(headerRetryOn, retryOnStatus)
-			set(headerRetryStatus, statusRejected)
 		}
 	}
 	if d.addSocketKey {

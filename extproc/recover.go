@@ -20,10 +20,9 @@ import (
 
 const (
 	// Envoy sends a request again after a 401 only if the swap has asked for that.
-	headerRetryOn     = "x-envoy-retry-on"
-	retryOnStatus     = "retriable-status-codes"
-	headerRetryStatus = "x-envoy-retriable-status-codes"
-	statusRejected    = "401"
+	headerRetryOn  = "x-envoy-retry-on"
+	retryOnStatus  = "retriable-status-codes"
+	statusRejected = "401"
 )
 
 // sent is a swap that was made, as Envoy keeps it.

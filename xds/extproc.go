@@ -88,8 +88,8 @@ var socketHeaders = []string{"sec-websocket-key"}
 // bodyHeaders are what ext_proc sets to be able to read an answer.
 var bodyHeaders = []string{"accept-encoding"}
 
-// retryHeaders tell the router to try a swapped request once more after a 401. They go no further than the router.
-var retryHeaders = []string{"x-envoy-retriable-status-codes", "x-envoy-retry-on"}
+// retryHeaders tell the router to try a swapped request once more after a 401 (upstreamTo). They go no further than the router.
+var retryHeaders = []string{"x-envoy-retry-on"}
 
 // onlyHeaders allows changes of these headers. Any other makes the request fail: by default Envoy would let a
 // processor set :path, content-length and transfer-encoding.

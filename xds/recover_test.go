@@ -68,7 +68,7 @@ const oldToken, newToken = "Bearer real-old-0123456789", "Bearer real-new-012345
 
 // retrying is a gate's swap that may be tried again.
 func retrying() *extprocv3.ProcessingResponse {
-	r := forward("authorization", oldToken, "x-envoy-retry-on", "retriable-status-codes", "x-envoy-retriable-status-codes", "401")
+	r := forward("authorization", oldToken, "x-envoy-retry-on", "retriable-status-codes")
 	r.DynamicMetadata = verdict("swap")
 	return r
 }

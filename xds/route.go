@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"net/http"
 	"slices"
 	"time"
 
@@ -146,8 +147,9 @@ const Replayable = 1 << 20
 func upstreamTo(cluster string) *routev3.RouteAction {
 	a := routeTo(cluster)
 	a.RetryPolicy = &routev3.RetryPolicy{
-		RetryOn:    "connect-failure,refused-stream,reset-before-request",
-		NumRetries: wrapperspb.UInt32(2),
+		RetryOn:              "connect-failure,refused-stream,reset-before-request",
+		RetriableStatusCodes: []uint32{http.StatusUnauthorized}, // where the gate asks for it
+		NumRetries:           wrapperspb.UInt32(2),
 	}
 	return a
 }
