@@ -162,6 +162,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	options := []grpc.ServerOption{ // as the product's
 		grpc.MaxConcurrentStreams(1 << 20),
+		grpc.NumStreamWorkers(128),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	}
 	v := variantNamed(spec.Variant)
@@ -185,6 +186,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := fleet.Serve(map[string]*xds.Resources{"": resources}, func(xds.Node) xds.Assignment { return xds.Assignment{} }); err != nil {
 		return err
 	}
+	debug.SetGCPercent(400)
 	server := grpc.NewServer(options...)
 	fleet.Register(server)
 	seen.register(server)

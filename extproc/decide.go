@@ -319,13 +319,11 @@ func (r *request) ensure(route *Route, paths []string) []header {
 		return nil
 	}
 	var out []header
-	for _, name := range ensured(route) {
-		sent := r.values(name)
+	for _, name := range route.ensured {
 		missing := false
-		list := strings.Join(sent, ",")
+		list := strings.Join(r.values(name), ",")
 		for item := range strings.SplitSeq(route.EnsureHeaders[name], ",") {
-			item = strings.TrimSpace(item)
-			if item == "" || slices.ContainsFunc(strings.Split(list, ","), func(have string) bool { return strings.TrimSpace(have) == item }) {
+			if item = strings.TrimSpace(item); item == "" || contains(list, item) {
 				continue
 			}
 			missing = true
@@ -336,6 +334,16 @@ func (r *request) ensure(route *Route, paths []string) []header {
 		}
 	}
 	return out
+}
+
+// contains reports whether item is in a comma-separated list.
+func contains(list, item string) bool {
+	for have := range strings.SplitSeq(list, ",") {
+		if strings.TrimSpace(have) == item {
+			return true
+		}
+	}
+	return false
 }
 
 // union is a and what b adds to it; a is not changed.

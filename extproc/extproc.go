@@ -133,6 +133,8 @@ type Route struct {
 	ErrorFormat string
 	// Status replaces the HTTP status of a refusal, by reason.
 	Status map[string]int
+
+	ensured []string // the names of EnsureHeaders in a fixed order
 }
 
 // Values of Route.Foreign and Route.Absent.

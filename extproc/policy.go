@@ -136,7 +136,7 @@ func withDefaults(r Route) Route {
 	for name, value := range r.EnsureHeaders {
 		ensure[strings.ToLower(name)] = value
 	}
-	r.EnsureHeaders = ensure
+	r.EnsureHeaders, r.ensured = ensure, slices.Sorted(maps.Keys(ensure))
 	return r
 }
 
@@ -258,6 +258,3 @@ func canonical(name string) string { return strings.ReplaceAll(name, "_", "-") }
 
 // mayUse reports whether sessions of profile may have the credential.
 func (p *policy) mayUse(profile, credential string) bool { return p.grants[profile][credential] }
-
-// ensured returns the header names of r.EnsureHeaders in a fixed order.
-func ensured(r *Route) []string { return slices.Sorted(maps.Keys(r.EnsureHeaders)) }

@@ -404,10 +404,15 @@ func mint(a *ca.Authority) xds.Minter {
 	}
 }
 
+// streamWorkers answer one question after the other, where a goroutine for each would make its stack grow each time. Streams that stay, of
+// which each Envoy has some, take one each; when none is left it is as if there were none.
+const streamWorkers = 128
+
 // grpcOptions suit Envoy: it opens a stream per request and pings its xDS connection.
 func grpcOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(1 << 20),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	}
 }
