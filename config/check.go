@@ -108,6 +108,7 @@ func (k *checker) vault() {
 			k.fault("vault.address", what, fix)
 		}
 	}
+	k.vaultNodes()
 	for _, m := range []struct{ path, mount string }{
 		{"vault.mount", v.Mount}, {"vault.pki_mount", v.PKIMount}, {"vault.auth.mount", v.Auth.Mount},
 	} {
@@ -119,6 +120,29 @@ func (k *checker) vault() {
 		k.fault("vault.pki_mount", "is the same as mount", "use two mounts: one of type kv, one of type pki")
 	}
 	k.vaultAuth()
+}
+
+// vaultNodes checks the further nodes of a cluster, which are spoken to as the first one is.
+func (k *checker) vaultNodes() {
+	v := k.Vault
+	k.unique("vault.nodes", v.Nodes)
+	if len(v.Nodes) > 0 && v.Address == "" {
+		k.fault("vault.nodes", "names further nodes, and vault.address names none", "write one of them as vault.address")
+		return
+	}
+	scheme, _, _ := strings.Cut(v.Address, "://")
+	for i, node := range v.Nodes {
+		path := item("vault.nodes", i)
+		what, fix := vaultProblem(node)
+		switch {
+		case what != "":
+			k.fault(path, what, fix)
+		case scheme == "unix" || !strings.HasPrefix(node, scheme+"://"):
+			k.fault(path, "is not reached like vault.address", "write every node with https://, or every one with http://")
+		case node == v.Address:
+			k.fault(path, "is vault.address", "name the other nodes here")
+		}
+	}
 }
 
 // process checks envoy and upstream.

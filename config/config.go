@@ -115,6 +115,9 @@ type Vault struct {
 	// Default: $VAULT_ADDR. When that is empty too, `wayleave up` starts an OpenBao of its own and `wayleave serve` refuses.
 	Address string `yaml:"address"`
 
+	// Further nodes of the same cluster, written like address. The gate asks another one when one does not answer or is sealed.
+	Nodes []string `yaml:"nodes" jsonschema:"uniqueItems=true"`
+
 	// Namespace of Vault Enterprise or OpenBao. Default: none.
 	Namespace string `yaml:"namespace"`
 

@@ -1,14 +1,11 @@
 package vault
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync/atomic"
 )
 
@@ -116,11 +113,4 @@ func beyond(index string) (far string, ours bool) {
 }
 
 // indexRefused reports whether the answer complains of the index. It leaves the body as it was.
-func indexRefused(resp *http.Response) bool {
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(text), resp.Body), resp.Body}
-	return err == nil && strings.Contains(string(text), indexHeader)
-}
+func indexRefused(resp *http.Response) bool { return says(resp, indexHeader) }

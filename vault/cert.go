@@ -42,5 +42,5 @@ func (c *Client) withCertificate(pair *tls.Certificate) (*http.Client, error) {
 	}
 	t = t.Clone()
 	t.TLSClientConfig.Certificates = []tls.Certificate{*pair}
-	return httpClient(t, c.state), nil
+	return httpClient(t, c.state, c.nodes), nil
 }

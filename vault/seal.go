@@ -20,11 +20,15 @@ type Seal struct{ c *Client }
 
 // NewSeal connects to the server of cfg, of which only the address and the CA file count.
 func NewSeal(cfg Config) (*Seal, error) {
-	base, transport, err := dialer(cfg.Address, cfg.CAFile)
+	base, transport, err := dialer(cfg.Address, cfg.CAFile, 1)
 	if err != nil {
 		return nil, err
 	}
-	return &Seal{newClient(Config{Address: base}, nil, transport)}, nil
+	c, err := newClient(Config{Address: base}, nil, transport)
+	if err != nil {
+		return nil, err
+	}
+	return &Seal{c}, nil
 }
 
 // Close lets go of the connections.

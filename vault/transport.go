@@ -17,9 +17,9 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// dialer returns the base URL and the transport for an address. The transport knows no proxy: the environment's proxy
-// variables may well point at the gateway we are.
-func dialer(address, caFile string) (string, *http.Transport, error) {
+// dialer returns the base URL and the transport for an address, and the time that each of so many nodes has to be reached. The
+// transport knows no proxy: the environment's proxy variables may well point at the gateway we are.
+func dialer(address, caFile string, nodes int) (string, *http.Transport, error) {
 	u, err := url.Parse(address)
 	if err != nil || address == "" {
 		return "", nil, fmt.Errorf("vault address %q is not a URL: use https://host:port or unix:///path", address)
@@ -27,11 +27,15 @@ func dialer(address, caFile string) (string, *http.Transport, error) {
 	if strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), "/v1") {
 		return "", nil, fmt.Errorf("vault address %q ends with the path of the API: write it without /v1", address)
 	}
-	d := net.Dialer{Timeout: callTimeout}
+	reach := callTimeout
+	if nodes > 1 {
+		reach /= time.Duration(nodes + 1) // one that is silent leaves time for the others
+	}
+	d := net.Dialer{Timeout: reach}
 	t := &http.Transport{
 		DialContext:         d.DialContext,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: callTimeout,
+		TLSHandshakeTimeout: reach,
 		MaxIdleConnsPerHost: 32,
 		IdleConnTimeout:     time.Minute,
 		ForceAttemptHTTP2:   true,
@@ -39,6 +43,9 @@ func dialer(address, caFile string) (string, *http.Transport, error) {
 	switch u.Scheme {
 	case "http", "https":
 	case "unix":
+		if nodes > 1 {
+			return "", nil, fmt.Errorf("vault address %q is a socket, which has no further nodes: name one server", address)
+		}
 		address = "http://localhost"
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, "unix", u.Path)
@@ -59,16 +66,19 @@ func dialer(address, caFile string) (string, *http.Transport, error) {
 	return address, t, nil
 }
 
-func httpClient(transport http.RoundTripper, state *clusterState) *http.Client {
+func httpClient(transport http.RoundTripper, state *clusterState, nodes *nodes) *http.Client {
 	return &http.Client{
-		Transport:     standbyRedirects{activeNode{transport, state}},
+		Transport:     standbyRedirects{activeNode{anyNode{transport, nodes}, state}, nodes},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
 // standbyRedirects refuses every redirect but the one a standby answers with: 307, to the same path at the active node.
 // The API client follows one redirect and takes our token along, so anything else must not reach it.
-type standbyRedirects struct{ http.RoundTripper }
+type standbyRedirects struct {
+	http.RoundTripper
+	nodes *nodes
+}
 
 func (t standbyRedirects) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.RoundTripper.RoundTrip(req)
@@ -78,6 +88,7 @@ func (t standbyRedirects) RoundTrip(req *http.Request) (*http.Response, error) {
 	to, err := resp.Location()
 	if err == nil && resp.StatusCode == http.StatusTemporaryRedirect && to.Path == req.URL.Path &&
 		(to.Scheme == req.URL.Scheme || to.Scheme == "https") {
+		t.nodes.prefer(to.Host)
 		return resp, nil
 	}
 	resp.Body.Close()

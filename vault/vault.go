@@ -53,11 +53,12 @@ func (r Role) Policy() string { return "wayleave-" + string(r) }
 
 // Config says which server, where on it, and who we are.
 type Config struct {
-	Address   string // https://host:8200, http://…, or unix:///path/to.sock
-	Namespace string // Vault Enterprise or OpenBao namespace; empty: the root
-	CAFile    string // PEM file that verifies the server instead of the system's roots; empty: those
-	Mount     string // KV version 2 mount; default "wayleave"
-	PKIMount  string // PKI mount; default "wayleave-pki"
+	Address   string   // https://host:8200, http://…, or unix:///path/to.sock
+	Nodes     []string // addresses of further nodes of the same cluster, which are asked when one does not answer
+	Namespace string   // Vault Enterprise or OpenBao namespace; empty: the root
+	CAFile    string   // PEM file that verifies the server instead of the system's roots; empty: those
+	Mount     string   // KV version 2 mount; default "wayleave"
+	PKIMount  string   // PKI mount; default "wayleave-pki"
 	Auth      Auth
 
 	// Tracer shows calls that are made for something that is traced. Nil: none.
@@ -110,6 +111,7 @@ type Client struct {
 	log       *slog.Logger
 	transport http.RoundTripper // the bare way to the server
 	state     *clusterState     // shared by all log-ins
+	nodes     *nodes            // the same
 	http      *http.Client      // shared by all log-ins but those with a client certificate; carries no credential
 
 	login   atomic.Pointer[login] // the current log-in; replaced whole, never changed
@@ -125,7 +127,7 @@ type Client struct {
 // Open logs in and keeps the log-in alive until Close. The error is [ErrDenied] when the credential is refused, missing
 // or unreadable, and [ErrUnavailable] when the server cannot answer.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
-	base, transport, err := dialer(cfg.Address, cfg.CAFile)
+	base, transport, err := dialer(cfg.Address, cfg.CAFile, 1+len(cfg.Nodes))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +136,11 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 }
 
 // newClient is a client that has not logged in.
-func newClient(cfg Config, log *slog.Logger, transport http.RoundTripper) *Client {
+func newClient(cfg Config, log *slog.Logger, transport http.RoundTripper) (*Client, error) {
+	nodes, err := newNodes(cfg.Address, cfg.Nodes)
+	if err != nil {
+		return nil, err
+	}
 	cfg.Mount = cmp.Or(strings.Trim(cfg.Mount, "/"), defaultMount)
 	cfg.PKIMount = cmp.Or(strings.Trim(cfg.PKIMount, "/"), defaultPKIMount)
 	// `bao auth list` and policies write it with what is before it.
@@ -144,14 +150,17 @@ func newClient(cfg Config, log *slog.Logger, transport http.RoundTripper) *Clien
 	}
 	state := new(clusterState)
 	return &Client{
-		cfg: cfg, log: log, transport: transport, state: state, http: httpClient(transport, state),
+		cfg: cfg, log: log, transport: transport, state: state, nodes: nodes, http: httpClient(transport, state, nodes),
 		logging: make(chan struct{}, 1), ended: make(chan struct{}),
-	}
+	}, nil
 }
 
 // open is Open with the way to the server given.
 func open(ctx context.Context, cfg Config, log *slog.Logger, transport http.RoundTripper) (*Client, error) {
-	c := newClient(cfg, log, transport)
+	c, err := newClient(cfg, log, transport)
+	if err != nil {
+		return nil, err
+	}
 	first, err := c.logIn(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("logging in to vault: %w", err)

@@ -17,7 +17,7 @@ import (
 // examineVault looks at Vault, at our log-in and the rights of role, and at the grants: each only when what it needs is
 // well.
 func examineVault(ctx context.Context, cfg *config.Config, identity vault.Config, role vault.Role) []finding {
-	out, open := examineServer(ctx, identity)
+	out, open := examineNodes(ctx, identity)
 	if !open {
 		return out
 	}
@@ -46,7 +46,7 @@ func examineServer(ctx context.Context, identity vault.Config) (out []finding, o
 	const what = "vault"
 	server, err := vault.NewSeal(identity)
 	if err != nil {
-		return []finding{fail(what, err.Error(), "mend vault.address or vault.ca_file in the configuration")}, false
+		return []finding{fail(what, err.Error(), "mend vault.address, vault.nodes or vault.ca_file in the configuration")}, false
 	}
 	defer server.Close()
 	status, err := server.Status(ctx)
@@ -69,6 +69,26 @@ func examineServer(ctx context.Context, identity vault.Config) (out []finding, o
 			"upgrade to OpenBao 2.7 or later, or write disable_standby_reads = true in the configuration of the servers"))
 	}
 	return append(out, examineClock("Vault", status.Skew)...), true
+}
+
+// examineNodes asks each node of a cluster, since a gate does not notice one that is away until it needs it. One that is well will do.
+func examineNodes(ctx context.Context, identity vault.Config) (out []finding, open bool) {
+	if len(identity.Nodes) == 0 {
+		return examineServer(ctx, identity)
+	}
+	for _, address := range append([]string{identity.Address}, identity.Nodes...) {
+		one := identity
+		one.Address, one.Nodes = address, nil
+		found, up := examineServer(ctx, one)
+		if !up {
+			found = []finding{warn("vault node "+address, found[0].Detail, found[0].Fix+"; until then the gate asks the others")}
+		}
+		out, open = append(out, found...), open || up
+	}
+	if !open {
+		out = append(out, fail("vault", "none of its nodes can be used", "mend one of them"))
+	}
+	return out, open
 }
 
 // examineClock tells of clocks that differ by more than tokens and certificates allow for.

@@ -50,6 +50,12 @@ func TestExamineVault(t *testing.T) {
 	wrong.CAFile = ""
 	expect(t, examined(t, wrong, vault.Gateway), map[string]string{"vault": "certificate"})
 
+	cluster := s.GatewayConfig
+	cluster.Address, cluster.Nodes = "https://127.0.0.1:1", []string{s.GatewayConfig.Address}
+	expect(t, examined(t, cluster, vault.Gateway), map[string]string{"vault node https://127.0.0.1:1": "warn | ", "vault": "ok | 2.", "vault rights": "ok"})
+	cluster.Nodes = []string{"https://127.0.0.1:2"}
+	expect(t, examined(t, cluster, vault.Gateway), map[string]string{"vault node https://127.0.0.1:2": "warn | ", "vault": "fail | none of its nodes"})
+
 	s.Raw(t, http.MethodPut, "auth/approle/role/wayleave-gateway", `{"secret_id_ttl":"1h","token_period":"0","token_ttl":"5m"}`)
 	capped, _, err := vault.IssueAppRole(t.Context(), s.Root, "", false)
 	if err != nil {

@@ -24,7 +24,7 @@ func vaultConfig(cfg *config.Config) vault.Config {
 	}
 	a := cfg.Vault.Auth
 	return vault.Config{
-		Address: address, Namespace: cfg.Vault.Namespace, CAFile: cfg.Path(cfg.Vault.CAFile),
+		Address: address, Nodes: cfg.Vault.Nodes, Namespace: cfg.Vault.Namespace, CAFile: cfg.Path(cfg.Vault.CAFile),
 		Mount: cfg.Vault.Mount, PKIMount: cfg.Vault.PKIMount,
 		Auth: vault.Auth{
 			Method: a.Method, Mount: a.Mount, Role: a.Role,
