@@ -81,6 +81,11 @@ func (t anyNode) RoundTrip(req *http.Request) (*http.Response, error) {
 				continue
 			}
 			return nil, err
+		case left > 0 && req.Method == http.MethodGet && resp.StatusCode == http.StatusOK && resp.ContentLength == 0:
+			// What a standby says when the active node ends while it is asked.
+			t.nodes.leave(at)
+			_ = resp.Body.Close()
+			continue
 		case resp.StatusCode >= 500 || resp.StatusCode == 472 || resp.StatusCode == 473:
 			t.nodes.leave(at)
 			if left > 0 && closed(resp) {

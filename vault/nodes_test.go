@@ -154,6 +154,17 @@ func TestNodeBreaksOff(t *testing.T) {
 	}
 }
 
+// An empty answer is none, and a read is asked of another node.
+func TestNodeSaysNothing(t *testing.T) {
+	t.Parallel()
+	all := nodesOf(t, 2)
+	c := openAt(t, Config{Address: all[0].URL, Nodes: []string{all[1].URL}})
+	all[0].answers(func(http.ResponseWriter, *http.Request) {})
+	if v, err := c.Get(t.Context(), "grants/a", &struct{}{}); err != nil || v != 3 {
+		t.Errorf("version %d, %v", v, err)
+	}
+}
+
 // The active node that a standby names is the one that is asked from then on.
 func TestNodeNamesActive(t *testing.T) {
 	t.Parallel()
