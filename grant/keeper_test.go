@@ -342,7 +342,8 @@ func TestStaleReads(t *testing.T) {
 	})
 }
 
-// A store set back to a backup holds an older record: the newest one, in memory, goes on serving and is written again.
+// A store set back to a backup holds an older record: the newest one, in memory, goes on serving and is written again at
+// once, for gates that start meanwhile.
 func TestStoreRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, time.Hour)
@@ -357,8 +358,14 @@ func TestStoreRestored(t *testing.T) {
 		if _, err := putRecord(t.Context(), w.docs, "claude", backup, 0); err != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(10 * time.Second)
+		if got := w.stored().Generation; got != 1 {
+			t.Errorf("stored generation %d some seconds later, want 1", got)
+		}
+		another, _ := w.run(Options{}) // would present the spent one
 		time.Sleep(time.Hour)
 		w.token(k)
+		w.token(another)
 		w.as.once(t, 2)
 		if got := w.stored().Generation; got != 2 {
 			t.Errorf("stored generation %d, want 2", got)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	crand "crypto/rand"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -68,6 +69,8 @@ type owned struct {
 	rescope bool // see wish. Only then: gateways of an old and a new configuration must not undo each other's work
 
 	unsaved *outcome // of our refresh, to be stored before anything else
+
+	behind bool // the store showed tokens before those that we know
 
 	readErr, writeErr error // nil once the next read, or write, works
 	storeFails        int   // in a row
@@ -167,6 +170,9 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 	}
 	if !m.loaded || m.readErr != nil || storeWait > 0 {
 		return m.read, storeWait
+	}
+	if m.behind && m.rec.Lease == nil {
+		return m.putBack, 0
 	}
 	move, wait := m.policy.plan(m.rec, m.spec, now, m.wish())
 	m.awaiting(move == await, now.run)
@@ -299,20 +305,40 @@ func (m *minder) read(ctx context.Context) {
 func (m *minder) askedForAll() bool { return slices.Equal(m.rec.Requested, sorted(m.spec.Scopes)) }
 
 // adopt takes over what is stored. What is older than what we know comes from a standby that lags, or from a store that
-// was set back to a backup: then only its version is taken over, and check-and-set will tell at the next write.
+// was set back to a backup: then only its version is taken over, and check-and-set tells which of the two it is.
 func (m *minder) adopt(r record, ver int) {
 	m.loaded = true
 	if r.connected() && r.Epoch == m.rec.Epoch &&
 		(r.Generation < m.rec.Generation || r.Generation == m.rec.Generation && ver < m.ver) {
-		m.ver = ver
+		m.ver, m.behind = ver, r.Generation < m.rec.Generation
 		return
 	}
+	m.behind = false
 	if r.Epoch != m.rec.Epoch || r.Generation != m.rec.Generation {
 		m.jitter = rand.Float64()
 		m.writeErr = nil // what failed to be written is of no more interest
 	}
 	m.rec, m.ver = r.noted(m.rec, m.now()), ver
 	m.rescope = m.rescope && !m.askedForAll()
+}
+
+// putBack writes what we know over the older tokens of a store that was set back to a backup: a gate that starts would present
+// their refresh token, which is spent, and cost the consent. Where a standby lags it is a conflict, and nothing is written.
+func (m *minder) putBack(ctx context.Context) {
+	m.behind = false // until the next look
+	next := m.rec
+	next.Operation = crand.Text()
+	err := m.put(ctx, next, m.ver)
+	switch {
+	case err == nil:
+		m.reported = nil // the status is as old
+		m.log.Warn("the store held older tokens of this grant, as after a restore from a backup; the present ones are stored again", "generation", next.Generation)
+	case errors.Is(err, vault.ErrConflict):
+		m.conflict()
+	default:
+		m.writeErr = err
+		m.storeFailed()
+	}
 }
 
 // put writes r over the version we know.
