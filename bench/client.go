@@ -107,6 +107,9 @@ var (
 	post = work{name: "POST of 16 KiB", host: apiHost, path: "/v1/messages", body: 16 << 10}
 	sse  = work{name: "GET of an event stream", host: apiHost, path: streamPath}
 	get2 = work{name: "GET over HTTP/2", host: apiHostH2, path: "/v1/models", h2: true}
+
+	post2 = work{name: "POST of 16 KiB over HTTP/2", host: apiHostH2, path: "/v1/messages", h2: true, body: 16 << 10}
+	sse2  = work{name: "GET of an event stream over HTTP/2", host: apiHostH2, path: streamPath, h2: true}
 )
 
 func (k work) method() string {

@@ -43,7 +43,7 @@ func TestWorkThroughTheGoProxy(t *testing.T) {
 	defer mitm(spec, authority, l)()
 	w := &world{gate: &gate{gateHello: gateHello{Session: mitmUser, Token: mitmPassword, Placeholder: placeholder}}, proxy: address, roots: x509.NewCertPool()}
 	w.roots.AppendCertsFromPEM(authority.RootPEM())
-	for _, k := range []work{get, post, sse, get2} {
+	for _, k := range []work{get, post, sse, get2, post2, sse2} {
 		a, err := w.requester(t.Context(), k, 200)
 		if err != nil {
 			t.Errorf("%s: %v", k.name, err)

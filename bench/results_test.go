@@ -73,8 +73,11 @@ func TestPublished(t *testing.T) {
 		}
 		page = got
 	}
-	if _, err := published("<!-- bench:swap:2 -->\n<!-- /bench -->", all); err == nil || !strings.Contains(err.Error(), "bench:swap:2: there is no table 2") {
+	if _, err := published("<!-- bench:swap:0 -->\n<!-- /bench -->", all); err == nil || !strings.Contains(err.Error(), "bench:swap:0: there is no table 0") {
 		t.Error(err)
+	}
+	if got, err := published("<!-- bench:swap:2 -->\n<!-- /bench -->", all); err != nil || got != "<!-- bench:swap:2 -->\nNot measured yet.\n<!-- /bench -->" {
+		t.Error(got, err)
 	}
 }
 
