@@ -125,8 +125,9 @@ bench-observe: ## what metrics, the audit and traces cost a request (REQUESTS=20
 	@go run ./bench observe $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: bench-sessions
-bench-sessions: ## what it costs to know whose a request is, with many live sessions (LIVE=10000 ROUNDS=11)
-	@go run ./bench sessions $(if $(LIVE),--live $(LIVE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+bench-sessions: ## what it costs to know whose a request is, with many live sessions (LIVE=10000 REQUESTS=2000 ROUNDS=11)
+	@deploy/tools/fetch.sh binaries
+	@go run ./bench sessions $(if $(LIVE),--live $(LIVE)) $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: bench-swap
 bench-swap: ## what each part of the way of a request costs (REQUESTS=2000 ROUNDS=21)

@@ -111,11 +111,15 @@ var checks = map[string]func(*testing.T, []string){
 			t.Error(diff)
 		}
 	},
-	// One session and many have been told apart, for connections and for requests, and have memory of their own.
+	// One session and many have been told apart, for connections and for requests, and have memory of their own. So have those of workers
+	// who asked through Envoy.
 	"sessions": func(t *testing.T, args []string) {
 		r := bench(t, append(args, "--checks", "1000")...)
 		got := map[string]bool{}
-		for _, table := range r.Tables {
+		for _, s := range r.Tables[2].Samples {
+			got["asked, "+s.Variant] = s.Values[perSecond] > 0
+		}
+		for _, table := range r.Tables[:2] {
 			for _, s := range table.Samples {
 				for of, v := range s.Values {
 					got[s.Case+", "+s.Variant+", "+of] = of == cpuNS || v > 0
@@ -124,7 +128,7 @@ var checks = map[string]func(*testing.T, []string){
 		}
 		want := map[string]bool{
 			"a connection, 1, CPU ns": true, "a request, 1, CPU ns": true, "a connection, 64, CPU ns": true, "a request, 64, CPU ns": true,
-			"64, as read, MB": true, "64, after the checks, MB": true,
+			"asked, 10": true, "asked, 64": true, "64, as read, MB": true, "64, after the checks, MB": true,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)

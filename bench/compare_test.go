@@ -41,7 +41,7 @@ func TestWorkThroughTheGoProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer mitm(spec, authority, l)()
-	w := &world{gate: &gate{gateHello: gateHello{Session: mitmUser, Token: mitmPassword, Placeholder: placeholder}}, proxy: address, roots: x509.NewCertPool()}
+	w := &world{gate: &gate{gateHello: gateHello{carried: carried{mitmUser, mitmPassword, placeholder}}}, proxy: address, roots: x509.NewCertPool()}
 	w.roots.AppendCertsFromPEM(authority.RootPEM())
 	for _, k := range []work{get, post, sse, get2, post2, sse2} {
 		a, err := w.requester(t.Context(), k, 200)

@@ -25,7 +25,6 @@ import (
 	"wayleave/grant"
 	"wayleave/secret"
 	"wayleave/vault/vaulttest"
-	"wayleave/worker"
 	"wayleave/xds"
 )
 
@@ -48,6 +47,7 @@ type gateSpec struct {
 	Envoy   xds.Config
 	Swap    extproc.Config
 	Leaves  int    // xds.Options.MaxLeaves
+	Live    int    // sessions of other workers, all live
 	Variant string // of what Envoy and the gate do; see variants and injections
 
 	Collector string // of spans; empty: there is none
@@ -55,11 +55,15 @@ type gateSpec struct {
 
 // gateHello is what it answers: with what a worker comes.
 type gateHello struct {
-	Root        []byte // PEM
-	Session     string
-	Token       string
-	Placeholder string
+	Root []byte // PEM
+	carried
+	Others []carried // the sessions of other workers, or manyOthers of them
 }
+
+// carried is what a worker has of its session.
+type carried struct{ Session, Token, Placeholder string }
+
+const manyOthers = 256
 
 // gateState is what it answers to every further line.
 type gateState struct {
@@ -143,10 +147,19 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	sessions, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{Log: log})
+	live, err := newCrowd(ctx, store, spec.Live)
 	if err != nil {
 		return err
 	}
+	sessions := live.gate
+	hello := gateHello{Root: authority.RootPEM()}
+	for i, h := range live.holders {
+		spec.Swap.Workers[h.worker] = profileName
+		if i < manyOthers {
+			hello.Others = append(hello.Others, carried{h.id, h.token.Reveal(), h.placeholder})
+		}
+	}
+	live.holders = nil
 	session, token, err := sessions.Issue(workerName, profileName, 24*time.Hour, time.Now())
 	if err != nil {
 		return err
@@ -198,6 +211,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		return err
 	}
 	go fleet.Run(ctx)
+	go sessions.Run(ctx)
 	go func() { _ = server.Serve(l) }() // until Stop
 	defer server.Stop()
 	if spec.TCP != "" {
@@ -208,10 +222,8 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		go func() { _ = server.Serve(l) }()
 	}
 
-	if err := answers.Encode(gateHello{
-		Root: authority.RootPEM(), Session: session.ID, Token: token.Reveal(),
-		Placeholder: sessions.Placeholder(session, grantName, placeholder),
-	}); err != nil {
+	hello.carried = carried{session.ID, token.Reveal(), sessions.Placeholder(session, grantName, placeholder)}
+	if err := answers.Encode(hello); err != nil {
 		return err
 	}
 	for {

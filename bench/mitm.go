@@ -58,7 +58,7 @@ func serveMITM(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	stop := mitm(spec, authority, l)
 	defer stop()
-	if err := json.NewEncoder(out).Encode(gateHello{Root: authority.RootPEM(), Session: mitmUser, Token: mitmPassword, Placeholder: placeholder}); err != nil {
+	if err := json.NewEncoder(out).Encode(gateHello{Root: authority.RootPEM(), carried: carried{mitmUser, mitmPassword, placeholder}}); err != nil {
 		return err
 	}
 	_, err = io.Copy(io.Discard, io.MultiReader(questions.Buffered(), in))

@@ -70,7 +70,7 @@ func newMitmproxy(ctx context.Context, program string, up, h2 *upstream) (_ *wor
 	if err != nil {
 		return nil, err
 	}
-	w := &world{gate: &gate{gateHello: gateHello{Session: mitmUser, Token: mitmPassword, Placeholder: placeholder}}, proxy: address, upstream: up, roots: x509.NewCertPool()}
+	w := &world{gate: &gate{gateHello: gateHello{carried: carried{mitmUser, mitmPassword, placeholder}}}, proxy: address, upstream: up, roots: x509.NewCertPool()}
 	pid, stop, err := start(ctx, supervise.Process{
 		Name: "mitmproxy",
 		Command: func() *exec.Cmd {

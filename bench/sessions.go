@@ -2,12 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"wayleave/secret"
@@ -15,8 +16,8 @@ import (
 	"wayleave/worker"
 )
 
-// sessions: what it costs to know whose a connection or a request is, by how many sessions are live. It needs no Envoy: nothing of this
-// is asked of anybody else.
+// sessions: what it costs to know whose a connection or a request is, by how many sessions are live: by itself, since nothing of this is
+// asked of anybody else, and on the whole way of a request through Envoy.
 
 const (
 	oneLive    = "1" // what more live sessions are compared with
@@ -25,13 +26,15 @@ const (
 	asRead     = "as read"
 	afterwards = "after the checks"
 
+	fewLive = 10 // what more of them are compared with on the whole way
+
 	cpuNS  = "CPU ns"
 	heldMB = "MB"
 )
 
 type sessionsRun struct {
 	*report
-	live, rounds, checks int
+	live, rounds, checks, requests int
 }
 
 func sessionsFlags(f *flag.FlagSet) func(context.Context, *report) error {
@@ -39,10 +42,11 @@ func sessionsFlags(f *flag.FlagSet) func(context.Context, *report) error {
 	f.IntVar(&r.live, "live", 10_000, "how many sessions are live")
 	f.IntVar(&r.rounds, "rounds", 11, "how often sessions are made anew and measured")
 	f.IntVar(&r.checks, "checks", 100_000, "of connections and of requests, in each round")
+	f.IntVar(&r.requests, "requests", 2000, "through Envoy, for each number of sessions, in each round")
 	return func(ctx context.Context, rep *report) error {
 		r.report = rep
-		if r.live < 2 || r.rounds < 1 || r.checks < 1 {
-			return errors.New("live is at least 2, rounds and checks at least 1")
+		if r.live < 2 || r.rounds < 1 || r.checks < 1 || r.requests < parallel {
+			return fmt.Errorf("live is at least 2, rounds and checks at least 1, and requests %d, one for each connection", parallel)
 		}
 		return r.run(ctx)
 	}
@@ -55,7 +59,7 @@ func (r *sessionsRun) run(ctx context.Context) error {
 		r.say("round %d of %d", round+1, r.rounds)
 		var crowds []*crowd
 		for _, n := range []int{1, r.live} {
-			c, err := newCrowd(ctx, n)
+			c, err := newCrowd(ctx, vaulttest.NewMemory(), n)
 			if err != nil {
 				return err
 			}
@@ -83,7 +87,61 @@ func (r *sessionsRun) run(ctx context.Context) error {
 		memory.add(grouped(r.live), afterwards, round, map[string]float64{heldMB: float64(read+grown) / mb})
 		runtime.KeepAlive(crowds)
 	}
+	return r.whole(ctx)
+}
+
+// whole measures requests, each connection of any of the workers.
+func (r *sessionsRun) whole(ctx context.Context) error {
+	t := r.table(fmt.Sprintf("A GET by live sessions, %d at a time", parallel), grouped(fewLive),
+		metric{Name: perSecond}, metric{Name: p50us}, metric{Name: p99us}, metric{Name: envoyCPU}, metric{Name: gateCPU}, metric{Name: gateMB})
+	t.Chart = &chart{"", p50us}
+	up, err := startUpstream()
+	if err != nil {
+		return err
+	}
+	defer up.Close()
+	sizes := slices.DeleteFunc(tens(r.live), func(n int) bool { return n < fewLive })
+	worlds := make([]*world, len(sizes))
+	for i, n := range sizes {
+		r.say("starting with %s sessions", grouped(n))
+		if worlds[i], err = newWorld(ctx, up, setup{hosts: []string{apiHost}, live: n}); err != nil {
+			return fmt.Errorf("%s sessions: %w", grouped(n), err)
+		}
+		defer worlds[i].stop()
+	}
+	for round := range r.rounds + 1 {
+		r.say("round %d of %d: requests", round, r.rounds)
+		found := make([]map[string]float64, len(sizes))
+		for _, i := range rand.Perm(len(sizes)) {
+			if found[i], err = r.ask(ctx, worlds[i]); err != nil {
+				return fmt.Errorf("%s sessions: %w", grouped(sizes[i]), err)
+			}
+		}
+		for i, n := range sizes {
+			if round > 0 { // the one before is for warmth
+				t.add("", grouped(n), round-1, found[i])
+			}
+		}
+	}
 	return nil
+}
+
+func (r *sessionsRun) ask(ctx context.Context, w *world) (map[string]float64, error) {
+	var all []requester
+	for range parallel {
+		a, err := w.as(w.gate.Others[rand.IntN(len(w.gate.Others))]).requester(ctx, get, http.StatusOK)
+		if err != nil {
+			return nil, err
+		}
+		defer a.Close()
+		all = append(all, a)
+	}
+	l, err := w.load(all, r.requests)
+	if err != nil {
+		return nil, err
+	}
+	_, gate, err := w.memory()
+	return map[string]float64{perSecond: l.perSecond(), p50us: l.p50(), p99us: l.p99(), envoyCPU: l.each(l.proxy), gateCPU: l.each(l.gate), gateMB: gate}, err
 }
 
 // crowd are live sessions, each renewed once, at a gate that has read of them.
@@ -96,26 +154,26 @@ type crowd struct {
 
 // holder is a worker with its session.
 type holder struct {
-	id, identity string // the latter as it crosses Envoy
-	token        secret.Text
-	placeholder  string
+	worker, id, identity string // the last as it crosses Envoy
+	token                secret.Text
+	placeholder          string
 }
 
-func newCrowd(ctx context.Context, n int) (*crowd, error) {
-	store := vaulttest.NewMemory()
+func newCrowd(ctx context.Context, store *vaulttest.Memory, n int) (*crowd, error) {
 	issuer, err := worker.OpenSessions(ctx, store, worker.LedgerOptions{})
 	if err != nil {
 		return nil, err
 	}
 	c := &crowd{now: time.Now()}
 	for i := range n {
-		s, token, err := issuer.Issue(fmt.Sprintf("worker-%d", i), profileName, time.Hour, c.now)
+		name := fmt.Sprintf("worker-%d", i)
+		s, token, err := issuer.Issue(name, profileName, time.Hour, c.now)
 		if err != nil {
 			return nil, err
 		}
 		issuer.Issued(s, "repo:acme/app:ref:refs/heads/main", "192.0.2.1")
 		issuer.Renew(s, c.now.Add(2*time.Hour))
-		c.holders = append(c.holders, holder{s.ID, s.Identity(), token, issuer.Placeholder(s, grantName, placeholder)})
+		c.holders = append(c.holders, holder{name, s.ID, s.Identity(), token, issuer.Placeholder(s, grantName, placeholder)})
 	}
 	rand.Shuffle(n, func(i, j int) { c.holders[i], c.holders[j] = c.holders[j], c.holders[i] })
 	ended, end := context.WithCancel(ctx)

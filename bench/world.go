@@ -36,6 +36,7 @@ type world struct {
 // setup is what is different between worlds.
 type setup struct {
 	hosts   []string // that are intercepted, a route for each
+	live    int      // sessions of other workers; see gateHello.Others
 	leaves  int      // how many leaf certificates are kept; 0: as many as in the product
 	variant string
 
@@ -61,7 +62,7 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 		return nil, err
 	}
 	spec := gateSpec{
-		Socket: filepath.Join(dir, "gate.sock"), Leaves: s.leaves, Variant: s.variant, Collector: s.collector,
+		Socket: filepath.Join(dir, "gate.sock"), Leaves: s.leaves, Live: s.live, Variant: s.variant, Collector: s.collector,
 		Envoy: xds.Config{
 			ProxyAddress: w.proxy, UpstreamCA: up.ca, APISockets: []string{filepath.Join(dir, "api.sock")}, GateSockets: map[string]string{"": filepath.Join(dir, "gate.sock")},
 			Tunnel: []string{up.tunnelled()}, AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
@@ -109,6 +110,14 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 	}
 	w.stop = after(stopEnvoy, w.stop)
 	return w, nil
+}
+
+// as is the world as another worker sees it.
+func (w *world) as(who carried) *world {
+	other, g := *w, *w.gate
+	g.carried = who
+	other.gate = &g
+	return &other
 }
 
 func after(first, then func()) func() { return func() { first(); then() } }
