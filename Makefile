@@ -84,7 +84,7 @@ isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none wi
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
 
 # What the benchmarks take: NAMES, NODES, GRANTS, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.
-benchmarks := sessions nodes grants swap observe compare routes names
+benchmarks := start sessions nodes grants swap observe compare routes names
 
 .PHONY: bench
 bench: ## all benchmarks, an hour or two of them, into bench/results and docs/performance.md
@@ -128,6 +128,11 @@ bench-observe: ## what metrics, the audit and traces cost a request (REQUESTS=20
 bench-sessions: ## what it costs to know whose a request is, with many live sessions (LIVE=10000 REQUESTS=2000 ROUNDS=11)
 	@deploy/tools/fetch.sh binaries
 	@go run ./bench sessions $(if $(LIVE),--live $(LIVE)) $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+.PHONY: bench-start
+bench-start: ## how long it takes from the start of the programs until a worker has an answer (ROUNDS=11)
+	@deploy/tools/fetch.sh binaries
+	@go run ./bench start $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 .PHONY: bench-swap
 bench-swap: ## what each part of the way of a request costs (REQUESTS=2000 ROUNDS=21)

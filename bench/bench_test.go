@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"wayleave/envoy/envoytest"
+	"wayleave/vault/vaulttest"
 	"wayleave/worker"
 	"wayleave/xds"
 )
@@ -34,6 +35,7 @@ func TestMain(m *testing.M) {
 // is enough.
 func TestCommandsInTheDocumentation(t *testing.T) {
 	t.Setenv("WAYLEAVE_ENVOY", envoytest.Binary(t))
+	t.Setenv("WAYLEAVE_BAO", vaulttest.Binary(t))
 	page, err := os.ReadFile("../docs/performance.md")
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +131,22 @@ var checks = map[string]func(*testing.T, []string){
 		want := map[string]bool{
 			"a connection, 1, CPU ns": true, "a request, 1, CPU ns": true, "a connection, 64, CPU ns": true, "a request, 64, CPU ns": true,
 			"asked, 10": true, "asked, 64": true, "64, as read, MB": true, "64, after the checks, MB": true,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	},
+	// Each part has started, and an answer came, with the executables in memory and without.
+	"start": func(t *testing.T, args []string) {
+		got := map[string]bool{}
+		for _, s := range bench(t, args...).Tables[0].Samples {
+			got[s.Case+", "+s.Variant] = s.Values[untilMS] > 0
+		}
+		want := map[string]bool{}
+		for _, of := range []string{warm, cold} {
+			for _, name := range starts {
+				want[of+", "+name] = true
+			}
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
@@ -293,6 +311,7 @@ func TestCommandLine(t *testing.T) {
 		{"compare --requests 1", "at least 64"},
 		{"grants --grants 100", "more than 100"},
 		{"routes --routes 1", "at least 2"},
+		{"start --rounds 0", "at least 1"},
 		{"check --rounds", "needs an argument"},
 	} {
 		if err := run(t.Context(), strings.Fields(c.args), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {

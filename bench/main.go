@@ -34,6 +34,7 @@ var scenarios = []scenario{
 	{"observe", "what it costs to see what is done: metrics, the audit, traces", observeFlags},
 	{"routes", "what a request costs by how many routes there are", routesFlags},
 	{"sessions", "what it costs to know whose a request is, with many live sessions", sessionsFlags},
+	{"start", "how long it takes from the start of the programs until a worker has an answer", startFlags},
 	{"swap", "what each part of the way of a request costs", swapFlags},
 }
 
