@@ -25,6 +25,8 @@ const (
 	known    = "a host that was asked for before"
 	unknown  = "a host that nobody asked for before"
 	straight = "the upstream itself, through a tunnel"
+
+	overMS = "ms over a tunnel"
 )
 
 type compareRun struct {
@@ -117,7 +119,7 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 	}
 	floors := r.table("A GET, over HTTP/1.1, with ever less of what Wayleave does, and the least that any ext_proc costs", minimal, metric{Name: perSecond}, metric{Name: p50us}, metric{Name: proxyCPU}, metric{Name: gateCPU})
 	connects := r.table("A new connection with one GET: CONNECT, TLS, the answer; one at a time", straight,
-		metric{Name: p50ms}, metric{Name: p99ms}, metric{Name: proxyCPU}, metric{Name: gateCPU, NoRatio: true})
+		metric{Name: p50ms}, metric{Name: overMS, NoRatio: true}, metric{Name: p99ms}, metric{Name: proxyCPU}, metric{Name: gateCPU, NoRatio: true})
 	connects.Chart = &chart{unknown, p50ms}
 	memory := r.table("Memory after that", alone, metric{Name: proxyMB}, metric{Name: gateMB, NoRatio: true})
 	works = append(works, // at the end, as the page knows tables by their numbers
@@ -232,6 +234,7 @@ func (r *compareRun) connections(ctx context.Context, rivals []rivalry, t *table
 	last := len(rivals) - 1
 	rivals[last].name = straight
 	for _, c := range []string{known, unknown} {
+		found := map[string]map[string]float64{}
 		if err := inTurn(rivals, func(v rivalry) (map[string]float64, error) {
 			l, err := v.load([]requester{visitor(func() error {
 				authority, roots, k, status := apiHost+":443", v.roots, get, http.StatusOK
@@ -254,8 +257,14 @@ func (r *compareRun) connections(ctx context.Context, rivals []rivalry, t *table
 			return map[string]float64{
 				p50ms: millis(quantile(l.took, 0.5)), p99ms: millis(quantile(l.took, 0.99)), proxyCPU: l.each(l.proxy), gateCPU: l.each(l.gate),
 			}, nil
-		}, func(v rivalry, values map[string]float64) { t.add(c, v.name, round, values) }); err != nil {
+		}, func(v rivalry, values map[string]float64) { found[v.name] = values }); err != nil {
 			return fmt.Errorf("%s: %w", c, err)
+		}
+		for _, v := range rivals {
+			if v.name != straight {
+				found[v.name][overMS] = found[v.name][p50ms] - found[straight][p50ms]
+			}
+			t.add(c, v.name, round, found[v.name])
 		}
 	}
 	return nil

@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wayleave/ca"
 	"wayleave/envoy"
+	"wayleave/vault/vaulttest"
 )
 
 // names: what many server names cost. A worker can make names up below a wildcard, and each gets a certificate of its own,
@@ -31,7 +33,7 @@ type namesRun struct {
 	*report
 	names, rounds, handshakes, leaves int
 
-	memory, latency *table
+	memory, latency, mints *table
 }
 
 func namesFlags(f *flag.FlagSet) func(context.Context, *report) error {
@@ -56,17 +58,24 @@ const (
 	held    = "certificates"
 	p50ms   = "p50 ms"
 	p99ms   = "p99 ms"
+
+	oneLeaf = "a key and a certificate, P-256"
+	cpuUS   = "CPU µs"
 )
 
 func (r *namesRun) run(ctx context.Context) error {
 	r.memory = r.table("Memory after so many names (or connections through a tunnel)", passing, metric{Name: envoyMB}, metric{Name: heapMB}, metric{Name: gateMB}, metric{Name: held, NoRatio: true})
 	r.latency = r.table("TLS handshakes inside a tunnel, one at a time", passing, metric{Name: p50ms}, metric{Name: p99ms})
+	r.mints = r.table("What it takes the gate to make one, in its own process", oneLeaf, metric{Name: cpuUS})
 	up, err := startUpstream()
 	if err != nil {
 		return err
 	}
 	defer up.Close()
 	for round := range r.rounds {
+		if err := r.mint(ctx, round); err != nil {
+			return err
+		}
 		if err := r.round(ctx, up, round); err != nil {
 			return err
 		}
@@ -131,6 +140,25 @@ func (r *namesRun) round(ctx context.Context, up *upstream, round int) error {
 		}
 	}
 	return nil
+}
+
+// mint makes certificates of fresh names.
+func (r *namesRun) mint(ctx context.Context, round int) error {
+	const n = 2000
+	authority, err := ca.New(ctx, vaulttest.NewMemory(), ca.Config{Domains: []string{"*.bench.test"}})
+	if err != nil {
+		return err
+	}
+	cpu, err := cpuOf(func() error {
+		for i := range n {
+			if _, err := authority.Leaf(fmt.Sprintf("n%d.bench.test", i), ""); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	r.mints.add("", oneLeaf, round, map[string]float64{cpuUS: micros(cpu) / n})
+	return err
 }
 
 // steps are the numbers of names after which is measured.
