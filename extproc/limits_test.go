@@ -62,11 +62,11 @@ func TestRateIsLimited(t *testing.T) {
 		words, after string
 	}{
 		{"of a worker", limit.Limit{PerMinute: 20, Burst: 2}, limit.Limit{},
-			"rate_limit_error: wayleave: worker ci may send 20 requests a minute, and has; try again in 3 s, or ask an operator to raise profiles.default.limits.requests_per_minute", "3"},
+			"rate_limit_error: wayleave: worker ci may send 20 requests a minute, and has; try again in 3 s, or ask an operator to raise profiles.default.limits.requests_per_minute (more: wayleave explain rate_limited)", "3"},
 		{"of a credential", limit.Limit{PerMinute: 2000, Burst: 2000}, limit.Limit{PerMinute: 120, Burst: 2},
-			"rate_limit_error: wayleave: all workers together, with the credential for claude, may send 120 requests a minute, and have; try again in 1 s, or ask an operator to raise grants.claude.limits.requests_per_minute", "1"},
+			"rate_limit_error: wayleave: all workers together, with the credential for claude, may send 120 requests a minute, and have; try again in 1 s, or ask an operator to raise grants.claude.limits.requests_per_minute (more: wayleave explain rate_limited)", "1"},
 		{"of two gates", limit.Limit{PerMinute: 20, Burst: 4, Gates: 2}, limit.Limit{},
-			"rate_limit_error: wayleave: worker ci may send 20 requests a minute, an equal part of them at each of 2 gates, and has; try again in 6 s, or ask an operator to raise profiles.default.limits.requests_per_minute", "6"},
+			"rate_limit_error: wayleave: worker ci may send 20 requests a minute, an equal part of them at each of 2 gates, and has; try again in 6 s, or ask an operator to raise profiles.default.limits.requests_per_minute (more: wayleave explain rate_limited)", "6"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := limited(t, c.each, c.claude)
@@ -155,7 +155,7 @@ func TestUnderWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	if status, reason, words, after := refusalOf(t, out); status != 429 || reason != rateLimited || after != "1" ||
-		words != "rate_limit_error: wayleave: worker ci may have 2 requests under way at once, and has; try again when one has ended, or ask an operator to raise profiles.default.limits.concurrent" {
+		words != "rate_limit_error: wayleave: worker ci may have 2 requests under way at once, and has; try again when one has ended, or ask an operator to raise profiles.default.limits.concurrent (more: wayleave explain rate_limited)" {
 		t.Errorf("%d %s %q %s", status, reason, words, after)
 	}
 

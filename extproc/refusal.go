@@ -121,6 +121,9 @@ func (f *refusal) message() string {
 	).Replace(reasonNamed(f.reason).Words)
 }
 
+// more names the page of a reason, which every wayleave has in it.
+func more(reason string) string { return " (more: wayleave explain " + reason + ")" }
+
 // askOperator is the detail of hostNotAllowed for a host that could be allowed.
 func askOperator(profile string) string {
 	return "an operator adds it to a route or to tunnel, and the route's grant to profile " + profile
@@ -141,7 +144,7 @@ func (f *refusal) answer(r *Route, requestID string) answer {
 		status, format = cmp.Or(r.Status[f.reason], status), r.ErrorFormat
 	}
 	status = cmp.Or(f.status, status)
-	a := answer{status: status, body: errorBody(format, status, f.reason, f.message(), requestID)}
+	a := answer{status: status, body: errorBody(format, status, f.reason, f.message()+more(f.reason), requestID)}
 	set := func(name, value string) { a.headers = append(a.headers, [2]string{name, value}) }
 	set("content-type", "application/json")
 	set("x-wayleave-reason", f.reason)

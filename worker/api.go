@@ -171,7 +171,7 @@ func (a *api) refuseWith(w http.ResponseWriter, r *http.Request, status int, rea
 		Error     string `json:"error"`
 		Message   string `json:"message"`
 		RequestID string `json:"request_id,omitempty"`
-	}{reason, message, id})
+	}{reason, message + " (more: wayleave explain " + reason + ")", id})
 	w.Header().Set("content-type", "application/json")
 	w.Header().Set("cache-control", "no-store")
 	w.Header().Set(reasonHeader, reason)

@@ -126,7 +126,7 @@ func replyWhen(condition, id, reason string, r retry, message string) *hcmv3.Res
 	}
 	body, err := structpb.NewStruct(map[string]any{
 		"type":  "error", // one shape for the clients of several providers: each reads what it knows
-		"error": map[string]any{"type": "api_error", "code": reason, "message": message},
+		"error": map[string]any{"type": "api_error", "code": reason, "message": message + more(reason)},
 	})
 	if err != nil {
 		panic("xds: " + err.Error()) // only for values JSON does not have
@@ -151,10 +151,13 @@ func withStatus(status uint32, m *hcmv3.ResponseMapper) *hcmv3.ResponseMapper {
 func errorBody(kind, reason, message string) string {
 	body, err := json.Marshal(map[string]any{
 		"type":  "error",
-		"error": map[string]string{"type": kind, "code": reason, "message": message},
+		"error": map[string]string{"type": kind, "code": reason, "message": message + more(reason)},
 	})
 	if err != nil {
 		panic("xds: " + err.Error()) // maps of strings always marshal
 	}
 	return string(body)
 }
+
+// more names the page of a reason, which every wayleave has in it.
+func more(reason string) string { return " (more: wayleave explain " + reason + ")" }

@@ -21,7 +21,11 @@ func TestEveryCommandShownExists(t *testing.T) {
 	if err != nil || len(pages) < 5 {
 		t.Fatalf("pages: %v, %v", pages, err)
 	}
-	for _, page := range append(pages, "../../README.md", "../../CONTRIBUTING.md") {
+	errorPages, err := filepath.Glob("../../docs/errors/*.md")
+	if err != nil || len(errorPages) < 5 {
+		t.Fatalf("pages: %v, %v", errorPages, err)
+	}
+	for _, page := range append(append(pages, errorPages...), "../../README.md", "../../CONTRIBUTING.md") {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)

@@ -103,7 +103,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	return group(root, newUp(), newServe(), newEnvoy(), newRun(), newIsolated(), newEnv(), newGrant(), newSession(), newApproval(), newRollout(), newFleet(), newConsole(), newNotify(), newAudit(), newLogCommand(), newProvider(), newConfig(), newPolicy(), newWorker(), newVault(), newCA(), newDoctor())
+	return group(root, newUp(), newServe(), newEnvoy(), newRun(), newIsolated(), newEnv(), newGrant(), newSession(), newApproval(), newRollout(), newFleet(), newConsole(), newNotify(), newAudit(), newLogCommand(), newProvider(), newConfig(), newPolicy(), newWorker(), newVault(), newCA(), newDoctor(), newExplain())
 }
 
 // group makes c a command that only holds others: alone it shows its help, with a name it does not know it says so.

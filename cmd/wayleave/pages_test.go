@@ -12,12 +12,18 @@ var update = flag.Bool("update", false, "rewrite the generated pages and golden 
 
 // Pages that describe what the code knows are made from it.
 func TestGeneratedPagesAreCurrent(t *testing.T) {
-	for name, page := range map[string]string{
+	pages := map[string]string{
 		"refusals.md":      refusalsPage(t),
 		"configuration.md": configurationPage(t),
 		"cli.md":           cliPage(),
 		"environment.md":   environmentPage(t),
-	} {
+	}
+	for _, name := range reasonNames() {
+		page, _ := reasonPage(name)
+		heading, text, _ := strings.Cut(page, "\n\n")
+		pages["errors/"+name+".md"] = heading + "\n\n" + generated + "\n" + text
+	}
+	for name, page := range pages {
 		path := filepath.Join("..", "..", "docs", name)
 		if *update {
 			if err := os.WriteFile(path, []byte(page), 0o644); err != nil {

@@ -11,58 +11,16 @@ import (
 
 	"wayleave/config"
 	"wayleave/extproc"
-	"wayleave/provider"
 	"wayleave/worker"
 )
-
-// next says who does what about a refusal by the gate.
-var next = map[string]string{
-	"never_connected":       "operator: `wayleave grant connect`, for a key `wayleave grant import`",
-	"scope_missing":         "operator: `wayleave grant connect`, and allow the scopes",
-	"needs_reconnect":       "operator: `wayleave grant connect`, for a key `wayleave grant import`",
-	"refresh_unavailable":   "nobody: the gate tries again; if it lasts, the provider is down",
-	"vault_unavailable":     "operator: `wayleave doctor`",
-	"bad_credential_stored": "operator: `wayleave grant connect`, for a key `wayleave grant import`",
-	"not_your_placeholder":  "worker: take the placeholder from its own environment",
-	"misplaced_placeholder": "worker: send the placeholder in its own header only",
-	"duplicate_credential":  "worker: send one credential",
-	"policy_denied":         "operator, if it should be allowed: change the route or the profile",
-	"approval_needed":       "operator: allow it by a rule before the one that holds it",
-	"approval_denied":       "operator, if it was a mistake: ask again",
-	"approval_timed_out":    "operator: `wayleave approval list`, and whoever sent it: again",
-	"audit_unavailable":     "operator: the gate's log; it is the gate that refuses, as `audit.on_failure` says",
-	"approval_unavailable":  "nobody: the client asks again; operator, if it lasts: the message, and `wayleave doctor`",
-	"rate_limited":          "worker: send less at a time; operator, if that is too little: raise the limit",
-	"token_endpoint":        "nobody: the client keeps its placeholder",
-	"host_not_allowed":      "operator, if it should be allowed: add the host",
-	"host_quarantined":      "operator: mend what `wayleave config check` reports",
-	"misdirected":           "client: open a connection for each host",
-	"session_expired":       "worker: start it again",
-	"session_revoked":       "operator, if it was a mistake; else nobody",
-	"proxy_auth_required":   "worker: start it with `wayleave run`",
-}
-
-// ofEnvoy are the replies that Envoy makes without the gate.
-var ofEnvoy = []struct{ reason, status, retry, what, next string }{
-	{"gate_unavailable", "503, or 504 when the gate hangs", "yes", "the gate did not answer Envoy; nothing was forwarded", "operator: `wayleave doctor`"},
-	{"upstream_unreachable", "502, 503, 504", "yes, unless it cannot help",
-		"the name was not found or is that of an address that is not allowed, nobody listens there, or the certificate is not for this name; nothing was sent",
-		"operator: look up the request id in the access log; see `upstream` in [configuration.md](configuration.md)"},
-	{"upstream_broke_off", "502, 503, 504", "client's choice", "the connection ended before the answer; the provider may have acted on the request", "client: send it again if that does no harm"},
-	{"malformed", "400, 403, 431, 501", "no", "the request is not as HTTP has it, or too large; nothing was sent", "client: send another"},
-	{"barrier", "403", "no", "a placeholder was left where a credential goes, or the gate gave no verdict; nothing was sent", "worker: send the placeholder in its own header only; else operator: report it, it is a fault of the gate"},
-	{"misdirected", "421", "no", "the host is not served on this connection", "client: open a connection for each host"},
-	{"use_connect", "403", "no", "a request without TLS, or for a TLS host without CONNECT, was sent to the proxy", "worker: use an https URL; operator, if the host has no TLS: list it in `plain`"},
-	{"token_replaced", "503", "yes", "the provider rejected the token, and the request was too long to be sent again by the gate", "client: send it again; the gate has another token by then"},
-	{"use_tls", "400", "no", "the port is that of the proxy over TLS, and what came was in the clear", "worker: write https:// in the URL of the proxy"},
-}
 
 func refusalsPage(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString("# Refusals\n\n" + generated + `
 What a worker sees when its request is not forwarded. The body is JSON in the error shape of the provider's own API, so that its clients show the
-text. The headers are
+text, and ends with the command that explains it: ` + "`wayleave explain <reason>`" + ` prints the page of that reason, which each name below leads to, from the
+program itself. The headers are
 
 | header | value |
 |---|---|
@@ -80,16 +38,11 @@ Clients differ in which status they show and which they retry, so a provider may
 |---|---|---|---|---|
 `)
 	for _, r := range extproc.Reasons() {
-		status := fmt.Sprint(r.Status)
-		for _, name := range provider.Presets() {
-			if p, _ := provider.Preset(name); p.RefusalStatus[r.Name] != 0 && p.RefusalStatus[r.Name] != r.Status {
-				status += fmt.Sprintf("; %s: %d", name, p.RefusalStatus[r.Name])
-			}
-		}
-		if next[r.Name] == "" {
+		status := statuses(r)
+		if nextStep[r.Name] == "" {
 			t.Errorf("nobody is named who does something about %s", r.Name)
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Name, status, yesNo(r.Retry), cell(r.Words), next[r.Name])
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", linked(r.Name), status, yesNo(r.Retry), cell(r.Words), nextStep[r.Name])
 	}
 	b.WriteString(`
 Words in braces are filled in; ` + "`policy_denied`" + ` gives the reason that the configuration or the rule states.
@@ -116,7 +69,7 @@ These have one shape for every provider.
 |---|---|---|---|---|
 `)
 	for _, r := range ofEnvoy {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.reason, r.status, r.retry, r.what, r.next)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", linked(r.reason), r.status, r.retry, r.what, r.next)
 	}
 	b.WriteString(`
 ## When a worker enrols
@@ -128,16 +81,9 @@ These have one shape for every provider.
 |---|---|---|---|---|
 `)
 	for _, r := range worker.Refusals() {
-		fmt.Fprintf(&b, "| `%s` | %d | %s | %s | %s |\n", r.Reason, r.Status, yesNo(r.Retry), r.What, r.Next)
+		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s |\n", linked(r.Reason), r.Status, yesNo(r.Retry), r.What, r.Next)
 	}
 	return b.String()
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 var reasonSet = regexp.MustCompile(`"key":\s*"x-wayleave-reason",\s*"value":\s*"([a-z_]+)"|x-wayleave-reason: ([a-z_]+)`)
@@ -184,3 +130,6 @@ workers: {w: {profile: p}}
 		t.Error(err)
 	}
 }
+
+// linked is a reason with the page about it.
+func linked(reason string) string { return fmt.Sprintf("[`%s`](errors/%s.md)", reason, reason) }
