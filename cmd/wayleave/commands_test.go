@@ -17,6 +17,7 @@ import (
 // Every wayleave command in the documentation and in the help exists, with the flags shown.
 func TestEveryCommandShownExists(t *testing.T) {
 	shown := map[string]string{} // line → where
+	inline := regexp.MustCompile("`(wayleave [^`]*)`")
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(pages) < 5 {
 		t.Fatalf("pages: %v, %v", pages, err)
@@ -32,10 +33,16 @@ func TestEveryCommandShownExists(t *testing.T) {
 		}
 		inside := false
 		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line) // of a list's item too
 			if strings.HasPrefix(line, "```") {
 				inside = strings.HasPrefix(line, "```sh")
 			} else if inside {
-				shown[strings.TrimSpace(line)] = page
+				shown[line] = page
+			}
+		}
+		for _, m := range inline.FindAllStringSubmatch(string(text), -1) {
+			if err := mentioned(strings.Fields(m[1])[1:]); err != nil {
+				t.Errorf("%s speaks of %q: %v", page, m[1], err)
 			}
 		}
 	}
@@ -44,7 +51,7 @@ func TestEveryCommandShownExists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile("`(wayleave [^`]*)`").FindAllStringSubmatch(regexp.MustCompile(`{{[^}]*}}`).ReplaceAllString(string(text), "x"), -1) {
+	for _, m := range inline.FindAllStringSubmatch(regexp.MustCompile(`{{[^}]*}}`).ReplaceAllString(string(text), "x"), -1) {
 		shown[m[1]] = alerts
 	}
 	var walk func(c *cobra.Command)
@@ -102,9 +109,39 @@ func parses(args []string) error {
 	return c.ValidateArgs(c.Flags().Args())
 }
 
+// mentioned reports whether what a sentence calls a command, mostly without what it wants, is one with these flags.
+func mentioned(args []string) error {
+	root := newRoot()
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultVersionFlag()
+	c, rest, err := root.Find(args)
+	if err != nil {
+		return err
+	}
+	if c.HasSubCommands() && len(rest) > 0 && rest[0] == "…" { // several of them
+		return nil
+	}
+	if c.HasSubCommands() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") {
+		return fmt.Errorf("%s has no command %s", c.CommandPath(), rest[0])
+	}
+	for _, arg := range rest {
+		name, isFlag := strings.CutPrefix(arg, "--")
+		if isFlag && name == "" { // what comes now is another program's
+			break
+		}
+		if name, _, _ = strings.Cut(name, "="); isFlag && c.Flag(name) == nil && name != "help" {
+			return fmt.Errorf("%s has no flag --%s", c.CommandPath(), name)
+		}
+	}
+	return nil
+}
+
 // Every configuration in these pages is one.
 func TestEveryConfigurationShownIsAccepted(t *testing.T) {
-	for page, least := range map[string]int{"grants.md": 3, "notifications.md": 1, "audit.md": 1} {
+	for page, least := range map[string]int{
+		"grants.md": 3, "notifications.md": 1, "audit.md": 1,
+		"quickstart-provider.md": 3, "quickstart-claude-code.md": 1, "quickstart-ci.md": 1, "quickstart-kubernetes.md": 1,
+	} {
 		text, err := os.ReadFile("../../docs/" + page)
 		if err != nil {
 			t.Fatal(err)
