@@ -18,7 +18,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers
+	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers docs
 
 .PHONY: build
 build: ## build bin/wayleave
@@ -31,17 +31,18 @@ demo: build ## see a placeholder leave a worker and a real token arrive (ONCE=1 
 
 .PHONY: test
 test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
-	@deploy/tools/fetch.sh binaries promtool
+	@deploy/tools/fetch.sh binaries promtool docs # which several of the next want
 	@$(MAKE) --no-print-directory -j3 tools lint unit shapes # building tools and waiting for servers go well together
 	@$(MAKE) --no-print-directory e2e
 
 .PHONY: lint
-lint: ## gofmt, vet, golangci-lint, govulncheck
-	@deploy/tools/fetch.sh lint
+lint: ## gofmt, vet, golangci-lint, govulncheck, spelling
+	@deploy/tools/fetch.sh lint docs
 	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)" || { echo "gofmt: run 'make fmt'" >&2; exit 1; }
 	go vet ./...
 	golangci-lint run
 	govulncheck -db "$(GOVULNDB)" ./...
+	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know
 
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
@@ -55,6 +56,11 @@ shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by th
 .PHONY: manual
 manual: ## manual pages and completions, as packages have them, into dist-manual/
 	@go test -count=1 -run '^TestManual$$' ./cmd/wayleave -manual "$(CURDIR)/dist-manual"
+
+.PHONY: site
+site: ## the documentation's site, with its search, into site/ (look at it with: python3 -m http.server -d site)
+	@deploy/tools/fetch.sh docs
+	NO_MKDOCS_2_WARNING=1 .tools/docs/bin/mkdocs build --quiet --strict
 
 .PHONY: images
 images: ## the images wayleave and wayleave-envoy, with docker
@@ -151,4 +157,4 @@ fmt: ## format and tidy
 
 .PHONY: clean
 clean: ## remove what was built and fetched, and the demo's state
-	rm -rf bin dist dist-manual .tools .demo
+	rm -rf bin dist dist-manual site .tools .demo

