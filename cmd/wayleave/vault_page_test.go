@@ -28,26 +28,16 @@ type pageSection struct{ title, shell, yaml string }
 
 func pageSections(t *testing.T, page string) (out []pageSection) {
 	t.Helper()
-	text, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out = []pageSection{{}}
-	fence := ""
-	for line := range strings.Lines(string(text)) {
-		last := &out[len(out)-1]
-		kind, isFence := strings.CutPrefix(strings.TrimSpace(line), "```")
-		switch {
-		case isFence && fence == "":
-			fence = kind
-		case isFence:
-			fence = ""
-		case fence == "sh":
-			last.shell += line
-		case fence == "yaml":
-			last.yaml += line
-		case strings.HasPrefix(line, "#"):
-			out = append(out, pageSection{title: strings.TrimSpace(strings.TrimLeft(line, "#"))})
+	blocks, _ := blocksOf(t, page)
+	for _, b := range blocks {
+		if len(out) == 0 || out[len(out)-1].title != b.section {
+			out = append(out, pageSection{title: b.section})
+		}
+		switch last := &out[len(out)-1]; b.lang {
+		case "sh":
+			last.shell += b.text
+		case "yaml":
+			last.yaml += b.text
 		}
 	}
 	return out
@@ -110,7 +100,7 @@ func TestVaultPage(t *testing.T) {
 	}
 
 	ran, loggedIn := 0, 0
-	for _, part := range pageSections(t, "../../docs/vault.md") {
+	for _, part := range pageSections(t, "docs/vault.md") {
 		said := ""
 		if part.shell != "" {
 			said = shell(part.shell)

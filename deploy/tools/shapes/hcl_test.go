@@ -252,3 +252,31 @@ func TestTerraform(t *testing.T) {
 		}
 	}
 }
+
+// The module as docs/deploy.md calls it is the one that is there.
+func TestTerraformShown(t *testing.T) {
+	variables := map[string]bool{}
+	for _, block := range parseHCL(t, "deploy/terraform/variables.tf").Blocks {
+		variables[block.Labels[0]] = true
+	}
+	found := blocks(t, "docs/deploy.md", "hcl")
+	for _, text := range found {
+		file, diagnostics := hclparse.NewParser().ParseHCL([]byte(text), "docs/deploy.md")
+		if diagnostics.HasErrors() {
+			t.Fatal(diagnostics)
+		}
+		module := file.Body.(*hclsyntax.Body).Blocks[0]
+		source, _ := module.Body.Attributes["source"].Expr.Value(nil)
+		if module.Type != "module" || source.AsString() != "./deploy/terraform" {
+			t.Errorf("this is %s of %s", module.Type, source.AsString())
+		}
+		for name := range module.Body.Attributes {
+			if name != "source" && !variables[name] {
+				t.Errorf("the module has no variable %s", name)
+			}
+		}
+	}
+	if len(found) != 1 {
+		t.Errorf("%d found: the test is not looking", len(found))
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,16 @@ func read(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// blocks are those of a language in a page.
+func blocks(t *testing.T, page, lang string) (found []string) {
+	t.Helper()
+	for _, text := range strings.Split(read(t, page), "\n```"+lang+"\n")[1:] {
+		text, _, _ = strings.Cut(text, "\n```\n")
+		found = append(found, text)
+	}
+	return found
 }
 
 // write puts text into a file of its own and returns the path.
@@ -209,15 +220,44 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-func TestRedirectRules(t *testing.T) {
+// inNamespace returns nft, and what runs a script in a network namespace of its own.
+func inNamespace(t *testing.T) (nft string, unshare func(script string) (string, error)) {
+	t.Helper()
 	nft, err := exec.LookPath(tool(t, "nft"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	unshare := func(script string) (string, error) { return output(t, "unshare", "-rn", "sh", "-eu", "-c", script) }
+	unshare = func(script string) (string, error) { return output(t, "unshare", "-rn", "sh", "-eu", "-c", script) }
 	if out, err := unshare("true"); err != nil {
 		t.Skipf("no network namespaces here: %v %s", err, out)
 	}
+	return nft, unshare
+}
+
+// Each set of commands in docs/transparent.md does what it says, and the last of the first is undone by the second.
+func TestRedirectShown(t *testing.T) {
+	nft, unshare := inNamespace(t)
+	scripts := blocks(t, "docs/transparent.md", "sh")
+	scripts = slices.DeleteFunc(scripts, func(s string) bool { return !strings.HasPrefix(s, "nft ") })
+	if len(scripts) != 3 {
+		t.Fatalf("%d found: the test is not looking", len(scripts))
+	}
+	script := strings.Join([]string{scripts[0], scripts[1], "nft list ruleset", "echo ----", scripts[2], "nft list ruleset"}, "\n")
+	out, err := unshare(strings.NewReplacer("nft ", nft+" ", "WORKER_UID", "1000").Replace(script))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	left, pod, _ := strings.Cut(out, "----")
+	if strings.TrimSpace(left) != "" {
+		t.Errorf("undone, there is still:\n%s", left)
+	}
+	if !strings.Contains(pod, "meta skuid 1000 tcp dport 443 redirect to :3443") {
+		t.Errorf("in a pod it makes:\n%s", pod)
+	}
+}
+
+func TestRedirectRules(t *testing.T) {
+	nft, unshare := inNamespace(t)
 	dir := filepath.Join(root, "deploy/nftables")
 	for _, rules := range []string{"redirect.nft", "redirect-pod.nft"} {
 		// Twice, as a reload does; other rules stay; undone, and undone again, nothing of ours is left.
