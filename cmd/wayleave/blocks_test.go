@@ -265,6 +265,8 @@ var programs = map[string]string{
 	"envoy":     "e2e: production.txtar runs it with what is rendered",
 	"eval":      "",
 	"export":    "",
+	"grep":      "",
+	"helm":      "shapes renders the chart; no cluster here",
 	"iptables":  "the other way to write what nft does; no test",
 	"kubectl":   "shapes reads what it is given; no cluster here",
 	"nft":       "shapes: TestRedirectShown",
@@ -356,6 +358,7 @@ func namedExists(command string) error {
 	}
 	root := newRoot()
 	root.InitDefaultCompletionCmd()
+	root.InitDefaultVersionFlag()
 	c, rest, err := root.Find(args)
 	if err != nil {
 		return err
