@@ -305,13 +305,14 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 			return k.Token(ctx, name, required)
 		}
 		replaceable := v.replaceable(now)
-		if v.storeErr != nil || !replaceable && v.readAt+recheck > came.run {
+		ended := v.rec.Dead && v.wish.rejected != rejected // no refresh helps, and nobody else has said that this token does not work
+		if v.storeErr != nil || !replaceable && !ended && v.readAt+recheck > came.run {
 			return t, nil
 		}
 		if !waited {
 			defer m.waiting(ctx)()
 		}
-		if replaceable {
+		if replaceable || ended {
 			m.reject(rejected)
 		} else {
 			m.ask()

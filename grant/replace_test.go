@@ -132,6 +132,27 @@ func TestReplaceFails(t *testing.T) {
 	})
 }
 
+// A grant whose consent has ended serves the token that it has, until the provider rejects that too.
+func TestReplaceEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		k, _ := w.run(Options{})
+		rejected := w.token(k)
+		w.as.set(func(a *authority) { a.revoked = true })
+		time.Sleep(56 * time.Minute) // it was refreshed ahead
+		if got := w.token(k); got.Version != rejected.Version {
+			t.Fatalf("another token: %+v", got)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if _, err := k.Replace(ctx, w.spec.Name, rejected.Version, nil); err == nil {
+			t.Error("the rejected token came back; want a word that it must be connected again")
+		}
+		w.refused(k, NeedsReconnect)
+	})
+}
+
 // A value that an operator imports anew is found, and looking for it is not overdone.
 func TestReplaceStatic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
