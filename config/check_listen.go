@@ -34,7 +34,13 @@ func (k *checker) listen() {
 			k.fault(item("listen.replicas", i), quote(name)+" is not the name of a gate", "use 1 to 16 of a-z 0-9 _ - and start with a letter or digit: it becomes part of the names of sockets")
 		}
 	}
+	if l.HelpURL != "" && !helpPattern.MatchString(l.HelpURL) {
+		k.fault("listen.help_url", quote(l.HelpURL)+" is not the address of the pages about refusals", "write https://docs.example.com/wayleave/errors/{reason}/, with {reason} once where the name goes")
+	}
 }
+
+// helpPattern has nothing that ends the <…> of a Link header.
+var helpPattern = regexp.MustCompile(`^https?://[^/{}"<>\x00-\x20\x7f]+/[^{}"<>\x00-\x20\x7f]*\{reason\}[^{}"<>\x00-\x20\x7f]*$`)
 
 var replicaPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,15}$`)
 

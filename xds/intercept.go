@@ -225,7 +225,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		RequestHeadersTimeout:      seconds(headersTimeout),
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
-		LocalReplyConfig:           interceptReplies(),
+		LocalReplyConfig:           withHelp(interceptReplies(), p.helpURL),
 		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), httpEnds(p, metadataNamespace)...),
 		HttpFilters: []*hcmv3.HttpFilter{
 			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),

@@ -104,7 +104,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		// Clients end a tunnel by a reset, and 1,000 resets of HTTP/2 streams, or some 33 a second after that, end a connection
 		// with all its tunnels. So before that clients are sent to another one, and what is open goes on.
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxRequestsPerConnection: number(requestsPerProxy)},
-		LocalReplyConfig:           proxyReplies(),
+		LocalReplyConfig:           withHelp(proxyReplies(), p.helpURL),
 		AccessLog:                  append(accessLog(p.accessLog, "connect", httpLog(streamID)), httpEnds(p, filterAuthz)...),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,
 		HttpFilters: slices.Concat(

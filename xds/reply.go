@@ -3,6 +3,7 @@ package xds
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -104,6 +105,31 @@ func upstreamReplies(condition, id string) []*hcmv3.ResponseMapper {
 		replyWhen(here+" && "+ofUpstream, id, reasonUpstreamUnreachable, again,
 			"wayleave could not reach the provider; nothing was sent. Try again, and if it lasts ask the operator to look up the request id in the access log"),
 	}
+}
+
+// withHelp has every refusal lead to the page about its reason (RFC 8288): those of Envoy's own, and those of the gate, which have a reason
+// already and are left as they are else.
+func withHelp(c *hcmv3.LocalReplyConfig, url string) *hcmv3.LocalReplyConfig {
+	if url == "" {
+		return c
+	}
+	link := func(reason string) *corev3.HeaderValueOption {
+		before, after, _ := strings.Cut(strings.ReplaceAll(url, "%", "%%"), "{reason}")
+		return overwrite("link", "<"+before+reason+after+`>; rel="help"`)
+	}
+	for _, m := range c.GetMappers() {
+		for _, h := range m.GetHeadersToAdd() {
+			if h.GetHeader().GetKey() == reasonHeader {
+				m.HeadersToAdd = append(m.HeadersToAdd, link(h.GetHeader().GetValue()))
+				break
+			}
+		}
+	}
+	c.Mappers = append(c.Mappers, &hcmv3.ResponseMapper{
+		Filter:       celFilter("'" + reasonHeader + "' in response.headers"),
+		HeadersToAdd: []*corev3.HeaderValueOption{link("%RESP(" + reasonHeader + ")%")},
+	})
+	return c
 }
 
 // denied begins the response code details of a request that a DENY policy refused.

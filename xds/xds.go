@@ -83,6 +83,8 @@ type Config struct {
 	MaxHold time.Duration
 	// AccessLogPath is the file Envoy appends one JSON object per tunnel, request and connection to. Empty: none.
 	AccessLogPath string
+	// HelpURL is where the pages about refusals are, with {reason} for the reason: each refusal has a Link header to its own. Empty: none.
+	HelpURL string
 	// Tracing has Envoy tell the gate of some requests how long their parts took. Nil: of none.
 	Tracing *Tracing
 }
@@ -223,6 +225,7 @@ type plan struct {
 	maxHold           time.Duration
 	accessLog         string
 	tracing           *Tracing
+	helpURL           string
 }
 
 type plannedRoute struct {
@@ -260,7 +263,7 @@ func (c Config) plan() (plan, error) {
 	var faults []error
 	fault := func(format string, a ...any) { faults = append(faults, fmt.Errorf(format, a...)) }
 
-	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, gateSockets: c.GateSockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath, tracing: c.Tracing}
+	p := plan{revision: c.Revision, upstreamCA: c.UpstreamCA, apiSockets: c.APISockets, gateSockets: c.GateSockets, rewritesPaths: c.RewritesPaths, marker: c.Marker, messageTimeout: c.MessageTimeout, maxHold: c.MaxHold, accessLog: c.AccessLogPath, tracing: c.Tracing, helpURL: c.HelpURL}
 	if p.messageTimeout == 0 {
 		p.messageTimeout = 60 * time.Second
 	}

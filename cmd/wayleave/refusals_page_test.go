@@ -28,6 +28,7 @@ program itself. The headers are
 | ` + "`x-request-id`" + ` | the same id is in the gate's log and in Envoy's access log |
 | ` + "`x-should-retry`" + ` | false where the same request cannot succeed later |
 | ` + "`retry-after`" + ` | seconds, where it can |
+| ` + "`link`" + ` | the page about the reason, of relation ` + "`help`" + `, where [` + "`listen.help_url`" + `](configuration.md#listen) says where your people read them |
 
 ## By the gate
 

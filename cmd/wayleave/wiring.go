@@ -241,7 +241,7 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: deniedTunnels(cfg), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
 		APISockets: socketPaths(cfg, sockets, apiSocket), CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
 		MaxHold:       config.LongestHold + extproc.Headroom,
-		AccessLogPath: accessLog, Tracing: envoyTracing(cfg.Telemetry),
+		AccessLogPath: accessLog, Tracing: envoyTracing(cfg.Telemetry), HelpURL: cfg.Listen.HelpURL,
 	}
 	out.GateSockets = map[string]string{}
 	for i, path := range socketPaths(cfg, sockets, gateSocket) {
