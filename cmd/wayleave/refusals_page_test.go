@@ -19,8 +19,7 @@ func refusalsPage(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString("# Refusals\n\n" + generated + `
 What a worker sees when its request is not forwarded. The body is JSON in the error shape of the provider's own API, so that its clients show the
-text, and ends with the command that explains it: ` + "`wayleave explain <reason>`" + ` prints the page of that reason, which each name below leads to, from the
-program itself. The headers are
+text. The text ends with a command, ` + "`wayleave explain <reason>`" + `, which prints the page about that reason; the names below lead to the same pages. The headers are
 
 | header | value |
 |---|---|
