@@ -26,7 +26,7 @@ type Options struct {
 	Ahead       time.Duration        // refresh this long before expiry, at most a fifth of the token's life; default 5 min
 	CallTimeout time.Duration        // longest token-endpoint call: a slow answer may hold the only live refresh token; default 60 s
 	Lease       time.Duration        // how long other replicas leave a grant to one that has ceased to renew its claim; default 20 s. The same on all replicas.
-	Reread      time.Duration        // how often each grant is read again, to see what others wrote; default 5 s
+	Reread      time.Duration        // how often each grant is read again, to see what others wrote; default 5 s. A twelfth as often while nobody asks for it
 	Watch       Watch                // default: nobody watches
 	Drain       time.Duration        // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
 
@@ -256,30 +256,47 @@ func (c *crew) begin(name string, m *minder) {
 // Token returns an access token of the grant with at least the required scopes; the error is an *[Unusable]. It returns
 // at once while the present token is usable, and otherwise waits for the first answer of the store, for a refresh, for
 // another try of either when one is about to come, or, before it refuses what only an operator can mend, for a look at the
-// store that is newer than the request: that may take a second, because grants are not read more often. A ctx that ends
+// store that is newer than the request: that may take a second, because grants are not read more often. A grant that nobody
+// has asked for in a while is looked at first, too, if the store answers within a second. A ctx that ends
 // ends the wait only: no work is bound to it.
 func (k *Keeper) Token(ctx context.Context, name string, required []string) (Token, error) {
-	came, waited := k.now(), false
-	for waiting := true; ; waited = true {
+	came, waiting := k.now(), true
+	var waited, shown bool
+	var look *time.Timer // nil: no look was waited for
+	for {
 		m := k.minder(name)
 		if m == nil {
 			return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
 		}
-		v := m.view.Load()
-		t, refusal, wait := v.answer(m.policy, m.spec, required, came, k.now())
-		if refusal == nil {
+		v, now := m.view.Load(), k.now()
+		m.use(now.run)
+		t, refusal, wait := v.answer(m.policy, m.spec, required, came, now)
+		var late <-chan time.Time
+		switch {
+		case refusal == nil && waiting && v.unseen(now, k.reread):
+			if look == nil {
+				look = time.NewTimer(lookFor)
+				defer look.Stop()
+			}
+			late = look.C
+		case refusal == nil:
 			k.watch.token(waited)
 			return t, nil
-		}
-		if !wait || !waiting {
+		case !wait || !waiting:
 			return Token{}, refusal
+		default:
+			waited = true
 		}
-		if !waited {
+		if !shown {
+			shown = true
 			defer m.waiting(ctx)()
 		}
 		m.ask()
 		select {
 		case <-v.superseded:
+		case <-late:
+			k.watch.token(waited)
+			return t, nil
 		case <-ctx.Done():
 			waiting = false // one last look: what is refused with is as of now
 		case <-k.ended:
@@ -300,6 +317,7 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 			return k.Token(ctx, name, required)
 		}
 		v, now := m.view.Load(), k.now()
+		m.use(now.run)
 		t, refusal, _ := v.answer(m.policy, m.spec, required, came, now)
 		if refusal != nil || t.Version != rejected {
 			return k.Token(ctx, name, required)

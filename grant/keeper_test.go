@@ -709,7 +709,7 @@ func TestAdopts(t *testing.T) {
 		w := newWorld(t, time.Hour)
 		w.connect()
 		k, _ := w.run(Options{})
-		time.Sleep(time.Minute)
+		time.Sleep(30 * time.Second)
 		r, ver, _ := getRecord(t.Context(), w.docs, "claude")
 		if _, err := putRecord(t.Context(), w.docs, "claude", r.answered(w.as.grant(), "sibling", time.Now(), time.Now()), ver); err != nil {
 			t.Fatal(err)

@@ -19,6 +19,10 @@ import (
 	"wayleave/vault"
 )
 
+// idleReads is how many times less often a grant is read that is well and that nobody asks for. Whoever does then waits for a look at
+// the store, so that no token is handed out that others have long taken away.
+const idleReads = 12
+
 // A write that somebody else got ahead of is followed by a pause, from the first to the second of these: a standby may answer
 // reads with what is no longer true.
 const conflictPause, longestConflict = 50 * time.Millisecond, 2 * time.Second
@@ -48,6 +52,8 @@ type minder struct {
 
 	rejected atomic.Pointer[string] // the version of the token that the provider rejected last, to be judged likewise
 
+	used atomic.Int64 // when a token was asked for last, by the running clock, to a second
+
 	owned
 }
 
@@ -56,7 +62,7 @@ type owned struct {
 	rec       record // as stored, as far as we know
 	ver       int    // its version
 	loaded    bool
-	readAt    time.Duration // when the last attempt began
+	readAt    time.Duration // when the last attempt began, or a write that found nothing else there
 	wanted    bool          // somebody asked since
 	mine      string        // id of a lease we wrote, or may have, and did not use
 	marked    string        // id of the lease under which the process before this one presented the token
@@ -65,6 +71,8 @@ type owned struct {
 	awaits    bool          // another replica's lease is waited for,
 	since     time.Duration // from then on
 	held      time.Duration // the token endpoint is not called before: it is busy, or down
+
+	calling bool // the provider, under our lease
 
 	rescope bool // see wish. Only then: gateways of an old and a new configuration must not undo each other's work
 
@@ -115,6 +123,18 @@ func (m *minder) carryOut(r request) {
 	if old := m.request.Swap(&r); old == nil || old.ID != r.ID {
 		m.ask()
 	}
+}
+
+// use notes that a token is asked for.
+func (m *minder) use(now time.Duration) {
+	if now-time.Duration(m.used.Load()) >= time.Second { // not for each request: all processors would write to one place
+		m.used.Store(int64(now))
+	}
+}
+
+// idle reports whether the grant is well and nobody has asked for it in a while.
+func (m *minder) idle(now moment) bool {
+	return now.run-time.Duration(m.used.Load()) >= idleReads*m.reread && stateOf(m.rec, m.spec, now) == Healthy
 }
 
 // reject makes the minder replace the token of this version, if it is the present one and may be replaced.
@@ -180,6 +200,8 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 		wait = max(wait, m.held-now.run)
 	}
 	switch {
+	case (move == refresh || move == revoke) && wait <= 0 && now.run-m.readAt > m.reread:
+		return m.read, 0 // another replica may have done it
 	case (move == refresh || move == revoke) && wait <= 0:
 		return m.call(move), 0
 	case move == giveUp:
@@ -191,7 +213,11 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 	}
 
 	// A period of its own for each token and replica, so that reads spread out.
-	every := m.reread - time.Duration(m.jitter*float64(m.reread)/5)
+	every := m.reread
+	if m.idle(now) {
+		every *= idleReads
+	}
+	every -= time.Duration(m.jitter * float64(every) / 5)
 	if m.wanted {
 		every = min(every, recheck)
 	}
@@ -234,7 +260,7 @@ func (m *minder) sleep(ctx, work context.Context, d time.Duration) {
 func (m *minder) publish() {
 	v := &view{
 		rec: m.rec, loaded: m.loaded, readAt: m.readAt,
-		storeErr: m.storeErr(), storeRetry: m.storeRetry, held: m.held, wish: m.wish(),
+		storeErr: m.storeErr(), storeRetry: m.storeRetry, held: m.held, calling: m.calling, wish: m.wish(),
 		superseded: make(chan struct{}),
 	}
 	if m.unsaved != nil && !m.unsaved.doubtful {
@@ -343,8 +369,10 @@ func (m *minder) putBack(ctx context.Context) {
 
 // put writes r over the version we know.
 func (m *minder) put(ctx context.Context, r record, cas int) error {
+	began := m.now().run
 	ver, err := putRecord(ctx, m.docs, m.spec.Name, r, cas)
 	if err == nil {
+		m.readAt = began
 		m.readErr, m.writeErr, m.storeFails, m.conflicts, m.storeRetry = nil, nil, 0, 0, 0
 		m.adopt(r, ver)
 	}

@@ -61,7 +61,8 @@ func (m *minder) call(do move) func(context.Context) {
 		if began.since(before) > m.policy.slack() {
 			return
 		}
-		m.mine = ""
+		m.mine, m.calling = "", true
+		defer func() { m.calling = false }()
 		m.publish()
 		if do == revoke {
 			err = m.revoke(ctx, began)

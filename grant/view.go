@@ -9,6 +9,8 @@ import (
 )
 
 const (
+	lookFor = time.Second     // how long a request waits at most for a look at the store by which a usable token would be taken away
+	readFor = 2 * time.Second // how long a read takes at most; see [Documents]
 	recheck = time.Second     // how often, at most, requests that would be refused make a grant be read again
 	soon    = 2 * time.Second // a next try this near is waited for: what failed once, and briefly, is no worker's business
 )
@@ -24,6 +26,7 @@ type view struct {
 	readAt     time.Duration // when the last attempt to read began
 	storeRetry time.Duration // with storeErr: when it is tried again
 	held       time.Duration // the token endpoint is not called before
+	calling    bool          // the provider, under our lease: until that is over nobody reads
 	superseded chan struct{} // closed when the next view is there
 
 	fingerprint string // of rec's token
@@ -90,6 +93,12 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 		return Token{}, retry(RefreshUnavailable, cause(r.LastError), pause), pause <= soon
 	}
 	return Token{}, retry(RefreshUnavailable, errStillWorking, pause), true
+}
+
+// unseen reports whether the store, which answers as far as we know, has not been looked at for longer than it ever is while tokens are
+// asked for.
+func (v *view) unseen(now moment, reread time.Duration) bool {
+	return v.loaded && v.storeErr == nil && !v.calling && now.run-v.readAt > reread+readFor
 }
 
 // replaceable reports whether a refresh may get another token in place of one that the provider rejects.
