@@ -25,7 +25,7 @@ build: ## build bin/wayleave
 	@go build -o bin/ ./cmd/...
 
 .PHONY: demo
-demo: build ## see a placeholder leave a worker and a real token arrive (ONCE=1 checks and exits)
+demo: build ## a guided tour: a placeholder leaves a worker, a real token arrives, and thieves get neither (ONCE=1 waits for no key)
 	@deploy/tools/fetch.sh binaries clients
 	@bin/demo --state "$(STATE)" $(if $(ONCE),--once)
 
