@@ -29,6 +29,13 @@ demo: build ## a guided tour: a placeholder leaves a worker, a real token arrive
 	@deploy/tools/fetch.sh binaries clients
 	@bin/demo --state "$(STATE)" $(if $(ONCE),--once)
 
+.PHONY: tour
+tour: build ## record make demo into docs/images/tour.cast and tour.svg
+	@deploy/tools/fetch.sh binaries clients
+	@state=$$(mktemp -d) && trap 'rm -rf "$$state"' EXIT && go run ./deploy/tools/cast record --shown "$$state=~/wayleave/.demo" --shown "$(CURDIR)=~/wayleave" \
+	  --last "stays up until" docs/images/tour.cast bin/demo --state "$$state"
+	@go run ./deploy/tools/cast draw docs/images/tour.cast docs/images/tour.svg
+
 .PHONY: test
 test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real Envoy and OpenBao
 	@deploy/tools/fetch.sh binaries promtool docs # which several of the next want

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -146,5 +148,23 @@ func TestShell(t *testing.T) {
 	}
 	if got, err := w.worker.do(t.Context(), "echo last words; exit"); err == nil || !strings.Contains(err.Error(), "last words") {
 		t.Errorf("a shell that ended gave %q, %v", got, err)
+	}
+}
+
+// The recording in the README is of this tour, and shows no secret, nor where it was made.
+func TestRecordingIsOfThisTour(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "docs", "images", "tour.cast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range steps {
+		if title := fmt.Sprintf("── %d of %d · %s ", i+1, len(steps), s.title); !strings.Contains(string(b), title) {
+			t.Errorf("%q is not in it: record it again with 'make tour'", title)
+		}
+	}
+	for _, never := range []string{`demo-[a-z]{2}-[0-9a-f]{16}`, `wls1\.[A-Za-z0-9]{24}`, `login\?token=`, `/(home|root|Users|work)/`} {
+		if found := regexp.MustCompile(never).Find(b); found != nil {
+			t.Errorf("%s is in it", found)
+		}
 	}
 }

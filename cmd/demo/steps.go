@@ -131,7 +131,7 @@ func (t *tour) holds(ctx context.Context) error {
 	if err := t.startWorker(ctx); err != nil {
 		return err
 	}
-	if err := t.work(ctx, `env | grep -E '^(ANTHROPIC_AUTH_TOKEN|HTTPS_PROXY|SSL_CERT_FILE)=' | sort | cut -c 1-64`, "wlplaceholder"); err != nil {
+	if err := t.work(ctx, `env | grep -E '^(ANTHROPIC_AUTH_TOKEN|HTTPS_PROXY|SSL_CERT_FILE)=' | sort | cut -c-64`, "wlplaceholder"); err != nil {
 		return err
 	}
 	t.look("A way out, a CA to trust, and a placeholder where programs look for a token. The placeholder says whose session it is, and is signed; it opens nothing by itself.")
@@ -146,6 +146,12 @@ const (
 	api = `api() { curl -sS -H "authorization: Bearer $ANTHROPIC_AUTH_TOKEN" "$@"; }
 hello='{"model":"demo","max_tokens":9,"messages":[{"role":"user","content":"hello"}]}'`
 	ask = `api ` + messagesURL + ` -d "$hello"`
+	sdk = `python3 -c '
+import anthropic
+client = anthropic.Anthropic(base_url="https://` + apiHost + `")
+message = client.messages.create(model="demo", max_tokens=9,
+    messages=[{"role": "user", "content": "hello from the SDK"}])
+print(message.content[0].text)'`
 )
 
 func (t *tour) arrives(ctx context.Context) error {
@@ -160,7 +166,7 @@ func (t *tour) arrives(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("the first request was refused: %w; %s has the reason", err, filepath.Join(t.gate(), "gate.log"))
 	}
-	if err := t.work(ctx, ask+` -v 2>&1 | grep -E '^> (POST|authorization)|^{"' | cut -c 1-96`, "POST "); err != nil {
+	if err := t.work(ctx, ask+` -v 2>&1 | grep -E '^> (POST|auth)|^{"' | cut -c-96`, "POST "); err != nil {
 		return err
 	}
 	r, err := t.received("/v1/messages")
@@ -183,8 +189,7 @@ func (t *tour) arrives(ctx context.Context) error {
 		}
 	}
 	t.text("Programs need no change, the provider's own SDK for one:")
-	return t.work(ctx, `python3 -c 'import anthropic; print(anthropic.Anthropic(base_url="https://`+apiHost+`").messages.create(
-    model="demo", max_tokens=9, messages=[{"role": "user", "content": "hello from the SDK"}]).content[0].text)'`, "hello from the SDK")
+	return t.work(ctx, sdk, "The demo API received: hello from the SDK")
 }
 
 func (t *tour) missing(ctx context.Context) error {
@@ -270,12 +275,14 @@ func (t *tour) steal(ctx context.Context) error {
 		return err
 	}
 	t.text("Somebody has read the worker's environment, and has its placeholder in $STOLEN. First, straight at the API:")
-	direct := `curl -sS --cacert ` + filepath.Base(t.apiCA()) + ` --connect-to ` + apiHost + `:443:` + t.demo.APIAddr + ` -H "authorization: Bearer $STOLEN" ` + messagesURL + ` -d {}`
+	direct := `curl -sS --cacert ` + filepath.Base(t.apiCA()) + ` --connect-to ` + apiHost + `:443:` + t.demo.APIAddr + ` \
+  -H "authorization: Bearer $STOLEN" ` + messagesURL + ` -d {}`
 	if err := t.thieve(ctx, direct, "not valid"); err != nil {
 		return err
 	}
 	t.text("Through the gate, from a session of the thief's own:")
-	if err := t.thieve(ctx, `wayleave run -- curl -sS -H "authorization: Bearer $STOLEN" `+messagesURL+` -d {} 2>/dev/null`, "not the one of this session"); err != nil {
+	if err := t.thieve(ctx, `wayleave run -- \
+  curl -sS -H "authorization: Bearer $STOLEN" `+messagesURL+` -d {} 2>/dev/null`, "not the one of this session"); err != nil {
 		return err
 	}
 	t.text("Or the worker itself is talked into giving it away: in an address, and to a host of the thief's.")
@@ -351,8 +358,7 @@ var ownBearer = regexp.MustCompile(`(?m)^own=.*$`)
 
 func (t *tour) tryThis() {
 	t.text("Everything stays up until Ctrl-C. In another terminal:")
-	t.printed(fmt.Sprintf(`
-  export PATH=%s:$PATH WAYLEAVE_CONFIG=%s WAYLEAVE_STATE=%s
+	t.printed(fmt.Sprintf(`  export PATH=%s:$PATH WAYLEAVE_CONFIG=%s WAYLEAVE_STATE=%s
   wayleave run -- sh                      # look around as a worker: env, curl https://%s/echo …
   wayleave console                        # the operators' pages
   wayleave grant list
