@@ -116,7 +116,7 @@ func (t *tour) connect(ctx context.Context) error {
 func (t *tour) consent(ctx context.Context) error {
 	const line = "wayleave grant connect " + grantName
 	t.typed(operator, line)
-	out, err := t.sh(ctx, line+" --timeout 1m")
+	out, err := t.sh(ctx, line+" --timeout 2m")
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}

@@ -254,14 +254,14 @@ func approve(url string) error {
 	return resp.Body.Close()
 }
 
-// until asks again each second, for a quarter of a minute, until done says so.
+// until asks again each second, for a minute, until done says so.
 func until(ctx context.Context, done func() (bool, error)) error {
-	for end := time.Now().Add(15 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		if ok, err := done(); ok || err != nil {
 			return err
 		}
 		if time.Now().After(end) {
-			return errors.New("it did not come within 15 seconds")
+			return errors.New("it did not come within a minute")
 		}
 		select {
 		case <-ctx.Done():
