@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
-export CGO_ENABLED ?= 1
+export CGO_ENABLED ?= $(if $(shell command -v cc || command -v gcc || command -v clang),1,0)
 export CLAUDE_CODE_VERSION
 # Not a second of waiting at the end of every program with the race detector in it.
 export GORACE ?= atexit_sleep_ms=0
@@ -26,12 +26,12 @@ build: ## build bin/wayleave
 
 .PHONY: demo
 demo: build ## a guided tour: a placeholder leaves a worker, a real token arrives, and thieves get neither (ONCE=1 waits for no key)
-	@deploy/tools/fetch.sh binaries clients
+	@deploy/tools/fetch.sh binaries sdks
 	@bin/demo --state "$(STATE)" $(if $(ONCE),--once)
 
 .PHONY: tour
 tour: build ## record make demo into docs/images/tour.cast and tour.svg
-	@deploy/tools/fetch.sh binaries clients
+	@deploy/tools/fetch.sh binaries sdks
 	@state=$$(mktemp -d) && trap 'rm -rf "$$state"' EXIT && go run ./deploy/tools/cast record --shown "$$state=~/wayleave/.demo" --shown "$(CURDIR)=~/wayleave" \
 	  --last "stays up until" docs/images/tour.cast bin/demo --state "$$state"
 	@go run ./deploy/tools/cast draw docs/images/tour.cast docs/images/tour.svg

