@@ -116,7 +116,10 @@ type observing struct {
 
 // observe starts what is kept by the variant of a gate. What is no variant of this scenario has nothing of it.
 func observe(ctx context.Context, spec *gateSpec, log *slog.Logger) (observing, error) {
-	o := observing{options: extproc.Options{Shown: spec.Envoy.AccessLogPath != "", Log: log, Ended: func(extproc.Ended) {}}, stop: func() {}}
+	o := observing{options: extproc.Options{Shown: spec.Envoy.AccessLogPath != "", Log: log}, stop: func() {}}
+	if spec.Variant == allEnds {
+		o.options.Ended = func(extproc.Ended) {}
+	}
 	keep := observers[spec.Variant]
 	var figures *metrics.Metrics
 	if keep.metrics {
@@ -191,6 +194,4 @@ func recordOf(d extproc.Decided) audit.Record {
 }
 
 // observed is how a variant of this scenario is in the list of all.
-func observed(envoy func(*xds.Resources) error) variant {
-	return variant{status: http.StatusOK, envoy: envoy}
-}
+func observed() variant { return variant{status: http.StatusOK} }

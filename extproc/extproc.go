@@ -200,7 +200,8 @@ type Options struct {
 	// Decided is told of every decision before Envoy is; it must not block. With an error what was to be let out, or answered, is
 	// refused. Nil: nobody is told.
 	Decided func(Decided) error
-	// Ended is told by Envoy's access log how what was decided came to its end; it must not block. Nil: nobody is told.
+	// Ended is told by Envoy's access log how what was decided came to its end; it must not block. Nil: nobody is told, and Envoy tells of
+	// failures alone.
 	Ended func(Ended)
 	// Gate is this gate's name among those that an Envoy asks. Envoy tells ends to the gate that decided. Empty: it is alone.
 	Gate string

@@ -24,9 +24,10 @@ const (
 
 // Its fields.
 const (
-	metadataVerdict = "verdict" // Envoy lets no request out without one
-	fieldGate       = "gate"    // that decided, where there are several
-	fieldNote       = "note"    // for us
+	metadataVerdict = "verdict"  // Envoy lets no request out without one
+	fieldGate       = "gate"     // that decided, where there are several
+	fieldNote       = "note"     // for us
+	fieldFailures   = "failures" // of ends we want to be told of failures alone
 
 	// Of a swap alone, for upstream.lua.
 	fieldHeader     = "header"     // that holds the token
@@ -112,6 +113,7 @@ func (s *Server) kept(d *decision, x Decided) fields {
 	}
 	f.set(fieldGate, s.gate)
 	f.set(fieldNote, noteOf(x, scopes))
+	f.flag(fieldFailures, s.ended == nil)
 	if s.shown || x.Trace != "" {
 		f.set(fieldRoute, x.Route)
 		f.set(fieldGrant, x.Grant)

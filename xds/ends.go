@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"net/http"
 	"strings"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 )
 
 // The gate is told how each request and each tunnel ended about which it decided, by Envoy's gRPC access log: for the audit, for the
-// tokens that a provider has rejected, and for the failures by which revisions of a configuration are compared. What the gate decided
+// tokens that a provider has rejected, and for the failures by which revisions of a configuration are compared. One that keeps no audit says
+// so, and is told of failures alone, since to tell of all is a good part of what Envoy does for a request. What the gate decided
 // is in Envoy's dynamic metadata, of which the log has all. Envoy sends headers only when they are named, and none is.
 
 // Where the metadata of a decision is: ext_proc's is our own, ext_authz's are the filters'.
@@ -24,6 +26,8 @@ const (
 
 	metadataNote = "note" // what the gate is to be told again; without one it tells nobody, and wants to be told nothing
 	metadataGate = "gate" // that decided, where there are several
+
+	metadataFailures = "failures" // is there where the gate keeps no account, so that failures alone are of use to it
 )
 
 // How ends are told. What is on its way to a gate that is killed is lost, so it is not kept for long where a gate is there. While it is
@@ -56,11 +60,38 @@ func ends(p plan, namespace, logger string, settings func(*grpcv3.CommonGrpcAcce
 			decided = metadataFilter(namespace, metadataNote, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}})
 		}
 		all = append(all, &accesslogv3.AccessLog{
-			Name: logger, Filter: decided,
+			Name: logger, Filter: allOf(decided, anyOf(wholeAccount(namespace), failed(), flagged())),
 			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(settings(toGate("ends", endsCluster(gate))))},
 		})
 	}
 	return all
+}
+
+// wholeAccount selects what is of use to the gate however it ended.
+func wholeAccount(namespace string) *accesslogv3.AccessLogFilter {
+	f := metadataFilter(namespace, metadataFailures, exactly("no")) // which it never is
+	f.GetMetadataFilter().MatchIfKeyNotFound = wrapperspb.Bool(true)
+	return f
+}
+
+// failed selects answers that are errors; a rejected token is among them.
+func failed() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
+		Comparison: &accesslogv3.ComparisonFilter{Op: accesslogv3.ComparisonFilter_GE, Value: &corev3.RuntimeUInt32{DefaultValue: http.StatusBadRequest, RuntimeKey: "wayleave.failed"}},
+	}}}
+}
+
+// flagged selects what ended in another way than by an answer, such as part of one.
+func flagged() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{}}}
+}
+
+func allOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: filters}}}
+}
+
+func anyOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
 }
 
 // toGate is how a log of this name gets to a gate.
