@@ -254,6 +254,8 @@ func shardPath(i int) string { return livePrefix + "abcdefghijklmnopqrstuvwxyz23
 func (l *Ledger) readRevoked(ctx context.Context) error {
 	r, _, err := readRevocations(ctx, l.docs)
 	if err == nil {
+		r.join(l.revoked.Load())
+		r.prune(l.now())
 		l.revoked.Store(r)
 	}
 	return err

@@ -374,6 +374,26 @@ func TestLedgerForgets(t *testing.T) {
 	}
 }
 
+// A store that is set back to a backup has none of the revocations since. A gate that knows of them keeps to them.
+func TestRevokedBeforeRestore(t *testing.T) {
+	docs, clock := vaulttest.NewMemory(), now
+	a := replicas(t, docs, &clock, 1)[0]
+	one, other := enrolled(t, a, "ci", now), enrolled(t, a, "agent", now)
+	if err := Revoke(t.Context(), docs, Revocation{Sessions: []string{one.ID}, Workers: []string{"agent"}, NotBefore: now.Add(time.Minute)}, now); err != nil {
+		t.Fatal(err)
+	}
+	turn(t, a)
+	if err := docs.Delete(t.Context(), revokedPath); err != nil {
+		t.Fatal(err)
+	}
+	turn(t, a)
+	for _, s := range []Session{one, other} {
+		if !a.revoked.Load().covers(s.ID, s.Worker) {
+			t.Errorf("the session of %s is good again", s.Worker)
+		}
+	}
+}
+
 // An operator's revocation is never lost to another's.
 func TestRevokeTogether(t *testing.T) {
 	docs := vaulttest.NewMemory()

@@ -84,6 +84,26 @@ func (r *revocations) add(q Revocation) {
 	}
 }
 
+// join adds what was known before: nobody takes a revocation back, but a store that is set back to a backup has fewer of them.
+func (r *revocations) join(old *revocations) {
+	if old == nil {
+		return
+	}
+	for id, until := range old.Sessions {
+		if r.Sessions == nil {
+			r.Sessions = map[string]time.Time{}
+		}
+		r.Sessions[id] = later(r.Sessions[id], until)
+	}
+	for name, moment := range old.Workers {
+		if r.Workers == nil {
+			r.Workers = map[string]time.Time{}
+		}
+		r.Workers[name] = later(r.Workers[name], moment)
+	}
+	r.All = later(r.All, old.All)
+}
+
 // prune forgets what is said of sessions of which none is left.
 func (r *revocations) prune(now time.Time) {
 	maps.DeleteFunc(r.Sessions, func(_ string, until time.Time) bool { return now.After(until) })
