@@ -68,6 +68,7 @@ type Token struct {
 	Version string
 	// Fingerprint is Options.Fingerprint of Access, which is no secret either; empty where there is none.
 	Fingerprint string
-	// Replaceable reports whether Replace is likely to get another token, should the provider reject this one.
+	// Replaceable reports whether Replace is likely to get another token, should the provider reject this one, or to say that the
+	// grant has to be connected again.
 	Replaceable bool
 }

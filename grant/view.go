@@ -77,7 +77,7 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 			refusal.next = r.why(missing).remedy(spec.Name, refusal.next)
 		}
 	case ok:
-		return Token{Access: r.Access, Scopes: r.Granted, Facts: r.Facts, Expires: r.Expires, Version: r.version(), Fingerprint: v.fingerprint, Replaceable: v.replaceable(now)}, nil, false
+		return Token{Access: r.Access, Scopes: r.Granted, Facts: r.Facts, Expires: r.Expires, Version: r.version(), Fingerprint: v.fingerprint, Replaceable: v.replaceable(now) || r.Dead}, nil, false
 	}
 	if refusal != nil {
 		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.
