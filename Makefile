@@ -87,6 +87,10 @@ remote-control: tools ## Claude Code's remote control, of the pinned version or 
 reliability: tools ## the proof of docs/reliability.md in full size, which takes minutes
 	WAYLEAVE_RELIABILITY=full go test -count=1 -timeout 30m -v ./e2e/reliability
 
+.PHONY: soak
+soak: tools ## the proof of docs/availability.md: kills every 20 seconds for MINUTES=30, an upgrade, a network that is cut (UPDATE=-update writes what was seen)
+	WAYLEAVE_SOAK=$(or $(MINUTES),30) go test -count=1 -timeout 0 -v -run '^Test(Soak|Upgrade|Split)$$' ./e2e $(UPDATE)
+
 .PHONY: screenshots
 screenshots: tools ## what every page of the console looks like, light, dark, as on a phone and printed, into screenshots/
 	@mkdir -p screenshots
