@@ -35,7 +35,7 @@ func (k *checker) listen() {
 		}
 	}
 	if l.HelpURL != "" && !helpPattern.MatchString(l.HelpURL) {
-		k.fault("listen.help_url", quote(l.HelpURL)+" is not the address of the pages about refusals", "write https://docs.example.com/wayleave/errors/{reason}/, with {reason} once where the name goes")
+		k.fault("listen.help_url", quote(l.HelpURL)+" is not the address of the pages about refusals", "write https://docs.example.com/wayleave/errors/{reason}.html, with {reason} once where the name goes")
 	}
 }
 

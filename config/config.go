@@ -218,7 +218,7 @@ type Listen struct {
 	Replicas []string `yaml:"replicas" jsonschema:"uniqueItems=true,pattern=^[a-z0-9][a-z0-9_-]{0\\,15}$"`
 
 	// Where your people read docs/errors, which has a page about each reason of a refusal: an address with {reason} in it, such as
-	// https://docs.example.com/wayleave/errors/{reason}/. Each refusal leads there in its header Link, of relation help. Default: no
+	// https://docs.example.com/wayleave/errors/{reason}.html. Each refusal leads there in its header Link, of relation help. Default: no
 	// such header; the message names `wayleave explain`, which prints the page, in any case.
 	HelpURL string `yaml:"help_url" jsonschema:"pattern=^https?://[^{} ]+[{]reason[}][^{} ]*$"`
 }

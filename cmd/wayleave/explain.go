@@ -14,9 +14,9 @@ import (
 	"wayleave/worker"
 )
 
-// What people wrote about each reason; docs/errors has it with what the code knows.
+// What people wrote about each reason, in Markdown whose links are those of docs/errors, which has it with what the code knows.
 //
-//go:embed explain/*.md
+//go:embed explain/*.txt
 var explanations embed.FS
 
 func newExplain() *cobra.Command {
@@ -77,7 +77,7 @@ func listReasons(w io.Writer) error {
 
 // about is what was written about a reason: what it means, and why it comes and what to do.
 func about(name string) (meaning, rest string) {
-	text, _ := explanations.ReadFile("explain/" + name + ".md")
+	text, _ := explanations.ReadFile("explain/" + name + ".txt")
 	meaning, rest, _ = strings.Cut(string(text), "\n## ")
 	return strings.TrimSpace(meaning), "## " + strings.TrimSpace(rest)
 }

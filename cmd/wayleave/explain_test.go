@@ -14,26 +14,26 @@ func TestEveryReasonIsExplained(t *testing.T) {
 	for _, name := range reasonNames() {
 		meaning, rest := about(name)
 		if meaning == "" {
-			t.Errorf("nobody wrote what %s means: write cmd/wayleave/explain/%s.md", name, name)
+			t.Errorf("nobody wrote what %s means: write cmd/wayleave/explain/%s.txt", name, name)
 			continue
 		}
 		for _, heading := range []string{"## Why it comes\n", "## What to do\n"} {
 			if !strings.Contains(rest, heading) {
-				t.Errorf("explain/%s.md has no %q", name, heading)
+				t.Errorf("explain/%s.txt has no %q", name, heading)
 			}
 		}
 		for _, who := range []string{"**Whoever runs the worker**", "**The operator**"} {
 			if !strings.Contains(rest, who) {
-				t.Errorf("explain/%s.md does not say what %s does", name, who)
+				t.Errorf("explain/%s.txt does not say what %s does", name, who)
 			}
 		}
 	}
-	files, err := fs.Glob(explanations, "explain/*.md")
+	files, err := fs.Glob(explanations, "explain/*.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range files {
-		if name := strings.TrimSuffix(path.Base(file), ".md"); !slices.Contains(reasonNames(), name) {
+		if name := strings.TrimSuffix(path.Base(file), ".txt"); !slices.Contains(reasonNames(), name) {
 			t.Errorf("%s is about no reason", file)
 		}
 	}
