@@ -104,6 +104,9 @@ func (x *Exchanger) rule(name string) (Exchange, bool) {
 // exchange, which all requests of the worker share, when it is not. A ctx that ends ends the wait only.
 func (x *Exchanger) Token(ctx context.Context, name, worker string, required []string) (Token, error) {
 	key := exchangeKey{name, worker}
+	if _, ok := x.rule(name); ok {
+		x.keeper.look(ctx, name, x.keeper.now()) // a token of the worker's own ends with the consent
+	}
 	for waited := false; ; waited = true {
 		if _, ok := x.rule(name); !ok {
 			return x.keeper.Token(ctx, name, required)

@@ -72,6 +72,29 @@ func TestFirstUseLooks(t *testing.T) {
 	})
 }
 
+// Tokens of workers' own end with the consent as soon as the grant's own, though the grant's own is not asked for then.
+func TestFirstUseOfAnExchangedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMarket(t, &trader{life: 7 * time.Hour}, nil)
+		m.own("w1")
+		time.Sleep(10 * time.Minute)
+		if n := m.reads(func() {
+			for range 60 {
+				m.own("w1")
+				time.Sleep(time.Second)
+			}
+		}); n < 11 {
+			t.Errorf("read %d times in a minute of use", n)
+		}
+		time.Sleep(10 * time.Minute)
+		if err := Disconnect(t.Context(), m.docs, "claude"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		m.denied("w1", NeverConnected)
+	})
+}
+
 // A store that hangs holds a request up for a second, and one that fails not at all: tokens serve on.
 func TestFirstUseWithoutStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

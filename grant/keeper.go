@@ -260,47 +260,64 @@ func (c *crew) begin(name string, m *minder) {
 // has asked for in a while is looked at first, too, if the store answers within a second. A ctx that ends
 // ends the wait only: no work is bound to it.
 func (k *Keeper) Token(ctx context.Context, name string, required []string) (Token, error) {
-	came, waiting := k.now(), true
-	var waited, shown bool
-	var look *time.Timer // nil: no look was waited for
-	for {
+	came, waited := k.now(), false
+	k.look(ctx, name, came)
+	for waiting := true; ; waited = true {
 		m := k.minder(name)
 		if m == nil {
 			return Token{}, &Unusable{Grant: name, State: NeverConnected, Err: ErrNotConfigured}
 		}
-		v, now := m.view.Load(), k.now()
-		m.use(now.run)
-		t, refusal, wait := v.answer(m.policy, m.spec, required, came, now)
-		var late <-chan time.Time
-		switch {
-		case refusal == nil && waiting && v.unseen(now, k.reread):
-			if look == nil {
-				look = time.NewTimer(lookFor)
-				defer look.Stop()
-			}
-			late = look.C
-		case refusal == nil:
+		v := m.view.Load()
+		t, refusal, wait := v.answer(m.policy, m.spec, required, came, k.now())
+		if refusal == nil {
 			k.watch.token(waited)
 			return t, nil
-		case !wait || !waiting:
-			return Token{}, refusal
-		default:
-			waited = true
 		}
-		if !shown {
-			shown = true
+		if !wait || !waiting {
+			return Token{}, refusal
+		}
+		if !waited {
 			defer m.waiting(ctx)()
 		}
 		m.ask()
 		select {
 		case <-v.superseded:
-		case <-late:
-			k.watch.token(waited)
-			return t, nil
 		case <-ctx.Done():
 			waiting = false // one last look: what is refused with is as of now
 		case <-k.ended:
 			waiting = false
+		}
+	}
+}
+
+// look notes that a grant is used, and has one that was not for a while be read first: what others have written meanwhile holds. A
+// store that does not answer in time is not waited for.
+func (k *Keeper) look(ctx context.Context, name string, now moment) {
+	var late *time.Timer // nil: nothing was waited for
+	for {
+		m := k.minder(name)
+		if m == nil {
+			return
+		}
+		m.use(now.run)
+		v := m.view.Load()
+		if !v.unseen(now, k.reread) {
+			return
+		}
+		if late == nil {
+			defer m.waiting(ctx)()
+			late = time.NewTimer(lookFor)
+			defer late.Stop()
+		}
+		m.ask()
+		select {
+		case <-v.superseded:
+		case <-late.C:
+			return
+		case <-ctx.Done():
+			return
+		case <-k.ended:
+			return
 		}
 	}
 }
@@ -317,7 +334,6 @@ func (k *Keeper) Replace(ctx context.Context, name, rejected string, required []
 			return k.Token(ctx, name, required)
 		}
 		v, now := m.view.Load(), k.now()
-		m.use(now.run)
 		t, refusal, _ := v.answer(m.policy, m.spec, required, came, now)
 		if refusal != nil || t.Version != rejected {
 			return k.Token(ctx, name, required)
