@@ -244,6 +244,9 @@ func (l *traffic) table() string {
 	b.WriteString("| what happens | times | requests | answered with an error | connection broke | of these, failed again | longest answer | back after at most |\n|---|---|---|---|---|---|---|---|\n")
 	for _, what := range slices.Sorted(maps.Keys(l.by)) {
 		n := l.by[what]
+		if n.happened == 0 {
+			continue // before anything did
+		}
 		fmt.Fprintf(&b, "| %s | %d | %s | %d | %d | %d | %.1f s | %.1f s |\n", what, n.happened, thousands(n.served+n.refused+n.broken+n.wrong), n.refused, n.broken, n.twice,
 			n.longest.Seconds(), n.back.Seconds())
 	}
@@ -284,8 +287,8 @@ func (c *cluster) kills() []kill {
 // connections led to an Envoy that is killed break, and succeed when they are sent again.
 func TestKills(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, clusterSettings{life: time.Minute, log: "debug"})
-	l := c.startTraffic(t, 40)
+	c := newCluster(t, clusterSettings{life: time.Hour, log: "debug"})
+	l := c.startTraffic(t, 30)
 	l.more(t, 40)
 	for i, k := range c.kills() {
 		l.meanwhile(t, k.what, k.do)
@@ -305,8 +308,8 @@ func TestKills(t *testing.T) {
 // Everything is replaced node by node, as for an upgrade, and no request fails.
 func TestUpgrade(t *testing.T) {
 	soaking(t)
-	c := newCluster(t, clusterSettings{life: time.Minute, log: "debug"})
-	l := c.startTraffic(t, 40)
+	c := newCluster(t, clusterSettings{life: time.Hour, log: "debug"})
+	l := c.startTraffic(t, 30)
 	l.more(t, 40)
 	last := c.leader(t)
 	nodes := slices.DeleteFunc(slices.Clone(c.nodes[:]), func(n *node) bool { return n == last })

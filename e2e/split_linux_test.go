@@ -103,8 +103,8 @@ func TestSplit(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
-	c := newCluster(t, clusterSettings{life: 2 * time.Minute, log: "debug", hosts: newNodeHosts(t)})
-	l := c.startTraffic(t, 40)
+	c := newCluster(t, clusterSettings{life: time.Hour, log: "debug", hosts: newNodeHosts(t)})
+	l := c.startTraffic(t, 30)
 	l.more(t, 40)
 	index := func(n *node) int {
 		for i := range c.nodes {
