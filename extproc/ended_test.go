@@ -3,7 +3,9 @@ package extproc
 import (
 	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,6 +152,30 @@ func TestNoEndOfWhatIsNotTold(t *testing.T) {
 		}
 		if got := f.hears(t, requestsLogged(&dataaccesslogv3.HTTPAccessLogEntry{CommonProperties: logged(namespaceProxy, out.GetDynamicMetadata())})); len(got) > 0 {
 			t.Errorf("told of %+v", got)
+		}
+	}
+}
+
+// Envoy is to tell of failures alone where nobody keeps an account, and what it keeps for its own log is there where it has one.
+func TestWhatIsKeptForWhom(t *testing.T) {
+	f := newServer(t)
+	for _, c := range []struct {
+		ended func(Ended)
+		shown bool
+		want  []string
+	}{
+		{nil, false, []string{fieldFailures, fieldHeader, fieldNote, metadataVerdict}},
+		{func(Ended) {}, false, []string{fieldHeader, fieldNote, metadataVerdict}},
+		{func(Ended) {}, true, []string{fieldGrant, fieldHeader, fieldNote, fieldRoute, metadataVerdict}},
+	} {
+		f.server.ended, f.server.shown = c.ended, c.shown
+		out, err := f.server.processMessage(t.Context(), message(f.anthropic("GET", "/", "authorization", "Bearer "+f.claude())), new(phases))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept := out.GetDynamicMetadata().GetFields()[metadataNamespace].GetStructValue().GetFields()
+		if diff := cmp.Diff(c.want, slices.Sorted(maps.Keys(kept))); diff != "" {
+			t.Error(diff)
 		}
 	}
 }
