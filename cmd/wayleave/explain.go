@@ -92,7 +92,7 @@ func reasonPage(name string) (page string, known bool) {
 	fmt.Fprintf(&b, "# %s\n\n%s\n\n## What the worker sees\n", name, meaning)
 	for _, r := range extproc.Reasons() {
 		if r.Name == name {
-			fmt.Fprintf(&b, "\nFrom the gate, with status %s; %s:\n\n> wayleave: %s (more: wayleave explain %s)\n", strings.Replace(statuses(r), "; ", ", but ", 1), retryWords(r.Retry), r.Words, name)
+			fmt.Fprintf(&b, "\nFrom the gate, with status %d%s; %s:\n\n> wayleave: %s (more: wayleave explain %s)\n", r.Status, presetsWith(r), retryWords(r.Retry), r.Words, name)
 		}
 	}
 	for _, r := range ofEnvoy {
@@ -108,6 +108,14 @@ func reasonPage(name string) (page string, known bool) {
 	fmt.Fprintf(&b, "\nThe header `x-wayleave-reason` is `%s`; `x-request-id` finds the request in the gate's log and in Envoy's access log.\n\n%s\n", name, rest)
 	b.WriteString("\nEvery other reason is in [refusals](../refusals.md).\n")
 	return b.String(), true
+}
+
+// presetsWith names the presets whose clients get another status for the reason.
+func presetsWith(r extproc.Reason) string {
+	if _, others, ok := strings.Cut(statuses(r), "; "); ok {
+		return " (of presets, " + strings.ReplaceAll(others, ";", ",") + ")"
+	}
+	return ""
 }
 
 func retryWords(retry bool) string {
