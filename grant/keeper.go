@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"wayleave/secret"
+	"wayleave/vault"
 )
 
 // Options of a [Keeper]. The zero value is usable.
@@ -56,6 +57,8 @@ type Keeper struct {
 	drain   time.Duration
 	watch   Watch
 	ended   chan struct{} // closed when Run returns
+
+	changed atomic.Int64 // when it was seen last that operators have changed several grants, by the running clock
 
 	fingerprint func(secret.Text) string // of a token
 	tracer      trace.Tracer
@@ -121,6 +124,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 			policy:   policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, time.Minute), lease: cmp.Or(o.Lease, 20*time.Second)},
 			holder:   holder,
 			reread:   k.reread,
+			changed:  &k.changed,
 			watch:    o.Watch,
 			now:      k.now,
 			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
@@ -149,6 +153,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		all.begin(name, m)
 	}
 	all.running.Go(func() { k.watchRequests(ctx) })
+	all.running.Go(func() { k.watchChanges(ctx) })
 	for ctx.Err() == nil {
 		select {
 		case u := <-k.updates:
@@ -383,6 +388,35 @@ func (k *Keeper) watchRequests(ctx context.Context) {
 			if m := k.minder(name); m != nil && err == nil {
 				m.carryOut(r)
 			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// watchChanges has grants read that operators have changed, until ctx ends: the last one, or all when there were several since, which
+// is spread over as long as grants in use are read in.
+func (k *Keeper) watchChanges(ctx context.Context) {
+	tick := time.NewTicker(k.reread)
+	defer tick.Stop()
+	for seen := -1; ; {
+		var last change
+		version, err := k.docs.Get(ctx, changesPath, &last)
+		if errors.Is(err, vault.ErrNotFound) {
+			version, err = 0, nil
+		}
+		if err == nil {
+			switch m := k.minder(last.Grant); {
+			case seen < 0 || version == seen:
+			case version != seen+1:
+				k.changed.Store(int64(k.now().run))
+			case m != nil:
+				m.ask()
+			}
+			seen = version
 		}
 		select {
 		case <-tick.C:

@@ -37,6 +37,7 @@ type minder struct {
 	policy   policy
 	holder   string
 	reread   time.Duration
+	changed  *atomic.Int64 // see Keeper
 	now      func() moment
 	watch    Watch
 	log      *slog.Logger
@@ -132,9 +133,9 @@ func (m *minder) use(now time.Duration) {
 	}
 }
 
-// idle reports whether the grant is well and nobody has asked for it in a while.
+// idle reports whether the grant is well, nobody has asked for it in a while, and no operator is known to have changed it.
 func (m *minder) idle(now moment) bool {
-	return now.run-time.Duration(m.used.Load()) >= idleReads*m.reread && stateOf(m.rec, m.spec, now) == Healthy
+	return now.run-time.Duration(m.used.Load()) >= idleReads*m.reread && m.readAt > time.Duration(m.changed.Load()) && stateOf(m.rec, m.spec, now) == Healthy
 }
 
 // reject makes the minder replace the token of this version, if it is the present one and may be replaced.

@@ -24,6 +24,7 @@ func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now 
 	if err := overwrite(ctx, docs, spec.Name, r); err != nil {
 		return Summary{}, fmt.Errorf("storing grant %q: %w", spec.Name, err)
 	}
+	defer tell(ctx, docs, spec.Name)
 	s := summarize(r, spec, moment{day: now})
 	if err := putStatus(ctx, docs, s); err != nil {
 		return s, fmt.Errorf("grant %q is connected, but its status document is not up to date, which a running gateway will mend: %w", spec.Name, err)
@@ -53,6 +54,7 @@ func Disconnect(ctx context.Context, docs Documents, name string) error {
 			return fmt.Errorf("disconnecting grant %q: deleting %s: %w", name, path, err)
 		}
 	}
+	tell(ctx, docs, name)
 	return nil
 }
 

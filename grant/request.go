@@ -23,6 +23,27 @@ const (
 // requestsPath is one document for all grants: gateways read it as often as a grant.
 const requestsPath = "requests/grants"
 
+// changesPath is one document that names the grant that an operator changed last, so that gateways can read one that nobody asks
+// for less often. Its version says whether there were others since.
+const changesPath = "requests/changes"
+
+type change struct {
+	Grant string `json:"grant"`
+}
+
+// tell has running gateways look at a grant. Where it fails they do so with the next request, or within a minute.
+func tell(ctx context.Context, docs Documents, name string) {
+	for try := 1; ; try++ {
+		version, err := docs.Version(ctx, changesPath)
+		if err != nil {
+			return
+		}
+		if _, err = docs.Put(ctx, changesPath, change{name}, version); !errors.Is(err, vault.ErrConflict) || try == writeTries {
+			return
+		}
+	}
+}
+
 // requestLife is how long a request stands. A gateway that starts later does not carry it out.
 const requestLife = 10 * time.Minute
 
