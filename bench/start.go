@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -111,7 +113,7 @@ func (i *installed) in(name string) string { return filepath.Join(i.dir, name) }
 // install builds the product and puts the other programs beside it, so that nobody else has their files in memory.
 func install(ctx context.Context, dir string, up *upstream) (*installed, error) {
 	i := &installed{dir: dir, store: embedded.Config{StateDir: filepath.Join(dir, "state"), Binary: filepath.Join(dir, "bao")}}
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", i.in("wayleave"), "wayleave/cmd/wayleave").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "go", "build", raced(), "-o", i.in("wayleave"), "wayleave/cmd/wayleave").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building wayleave: %w\n%s", err, out)
 	}
 	envoy, err := findEnvoy(ctx)
@@ -144,6 +146,12 @@ func install(ctx context.Context, dir string, up *upstream) (*installed, error) 
 		os.WriteFile(i.in("wayleave.yaml"), fmt.Appendf(nil, startText, proxy, apiHost, up.address), 0o600),
 		os.WriteFile(i.in("upstream.pem"), up.ca, 0o600),
 	)
+}
+
+// raced has the product built as this program is, so that a test with the race detector compiles nothing twice.
+func raced() string {
+	info, ok := debug.ReadBuildInfo()
+	return fmt.Sprintf("-race=%t", ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}))
 }
 
 // startText is what an operator writes. No token is refreshed, so the provider is nowhere.
