@@ -13,7 +13,7 @@ import (
 const (
 	charWidth, lineHeight, fontSize = 7.8, 18.0, 13.0
 	margin, bar                     = 14.0, 30.0
-	atTheEnd                        = 6.0 // before it begins again
+	atTheEnd                        = 9.0 // before it begins again
 )
 
 // row is a line of the terminal as it was for a while.
