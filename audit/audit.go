@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// FastLane is the one value of Record.Lane.
+const FastLane = "fast"
+
 // Record is one thing that was done, or refused.
 type Record struct {
 	Time time.Time `json:"time"`
@@ -41,6 +44,9 @@ type Record struct {
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Rule        string `json:"rule,omitempty"`  // of the policy, that decided
 	Trace       string `json:"trace,omitempty"` // id of the trace, where there is one
+	// Lane is FastLane of a request that Envoy decided by what the gate had just decided of the same connection. Of such a one the gate hears when
+	// it has ended.
+	Lane string `json:"lane,omitempty"`
 
 	// How it ended, as its Envoy told.
 	Open       bool    `json:"open,omitempty"` // it had not when this was written: another line follows, unless its Envoy died

@@ -219,9 +219,9 @@ func TestDefaults(t *testing.T) {
 	bearer := config.Header{In: "authorization", InScheme: "Bearer", Out: "authorization", OutScheme: "Bearer"}
 	want := []config.Route{
 		{Name: "api.acme.example", Hosts: []string{"api.acme.example"}, Grant: "acme", Header: bearer,
-			ALPN: []string{"h2", "http/1.1"}, ForeignBearer: config.Pass, NoCredential: config.Pass, Response: config.Response{SetCookie: config.Remove, Challenges: config.Pass}},
+			ALPN: []string{"h2", "http/1.1"}, ForeignBearer: config.Pass, NoCredential: config.Pass, Lane: config.LaneAuto, Response: config.Response{SetCookie: config.Remove, Challenges: config.Pass}},
 		{Name: "any.anthropic.com-8443", Hosts: []string{"*.anthropic.com:8443"}, Grant: "claude", Header: bearer,
-			ALPN: anthropic.ALPN, ForeignBearer: config.Pass, NoCredential: config.Pass, Response: config.Response{SetCookie: config.Remove, Challenges: config.Pass}},
+			ALPN: anthropic.ALPN, ForeignBearer: config.Pass, NoCredential: config.Pass, Lane: config.LaneAuto, Response: config.Response{SetCookie: config.Remove, Challenges: config.Pass}},
 	}
 	if len(anthropic.ALPN) == 0 {
 		want[1].ALPN = []string{"h2", "http/1.1"}

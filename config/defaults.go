@@ -131,6 +131,7 @@ func (c *Config) applyRouteDefaults(r *Route, path string, given func(string) bo
 	}
 	fill(&r.ForeignBearer, Pass)
 	fill(&r.NoCredential, Pass)
+	fill(&r.Lane, LaneAuto)
 	fill(&r.Response.SetCookie, Remove)
 	fill(&r.Response.Challenges, Pass)
 

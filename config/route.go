@@ -43,6 +43,11 @@ type Route struct {
 
 	// What happens to a request without a credential: pass sends it on without one, refuse refuses it.
 	NoCredential string `yaml:"no_credential" jsonschema:"enum=pass,enum=refuse,default=pass"`
+
+	// How requests get the credential: auto lets Envoy set it by itself where the gate has just decided the same about the same connection, and
+	// asks the gate about all others; ext_proc asks the gate about each request. Routes whose requests must all be looked at are asked about
+	// in any case: see docs/performance.md.
+	Lane string `yaml:"lane" jsonschema:"enum=auto,enum=ext_proc,default=auto"`
 }
 
 // A Rule is what is different for some of a route's paths. It has either prefix or exact.
@@ -119,4 +124,10 @@ const (
 	Refuse  = "refuse"
 	Replace = "replace"
 	Remove  = "remove"
+)
+
+// Values of Route.Lane.
+const (
+	LaneAuto    = "auto"
+	LaneExtProc = "ext_proc"
 )

@@ -31,6 +31,7 @@ type Decided struct {
 	Rule        string // of the policy, that decided; empty: none did
 	RequestID   string
 	Revision    string        // of the configuration that decided, as it is shown
+	Leased      bool          // Envoy gave the answer that was leased to the connection; what is told then is told when the request has ended
 	Trace       string        // id of its trace; empty: it is not traced
 	Took        time.Duration // from Envoy's question on, but while an operator was asked
 }

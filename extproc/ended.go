@@ -68,7 +68,15 @@ func (s *Server) requestEnded(node string, e entry) {
 		noted = e.proxy
 	}
 	x, verdict := ended(node, &e, noted)
-	if e.own != nil && verdict != "" { // it was let through
+	if e.open && e.took >= 2*s.openFor { // it was told of before
+		return
+	}
+	// Of what Envoy decided by a lease it tells when that has ended, or is open for some time: what is told of a decision is told then.
+	news := x.Leased && (e.open || s.openFor == 0 || e.took < s.openFor)
+	if news {
+		s.counts.add(node, s.live.Load().by(x.Revision).revision, Count{Requests: 1})
+	}
+	if e.own != nil && verdict != "" && !e.open { // it was let through
 		switch {
 		case !rejection(e.status, e.details):
 			s.failed(node, x.Revision, e.status, e.details)
@@ -76,7 +84,7 @@ func (s *Server) requestEnded(node string, e entry) {
 			s.tokens.Reject(x.Grant, x.Worker, x.Token)
 		}
 	}
-	if s.ended == nil || x.RequestID == "" {
+	if s.ended == nil && !news || x.RequestID == "" {
 		return
 	}
 	if x.Method == "" && e.method != 0 {
@@ -93,7 +101,12 @@ func (s *Server) requestEnded(node string, e entry) {
 	if e.protocol < uint64(len(protocols)) {
 		x.Protocol = protocols[e.protocol]
 	}
-	s.ended(x)
+	if news && s.decided != nil {
+		_ = s.decided(x.Decided) // it is out
+	}
+	if s.ended != nil && !e.open {
+		s.ended(x)
+	}
 }
 
 // connectionEnded is told of tunnels that were redirected, and of handshakes that failed.
@@ -115,17 +128,20 @@ func (s *Server) connectionEnded(node string, e entry) {
 
 // ended has what all kinds of ends have, and the verdict.
 func ended(node string, e *entry, noted []byte) (x Ended, verdict string) {
-	var note string
+	var note, lane string
 	for name, value := range texts(noted) {
 		switch name {
 		case metadataVerdict:
 			verdict = value
 		case fieldNote:
 			note = value
+		case fieldLane:
+			lane = value
 		}
 	}
 	x = Ended{Node: node, Flags: e.flags, Duration: e.took, Upstream: e.upstream}
 	x.Decided, _ = readNote(note)
+	x.Leased = lane != ""
 	x.At, x.Swapped, x.Answered = e.start, verdict == verdictSwap, verdict == "" && x.Reason == ""
 	return x, verdict
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	datalogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -26,6 +27,7 @@ type entry struct {
 	attempts           uint64
 	termination        string
 	wireSent, wireRead uint64
+	open               bool // it has not ended
 
 	// Of a request.
 	protocol               uint64
@@ -153,6 +155,8 @@ func (e *entry) common(message []byte) {
 			e.took = time.Duration(partOf(p.b, 1).n)*time.Second + time.Duration(partOf(p.b, 2).n)
 		case 24:
 			e.attempts = p.n
+		case 33:
+			e.open = p.n == uint64(datalogv3.AccessLogType_DownstreamPeriodic)
 		case 25:
 			e.termination = string(p.b)
 		case 29:

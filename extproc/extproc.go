@@ -108,6 +108,8 @@ type Route struct {
 	BasicUser string
 	// PlaceholderPrefix is what the placeholders of this credential start with.
 	PlaceholderPrefix string
+	// Lane is how Envoy knows this route where it sets the credential by itself, for what is leased to it. Empty: nothing is.
+	Lane string
 	// MaskBody takes the real token out of the bodies of answers too. Envoy must be told to send them (package xds).
 	MaskBody bool
 	// EnsureHeaders are values that must be in these list headers (RFC 9110 section 5.3) of a request that gets the real
@@ -207,6 +209,13 @@ type Options struct {
 	Gate string
 	// Shown says that Envoy writes the route, the grant and the revision of a request to a log of its own.
 	Shown bool
+	// Leases is how long Envoy may give the answer about a request to others of the same connection, for which it would be the same. Zero:
+	// it asks about each.
+	Leases time.Duration
+	// OpenFor is after how long Envoy tells of a request that it let out by a lease and that has not ended, and again each time.
+	OpenFor time.Duration
+	// Settled reports whether Envoys have the version of a grant's token that they are to send by themselves. Nil: always.
+	Settled func(grant, version string) bool
 	// Recording is told what was decided of which facts.
 	Recording Recording
 	// Tracer is for a span of each decision that Envoy traces. Nil: there are none.
@@ -231,6 +240,9 @@ type Server struct {
 	ended     func(Ended)
 	gate      string
 	shown     bool
+	leases    time.Duration
+	openFor   time.Duration
+	settled   func(grant, version string) bool
 	records   Recording
 	tracer    trace.Tracer
 	log       *slog.Logger
@@ -243,7 +255,7 @@ type Server struct {
 
 // New returns a Server that decides by cfg, whatever revision an Envoy says.
 func New(cfg Config, sessions Sessions, tokens Tokens, o Options) *Server {
-	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, shown: o.Shown, records: o.Recording, tracer: o.Tracer, log: o.Log, leaving: make(chan struct{})}
+	s := &Server{sessions: sessions, tokens: tokens, deadline: o.Deadline, now: o.Now, approvals: o.Approvals, decided: o.Decided, ended: o.Ended, gate: o.Gate, shown: o.Shown, leases: o.Leases, openFor: o.OpenFor, settled: o.Settled, records: o.Recording, tracer: o.Tracer, log: o.Log, leaving: make(chan struct{})}
 	s.leave = sync.OnceFunc(func() { close(s.leaving) })
 	if s.deadline == 0 {
 		s.deadline = 30 * time.Second

@@ -36,6 +36,10 @@ const (
 	fieldUnsearched = "unsearched" // the answer's body is, so that it must not pass unless it is a WebSocket
 	fieldAnswered   = "answered"   // by Envoy: how the provider answered the last attempt, where that matters
 
+	// Of the fast lane.
+	fieldLease = "lease" // that we give
+	fieldLane  = "lane"  // that Envoy has given the request
+
 	// For Envoy's own log and spans.
 	fieldRoute    = "route"
 	fieldGrant    = "grant"

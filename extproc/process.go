@@ -137,6 +137,9 @@ func (s *Server) requestHeaders(ctx context.Context, q *question, p *phases) (pr
 	if d.swap != nil && d.route.MaskBody && !d.upgrade {
 		p.mask = s.masker(d, token)
 	}
+	if d.swap != nil {
+		kept.set(fieldLease, s.leaseOf(&d, r, token, kept.text(fieldRequest) != "", s.now()))
+	}
 	out := forward(&d, token, kept)
 	p.open = p.release != nil && p.canKeepOpen()
 	out.toEnd = p.open
@@ -254,10 +257,13 @@ func forward(d *decision, token grant.Token, kept fields) reply {
 	set := func(name, value string) { out.set = append(out.set, [2]string{name, value}) }
 	if d.swap != nil {
 		out.set = make([][2]string, 0, 8)
-		set(d.swap.out.header, d.swap.out.value(token.Access.Reveal()))
 		for _, h := range d.swap.set {
 			set(h.name, h.value)
 		}
+		if d.route.Lane != "" { // there Envoy puts the header last, and all requests of a route are to be alike
+			out.remove = append(out.remove, d.swap.out.header)
+		}
+		set(d.swap.out.header, d.swap.out.value(token.Access.Reveal()))
 		out.remove = append(out.remove, d.swap.remove...)
 		for _, h := range d.swap.rewrite {
 			if fact := token.Facts[h.value]; fact != "" {

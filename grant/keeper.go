@@ -327,6 +327,17 @@ func (k *Keeper) look(ctx context.Context, name string, now moment) {
 	}
 }
 
+// Current is Token for whoever waits for nothing, and has nothing done: it reports false when there is no token that can be used now.
+func (k *Keeper) Current(name string) (Token, bool) {
+	m := k.minder(name)
+	if m == nil {
+		return Token{}, false
+	}
+	now := k.now()
+	t, refusal, _ := m.view.Load().answer(m.policy, m.spec, nil, now, now)
+	return t, refusal == nil
+}
+
 // Replace is Token for a request whose token, of the version rejected, the provider has just answered with 401. It returns
 // at once when there is another token meanwhile; otherwise it has the grant refreshed, once for each rejected token
 // however many requests ask, and again only after a pause, which grows while new tokens are rejected too. What cannot be

@@ -37,6 +37,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	reasons  []string
 
+	leased       *prometheus.CounterVec
 	requests     *prometheus.CounterVec
 	refusals     *prometheus.CounterVec
 	decisions    *prometheus.HistogramVec
@@ -75,6 +76,8 @@ func New(version string, reasons []string) *Metrics {
 
 		requests: counter("wayleave_requests_total",
 			"Requests and tunnels about which the gate decided. When swapped ones stop while workers work, look at wayleave_refusals_total.", "outcome", "grant"),
+		leased: counter("wayleave_fast_lane_requests_total",
+			"Of the swapped requests, those that Envoy decided by what the gate had decided just before about the same connection; it tells of them when they have ended.", "grant"),
 		refusals: counter("wayleave_refusals_total",
 			"Requests and tunnels that were refused. docs/refusals.md says of each reason what to do.", "reason"),
 		decisions: prometheus.NewHistogramVec(histogram("wayleave_decision_duration_seconds",
@@ -108,7 +111,7 @@ func New(version string, reasons []string) *Metrics {
 		"Decisions that only a gate knew that ended without writing them down, as the audit's file says too: docs/audit.md.", "cause")
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "wayleave_build_info", Help: "1; its labels say what runs. Compare it between gates after an update."}, []string{"version", "go_version"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	m.registry.MustRegister(m.requests, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, m.audited, m.unaudited, m.lost, m.untold, build,
+	m.registry.MustRegister(m.requests, m.leased, m.refusals, m.decisions, m.tokens, m.refreshes, m.refreshTimes, m.leaseWaits, m.vaultCalls, m.vaultTimes, m.leaves, m.pushes, m.answers, m.audited, m.unaudited, m.lost, m.untold, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// So that the first of them is an increase too.
 	for _, signal := range []string{"traces", "metrics", "logs"} {
@@ -143,6 +146,12 @@ func (m *Metrics) Decided(outcome, grant, reason, trace string, took time.Durati
 		reason = other
 	}
 	m.refusals.WithLabelValues(reason).Inc()
+}
+
+// Leased counts a request, of the route with this grant, that got its token in the fast lane: Envoy decided by what was decided just before.
+func (m *Metrics) Leased(grant string) {
+	m.requests.WithLabelValues(Swapped, grant).Inc()
+	m.leased.WithLabelValues(grant).Inc()
 }
 
 // Token counts a token that a request got, and whether it had to wait.

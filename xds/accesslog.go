@@ -6,6 +6,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	datalogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	grpcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -71,7 +72,16 @@ func accessLog(path, kind string, fields map[string]string) []*accesslogv3.Acces
 	if path == "" {
 		return nil
 	}
-	return []*accesslogv3.AccessLog{fileLog(path, kind, fields)}
+	l := fileLog(path, kind, fields)
+	l.Filter = whenEnded()
+	return []*accesslogv3.AccessLog{l}
+}
+
+// whenEnded selects what has ended, where Envoy tells meanwhile too.
+func whenEnded() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_LogTypeFilter{LogTypeFilter: &accesslogv3.LogTypeFilter{
+		Types: []datalogv3.AccessLogType{datalogv3.AccessLogType_DownstreamPeriodic}, Exclude: true,
+	}}}
 }
 
 // untrusted are what OpenSSL calls the alerts by which a worker ends a handshake because it does not trust the certificate (RFC 8446

@@ -57,10 +57,14 @@ func ends(p plan, namespace, logger string, settings func(*grpcv3.CommonGrpcAcce
 	for _, gate := range sortedKeys(p.gateSockets) {
 		decided := metadataFilter(namespace, metadataGate, exactly(gate))
 		if gate == "" { // it is alone
-			decided = metadataFilter(namespace, metadataNote, &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}})
+			decided = metadataFilter(namespace, metadataNote, present())
+		}
+		wanted := anyOf(wholeAccount(namespace), failed(), flagged())
+		if namespace == metadataNamespace {
+			wanted = anyOf(metadataFilter(namespace, metadataLane, present()), allOf(whenEnded(), wanted))
 		}
 		all = append(all, &accesslogv3.AccessLog{
-			Name: logger, Filter: allOf(decided, anyOf(wholeAccount(namespace), failed(), flagged())),
+			Name: logger, Filter: allOf(decided, wanted),
 			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(settings(toGate("ends", endsCluster(gate))))},
 		})
 	}
@@ -93,6 +97,14 @@ func allOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter
 func anyOf(filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
 }
+
+func present() *matcherv3.ValueMatcher {
+	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}
+}
+
+// OpenFor is after how long Envoy tells the gate of a request in the fast lane that has not ended, and again each time. Of all others the gate
+// has known since it decided.
+const OpenFor = 10 * time.Second
 
 // toGate is how a log of this name gets to a gate.
 func toGate(name, cluster string) *grpcv3.CommonGrpcAccessLogConfig {

@@ -19,6 +19,9 @@ var replyHeaders = []string{
 
 // extProc is the filter's settings, delivered by ECDS so that changing them changes no listener.
 func extProc(p plan) *corev3.TypedExtensionConfig {
+	if slices.ContainsFunc(p.routes, func(r plannedRoute) bool { return r.lane != nil }) {
+		return extension(filterExtProc, unlessSet(p))
+	}
 	return extension(filterExtProc, extProcSettings(p))
 }
 

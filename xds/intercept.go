@@ -226,33 +226,44 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
 		LocalReplyConfig:           withHelp(interceptReplies(), p.helpURL),
+		AccessLogOptions:           &hcmv3.HttpConnectionManager_HcmAccessLogOptions{AccessLogFlushInterval: seconds(OpenFor)},
 		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), httpEnds(p, metadataNamespace)...),
-		HttpFilters: []*hcmv3.HttpFilter{
-			setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
-			hygiene(showTraceparent(p.tracing)...),
-			discoveredFilter(filterExtProc, extProcSettings(p)),
-			placeholderBarrier(append(slices.Clone(p.credentialHeaders), ":path"), p.marker),
-			verdictBarrier(),
-			forwardProxy(p.dns),
-			router(),
-		},
+		HttpFilters: slices.Concat(
+			[]*hcmv3.HttpFilter{
+				setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
+				hygiene(showTraceparent(p.tracing)...),
+			},
+			laneFilters(p),
+			[]*hcmv3.HttpFilter{
+				discoveredFilter(filterExtProc, extProcSettings(p), unlessSet(p)),
+				leaseFilter(p),
+				placeholderBarrier(append(slices.Clone(p.credentialHeaders), ":path"), p.marker),
+				verdictBarrier(),
+				forwardProxy(p.dns),
+				router(),
+			},
+		),
 
 		Tracing:                       tracing(p.tracing, len(p.apiSockets)),
 		EarlyHeaderMutationExtensions: hideTraceparent(p.tracing),
 	}
 }
 
-// discoveredFilter is a filter whose settings come by ECDS. Only the type of like is used.
-func discoveredFilter(name string, like proto.Message) *hcmv3.HttpFilter {
-	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(like)}}
+// discoveredFilter is a filter whose settings come by ECDS. Only the types of like are used.
+func discoveredFilter(name string, like ...proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(like...)}}
 }
 
 func discoveredNetworkFilter(name string, like proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_ConfigDiscovery{ConfigDiscovery: discovered(like)}}
 }
 
-func discovered(like proto.Message) *corev3.ExtensionConfigSource {
-	return &corev3.ExtensionConfigSource{ConfigSource: ads(), TypeUrls: []string{pack(like).GetTypeUrl()}}
+func discovered(like ...proto.Message) *corev3.ExtensionConfigSource {
+	source := &corev3.ExtensionConfigSource{ConfigSource: ads()}
+	for _, l := range like {
+		source.TypeUrls = append(source.TypeUrls, pack(l).GetTypeUrl())
+	}
+	return source
 }
 
 // preserveCase sends HTTP/1.1 header names as they came; some peers compare them as bytes.

@@ -109,6 +109,9 @@ func (r plannedRoute) virtualHost() *routev3.VirtualHost {
 			{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
 		},
 	}
+	if r.lane != nil {
+		vh.TypedPerFilterConfig = laneRoute(r.name, *r.lane)
+	}
 	if r.bodies {
 		vh.Routes[len(vh.Routes)-1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
 	}

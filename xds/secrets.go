@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"container/list"
 	"crypto/sha256"
 	"encoding/hex"
@@ -32,6 +33,7 @@ type secrets struct {
 
 	mu          sync.Mutex
 	static      map[string]*secret
+	credentials map[string]*secret       // of lanes; static ones too, which change often and are of no revision
 	leaves      map[string]*list.Element // of *leaf, by name as asked for
 	kinds       map[string]*list.List    // of *leaf, those asked for longest ago first; by kindOf
 	hosts       map[string]bool          // in the configuration, wildcards with their "*."; false: refused
@@ -70,6 +72,7 @@ func newSecrets(mint Minter, max int, idle time.Duration, log *slog.Logger) *sec
 	return &secrets{
 		mint: mint, max: max, part: (max + 4) / 5, idle: idle, log: log,
 		static:      map[string]*secret{},
+		credentials: map[string]*secret{},
 		leaves:      map[string]*list.Element{},
 		kinds:       map[string]*list.List{},
 		warned:      map[string]time.Time{},
@@ -94,6 +97,21 @@ func (s *secrets) setStatic(fresh map[string]*secret) {
 			if version, asked := sub.holds[name]; asked && version != one.version {
 				sub.owe(name)
 			}
+		}
+	}
+}
+
+// setCredential replaces a credential of lanes and pushes it to whoever asked for it.
+func (s *secrets) setCredential(name string, one *secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if was := s.credentials[name]; was.versionOrNone() == one.version {
+		return
+	}
+	s.credentials[name] = one
+	for sub := range s.subscribers {
+		if version, asked := sub.holds[name]; asked && version != one.version {
+			sub.owe(name)
 		}
 	}
 }
@@ -171,7 +189,7 @@ func (s *secrets) answerTo(sub *subscriber, name string) (one *secret, root stri
 	if isStatic(name) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		one := s.static[name]
+		one := cmp.Or(s.static[name], s.credentials[name])
 		// Noted even when absent, as it may come; but our names have no dot, and what a ClientHello can ask for has one.
 		if one != nil || !strings.Contains(name, ".") {
 			sub.holds[name] = one.versionOrNone()

@@ -104,6 +104,8 @@ type Route struct {
 	Answered bool
 	// Bodies sends the bodies of answers to ext_proc as they stream by, but those of WebSockets.
 	Bodies bool
+	// Lane lets Envoy set the credential by itself where the gate leases that to a connection. Nil: it asks about every request.
+	Lane *Lane
 	// Withheld are headers, in lower case, that are taken from the upstream's answers.
 	Withheld []string
 }
@@ -235,6 +237,7 @@ type plannedRoute struct {
 	withheld []string
 	answered bool
 	bodies   bool
+	lane     *Lane
 	dial     *dialTarget // nil: wherever the host's name resolves to
 }
 
@@ -347,11 +350,14 @@ func parseListen(s string) (netip.AddrPort, error) {
 
 // plan is without the hosts.
 func (r Route) plan() (plannedRoute, error) {
-	p := plannedRoute{name: r.Name, answered: r.Answered, bodies: r.Bodies}
+	p := plannedRoute{name: r.Name, answered: r.Answered, bodies: r.Bodies, lane: r.Lane}
 	if !routeName.MatchString(r.Name) {
 		return p, errors.New("the name must be made of a-z, 0-9, '.', '_' and '-'")
 	}
-	var err error
+	err := r.Lane.check()
+	if err != nil {
+		return p, err
+	}
 	if p.alpn, err = canonicalALPN(r.ALPN); err != nil {
 		return p, err
 	}

@@ -175,6 +175,9 @@ func (a account) record(d extproc.Decided) audit.Record {
 		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Revision: d.Revision,
 		Token: d.Token, Fingerprint: d.Fingerprint, Rule: d.Rule, Trace: d.Trace,
 	}
+	if d.Leased {
+		r.Lane = audit.FastLane
+	}
 	if d.Method == http.MethodConnect {
 		r.Kind = audit.Tunnel
 	}

@@ -44,6 +44,10 @@ func newMeasured() *measured {
 
 // decided counts what became of a request.
 func (m *measured) decided(d extproc.Decided) {
+	if d.Leased {
+		m.Leased(d.Grant)
+		return
+	}
 	m.Decided(string(became(d)), d.Grant, d.Reason, d.Trace, d.Took) // they are called the same
 }
 

@@ -32,6 +32,7 @@ type revision struct {
 	exchanges map[string]grant.Exchange
 	resources *xds.Resources
 	policy    extproc.Config
+	laned     []config.Route
 	workers   *worker.Registry
 	vouching  *identity.Verifier
 	enrolment http.Handler // made when it is served for the first time
@@ -208,7 +209,7 @@ func (v *revisions) make(stored fleet.Revision, cfg *config.Config) (*revision, 
 	for _, f := range hostFaults(cfg, r.resources.Quarantined) {
 		v.gate.log.Error("a host has a fault in the configuration and is refused; the others are served", "revision", rollout.Short(stored.ID), "fault", f, "fix", "mend it, and see that 'wayleave config check' finds no other")
 	}
-	r.policy = swapConfig(cfg, r.resources.Quarantined)
+	r.policy, r.laned = swapConfig(cfg, r.resources.Quarantined), laned(cfg)
 	workers, err := v.gate.workers(cfg)
 	if err != nil {
 		return nil, err

@@ -244,7 +244,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 		return err
 	}
 	board := approval.NewBoard(store, approval.Options{Gate: gateName(g.replica), Ask: ask, Log: g.log})
-	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Shown: g.accessLog != "", Recording: g.recording(recorder), Tracer: told.Tracer("wayleave/extproc"), Log: g.log})
+	fast := g.newLanes(live)
+	live.swap = extproc.New(now.stable.policy, live.sessions, live.exchanger, extproc.Options{Deadline: swapDeadline, Approvals: board, Decided: watched(decisions, account, figured, g.log), Ended: account.ended(), Gate: g.replica, Shown: g.accessLog != "", Leases: g.leases(), OpenFor: xds.OpenFor, Settled: fast.settled, Recording: g.recording(recorder), Tracer: told.Tracer("wayleave/extproc"), Log: g.log})
 	if err := live.serve(now); err != nil {
 		return err
 	}
@@ -296,6 +297,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	group.Go(func() error { live.sessions.Run(work); return nil })
 	group.Go(func() error { board.Run(hold); return nil })
 	group.Go(func() error { envoys.Run(work); return nil })
+	group.Go(func() error { fast.run(work, func() []config.Route { return live.now.Load().laned() }); return nil })
 	group.Go(func() error { member.Run(work); return nil })
 	group.Go(func() error { source.follow(work); return nil })
 	group.Go(func() error { account.run(work); return nil })

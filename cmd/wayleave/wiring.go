@@ -148,6 +148,10 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 		}
 		out.Profiles[name] = profile
 	}
+	lanes := map[string]string{}
+	for name, l := range lanesOf(cfg) {
+		lanes[name] = l.Key(name)
+	}
 	for _, r := range cfg.Routes {
 		p, _ := cfg.ProviderOf(r.Grant)
 		route := extproc.Route{
@@ -155,7 +159,7 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 			ParameterIn: r.Header.InQuery, MaskBody: r.Response.MaskBody,
 			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
 			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths, RewriteHeaders: p.RewriteHeaders,
-			Scopes: r.RequiredScopes, Methods: r.Methods, Foreign: r.ForeignBearer, Absent: r.NoCredential,
+			Scopes: r.RequiredScopes, Methods: r.Methods, Lane: lanes[r.Name], Foreign: r.ForeignBearer, Absent: r.NoCredential,
 			Imported: p.Kind == provider.Static, ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
 		}
 		for _, rule := range r.Paths {
@@ -275,9 +279,12 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 	slices.Sort(out.EnsureHeaders)
 	out.EnsureHeaders = slices.Compact(out.EnsureHeaders)
 	// Routes that share a host differ in whose credential is meant, which is not Envoy's business.
-	shared := map[string]bool{}
+	shared, lanes := map[string]bool{}, lanesOf(cfg)
 	for _, r := range cfg.Routes {
 		route := xds.Route{Name: r.Name, ALPN: r.ALPN, ConnectTo: r.ConnectTo, Withheld: r.Response.Removed(), Bodies: r.Response.MaskBody}
+		if l, ok := lanes[r.Name]; ok {
+			route.Lane = &l
+		}
 		for _, h := range r.Hosts {
 			if !shared[h] {
 				route.Hosts = append(route.Hosts, h)

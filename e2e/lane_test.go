@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// wiretap is an upstream for HTTP/1.1 that keeps all that arrives, byte for byte.
+type wiretap struct {
+	recorder
+	mu    sync.Mutex
+	bytes strings.Builder
+}
+
+func (w *wiretap) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bytes.Write(p)
+}
+
+// tapped returns what arrived since it was last asked.
+func (w *wiretap) tapped() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.bytes.String()
+	w.bytes.Reset()
+	return s
+}
+
+type tappedConn struct {
+	net.Conn
+	from io.Reader
+}
+
+func (c tappedConn) Read(p []byte) (int, error) { return c.from.Read(p) }
+
+func (w *wiretap) serve(c net.Conn) {
+	w.recorder.serve(tappedConn{c, io.TeeReader(c, w)})
+}
+
+// What Envoy decides by itself it decides as the gate does: of all that the corpus has, sent when a lease is live, each request is
+// answered, refused and sent on alike in both lanes, and what arrives is the same byte for byte.
+func TestLanesAreAlike(t *testing.T) {
+	t.Parallel()
+	made := makeWorld(t)
+	taps := map[string]*wiretap{"fast.demo.test": {}, "slow.demo.test": {}}
+	g := startIn(t, made, base(fmt.Sprintf(`
+  - {hosts: [fast.demo.test], grant: claude, connect_to: "%s"}
+  - {hosts: [slow.demo.test], grant: claude, connect_to: "%s", lane: ext_proc}
+`, newRawUpstream(t, made.CA, "fast.demo.test", taps["fast.demo.test"].serve), newRawUpstream(t, made.CA, "slow.demo.test", taps["slow.demo.test"].serve)), "", "audit: {file: audit.jsonl}\n"), "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	g.awaitLane(t, w, "fast.demo.test")
+
+	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	run := func(e entry, host string) (answers []string, arrived string) {
+		fill := strings.NewReplacer("{ph}", w.placeholder, "{PH}", strings.ToUpper(w.placeholder), "{host}", host, "{HOST}", strings.ToUpper(host), "{smuggled}", fmt.Sprint(len(smuggle)-len("{host}{ph}")+len(host)+len(w.placeholder)),
+			"{basic}", b64("u:"+w.placeholder), "{basicx}", b64("u:"+w.placeholder+"x"), "{%2577}", strings.ReplaceAll(w.placeholder, "w", "%2577")).Replace
+		named := strings.NewReplacer(host, "{host}", strings.ToUpper(host), "{HOST}").Replace
+		conn := g.primed(t, w, host)
+		tap := taps[host]
+		tap.tapped()
+		got, _ := converse(conn, host, fill(e.text), len(e.want))
+		conn.Close()
+		for _, a := range got {
+			text := fmt.Sprintf("%d %s %s", a.status, a.reason, named(a.body))
+			if id := a.header.Get("X-Request-Id"); id != "" {
+				text = strings.ReplaceAll(text, id, "{id}")
+			}
+			answers = append(answers, text)
+		}
+		return answers, named(tap.tapped())
+	}
+	plain := []entry{
+		{"a query", get("/a?b=c&d=e", bearer), good("/a?b=c&d=e")},
+		{"a body", post("/a", "abcd", bearer, "Content-Length: 4", "Content-Type: application/json"), good("/a")},
+		{"an odd path", get("/a/../b;c//d", bearer), good("/a/../b;c//d")},
+		{"of messages", get("/v1/messages", bearer), good("/v1/messages")},
+		{"of messages, with what it needs", get("/v1/messages?beta=true", bearer, "anthropic-beta: a, oauth-2025-04-20"), good("/v1/messages?beta=true")},
+		{"of messages, with something else", get("/v1/messages", "anthropic-beta: a", bearer, "User-Agent: x"), good("/v1/messages")},
+		{"of messages, with something else twice", get("/v1/messages", "anthropic-beta: a", bearer, "anthropic-beta: b"), good("/v1/messages")},
+		{"a head in another order", get("/a", "Accept: */*", "X-A: 1", bearer, "X-B: 2", "Cookie: a=b"), good("/a")},
+		{"percent signs", get("/a?b=%20", bearer, "X: 100%"), good("/a?b=%20")},
+	}
+	for _, e := range slices.Concat(plain, corpusHTTP1) {
+		fastAnswers, fastBytes := run(e, "fast.demo.test")
+		slowAnswers, slowBytes := run(e, "slow.demo.test")
+		if diff := cmp.Diff(slowAnswers, fastAnswers); diff != "" {
+			t.Errorf("%s: the fast lane answers otherwise:\n%s", e.name, diff)
+		}
+		if diff := cmp.Diff(slowBytes, fastBytes); diff != "" {
+			t.Errorf("%s: the fast lane sends on otherwise:\n%s", e.name, diff)
+		}
+	}
+	var fast, slow int
+	if err := g.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range auditLines(t, made.saved("audit.jsonl")) {
+		switch {
+		case l.Kind != "request" || l.Outcome != "swapped" || l.Path == "/prime":
+		case l.Lane == "":
+			slow++
+		case l.Host != "fast.demo.test":
+			t.Errorf("a request to %s took the fast lane", l.Host)
+		default:
+			fast++
+		}
+	}
+	t.Logf("%d requests took the fast lane, %d the other", fast, slow)
+	if fast < slow/2 {
+		t.Errorf("%d requests took the fast lane, and %d the other: of those that were let out nearly half should", fast, slow)
+	}
+}
+
+// primed is a connection on which the gate has just decided, inside the tunnel to host.
+func (g *gate) primed(t *testing.T, w worker, host string) *tls.Conn {
+	t.Helper()
+	conn, err := g.inside(t, w, host, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "GET /prime HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n\r\n", host, w.placeholder)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("the request before: status %d, %v", resp.StatusCode, err)
+	}
+	return conn
+}
+
+// awaitLane makes requests until one takes the fast lane.
+func (g *gate) awaitLane(t *testing.T, w worker, host string) {
+	t.Helper()
+	if err := eventually(func() error {
+		conn := g.primed(t, w, host)
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /prime HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n", host, w.placeholder)
+		_, _ = io.Copy(io.Discard, conn)
+		for _, l := range auditLines(t, g.saved("audit.jsonl")) {
+			if l.Lane == "fast" && l.Host == host {
+				return nil
+			}
+		}
+		return fmt.Errorf("no request to %s has taken the fast lane", host)
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
