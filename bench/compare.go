@@ -52,7 +52,7 @@ func compareFlags(f *flag.FlagSet) func(context.Context, *report) error {
 // rivals are the ways that are compared, each with how many times fewer requests it is given: it would take all the time.
 func (r *compareRun) rivals(ctx context.Context) []rivalry {
 	list := []rivalry{
-		{name: alone}, {name: routeHeader}, {name: injector}, {name: minimal}, {name: ours}, {name: oursTCP},
+		{name: alone}, {name: routeHeader}, {name: injector}, {name: minimal}, {name: fast}, {name: ours}, {name: oursTCP},
 		{name: goProxy, start: func(ctx context.Context) (*world, error) { return newMITM(ctx, r.up, r.h2) }},
 	}
 	program, version := findMitmdump(ctx)
@@ -135,6 +135,14 @@ func (r *compareRun) run(ctx context.Context) (err error) {
 			if _, err := r.measure(ctx, v, k.work, 64, 16); err != nil {
 				return fmt.Errorf("%s, %s: %w", v.name, k.name, err)
 			}
+		}
+	}
+	for _, v := range rivals {
+		if v.name != fast {
+			continue
+		}
+		if err := v.awaitLane(ctx); err != nil {
+			return err
 		}
 	}
 	for round := range r.rounds {

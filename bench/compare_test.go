@@ -76,29 +76,38 @@ func TestWorkThroughTheGoProxy(t *testing.T) {
 // Should what it edits get another name, a way would inject nothing or more than it says. That the credential arrives is seen when it
 // is measured.
 func TestInjectionsAreWhatTheySay(t *testing.T) {
-	const lua, swap, barrier, injects, asks = "envoy.filters.http.lua", filterSwap, filterBarrier, "envoy.filters.http.credential_injector", "filters.http.ext_proc.v3.ExternalProcessor"
+	const lua, swap, barrier, injects, asks = "wayleave.upstream", filterSwap, filterBarrier, "envoy.filters.http.credential_injector", "filters.http.ext_proc.v3.ExternalProcessor"
 	const facts = "connection.requested_server_name"
-	parts := []string{lua, swap, barrier, injects, asks, realToken, clusterTCP, filterAgain}
+	const lane = "authorization " + laneCredential // of a route; the filters are always there
+	parts := []string{lua, swap, barrier, injects, asks, realToken, clusterTCP, filterAgain, lane}
 	for name, there := range map[string][]string{
-		alone:       nil,
-		routeHeader: {realToken},
-		injector:    {injects, realToken},
-		minimal:     {asks},
-		ours:        {lua, swap, barrier, asks, filterAgain},
-		oursTCP:     {lua, swap, barrier, asks, clusterTCP, filterAgain},
-		noAgain:     {swap, barrier, asks},
-		noBarriers:  {swap, asks},
-		noDecision:  {swap, asks},
-		noFacts:     {swap, asks},
+		alone:        nil,
+		routeHeader:  {realToken},
+		injector:     {injects, realToken},
+		minimal:      {asks},
+		ours:         {lua, swap, barrier, asks, filterAgain},
+		fast:         {lua, swap, barrier, asks, filterAgain, lane},
+		fastNoEnds:   {lua, swap, barrier, asks, filterAgain, lane},
+		fastNoSearch: {swap, barrier, asks, filterAgain, lane},
+		fastNeither:  {swap, asks, lane},
+		oursTCP:      {lua, swap, barrier, asks, clusterTCP, filterAgain},
+		noAgain:      {swap, barrier, asks},
+		noBarriers:   {swap, asks},
+		noDecision:   {swap, asks},
+		noFacts:      {swap, asks},
 	} {
+		route := xds.Route{Name: "api", Hosts: []string{apiHost}, ConnectTo: "127.0.0.1:1"}
+		if variantNamed(name).fast {
+			route.Lane = laneOf()
+		}
 		r, err := xds.Build(xds.Config{
 			ProxyAddress: "127.0.0.1:3128", UpstreamCA: []byte("-----BEGIN CERTIFICATE-----"), APISockets: []string{"/api.sock"}, GateSockets: map[string]string{"": "/gate.sock"}, Marker: worker.Marker,
-			Routes: []xds.Route{{Name: "api", Hosts: []string{apiHost}, ConnectTo: "127.0.0.1:1"}}, AccessLogPath: "/dev/null",
+			Routes: []xds.Route{route}, AccessLogPath: "/dev/null",
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if edit := injections[name].envoy; edit != nil {
+		if edit := variantNamed(name).envoy; edit != nil {
 			if err := edit(r); err != nil {
 				t.Fatal(err)
 			}
@@ -116,7 +125,7 @@ func TestInjectionsAreWhatTheySay(t *testing.T) {
 			}
 			text = append(text, wire...)
 		}
-		if has := bytes.Contains(text, []byte(facts)); has != slices.Contains([]string{ours, oursTCP, noAgain, noBarriers, noDecision}, name) {
+		if has := bytes.Contains(text, []byte(facts)); has != slices.Contains([]string{fast, fastNoEnds, fastNoSearch, fastNeither, ours, oursTCP, noAgain, noBarriers, noDecision}, name) {
 			t.Errorf("%s: facts are asked for: %t", name, has)
 		}
 		for _, part := range parts {

@@ -46,9 +46,10 @@ type gateSpec struct {
 	TCP     string // where it listens for ext_proc too; empty: nowhere
 	Envoy   xds.Config
 	Swap    extproc.Config
-	Leaves  int    // xds.Options.MaxLeaves
-	Live    int    // sessions of other workers, all live
-	Variant string // of what Envoy and the gate do; see variants and injections
+	Leaves  int           // xds.Options.MaxLeaves
+	Live    int           // sessions of other workers, all live
+	Variant string        // of what Envoy and the gate do; see variants and injections
+	Leases  time.Duration // as in extproc.Options
 
 	Collector string // of spans; empty: there is none
 }
@@ -68,6 +69,7 @@ const manyOthers = 256
 // gateState is what it answers to every further line.
 type gateState struct {
 	Minted int64 // leaf certificates so far
+	Leased int64 // ends of requests that took the fast lane
 }
 
 // gate is such a process, as bench sees it.
@@ -169,6 +171,15 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer seen.stop()
+	var taken atomic.Int64
+	if spec.Leases > 0 {
+		seen.options.Leases = spec.Leases
+		seen.options.Ended = func(e extproc.Ended) {
+			if e.Leased {
+				taken.Add(1)
+			}
+		}
+	}
 	resources, err := xds.Build(spec.Envoy)
 	if err != nil {
 		return err
@@ -196,6 +207,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		leaf, err := authority.Leaf(host, root)
 		return leaf.CertificatePEM, leaf.KeyPEM, leaf.NotAfter, err
 	}, xds.Options{MaxLeaves: spec.Leaves, Log: log})
+	fleet.SetCredentials(credentials())
 	if err := fleet.Serve(map[string]*xds.Resources{"": resources}, func(xds.Node) xds.Assignment { return xds.Assignment{} }); err != nil {
 		return err
 	}
@@ -234,7 +246,7 @@ func serveGate(ctx context.Context, in io.Reader, out io.Writer) error {
 			return err
 		}
 		debug.FreeOSMemory()
-		if err := answers.Encode(gateState{Minted: minted.Load()}); err != nil {
+		if err := answers.Encode(gateState{Minted: minted.Load(), Leased: taken.Load()}); err != nil {
 			return err
 		}
 	}

@@ -54,6 +54,7 @@ var injections = map[string]variant{
 	minimal:     {status: http.StatusOK, envoy: withMinimal, gate: []grpc.ServerOption{grpc.StreamInterceptor(answerAtOnce)}},
 	ours:        {status: http.StatusOK},
 	oursTCP:     {status: http.StatusOK},
+	fast:        inFastLane(nil),
 
 	noAgain:    {status: http.StatusOK, envoy: withoutAgain},
 	noBarriers: {status: http.StatusOK, envoy: withoutBarriers},

@@ -36,6 +36,7 @@ type variant struct {
 	envoy  func(*xds.Resources) error
 	gate   []grpc.ServerOption
 	status int // what the upstream answers
+	fast   bool
 }
 
 var variants = map[string]variant{
@@ -43,6 +44,10 @@ var variants = map[string]variant{
 	allEnds:  {status: http.StatusOK},
 	noSearch: {status: http.StatusOK, envoy: withoutLua},
 	onlyTLS:  {status: statusUnswapped, envoy: floor},
+
+	fastNoEnds:   inFastLane(withoutEnds),
+	fastNoSearch: inFastLane(withoutLua),
+	fastNeither:  inFastLane(withoutEither),
 
 	unseen:    observed(), // see observe.go
 	figured:   observed(),
@@ -97,7 +102,10 @@ type lane struct {
 }
 
 func (r *swapRun) run(ctx context.Context) error {
-	return r.compare(ctx, "A small GET over HTTP/1.1; CPU time is for one request", whole, []string{whole, allEnds, noSearch, onlyTLS})
+	if err := r.compare(ctx, "A small GET over HTTP/1.1, asked about; CPU time is for one request", whole, []string{whole, allEnds, noSearch, onlyTLS}); err != nil {
+		return err
+	}
+	return r.compare(ctx, "The same in the fast lane", onlyTLS, fastLadder)
 }
 
 // compare measures these variants in turn, and compares each with base.
@@ -120,6 +128,11 @@ func (r *swapRun) compare(ctx context.Context, title, base string, names []strin
 		l := &lane{w, name}
 		if _, err := l.measure(ctx, min(r.requests, 1000), slices.Max(connections)); err != nil { // so that everything is warm
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if name == fast {
+			if err := w.awaitLane(ctx); err != nil {
+				return err
+			}
 		}
 		lanes = append(lanes, l)
 	}
@@ -145,7 +158,7 @@ func (r *swapRun) compare(ctx context.Context, title, base string, names []strin
 func (l *lane) measure(ctx context.Context, requests, connections int) (map[string]float64, error) {
 	var all []requester
 	for range connections {
-		a, err := l.requester(ctx, get, variants[l.variant].status)
+		a, err := l.requester(ctx, get, variantNamed(l.variant).status)
 		if err != nil {
 			return nil, err
 		}

@@ -85,6 +85,9 @@ func newWorld(ctx context.Context, up *upstream, s setup) (_ *world, err error) 
 			Name: name, Hosts: []string{h}, Credential: grantName, PlaceholderPrefix: placeholder, EnsureHeaders: map[string]string{"anthropic-beta": "oauth-2025-04-20"},
 		})
 	}
+	if variantNamed(s.variant).fast {
+		spec.takeLanes()
+	}
 	if s.h2 != nil {
 		spec.Envoy.UpstreamCA = slices.Concat(up.ca, s.h2.ca)
 		for i, r := range spec.Envoy.Routes {
