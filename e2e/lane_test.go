@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -159,4 +161,150 @@ func (g *gate) awaitLane(t *testing.T, w worker, host string) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// busy is a connection over which one request follows another.
+type busy struct {
+	stop  func()
+	mu    sync.Mutex
+	count int       // of answers, since the last change of them
+	last  time.Time // when the last request was sent that was served
+	until time.Time // when the first answer was another one; zero: there is none
+	other string    // it
+}
+
+func (w worker) keepBusy(t *testing.T, host string) *busy {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	b, done := &busy{}, make(chan struct{})
+	b.stop = func() { cancel(); <-done }
+	t.Cleanup(b.stop)
+	client := w.client(t, false)
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			sent := time.Now()
+			a, err := do(client, w.request(http.MethodGet, "https://"+host+"/echo", nil))
+			b.note(sent, a, err)
+		}
+	}()
+	return b
+}
+
+func (b *busy) note(sent time.Time, a answer, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.count++
+	switch {
+	case err == nil && a.status == http.StatusOK:
+		b.last = sent
+	case b.until.IsZero():
+		b.until, b.other, b.count = time.Now(), fmt.Sprintf("%v, %v", a, err), 1
+	}
+}
+
+// answered waits for so many answers: of requests that were served, or from the first on that was not.
+func (b *busy) answered(t *testing.T, served bool, n int) {
+	t.Helper()
+	if err := eventually(func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if served != b.until.IsZero() || b.count < n {
+			return fmt.Errorf("%d answers, the last served was to a request of %v, the first other one is %s", b.count, b.last, b.other)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refusedBy waits until the requests of both connections are refused, for this reason, and compares since when.
+func refusedBy(t *testing.T, fast, slow *busy, reason string) {
+	t.Helper()
+	for _, b := range []*busy{fast, slow} {
+		b.answered(t, false, 20)
+		b.stop()
+		if !strings.Contains(b.other, reason) {
+			t.Errorf("the first answer that is another one is %s; want %s", b.other, reason)
+		}
+	}
+	late := fast.last.Sub(slow.until)
+	t.Logf("%s: the last request that the fast lane served began %v after the first that the slow lane refused", reason, late)
+	if late > staleness {
+		t.Errorf("the fast lane served for %v longer than the slow lane; want at most %v", late, staleness)
+	}
+}
+
+// staleness is how much later than in the slow lane a change holds in the fast one, at the latest: a lease lasts a second.
+const staleness = 2 * time.Second
+
+// Whatever takes a worker's right to a credential holds on a busy connection in the fast lane soon after it holds in the slow one.
+func TestChangesReachTheFastLane(t *testing.T) {
+	t.Parallel()
+	made := makeWorld(t)
+	const fastHost, slowHost = "fast.demo.test", "slow.demo.test"
+	upstream := func(host string) string { return newRawUpstream(t, made.CA, host, new(recorder).serve) }
+	file := base(fmt.Sprintf(`
+  - {hosts: [fast.demo.test], grant: claude, connect_to: "%s"}
+  - {hosts: [slow.demo.test], grant: claude, connect_to: "%s", lane: ext_proc}
+`, upstream(fastHost), upstream(slowHost)), "", "  x: {profile: default}\naudit: {file: audit.jsonl}\nrollout: {steps: [{share: 100, dwell: 1s}]}\n")
+	made.Provider.AllowScopes("user:inference")
+	g := startIn(t, made, file, "claude")
+	// held opens two connections of a worker, and changes something when they are in their lanes.
+	held := func(t *testing.T, worker, reason string, change func(created) error) {
+		t.Helper()
+		c := g.createSession(t, "--worker", worker)
+		g.awaitLane(t, c.worker, fastHost)
+		fast, slow := c.keepBusy(t, fastHost), c.keepBusy(t, slowHost)
+		for _, b := range []*busy{fast, slow} {
+			b.answered(t, true, 20)
+		}
+		if err := change(c); err != nil {
+			t.Fatal(err)
+		}
+		refusedBy(t, fast, slow, reason)
+	}
+	command := func(args ...string) error {
+		if out, err := g.command("wayleave", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	rollout := func(text, force string) error {
+		next := g.with("WAYLEAVE_CONFIG=" + g.saved("next.yaml"))
+		if err := next.configure(text); err != nil {
+			return err
+		}
+		args := []string{"rollout", "start", "next.yaml", "--watch"}
+		if force != "" {
+			args = append(args, "--force", force)
+		}
+		return command(args...)
+	}
+	t.Run("a session is revoked", func(t *testing.T) {
+		held(t, "w", "session_revoked", func(c created) error { return command("session", "revoke", c.session) })
+	})
+	t.Run("a scope is required", func(t *testing.T) {
+		held(t, "w", "scope", func(created) error {
+			return rollout(strings.ReplaceAll(file, "grant: claude,", "grant: claude, required_scopes: [user:sessions:claude_code],"), "needs_reconnect")
+		})
+	})
+	t.Run("a worker is shut out", func(t *testing.T) {
+		if err := rollout(file, ""); err != nil {
+			t.Fatal(err)
+		}
+		held(t, "x", "session_expired", func(created) error {
+			return rollout(strings.Replace(file, "  x: {profile: default}\n", "", 1), "drops_worker")
+		})
+	})
+	t.Run("the grant is disconnected", func(t *testing.T) {
+		held(t, "w", "never_connected", func(created) error { return command("grant", "disconnect", "claude", "--yes", "--no-revoke") })
+	})
 }
