@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -132,6 +133,27 @@ func (l *laneStack) awaitLane(host string) {
 	})
 }
 
+// laneWorkerOver is the same, but its tunnels are streams of an HTTP/2 connection that it shares with others.
+func (l *laneStack) laneWorkerOver(proxy *sharedProxy, user string, alpn ...string) *http.Client {
+	c := l.laneWorker(user, alpn...)
+	tr := c.Transport.(*http.Transport)
+	tr.Proxy = nil
+	tr.DialTLSContext = func(ctx context.Context, _, authority string) (net.Conn, error) {
+		shared, err := proxy.connection(l.stack)
+		if err != nil {
+			return nil, err
+		}
+		tunnel, status, err := connectOver(context.WithoutCancel(ctx), shared, user, authority)
+		if err != nil || status != http.StatusOK {
+			return nil, fmt.Errorf("CONNECT: status %d, %w", status, err)
+		}
+		host, _, _ := strings.Cut(authority, ":")
+		conn := tls.Client(tunnel, &tls.Config{ServerName: host, RootCAs: l.leaves.pool(), NextProtos: alpn})
+		return conn, conn.HandshakeContext(ctx)
+	}
+	return c
+}
+
 // thieves lets four workers send requests until so many were answered: with their own placeholders, with those of others, and with their own
 // for the other host. Only the first kind may be let out.
 func (l *laneStack) thieves(requests int64) (own, stolen, wrong int64) {
@@ -139,10 +161,15 @@ func (l *laneStack) thieves(requests int64) (own, stolen, wrong int64) {
 	var owns, steals, wrongs atomic.Int64
 	users, hosts := []string{"ann", "bob", "cat", "dan"}, []string{apiHost, otherHost}
 	var wg sync.WaitGroup
+	var shared sharedProxy
 	for i := range 16 {
 		random := rand.New(rand.NewPCG(1, uint64(i)))
 		user := users[i%len(users)]
-		c := l.laneWorker(user, [][]string{{"h2"}, {"http/1.1"}}[i/len(users)%2]...)
+		alpn := [][]string{{"h2"}, {"http/1.1"}}[i/len(users)%2]
+		c := l.laneWorker(user, alpn...)
+		if i >= 8 {
+			c = l.laneWorkerOver(&shared, user, alpn...)
+		}
 		wg.Go(func() {
 			for n := 1; owns.Load()+steals.Load() < requests; n++ {
 				whose, host := user, hosts[random.IntN(2)]
