@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/http2"
 )
 
 // wiretap is an upstream for HTTP/1.1 that keeps all that arrives, byte for byte.
@@ -55,14 +57,7 @@ func (w *wiretap) serve(c net.Conn) {
 // answered, refused and sent on alike in both lanes, and what arrives is the same byte for byte.
 func TestLanesAreAlike(t *testing.T) {
 	t.Parallel()
-	made := makeWorld(t)
-	taps := map[string]*wiretap{"fast.demo.test": {}, "slow.demo.test": {}}
-	g := startIn(t, made, base(fmt.Sprintf(`
-  - {hosts: [fast.demo.test], grant: claude, connect_to: "%s"}
-  - {hosts: [slow.demo.test], grant: claude, connect_to: "%s", lane: ext_proc}
-`, newRawUpstream(t, made.CA, "fast.demo.test", taps["fast.demo.test"].serve), newRawUpstream(t, made.CA, "slow.demo.test", taps["slow.demo.test"].serve)), "", "audit: {file: audit.jsonl}\n"), "claude")
-	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
-	g.awaitLane(t, w, "fast.demo.test")
+	g, w, taps := startLanes(t)
 
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	run := func(e entry, host string) (answers []string, arrived string) {
@@ -104,11 +99,32 @@ func TestLanesAreAlike(t *testing.T) {
 			t.Errorf("%s: the fast lane sends on otherwise:\n%s", e.name, diff)
 		}
 	}
-	var fast, slow int
+	if fast, slow := g.lanesTaken(t); fast < slow/2 {
+		t.Errorf("%d requests took the fast lane, and %d the other: of those that were let out nearly half should", fast, slow)
+	}
+}
+
+// startLanes is a gate with two hosts that differ in their lanes alone, and what arrives at them.
+func startLanes(t *testing.T) (*gate, worker, map[string]*wiretap) {
+	t.Helper()
+	made := makeWorld(t)
+	taps := map[string]*wiretap{"fast.demo.test": {}, "slow.demo.test": {}}
+	g := startIn(t, made, base(fmt.Sprintf(`
+  - {hosts: [fast.demo.test], grant: claude, connect_to: "%s"}
+  - {hosts: [slow.demo.test], grant: claude, connect_to: "%s", lane: ext_proc}
+`, newRawUpstream(t, made.CA, "fast.demo.test", taps["fast.demo.test"].serve), newRawUpstream(t, made.CA, "slow.demo.test", taps["slow.demo.test"].serve)), "", "audit: {file: audit.jsonl}\n"), "claude")
+	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	g.awaitLane(t, w, "fast.demo.test")
+	return g, w, taps
+}
+
+// lanesTaken ends the gate, and counts by lanes the requests that were let out.
+func (g *gate) lanesTaken(t *testing.T) (fast, slow int) {
+	t.Helper()
 	if err := g.stop(); err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range auditLines(t, made.saved("audit.jsonl")) {
+	for _, l := range auditLines(t, g.saved("audit.jsonl")) {
 		switch {
 		case l.Kind != "request" || l.Outcome != "swapped" || l.Path == "/prime":
 		case l.Lane == "":
@@ -120,9 +136,95 @@ func TestLanesAreAlike(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests took the fast lane, %d the other", fast, slow)
-	if fast < slow/2 {
-		t.Errorf("%d requests took the fast lane, and %d the other: of those that were let out nearly half should", fast, slow)
+	return fast, slow
+}
+
+// The same of the header fields that only HTTP/2 can have.
+func TestLanesAreAlikeOverHTTP2(t *testing.T) {
+	t.Parallel()
+	g, w, taps := startLanes(t)
+	run := func(e fieldsEntry, host string) (said, arrived string) {
+		fill := strings.NewReplacer("{ph}", w.placeholder, "{host}", host).Replace
+		named := strings.NewReplacer(host, "{host}").Replace
+		tap := taps[host]
+		tap.tapped()
+		first := encode(fieldsEntry{fields: also(":path", "/prime")}.request(fill))
+		conn := tls.Client(g.tunnel(t, w, host+":443"), &tls.Config{ServerName: host, RootCAs: w.roots, NextProtos: []string{"h2"}})
+		if err := conn.HandshakeContext(t.Context()); err != nil {
+			t.Fatalf("%s: %v", e.name, err)
+		}
+		defer conn.Close()
+		block := encode(e.request(fill))
+		const head, settings = 9, len(http2.ClientPreface) + 9
+		// Where the first request has arrived, its answer was leased.
+		held := &heldConn{Conn: conn, first: settings + head + len(first), held: func() error {
+			return eventually(func() error {
+				if arrived += named(tap.tapped()); !strings.Contains(arrived, "/prime") {
+					return errors.New("the first request does not arrive")
+				}
+				return nil
+			})
+		}}
+		answers := speak(held, func(f *http2.Framer) error {
+			err := whole(f, 1, first)
+			pieces := slices.Collect(slices.Chunk(block, 16<<10))
+			err = errors.Join(err, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: pieces[0], EndHeaders: len(pieces) == 1, EndStream: true}))
+			for i, piece := range pieces[1:] {
+				err = errors.Join(err, f.WriteContinuation(3, i == len(pieces)-2, piece))
+			}
+			return err
+		}, false, 3)
+		a := answers[3]
+		said = fmt.Sprintf("%d %s %s", a.status, a.reason, named(a.body))
+		if id := a.header.Get("X-Request-Id"); id != "" {
+			said = strings.ReplaceAll(said, id, "{id}")
+		}
+		return said, arrived + named(tap.tapped())
 	}
+	plain := []fieldsEntry{
+		{"a query", also(":path", "/a?b=c&d=e"), ""},
+		{"of messages", also(":path", "/v1/messages"), ""},
+		{"of messages, with what it needs", also(":path", "/v1/messages?beta=true", "anthropic-beta", "a, oauth-2025-04-20"), ""},
+		{"of messages, with something else twice", also(":path", "/v1/messages", "anthropic-beta", "a", "anthropic-beta", "b"), ""},
+		{"an odd path", also(":path", "/a/../b;c//d"), ""},
+		{"many headers", also("accept", "*/*", "x-a", "1", "user-agent", "x", "cookie", "a=b"), ""},
+	}
+	for _, e := range slices.Concat(plain, corpusFields) {
+		fastAnswer, fastBytes := run(e, "fast.demo.test")
+		slowAnswer, slowBytes := run(e, "slow.demo.test")
+		if diff := cmp.Diff(slowAnswer, fastAnswer); diff != "" {
+			t.Errorf("%s: the fast lane answers otherwise:\n%s", e.name, diff)
+		}
+		if diff := cmp.Diff(slowBytes, fastBytes); diff != "" {
+			t.Errorf("%s: the fast lane sends on otherwise:\n%s", e.name, diff)
+		}
+	}
+	if fast, _ := g.lanesTaken(t); fast == 0 {
+		t.Error("no request took the fast lane")
+	}
+}
+
+// heldConn writes so many bytes at first, and more only when held returns.
+type heldConn struct {
+	net.Conn
+	first int
+	held  func() error
+}
+
+func (c *heldConn) Write(p []byte) (int, error) {
+	if c.first == 0 {
+		return c.Conn.Write(p)
+	}
+	n := min(c.first, len(p))
+	c.first = 0
+	if _, err := c.Conn.Write(p[:n]); err != nil {
+		return 0, err
+	}
+	if err := c.held(); err != nil {
+		return n, err
+	}
+	more, err := c.Conn.Write(p[n:])
+	return n + more, err
 }
 
 // primed is a connection on which the gate has just decided, inside the tunnel to host.
@@ -307,4 +409,85 @@ func TestChangesReachTheFastLane(t *testing.T) {
 	t.Run("the grant is disconnected", func(t *testing.T) {
 		held(t, "w", "never_connected", func(created) error { return command("grant", "disconnect", "claude", "--yes", "--no-revoke") })
 	})
+}
+
+// inFastLane counts the requests that took it, as far as is written.
+func (w *world) inFastLane(t *testing.T) (n int) {
+	t.Helper()
+	for _, l := range auditLines(t, w.saved("audit*.jsonl")) {
+		if l.Lane == "fast" {
+			n++
+		}
+	}
+	return n
+}
+
+// awaitFast waits until n further requests have taken the fast lane.
+func (w *world) awaitFast(t *testing.T, n int) {
+	t.Helper()
+	before := w.inFastLane(t)
+	if err := eventually(func() error {
+		if now := w.inFastLane(t); now < before+n {
+			return fmt.Errorf("%d requests took the fast lane, of %d more", now-before, n)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A token is replaced while many requests are in the fast lane, at a provider where the one before ends with that, and one is revoked there:
+// none fails, whichever gate refreshes.
+func TestRotationInTheFastLane(t *testing.T) {
+	t.Parallel()
+	s := newHouseOf(t, fleetConfig+"audit: {file: audit.jsonl}\n", "a", "b")
+	s.Provider.FailCalls(func(_ http.ResponseWriter, params map[string]string) bool {
+		if params["grant_type"] == "refresh_token" {
+			s.Provider.ExpireAccess()
+		}
+		return false
+	})
+	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	var clients []*http.Client
+	for i := range 8 {
+		clients = append(clients, w.client(t, i%2 == 0))
+	}
+	load := startSteadyOver(w, clients, steadyRate/2)
+	for range 2 {
+		s.awaitFast(t, 50)
+		s.must(t, "wayleave", "grant", "refresh", "claude")
+		load.more(t, 200)
+		load.report(t, "a token was replaced", 0)
+	}
+	s.awaitFast(t, 50)
+	s.Provider.ExpireAccess()
+	load.more(t, 200)
+	load.report(t, "a token was revoked at the provider", 0)
+	s.awaitFast(t, 50)
+	load.stop()
+	load.report(t, "at the end", 0)
+	if st := s.Provider.Stats(); st.Refreshes < 3 || st.MaxPresented() != 1 || st.Reuses != 0 {
+		t.Errorf("%d refreshes, a refresh token was presented %d times; want at least 3, each once", st.Refreshes, st.MaxPresented())
+	}
+}
+
+// Without a gate the fast lane ends with its leases.
+func TestGateIsKilledInTheFastLane(t *testing.T) {
+	t.Parallel()
+	s := newHouseOf(t, fleetConfig+"audit: {file: audit.jsonl}\n")
+	w := (&gate{world: s.world}).enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+	b := w.keepBusy(t, "api.demo.test")
+	b.answered(t, true, 20)
+	s.awaitFast(t, 20)
+	s.gates[""].kill()
+	killed := time.Now()
+	b.answered(t, false, 20)
+	b.stop()
+	late := b.last.Sub(killed)
+	t.Logf("the last request that was served began %v after the gate was gone", late)
+	if late > staleness || !strings.Contains(b.other, "gate_unavailable") {
+		t.Errorf("served for %v without a gate, then %s", late, b.other)
+	}
+	s.serve(t, "")
+	w.works(t)
 }
