@@ -94,7 +94,7 @@ func TestSVG(t *testing.T) {
 	}
 	for text, times := range map[string]int{
 		"&lt;one&gt;</text>": 1, "key?</text>": 1, `<tspan class="b">two</tspan>`: 1, "three</text>": 1,
-		"{opacity:0}8.333%{opacity:1}16.667%{opacity:0}}":                                   1, // the key, from 1 s to 2 s of 12
+		"{opacity:0}8.333%{opacity:1}16.667%{opacity:0}}":                                1, // the key, from 1 s to 2 s of 12
 		"@keyframes scroll{0%{transform:translateY(0)}25%{transform:translateY(-18px)}}": 1,
 		"prefers-reduced-motion": 4, "<script": 0,
 	} {
