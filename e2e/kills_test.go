@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -408,9 +409,9 @@ func TestSoak(t *testing.T) {
 	lost := l.lost(t)
 	sent := sum.served + sum.refused + sum.broken + sum.wrong
 	page := fmt.Sprintf("%.0f minutes, %d kills: %s requests, of which %s were served at once (%.3f %%) and %d when sent again; %d refreshes, "+
-		"each refresh token presented %d times at most; %d grants lost, %d wrong tokens, %d placeholders at the API.\n\n%s",
+		"no refresh token presented more often than %s; %d grants lost, %d wrong tokens, %d placeholders at the API.\n\n%s",
 		took.Minutes(), sum.happened, thousands(sent), thousands(sum.served), 100*float64(sum.served)/float64(sent), sum.broken-sum.twice,
-		s.Refreshes, s.MaxPresented(), len(lost), sum.wrong, map[bool]int{true: 1}[c.API.Saw(placeholderMarker)], l.table())
+		s.Refreshes, cmp.Or(map[int]string{1: "once"}[s.MaxPresented()], fmt.Sprint(s.MaxPresented(), " times")), len(lost), sum.wrong, map[bool]int{true: 1}[c.API.Saw(placeholderMarker)], l.table())
 	t.Logf("\n%s\n%v", page, l.told)
 	l.judge(t)
 	if lost != nil {
