@@ -43,22 +43,21 @@ test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real En
 	@$(MAKE) --no-print-directory e2e
 
 .PHONY: lint
-lint: ## gofmt, vet, golangci-lint, govulncheck, spelling
+lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
 	@deploy/tools/fetch.sh lint docs
 	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)" || { echo "gofmt: run 'make fmt'" >&2; exit 1; }
-	go vet ./...
 	golangci-lint run
 	govulncheck -db "$(GOVULNDB)" ./...
 	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know
 
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
-	go test -race -vet=off -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets
+	go test -race -vet=off -ldflags=-w -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets, and nobody debugs these
 
 .PHONY: shapes
 shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
 	@deploy/tools/fetch.sh binaries shapes
-	go -C deploy/tools/shapes test -count=1 ./... # Go caches by the files of the module alone
+	go -C deploy/tools/shapes test -count=1 -vet=off -ldflags=-w ./... # vet would read all of Kubernetes. Go caches by the files of the module alone
 
 .PHONY: manual
 manual: ## manual pages and completions, as packages have them, into dist-manual/
@@ -76,7 +75,7 @@ images: ## the images wayleave and wayleave-envoy, with docker
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -vet=off -timeout 30m ./e2e
+	go test -race -vet=off -ldflags=-w -timeout 30m ./e2e
 
 .PHONY: remote-control
 remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)
