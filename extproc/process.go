@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	procv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -132,6 +133,7 @@ func (s *Server) requestHeaders(ctx context.Context, q *question, p *phases) (pr
 	}
 	if d.refusal != nil {
 		s.logRefusal(ctx, d, id)
+		awaitBody(ctx, r)
 		return kept.in(immediate(d.refusal.answer(d.route, id), d.refusal.reason)), nil
 	}
 	if d.swap != nil && d.route.MaskBody && !d.upgrade {
@@ -144,6 +146,24 @@ func (s *Server) requestHeaders(ctx context.Context, q *question, p *phases) (pr
 	p.open = p.release != nil && p.canKeepOpen()
 	out.toEnd = p.open
 	return out.message(), s.examine(ctx, p, d.route)
+}
+
+// bodyComes is how long a short body may take to arrive behind its head.
+const bodyComes = 20 * time.Millisecond
+
+// awaitBody gives a short body time to arrive. Over HTTP/2 an answer that comes before it ends the stream (RFC 9113 section 8.1), which some clients,
+// curl 7.88 among them, take for an error of the connection: they show nothing of the answer.
+func awaitBody(ctx context.Context, r *request) {
+	length := r.values("content-length")
+	if len(length) != 1 || length[0] == "0" || len(length[0]) > 5 { // a long one takes its time in any case
+		return
+	}
+	t := time.NewTimer(bodyComes)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // examine says once what is wrong with what Envoy sends, and is an error where the answer would pass unsearched.
