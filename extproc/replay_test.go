@@ -167,7 +167,7 @@ func TestCheckOfSessionsThatAreOver(t *testing.T) {
 	if err := worker.Revoke(t.Context(), docs, worker.Revocation{Workers: []string{"ci"}, NotBefore: now.Add(time.Second)}, now); err != nil {
 		t.Fatal(err)
 	}
-	if sessions, err = worker.OpenSessions(t.Context(), docs, worker.LedgerOptions{}); err != nil {
+	if sessions, err = worker.OpenSessions(t.Context(), docs, worker.LedgerOptions{Now: func() time.Time { return now }}); err != nil {
 		t.Fatal(err)
 	}
 	check(now, sessionRevoked)
