@@ -160,6 +160,7 @@ func TestPlan(t *testing.T) {
 		{"asked while backing off", hour(func(r *record) { r.NotBefore = at(58 * time.Minute) }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
 		{"asked for a refresh of a token without end", hour(func(r *record) { r.Expires = time.Time{} }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
 		{"asked and done", hour(func(r *record) { r.Handled = "q" }), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, time.Minute},
+		{"asked and done, and something else since", hour(func(r *record) { *r = r.handled("q").handled("r") }), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, time.Minute},
 		{"asked before a reconnect", hour(nil), spec, due.Add(-time.Minute), ask(AskRevoke, "op0"), refresh, time.Minute},
 		{"asked long ago", hour(nil), spec, at(10 * time.Minute), ask(AskRevoke, "op1"), refresh, 45 * time.Minute},
 		{"asked for a refresh of what is dead", hour(func(r *record) { r.Dead = true }), spec, due, ask(AskRefresh, "op1"), decline, 0},

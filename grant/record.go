@@ -53,6 +53,7 @@ type details struct {
 	Reused     bool       `json:"reused,omitempty"`          // the refresh token before this one was presented again: the provider may take that for a theft
 	Operation  string     `json:"operation"`                 // of the last writer: finds out own writes whose answer got lost
 	Handled    string     `json:"handled,omitempty"`         // the last request that was carried out
+	Done       []string   `json:"done,omitempty"`            // some before it, the last first: a gate may know of one of them only yet
 	Updated    time.Time  `json:"updated_at"`                // last connect, or outcome of a refresh
 	Last       *Event     `json:"last,omitempty"`            // what happened last; the history is in the status document
 }

@@ -211,7 +211,7 @@ func (m *minder) renew(ctx context.Context) bool {
 // carried out with it.
 func (m *minder) leave(o *outcome, e Event, did Request) {
 	if q := m.request.Load(); q.open(o.base, m.now()) && q.Do == did {
-		o.next.Handled = q.ID
+		o.next = o.next.handled(q.ID)
 	}
 	o.next = o.next.happened(e).noted(o.base, m.now())
 	if m.watch.Happened != nil {

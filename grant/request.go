@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"wayleave/vault"
@@ -103,7 +104,19 @@ func getRequests(ctx context.Context, docs Documents) (map[string]request, int, 
 	return all, version, err
 }
 
+// handled is r after the request was carried out.
+func (r record) handled(id string) record {
+	if r.Handled != "" {
+		r.Done = append([]string{r.Handled}, r.Done[:min(len(r.Done), requestsDone-1)]...)
+	}
+	r.Handled = id
+	return r
+}
+
+// requestsDone is how many requests before the last are remembered. Gates read each within seconds.
+const requestsDone = 8
+
 // open reports whether q asks for something that is still to be done to r.
 func (q *request) open(r record, now moment) bool {
-	return q != nil && q.ID != r.Handled && q.Epoch == r.Epoch && r.connected() && now.day.Sub(q.At).Abs() <= requestLife
+	return q != nil && q.ID != r.Handled && !slices.Contains(r.Done, q.ID) && q.Epoch == r.Epoch && r.connected() && now.day.Sub(q.At).Abs() <= requestLife
 }

@@ -266,6 +266,8 @@ var programs = map[string]string{
 	"eval":      "",
 	"export":    "",
 	"grep":      "",
+	"mkdir":     "",
+	"ln":        "",
 	"helm":      "shapes renders the chart; no cluster here",
 	"iptables":  "the other way to write what nft does; no test",
 	"kubectl":   "shapes reads what it is given; no cluster here",
