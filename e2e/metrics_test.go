@@ -25,7 +25,7 @@ grants:
   claude: {provider: anthropic}
   spare: {provider: anthropic}
 routes:
-  - {hosts: [api.demo.test, "*.wild.demo.test"], grant: claude, connect_to: "$API"}
+  - {hosts: [api.demo.test, "*.wild.demo.test"], grant: claude, connect_to: "$API", lane: ext_proc} # what is counted is counted at once
 profiles:
   default: {grants: [claude]}
   other: {grants: [spare]}

@@ -50,6 +50,7 @@ var runElsewhere = map[string]string{
 	"wayleave approval":           "approvals_test.go",
 	"wayleave ca activate 3f2a9c": "testdata/ca.txtar",
 	"wayleave ca retire 3f2a9c":   "testdata/ca.txtar",
+	"make demo":                   "testdata/demo.txtar",
 	"sudo wayleave ca install":    "../cmd/wayleave/ca_install_test.go",
 	"wayleave envoy":              "envoylog_test.go",
 	"wayleave grant show claude -c wayleave.yaml --wait=needs_reconnect": "testdata/grants.txtar",
