@@ -26,6 +26,7 @@ func TestBackup(t *testing.T) {
 	})
 	for _, name := range []string{"a", "b"} {
 		l.meanwhile(t, "a gate killed", func(t *testing.T) { c.killGate(t, name) }) // what it knew is gone
+		c.asked(t, name)
 	}
 	c.patiently(t, "wayleave", "grant", "refresh", grantName(0))
 	l.more(t, 20)

@@ -64,7 +64,8 @@ func newVaultSetup() *cobra.Command {
 		Long: `Setup prepares the Vault of the configuration as the administrator, with the token in VAULT_TOKEN or the one that
 'bao login' left: a KV version 2 mount that insists on check-and-set, a PKI mount with the root CA that workers trust,
 the policies wayleave-gateway, wayleave-operator and wayleave-viewer, and an AppRole role for the gateway, unless the
-configuration has it log in by kubernetes, jwt or cert. What is there already is left as it is.`,
+configuration has it log in by kubernetes, jwt or cert. What is there already is left as it is, but for these policies, which
+get the text of this version.`,
 		Example: `  VAULT_ADDR=https://vault.internal:8200 VAULT_TOKEN=… wayleave vault setup -c wayleave.yaml`,
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
