@@ -347,6 +347,12 @@ func TestUpgrade(t *testing.T) {
 		})
 		l.more(t, 40)
 	}
+	l.conclude(t, "upgrade")
+}
+
+// conclude ends it, judges what was seen, and writes that into its place on the page when told to.
+func (l *traffic) conclude(t *testing.T, place string) {
+	t.Helper()
 	l.stop()
 	t.Log("\n" + l.table())
 	l.judge(t)
@@ -354,7 +360,7 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("lost: %q", lost)
 	}
 	if *update {
-		writePart(t, "../docs/availability.md", "upgrade", l.table())
+		writePart(t, "../docs/availability.md", place, l.table())
 	}
 }
 

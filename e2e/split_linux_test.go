@@ -154,15 +154,7 @@ func TestSplit(t *testing.T) {
 		c.patiently(t, "wayleave", "grant", "refresh", grantName(i))
 		l.more(t, 40)
 	}
-	l.stop()
-	t.Log("\n" + l.table())
-	l.judge(t)
-	if lost := l.lost(t); lost != nil {
-		t.Errorf("lost: %q", lost)
-	}
-	if *update {
-		writePart(t, "../docs/availability.md", "split", l.table())
-	}
+	l.conclude(t, "split")
 }
 
 func (c *cluster) forgetGates() {

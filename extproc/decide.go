@@ -36,6 +36,7 @@ type decision struct {
 	rule        string         // that decided; "" when none did
 	credential  string         // that the rules were told of
 	held        *rules.Verdict // an operator is to decide; refusal is set too, for where nobody can wait
+	limited     bool           // it counts against some limit
 	wouldRefuse *refusal       // why it would have been refused, were its profile not tried out only
 }
 

@@ -60,7 +60,7 @@ func (d *decision) leasable() bool {
 	return d.swap != nil && d.refusal == nil && d.wouldRefuse == nil && !d.upgrade &&
 		route.Lane != "" && route.HeaderIn == route.HeaderOut && route.ParameterIn == "" && !route.MaskBody &&
 		len(d.swap.remove) == 0 && len(d.swap.rewrite) == 0 && d.swap.path == "" &&
-		p.rules[d.session.Profile] == nil && len(p.claims(d, true)) == 0 && len(p.find(d.to).routes) == 1
+		p.rules[d.session.Profile] == nil && !d.limited && len(p.find(d.to).routes) == 1
 }
 
 func (d *decision) lease(r *request, lasts time.Duration, retry bool) string {

@@ -23,7 +23,7 @@ func (s *Server) count(ctx context.Context, d *decision, ends bool) (release fun
 		return nil
 	}
 	claims := d.by.claims(d, ends)
-	if len(claims) == 0 {
+	if d.limited = len(claims) > 0; !d.limited {
 		return nil
 	}
 	release, over, dry := s.meters.Take(ctx, s.now, claims...)

@@ -136,10 +136,10 @@ func (s *Server) requestHeaders(ctx context.Context, q *question, p *phases) (pr
 		awaitBody(ctx, r)
 		return kept.in(immediate(d.refusal.answer(d.route, id), d.refusal.reason)), nil
 	}
-	if d.swap != nil && d.route.MaskBody && !d.upgrade {
-		p.mask = s.masker(d, token)
-	}
 	if d.swap != nil {
+		if d.route.MaskBody && !d.upgrade {
+			p.mask = s.masker(d, token)
+		}
 		kept.set(fieldLease, s.leaseOf(&d, r, token, kept.text(fieldRequest) != "", s.now()))
 	}
 	out := forward(&d, token, kept)

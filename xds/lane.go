@@ -216,10 +216,11 @@ type Credential struct {
 // SetCredentials tells Envoys what to send in the lanes, by the names in the lanes; whoever has another value of one of them is sent the new one. One that
 // is not named keeps its value.
 func (s *Server) SetCredentials(credentials map[string]Credential) {
-	for name, c := range credentials {
-		name = credentialName(name)
-		s.secrets.setCredential(name, &secret{version: c.Version, body: pack(&tlsv3.Secret{Name: name, Type: &tlsv3.Secret_GenericSecret{
-			GenericSecret: &tlsv3.GenericSecret{Secret: inlineString(c.Value.Reveal())},
-		}})})
-	}
+	s.secrets.setCredentials(credentials)
+}
+
+func credentialSecret(name string, c Credential) *secret {
+	return &secret{version: c.Version, body: pack(&tlsv3.Secret{Name: name, Type: &tlsv3.Secret_GenericSecret{
+		GenericSecret: &tlsv3.GenericSecret{Secret: inlineString(c.Value.Reveal())},
+	}})}
 }

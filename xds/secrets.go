@@ -92,23 +92,27 @@ func (s *secrets) setStatic(fresh map[string]*secret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.static = fresh
-	for sub := range s.subscribers {
-		for name, one := range fresh {
-			if version, asked := sub.holds[name]; asked && version != one.version {
-				sub.owe(name)
-			}
-		}
+	for name, one := range fresh {
+		s.push(name, one)
 	}
 }
 
-// setCredential replaces a credential of lanes and pushes it to whoever asked for it.
-func (s *secrets) setCredential(name string, one *secret) {
+// setCredentials replaces credentials of lanes and pushes those that changed. Most have not, so that only then the secret is made.
+func (s *secrets) setCredentials(fresh map[string]Credential) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if was := s.credentials[name]; was.versionOrNone() == one.version {
-		return
+	for credential, c := range fresh {
+		name := credentialName(credential)
+		if s.credentials[name].versionOrNone() == c.Version {
+			continue
+		}
+		s.credentials[name] = credentialSecret(name, c)
+		s.push(name, s.credentials[name])
 	}
-	s.credentials[name] = one
+}
+
+// push sends a static secret to whoever asked for it and holds another version. mu is held.
+func (s *secrets) push(name string, one *secret) {
 	for sub := range s.subscribers {
 		if version, asked := sub.holds[name]; asked && version != one.version {
 			sub.owe(name)
