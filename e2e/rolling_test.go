@@ -404,12 +404,15 @@ func TestHandOver(t *testing.T) {
 	}
 
 	// What the store holds is no token: the worker is told so, and its placeholder goes nowhere.
-	for _, c := range []struct{ stored, reason string }{{"no\ntoken", "bad_credential_stored"}, {"", "needs_reconnect"}} {
+	for _, c := range []struct{ stored, reason string }{
+		{"no\ntoken", "bad_credential_stored"}, {strings.Repeat("x", 80<<10), "bad_credential_stored"}, {"x-" + placeholderMarker, "bad_credential_stored"},
+		{"newline\n", "bad_credential_stored"}, {" ", "bad_credential_stored"}, {"", "needs_reconnect"},
+	} {
 		s.must(t, "bao", "kv", "patch", "-method=rw", "-mount=wayleave", "grants/claude", "access_token="+c.stored, "refresh_token=")
 		if err := eventually(func() error {
 			a, err := do(w.client(t, true), w.request(http.MethodGet, "https://api.demo.test/echo", nil))
 			if err == nil && (a.reason != c.reason || !strings.Contains(a.body, "message")) {
-				err = fmt.Errorf("with %q stored: %v", c.stored, a)
+				err = fmt.Errorf("with %.40q stored: %v", c.stored, a)
 			}
 			return err
 		}); err != nil {

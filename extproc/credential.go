@@ -106,9 +106,12 @@ func (o outgoing) value(token string) string {
 	return o.scheme + " " + credential
 }
 
-// sendable reports whether a token can stand in a header unchanged: visible ASCII, and some of it. Envoy skips a
+// longestToken is what fits beside other headers into what Envoy sends on.
+const longestToken = 64 << 10
+
+// Sendable reports whether a token can stand in a header unchanged: visible ASCII, some of it and not too much, and no placeholder. Envoy skips a
 // mutation with an empty value, which would send the placeholder; white space and control characters would be cut off,
 // or end the header.
-func sendable(token string) bool {
-	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
+func Sendable(token string) bool {
+	return token != "" && len(token) <= longestToken && !holdsMarker(token) && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }

@@ -201,7 +201,7 @@ func (s *Server) take(ctx context.Context, name string, route *Route, ask func(c
 		}
 		return grant.Token{}, f
 	}
-	if !sendable(got.Access.Reveal()) {
+	if !Sendable(got.Access.Reveal()) {
 		f.reason = badCredentialStored
 		return grant.Token{}, f
 	}

@@ -298,6 +298,9 @@ func TestProcessRefuses(t *testing.T) {
 		{"NUL", nil, new("a\x00"), "bad_credential_stored", 503, "replaces it", nil},
 		{"not ASCII", nil, new("ä"), "bad_credential_stored", 503, "replaces it", nil},
 		{"DEL", nil, new("a\x7f"), "bad_credential_stored", 503, "replaces it", nil},
+		{"trailing line break", nil, new("a\n"), "bad_credential_stored", 503, "replaces it", nil},
+		{"a placeholder", nil, new("sk-ant-oat01-" + worker.Marker + "abc"), "bad_credential_stored", 503, "replaces it", nil},
+		{"longer than a header", nil, new(strings.Repeat("a", longestToken+1)), "bad_credential_stored", 503, "replaces it", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newServer(t)

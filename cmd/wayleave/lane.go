@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wayleave/config"
+	"wayleave/extproc"
 	"wayleave/grant"
 	"wayleave/secret"
 	"wayleave/xds"
@@ -140,6 +141,7 @@ func (l *lanes) tell(routes []config.Route) {
 		c, done := looked[r.Grant]
 		if !done {
 			t, ok := l.current(r.Grant)
+			ok = ok && extproc.Sendable(t.Access.Reveal()) // or a lease of before would have Envoy send it as it is
 			c = l.look(r.Grant, t, ok, now)
 			looked[r.Grant] = c
 		}

@@ -152,6 +152,13 @@ func TestTokensOfLanes(t *testing.T) {
 	settles("2", false)
 	wants(settlesAlone, "2", "Bearer second")
 	settles("2", true)
+
+	c.has("3", "no\ntoken") // cannot stand in a header
+	wants(laneEvery, "", "")
+	settles("2", false)
+	settles("3", false)
+	wants(2*leaseLasts, "", "")
+	wants(1, noToken, "Bearer "+noToken)
 }
 
 // Where several gates serve, what was not used for a while is asked about again for some time: another gate may have told its Envoys of an
