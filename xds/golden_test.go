@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -61,6 +62,57 @@ func TestGolden(t *testing.T) {
 	for _, out := range outs {
 		if !slices.Contains(wanted, out) {
 			stale(t, out)
+		}
+	}
+}
+
+// Every setting is in some golden input, so that Envoy has judged what becomes of it.
+func TestGoldenHasEverySetting(t *testing.T) {
+	elsewhere := []string{ // read by Envoy itself: TestProxyOverTLSWithOwnCertificate, TestClientCertificatesWithOwnCertificate
+		"ProxyTLS.CertFile", "ProxyTLS.KeyFile", "ProxyTLS.ClientCAFile",
+	}
+	all, set := map[string]bool{}, map[string]bool{}
+	var list func(reflect.Type)
+	list = func(of reflect.Type) {
+		switch {
+		case of.Kind() == reflect.Pointer || of.Kind() == reflect.Slice:
+			list(of.Elem())
+		case of.Kind() == reflect.Struct && of.PkgPath() == reflect.TypeFor[Config]().PkgPath():
+			for f := range of.Fields() {
+				all[of.Name()+"."+f.Name] = true
+				list(f.Type)
+			}
+		}
+	}
+	list(reflect.TypeFor[Config]())
+	var look func(reflect.Value)
+	look = func(v reflect.Value) {
+		switch {
+		case v.Kind() == reflect.Pointer && !v.IsNil():
+			look(v.Elem())
+		case v.Kind() == reflect.Slice:
+			for i := range v.Len() {
+				look(v.Index(i))
+			}
+		case v.Kind() == reflect.Struct && v.Type().PkgPath() == reflect.TypeFor[Config]().PkgPath():
+			for f, value := range v.Fields() {
+				if !value.IsZero() {
+					set[v.Type().Name()+"."+f.Name] = true
+					look(value)
+				}
+			}
+		}
+	}
+	inputs, err := filepath.Glob("testdata/*.in.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, input := range inputs {
+		look(reflect.ValueOf(readConfig(t, input)))
+	}
+	for _, name := range sortedKeys(all) {
+		if set[name] == slices.Contains(elsewhere, name) {
+			t.Errorf("%s: set in a golden input: %v", name, set[name])
 		}
 	}
 }
