@@ -2,27 +2,38 @@ package xds
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocconfig "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"wayleave/envoy"
 	"wayleave/envoy/envoytest"
@@ -155,6 +166,49 @@ func TestRequestPath(t *testing.T) {
 			t.Errorf("the handshake for a name that is no host name ended with %v, want an alert", err)
 		}
 	})
+}
+
+// Hosts that are reached at one address, by one cluster or by several, never share a connection: each was made, and verified, for the name that is asked for.
+func TestUpstreamConnectionsAreOfOneHost(t *testing.T) {
+	hosts := []string{"a.provider.test", "b.provider.test", "c.provider.test", "d.provider.test", "e.provider.test"}
+	var mixed atomic.Int64
+	s, _ := startWith(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS.ServerName != r.Host {
+			mixed.Add(1)
+		}
+		fmt.Fprint(w, r.TLS.ServerName, " ", r.Host)
+	}, func(c *Config) {
+		c.Routes = []Route{
+			{Name: "two", Hosts: hosts[:2], ConnectTo: c.Routes[0].ConnectTo},
+			{Name: "one", Hosts: hosts[2:3], ConnectTo: c.Routes[0].ConnectTo},
+			{Name: "others", Hosts: []string{"*.provider.test"}, ConnectTo: c.Routes[0].ConnectTo},
+		}
+	})
+	var clients sync.WaitGroup
+	for i, http2 := range []bool{true, true, false, false} {
+		client := s.worker(fmt.Sprintf("w%d", i))
+		client.Transport.(*http.Transport).ForceAttemptHTTP2 = http2
+		clients.Go(func() {
+			for n := range 100 {
+				host := hosts[(n+i)%len(hosts)]
+				resp, err := client.Get("https://" + host + "/")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || string(body) != host+" "+host {
+					t.Errorf("a request to %s came by a connection for another: %d %q, %v", host, resp.StatusCode, body, err)
+					return
+				}
+			}
+		})
+	}
+	clients.Wait()
+	if n := mixed.Load(); n != 0 {
+		t.Errorf("%d requests came by a connection for another host", n)
+	}
 }
 
 func (s *stack) connectALPN(host string) (*tls.Conn, error) {
@@ -292,6 +346,181 @@ func TestBarrier(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Whatever a gate makes of a question, in place of answering it, nothing goes on and the worker is told in words. A stream that ends with OK means, by
+// ext_proc's protocol, that Envoy is to go on without the gate.
+func TestBarrierAgainstNonsense(t *testing.T) {
+	type stream = extprocv3.ExternalProcessor_ProcessServer
+	after := func(do func(stream) error) func(stream) error {
+		return func(s stream) error {
+			if _, err := s.Recv(); err != nil {
+				return err
+			}
+			return do(s)
+		}
+	}
+	// raw is a message of these bytes.
+	raw := func(b []byte) *emptypb.Empty {
+		m := &emptypb.Empty{}
+		m.ProtoReflect().SetUnknown(b)
+		return m
+	}
+	say := func(messages ...any) func(stream) error {
+		return after(func(s stream) error {
+			for _, m := range messages {
+				if err := s.SendMsg(m); err != nil {
+					return err
+				}
+			}
+			_, err := s.Recv() // until Envoy has had enough
+			return err
+		})
+	}
+	with := func(change func(*extprocv3.CommonResponse)) *extprocv3.ProcessingResponse {
+		r := swap("ann")
+		change(r.GetRequestHeaders().GetResponse())
+		return r
+	}
+	body := func(r *extprocv3.CommonResponse) *extprocv3.CommonResponse {
+		r.BodyMutation = &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: []byte("of the gate")}}
+		return r
+	}
+	tests := map[string]func(stream) error{
+		"ends before the question": func(stream) error { return nil },
+		"ends after the question":  after(func(stream) error { return nil }),
+		"is no protocol buffer":    say(raw([]byte{0x0a, 0xff, 0xff, 0xff})),
+		"is unknown":               say(raw([]byte{0xf2, 0x7f, 0x02, 0x6f, 0x6b})),
+		"is longer than a header may": say(with(func(r *extprocv3.CommonResponse) {
+			r.HeaderMutation.SetHeaders[0].Header.RawValue = bytes.Repeat([]byte("x"), 200<<10)
+		})),
+		"is 5 MiB": say(with(func(r *extprocv3.CommonResponse) {
+			r.HeaderMutation.SetHeaders[0].Header.RawValue = bytes.Repeat([]byte("x"), 5<<20)
+		})),
+		"has very many headers": say(with(func(r *extprocv3.CommonResponse) {
+			for range 5000 {
+				h := rawHeader("authorization", "Bearer real-ann")
+				h.AppendAction = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
+				r.HeaderMutation.SetHeaders = append(r.HeaderMutation.SetHeaders, h)
+			}
+		})),
+		"takes away what makes it a request": say(with(func(r *extprocv3.CommonResponse) {
+			r.HeaderMutation.RemoveHeaders = []string{":authority", ":path", ":method", "host"}
+		})),
+		"has an empty name":       say(with(func(r *extprocv3.CommonResponse) { r.HeaderMutation.SetHeaders[0].Header.Key = "" })),
+		"has a name that is none": say(with(func(r *extprocv3.CommonResponse) { r.HeaderMutation.SetHeaders[0].Header.Key = "a b\r\nx" })),
+		"is about the answer, then about the request": say(&extprocv3.ProcessingResponse{
+			Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}},
+		}, swap("ann")),
+		"is about trailers": say(&extprocv3.ProcessingResponse{
+			Response: &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}}, DynamicMetadata: verdict("swap"),
+		}),
+		"replaces the request by another, without a verdict": say(func() *extprocv3.ProcessingResponse {
+			r := with(func(r *extprocv3.CommonResponse) { body(r).Status = extprocv3.CommonResponse_CONTINUE_AND_REPLACE })
+			r.DynamicMetadata = nil
+			return r
+		}()),
+		"has a verdict in another's name": say(func() *extprocv3.ProcessingResponse {
+			r := swap("ann")
+			r.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{"envoy.lb": r.GetDynamicMetadata().GetFields()[metadataNamespace]}}
+			return r
+		}()),
+		"has a verdict that is no text": say(func() *extprocv3.ProcessingResponse {
+			r := swap("ann")
+			r.GetDynamicMetadata().GetFields()[metadataNamespace].GetStructValue().GetFields()[metadataVerdict] = structpb.NewBoolValue(true)
+			return r
+		}()),
+		"waits longer than Envoy does": after(func(s stream) error { <-s.Context().Done(); return s.Context().Err() }),
+	}
+	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
+		tests["fails with "+code.String()] = after(func(stream) error { return status.Error(code, "real-ann") })
+	}
+	s := start(t, func(c *Config) { c.MessageTimeout = time.Second }, nil)
+	placeholder := "sk-ant-oat01-" + testMarker + "abc234"
+	for _, http2 := range []bool{true, false} {
+		client := s.worker("ann")
+		client.Transport.(*http.Transport).ForceAttemptHTTP2 = http2
+		for _, name := range sortedKeys(tests) {
+			t.Run(fmt.Sprintf("http2 %v, %s", http2, name), func(t *testing.T) {
+				s.gate.behave.Store(new(tests[name]))
+				before := s.upstream.requests.Load()
+				for _, method := range []string{http.MethodGet, http.MethodPost} {
+					req, err := http.NewRequestWithContext(t.Context(), method, "https://"+apiHost+"/", nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if method == http.MethodPost {
+						req.Body, req.ContentLength = io.NopCloser(strings.NewReader("body")), 4
+					}
+					req.Header.Set("Authorization", "Bearer "+placeholder)
+					a := do(t, client, req)
+					reason := a.header.Get("x-wayleave-reason")
+					if reason != reasonBarrier && reason != reasonGateUnavailable {
+						t.Fatalf("%s: %d %q %q", method, a.status, reason, a.body)
+					}
+					replied(t, a, a.status, reason)
+					if strings.Contains(a.body, "real-ann") {
+						t.Errorf("%s: what the gate said is told: %q", method, a.body)
+					}
+				}
+				if n := s.upstream.requests.Load() - before; n != 0 {
+					t.Errorf("the upstream got %d requests", n)
+				}
+			})
+		}
+	}
+
+	// What is said after a good answer changes nothing.
+	twice := say(swap("ann"), swap("bob"), &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseHeaders{
+		ResponseHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{HeaderMutation: &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{rawHeader("x-late", "1")}}}},
+	}})
+	s.gate.behave.Store(&twice)
+	for range 20 {
+		if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != 200 || a.body != "Bearer real-ann" || a.header.Get("X-Late") != "" {
+			t.Errorf("after more than one answer: %d %q", a.status, a.body)
+		}
+	}
+}
+
+// Nor is a tunnel opened by whatever the gate makes of the question about it.
+func TestTunnelsAgainstNonsense(t *testing.T) {
+	s := start(t, func(c *Config) { c.Plain = []string{"plain.localhost:80"} }, nil)
+	tests := map[string]func() (*authv3.CheckResponse, error){
+		"a refusal in nobody's words": func() (*authv3.CheckResponse, error) {
+			return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.PermissionDenied)}}, nil
+		},
+		"a refusal with the status of a success": func() (*authv3.CheckResponse, error) {
+			return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(codes.PermissionDenied)}, HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{}}}, nil
+		},
+	}
+	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
+		tests["fails with "+code.String()] = func() (*authv3.CheckResponse, error) { return nil, status.Error(code, "inner detail") }
+	}
+	for _, name := range sortedKeys(tests) {
+		s.gate.check.Store(new(tests[name]))
+		for _, first := range []string{"CONNECT " + apiHost + ":443 HTTP/1.1\r\nHost: " + apiHost, "GET http://plain.localhost/ HTTP/1.1\r\nHost: plain.localhost"} {
+			var d net.Dialer
+			c, err := d.DialContext(t.Context(), "tcp", s.config.ProxyAddress)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprint(c, first+"\r\nProxy-Authorization: Basic YW5uOnB3\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil) //nolint:bodyclose // read closes it
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			a := read(t, resp)
+			_ = c.Close()
+			if a.status < 400 || strings.Contains(a.body, "inner detail") {
+				t.Errorf("%s: %.7s got %d %q", name, first, a.status, a.body)
+			} else if strings.HasPrefix(name, "fails") {
+				replied(t, a, 503, reasonGateUnavailable)
+			}
+		}
+	}
+	if n := s.upstream.requests.Load(); n != 0 {
+		t.Errorf("the upstream got %d requests", n)
 	}
 }
 
@@ -472,10 +701,89 @@ func TestRefusedConfiguration(t *testing.T) {
 	s.await("the refusal to be over", Node.Current)
 }
 
-func listenerState(s *stack) TypeState {
+// Whatever kind of resource Envoy refuses, its words are known, it goes on as before, and it is not asked again; and what is mended arrives even if the
+// control plane has been away in between. Without authorities that it can read it reaches no upstream, rather than one that is not verified.
+func TestRefusalsOfEveryKind(t *testing.T) {
+	const nonsense = "%NO_SUCH_COMMAND%"
+	header := []*corev3.HeaderValueOption{{Header: &corev3.HeaderValue{Key: "x", Value: nonsense}}}
+	for kind, mutate := range map[string]func(*Resources){
+		"Cluster": func(r *Resources) {
+			r.Clusters = append(r.Clusters, &clusterv3.Cluster{Name: "bad", LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED})
+		},
+		"TypedExtensionConfig": func(r *Resources) { r.Extensions[0].TypedConfig = pack(&extprocconfig.ExternalProcessor{}) },
+		"RouteConfiguration":   func(r *Resources) { r.Routes[0].RequestHeadersToAdd = header },
+		"VirtualHost": func(r *Resources) {
+			for _, c := range r.Routes {
+				for _, vh := range c.GetVirtualHosts() {
+					if slices.Contains(vh.GetDomains(), apiHost) {
+						vh.RequestHeadersToAdd = header
+					}
+				}
+			}
+		},
+		"Secret": func(*Resources) {}, // by the configuration: what is in such a secret is in its name
+	} {
+		t.Run(kind, func(t *testing.T) {
+			s := start(t, nil, nil)
+			serves := func(when string) {
+				t.Helper()
+				if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.body != "Bearer real-ann" {
+					t.Errorf("%s: %d %q", when, a.status, a.body)
+				}
+			}
+			serves("before")
+			s.await("everything acknowledged", Node.Current)
+			sends, good := stateOf(s, kind).Sends, s.config.UpstreamCA
+			s.mutate = mutate
+			if kind == "Secret" {
+				s.config.UpstreamCA = []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+			}
+			s.publish()
+			s.await("a refusal", func(Node) bool { return stateOf(s, kind).Error != "" })
+			for range 3 {
+				s.publish()
+				if kind == "Secret" {
+					envoytest.Await(t, "the clusters without authorities", func() error {
+						if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != 503 || a.header.Get("x-wayleave-reason") != "upstream_unreachable" {
+							return fmt.Errorf("%d %q", a.status, a.body)
+						}
+						return nil
+					})
+				} else {
+					serves("while something is refused")
+				}
+			}
+			if is := stateOf(s, kind); is.Refused != is.Sent || is.Sends-sends > 2 {
+				t.Errorf("%+v, sent %d times since", is, is.Sends-sends)
+			}
+
+			s.stop()
+			s.mutate, s.config.UpstreamCA = nil, good
+			s.config.Routes = append(s.config.Routes, Route{Name: "new", Hosts: []string{"new.provider.test"}, ConnectTo: s.upstream.address})
+			s.serve()
+			envoytest.Await(t, "what is mended", func() error {
+				conn, err := s.connect("new.provider.test:443", "new.provider.test", s.leaves.pool())
+				if err == nil {
+					_ = conn.Close()
+				}
+				return err
+			})
+			s.await("the refusal to be over", Node.Current)
+			serves("after")
+			if a := get(t, s.worker("ann"), "https://new.provider.test/"); a.body != "Bearer real-ann" {
+				t.Errorf("the new host: %d %q", a.status, a.body)
+			}
+		})
+	}
+}
+
+func listenerState(s *stack) TypeState { return stateOf(s, "Listener") }
+
+// stateOf is how far Envoy has come with one kind of resource.
+func stateOf(s *stack, kind string) TypeState {
 	for _, n := range s.server.Nodes() {
 		for _, t := range n.Types {
-			if t.Type == "Listener" {
+			if t.Type == kind {
 				return t
 			}
 		}

@@ -327,6 +327,67 @@ func TestLongAnswersHoldNoStream(t *testing.T) {
 	})
 }
 
+// More requests than Envoy's own limits, of 1,024, may wait for the gate at once, and for the upstream.
+func TestManyAtOnce(t *testing.T) {
+	const clients, each = 15, 100
+	type gathering struct {
+		here atomic.Int32
+		all  chan struct{}
+	}
+	gather := func(g *gathering, over <-chan struct{}) { // until all are here
+		if g.here.Add(1) == clients*each {
+			close(g.all)
+		}
+		select {
+		case <-g.all:
+		case <-over:
+		}
+	}
+	asked, arrived := &gathering{all: make(chan struct{})}, &gathering{all: make(chan struct{})}
+	between := make(chan struct{}, 20) // so many connections are made at once
+	s, _ := startWith(t, func(w http.ResponseWriter, r *http.Request) {
+		<-between
+		gather(arrived, r.Context().Done())
+		fmt.Fprint(w, r.Header.Get("Authorization"))
+	}, func(c *Config) { c.MessageTimeout = time.Minute })
+	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
+		gather(asked, t.Context().Done())
+		between <- struct{}{}
+		return swap(r.identity)
+	}
+	failures := make(chan error, clients*each)
+	for i := range clients {
+		name := fmt.Sprintf("w%d", i)
+		client := s.worker(name)
+		client.Timeout = time.Minute
+		for range each {
+			go func() {
+				resp, err := client.Get("https://" + apiHost + "/")
+				if err == nil {
+					var b []byte
+					b, err = io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if err == nil && string(b) != "Bearer real-"+name {
+						err = fmt.Errorf("%d %q", resp.StatusCode, b)
+					}
+				}
+				failures <- err
+			}()
+		}
+	}
+	failed := 0
+	for range clients * each {
+		if err := <-failures; err != nil {
+			if failed++; failed < 5 {
+				t.Error(err)
+			}
+		}
+	}
+	if failed > 0 {
+		t.Errorf("%d of %d failed; %d were at the gate at once, %d at the upstream", failed, clients*each, asked.here.Load(), arrived.here.Load())
+	}
+}
+
 // countedGate counts the streams that are open.
 type countedGate struct {
 	realGate

@@ -298,9 +298,11 @@ type gate struct {
 	authv3.UnimplementedAuthorizationServer
 	extprocv3.UnimplementedExternalProcessorServer
 	decide      func(request) *extprocv3.ProcessingResponse
-	asked       func(question, revision string)     // is told of each question and the revision it names; may be nil
-	tunnel      func(*authv3.AttributeContext) bool // whether one that was redirected goes on; nil: it does
-	traceparent func(string)                        // is told that of each question; may be nil
+	behave      atomic.Pointer[func(extprocv3.ExternalProcessor_ProcessServer) error] // answers a stream in place of decide; nil: it does not
+	check       atomic.Pointer[func() (*authv3.CheckResponse, error)]                 // answers about a tunnel; nil: it does not
+	asked       func(question, revision string)                                       // is told of each question and the revision it names; may be nil
+	tunnel      func(*authv3.AttributeContext) bool                                   // whether one that was redirected goes on; nil: it does
+	traceparent func(string)                                                          // is told that of each question; may be nil
 	checks      atomic.Int64
 	asker       atomic.Value // the Envoy that asked last, as it says
 	real        realGate     // answers in place of all this, where there is one
@@ -323,6 +325,9 @@ type request struct {
 // Check lets everyone in who has a user name, and calls the worker by it.
 func (g *gate) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	g.checks.Add(1)
+	if check := g.check.Load(); check != nil {
+		return (*check)()
+	}
 	g.asker.Store(strings.Join(metadata.ValueFromIncomingContext(ctx, metadataNode), " "))
 	if g.real != nil {
 		return g.real.Check(ctx, req)
@@ -367,6 +372,9 @@ func (g *gate) note(question, revision string) {
 func (g *gate) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
 	if g.real != nil {
 		return g.real.Process(stream)
+	}
+	if behave := g.behave.Load(); behave != nil {
+		return (*behave)(stream)
 	}
 	if g.traceparent != nil {
 		g.traceparent(strings.Join(metadata.ValueFromIncomingContext(stream.Context(), "traceparent"), " "))

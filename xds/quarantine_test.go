@@ -285,3 +285,54 @@ func TestQuarantineLive(t *testing.T) {
 		t.Errorf("plain: %d", a.status)
 	}
 }
+
+// A worker that has shaken hands for a host cannot take that up again once the host is withdrawn: no session is resumed.
+func TestNoSessionIsResumed(t *testing.T) {
+	s := start(t, func(c *Config) {
+		c.Routes = append(c.Routes, Route{Name: "goes", Hosts: []string{"goes.provider.test"}, ConnectTo: c.Routes[0].ConnectTo})
+	}, nil)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		config := &tls.Config{ServerName: "goes.provider.test", RootCAs: s.leaves.pool(), ClientSessionCache: tls.NewLRUClientSessionCache(10), MaxVersion: version}
+		shake := func() error {
+			raw, err := s.dialTunnel("goes.provider.test:443")
+			if err != nil {
+				return err
+			}
+			conn := tls.Client(raw, config)
+			defer conn.Close()
+			if err := conn.HandshakeContext(t.Context()); err != nil {
+				return err
+			}
+			if conn.ConnectionState().DidResume {
+				t.Error("a session was resumed")
+			}
+			if a := ask(t, conn, bufio.NewReader(conn), "goes.provider.test"); a.status != 200 {
+				t.Errorf("got %d", a.status)
+			}
+			return nil
+		}
+		for range 3 {
+			if err := shake(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all := s.config.Routes
+		s.config.Routes = all[:1]
+		s.publish()
+		envoytest.Await(t, "the host to be withdrawn", func() error {
+			raw, err := s.dialTunnel("goes.provider.test:443")
+			if err != nil {
+				return err
+			}
+			conn := tls.Client(raw, config)
+			defer conn.Close()
+			if err := conn.HandshakeContext(t.Context()); err == nil {
+				return fmt.Errorf("it is served, resumed: %v", conn.ConnectionState().DidResume)
+			}
+			return nil
+		})
+		s.config.Routes = all
+		s.publish()
+		envoytest.Await(t, "the host to be back", shake)
+	}
+}

@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+
+	"wayleave/envoy/envoytest"
 )
 
 // fakeEnvoy is the client end of an ADS stream that behaves as Envoy does: it acknowledges every response, keeps
@@ -37,6 +39,7 @@ type fakeEnvoy struct {
 	refuse   func(name, certificate string) bool
 	configs  map[string]int // responses by type
 	finished chan struct{}
+	stuck    chan struct{} // when set, nothing is read before it is closed; guarded by mu
 }
 
 func (e *fakeEnvoy) Context() context.Context { return e.ctx }
@@ -51,6 +54,16 @@ func (e *fakeEnvoy) Recv() (*discovery.DeltaDiscoveryRequest, error) {
 }
 
 func (e *fakeEnvoy) Send(resp *discovery.DeltaDiscoveryResponse) error {
+	e.mu.Lock()
+	stuck := e.stuck
+	e.mu.Unlock()
+	if stuck != nil {
+		select {
+		case <-stuck:
+		case <-e.ctx.Done():
+			return e.ctx.Err()
+		}
+	}
 	ack := &discovery.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 	e.mu.Lock()
 	e.configs[shortType(resp.GetTypeUrl())]++
@@ -628,6 +641,61 @@ func TestMintingHoldsNobodyUp(t *testing.T) {
 		close(wait)
 		b.finish()
 	})
+}
+
+// An Envoy that reads nothing is left alone: others are told of changes and get their certificates, and it is told of the newest when it reads again. All
+// say that they are the same node, as the Envoys of a hot restart do.
+func TestStuckEnvoyHoldsNobodyUp(t *testing.T) {
+	b := newBench(t, Options{})
+	publish := func(names ...string) {
+		r := &Resources{}
+		for _, name := range names {
+			r.Clusters = append(r.Clusters, &clusterv3.Cluster{Name: name})
+		}
+		if err := b.server.Serve(alone(r)); err != nil {
+			t.Error(err)
+		}
+	}
+	sent := func(e *fakeEnvoy) int {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.configs["Cluster"]
+	}
+	publish("a")
+	slow, other := b.connect(), b.connect()
+	stuck := make(chan struct{})
+	slow.mu.Lock()
+	slow.stuck = stuck
+	slow.mu.Unlock()
+	slow.ask("a.example.com")
+	before := sent(slow)
+	for i := range 10 {
+		had, name := sent(other), fmt.Sprintf("b%d.example.com", i)
+		publish("a", name)
+		other.ask(name)
+		b.server.RotateLeaves()
+		envoytest.Await(t, "the other Envoy to be told", func() error {
+			if sent(other) == had || other.held(name) == "" {
+				return fmt.Errorf("%d responses, the certificate %q", sent(other), other.held(name))
+			}
+			return nil
+		})
+	}
+	if n := len(b.server.Nodes()); n != 2 {
+		t.Errorf("%d nodes", n)
+	}
+	close(stuck)
+	envoytest.Await(t, "the slow Envoy to have everything", func() error {
+		if sent(slow) == before || slow.held("a.example.com") == "" {
+			return fmt.Errorf("%d responses since, certificates %q", sent(slow)-before, slow.names())
+		}
+		return nil
+	})
+	if n := sent(slow) - before; n > 3 {
+		t.Errorf("of ten changes %d were sent to who did not read", n)
+	}
+	b.end()
+	<-b.run
 }
 
 // Streams come and go without leaving anything behind, and none outlives the server.
