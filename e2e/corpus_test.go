@@ -129,6 +129,10 @@ var corpusHTTP1 = slices.Concat(
 		{"CONNECT elsewhere", message("CONNECT evil.example:443 HTTP/1.1", []string{bearer}, ""), []string{"421 misdirected"}},
 		{"OPTIONS *", message("OPTIONS * HTTP/1.1", []string{bearer}, ""), []string{"404 malformed"}},
 		{"get in lower case", message("get /a HTTP/1.1", []string{bearer}, ""), bad("400 malformed")},
+		{"TRACE in a header", post("/a", "", bearer, "Content-Length: 0", "X-HTTP-Method-Override: TRACE"), nil},
+		{"TRACE in a header, with underscores", get("/a", bearer, "X_Method_Override: trace"), nil},
+		{"another in a header, which nobody tells apart", get("/a", bearer, "X-HTTP-Method: POST", "X-Original-URL: /b"), good("/a")},
+		{"no path in a header", get("/a", bearer, "X-Rewrite-URL: https://evil.example/"), nil},
 		{"one nobody knows", message("BREW /a HTTP/1.1", []string{bearer}, ""), bad("400 malformed")},
 	}),
 	group("versions", nil, []entry{
@@ -159,7 +163,9 @@ var corpusHTTP1 = slices.Concat(
 		{"folded", get("/a", "Authorization:\r\n Bearer {ph}"), good("/a")},
 		{"with an empty one", get("/a", bearer, "Authorization:"), good("/a")},
 		{"Basic", get("/a", "Authorization: Basic {basic}"), []string{"/a Basic real"}},
+		{"beside bytes that are no text", get("/a", bearer, "X: caf\xe9 \xff", "User-Agent: \xc3\x28"), good("/a")},
 		{"another bearer", get("/a", "Authorization: Bearer other"), []string{"/a other"}},
+		{"of the connection, which others share", get("/a", "Authorization: NTLM TlRMTVNTUAABAAAAB4IIAA=="), bad("400 policy_denied")},
 		{"of another kind", get("/a", `Authorization: Digest username="a", response="b"`), []string{`/a Digest username="a", response="b"`}},
 	}),
 	group("two credentials", bad("400 duplicate_credential"), []entry{
@@ -177,6 +183,7 @@ var corpusHTTP1 = slices.Concat(
 	group("not the placeholder", bad("400 not_your_placeholder"), []entry{
 		{"one character more", get("/a", bearer+"x"), nil},
 		{"in upper case", get("/a", "Authorization: Bearer {PH}"), nil},
+		{"a byte that is no text more", get("/a", bearer+"\xff"), nil},
 		{"no scheme", get("/a", "Authorization: {ph}"), nil},
 		{"another scheme", get("/a", "Authorization: Digest {ph}"), nil},
 		{"a tab", get("/a", "Authorization: Bearer\t{ph}"), nil},
@@ -185,6 +192,7 @@ var corpusHTTP1 = slices.Concat(
 	}),
 	group("misplaced", bad("400 misplaced_placeholder"), []entry{
 		{"a cookie", get("/a", bearer, "Cookie: a=b; t={ph}"), nil},
+		{"between bytes that are no text", get("/a", "X: \xff{ph}\xfe"), nil},
 		{"a referer", get("/a", "Referer: https://x/?t={ph}"), nil},
 		{"the name of a header", get("/a", bearer, "X-{ph}: 1"), nil},
 		{"another header of credentials", get("/a", "X-Api-Key: {ph}"), nil},

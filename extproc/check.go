@@ -170,10 +170,14 @@ func (p *policy) forwardPlain(r *request) *refusal {
 		f.reason = tokenEndpoint
 	default:
 		where := r.misplaced("", r.path)
-		if where == "" {
+		switch {
+		case where != "":
+			f.reason, f.detail, f.header = misplacedPlaceholder, where+" of a request without TLS", "a request over https"
+		case r.bindsConnection():
+			f.reason, f.detail = policyDenied, connectionBound
+		default:
 			return nil
 		}
-		f.reason, f.detail, f.header = misplacedPlaceholder, where+" of a request without TLS", "a request over https"
 	}
 	return f
 }

@@ -46,6 +46,26 @@ func basic(s string) (user, password string, ok bool) {
 	return strings.Cut(string(raw), ":")
 }
 
+// bindsConnection reports whether the request has a credential of a scheme that authenticates the connection it comes by (RFC 4559 section 6). Upstream
+// connections are shared, so that whoever is next on that one would be taken for the same user.
+func (r *request) bindsConnection() bool {
+	for _, h := range r.headers {
+		if canonical(h.name) != "authorization" {
+			continue
+		}
+		for credential := range strings.SplitSeq(h.value, ",") { // as repeated lines are joined
+			if words := strings.Fields(credential); len(words) > 0 && connectionSchemes[strings.ToLower(words[0])] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+var connectionSchemes = map[string]bool{"kerberos": true, "negotiate": true, "ntlm": true}
+
+const connectionBound = "NTLM, Negotiate and Kerberos authenticate a connection, and connections to the upstream are shared by workers; the operator can list the host in tunnel"
+
 // candidates are the parts that hold a placeholder, of whomever. Each must be this session's own to be swapped.
 func (p presented) candidates(sessions Sessions) []string {
 	parts := []string{p.value}

@@ -107,8 +107,12 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		return refuse(about)
 	}
 	// TRACE echoes the request with its credential (RFC 9110 section 9.3.8), CONNECT leaves what was checked.
-	if !validMethod(r.method) {
-		return because(policyDenied, "the method "+shown(r.method)+" is not forwarded, since it could show the credential to somebody else; use another")
+	methods, targets := r.overrides()
+	methods = append([]string{r.method}, methods...)
+	for _, method := range methods {
+		if !validMethod(method) {
+			return because(policyDenied, "the method "+shown(method)+" is not forwarded, since it could show the credential to somebody else; use another")
+		}
 	}
 	if r.path != "*" && !strings.HasPrefix(r.path, "/") {
 		return because(policyDenied, "the path does not begin with /; send it so")
@@ -117,15 +121,24 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	if !few {
 		return because(policyDenied, "the path can be read in too many ways; send it in its plain form")
 	}
+	for _, target := range targets {
+		more, few := readings(target)
+		if !few || !strings.HasPrefix(target, "/") {
+			return because(policyDenied, overridden)
+		}
+		paths = append(paths, more...)
+	}
 	if underAny(paths, p.refusedPaths(connect)) {
 		return because(tokenEndpoint, "")
 	}
-	if len(route.Methods) > 0 && !slices.Contains(route.Methods, r.method) {
-		return because(policyDenied, fmt.Sprintf("%s is not among the methods of route %s", r.method, route.Name))
+	for _, method := range methods {
+		if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
+			return because(policyDenied, fmt.Sprintf("%s is not among the methods of route %s", shown(method), route.Name))
+		}
 	}
-	rule, plain := ruleFor(route.Rules, r.method, paths)
+	rule, plain := ruleFor(route.Rules, methods, paths)
 	if !plain {
-		return because(policyDenied, "the path can be read in more than one way, and route "+route.Name+" has different rules for them; send it in its plain form")
+		return because(policyDenied, "the request can be read in more than one way, and route "+route.Name+" has different rules for them; send it in its plain form")
 	}
 	scopes := route.Scopes
 	if rule != nil {
@@ -166,6 +179,8 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	d.remove, d.upgrade, d.addSocketKey, d.replayable = r.unforwarded(), r.opensWebSocket(), r.lacksSocketKey(), r.atMost(p.replayable)
 	foreign := len(candidates) == 0 && (value != "" || len(others) > 0)
 	switch {
+	case foreign && route.Foreign != Replace && r.bindsConnection():
+		return because(policyDenied, connectionBound)
 	case foreign && route.Foreign == Replace && session.ID == "":
 		return because(policyDenied, fmt.Sprintf("without a proxy, route %s replaces nothing but the placeholder for %s: only that shows a session", route.Name, route.Credential))
 	case len(candidates) > 0, foreign && route.Foreign == Replace: // swapped, or refused below

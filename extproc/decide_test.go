@@ -310,6 +310,9 @@ func TestDecidePasses(t *testing.T) {
 		{"no scheme", f.anthropic("GET", "/", "authorization", "abc"), nil, false},
 		{"OPTIONS *", f.anthropic("OPTIONS", "*"), nil, false},
 		{"extension method", f.anthropic("PROPFIND", "/"), nil, false},
+		{"a header with the same method and path", f.anthropic("GET", "/a?b", "x-http-method-override", "get", "x-original-url", "/a?b"), nil, false},
+		{"a header with a method that no rule tells apart", f.anthropic("POST", "/a", "x-http-method-override", "GET"), nil, false},
+		{"a header with a path that no rule tells apart", f.anthropic("POST", "/a", "x-original-url", "/b", "x-other-url", "/v1/organizations"), nil, false},
 		{"proxy headers and ours", f.anthropic("GET", "/", "proxy-authorization", "Basic eA==", "proxy-connection", "close", "x-wayleave-identity", "root", "X-other", "1"),
 			[]string{"proxy-authorization", "proxy-connection", "x-wayleave-identity"}, false},
 		{"WebSocket without a key", f.anthropic("GET", "/ws", "upgrade", "WebSocket"), nil, true},
@@ -406,6 +409,21 @@ func TestDecideRefuses(t *testing.T) {
 			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
 			return r
 		}()},
+		{policyDenied, "TRACE in a header", more("x-http-method-override", "trace")},
+		{policyDenied, "no method in a header", more("x-http-method", "a b")},
+		{policyDenied, "a method the route does not have in a header", func() request {
+			r := f.to("keyed.example.com", "GET", "/", "x-api-key", f.placeholder("keyed", ""), "x-method-override", "DELETE")
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
+		{policyDenied, "a denied method on a path in a header", f.anthropic("GET", "/readonly/x", "authorization", "Bearer "+claude, "x-http-method-override", "post")},
+		{policyDenied, "another method in a header than is denied on a path", good(func(r *request) {
+			r.path, r.headers = "/readonly/x", append(r.headers, header{"x_http_method_override", "GET"})
+		})},
+		{policyDenied, "a denied path in a header", more("x-original-url", "/v1/organizations")},
+		{policyDenied, "a denied path in a header, encoded", more("x-rewrite-url", "/v1/code/%2e%2e/organizations?a")},
+		{policyDenied, "a path in a header that is none", more("x_original_url", "https://api.anthropic.com/v1/organizations")},
+		{policyDenied, "another path in a header", more("x-original-url", "/v1/code/x")},
 		{policyDenied, "a denied path", at("/v1/organizations")},
 		{policyDenied, "a denied path with a query", at("/v1/organizations?a=/v1/messages")},
 		{policyDenied, "a denied method on a path", at("/readonly/x")},
@@ -476,7 +494,15 @@ func TestDecideRefuses(t *testing.T) {
 		{tokenEndpoint, "token endpoint with dots", at("/v1/x/../oauth/token")},
 		{tokenEndpoint, "token endpoint with slashes", at("/v1//oauth/token")},
 		{tokenEndpoint, "token endpoint where only dots are resolved", at("/v1//../oauth/token")},
+		{tokenEndpoint, "in a header", more("x-original-url", "/v1/oauth/token")},
+		{tokenEndpoint, "in a second header", more("x-original-url", "/v1/messages", "x-rewrite-url", " /V1/../v1/oauth/token?x")},
 		{tokenEndpoint, "without a credential", f.to("github.com", "POST", "/login/oauth/access_token")},
+
+		{policyDenied, "of a connection", f.anthropic("GET", "/", "authorization", "NTLM TlRMTVNTUAABAAAAB4IIAA==")},
+		{policyDenied, "of a connection, in other letters", f.anthropic("GET", "/", "authorization", "negotiate\tYIIabc")},
+		{policyDenied, "of a connection, alone", f.anthropic("GET", "/", "authorization", "NTLM")},
+		{policyDenied, "of a connection, in a list", f.anthropic("GET", "/", "authorization", `Digest username="a", NTLM TlRM`)},
+		{policyDenied, "of a connection, where the credential is elsewhere", f.to("turned.example.com", "GET", "/", "authorization", "Kerberos abc")},
 
 		{duplicateCredential, "placeholder, then another", more("authorization", "Bearer evil")},
 		{duplicateCredential, "another, then placeholder", good(func(r *request) { r.headers = append([]header{{"authorization", "Bearer evil"}}, r.headers...) })},

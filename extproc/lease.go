@@ -86,7 +86,7 @@ func (d *decision) lease(r *request, lasts time.Duration, retry bool) string {
 	for _, a := range p.answers[d.session.Profile][d.to.host] {
 		say(leaseAvoid, a.Path)
 	}
-	for _, name := range slices.Sorted(maps.Keys(route.RewriteHeaders)) {
+	for _, name := range slices.Concat(methodHeaders, targetHeaders, slices.Sorted(maps.Keys(route.RewriteHeaders))) {
 		say(leaseAbsent, name)
 	}
 	for _, name := range route.ensured {

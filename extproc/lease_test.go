@@ -81,6 +81,11 @@ avoid /v1/organizations
 avoid /v1/code/
 avoid /readonly/
 avoid /v1/oauth/token
+absent x-http-method
+absent x-http-method-override
+absent x-method-override
+absent x-original-url
+absent x-rewrite-url
 ensure anthropic-beta oauth-2025-04-20
 under /v1/messages
 `
@@ -97,7 +102,7 @@ under /v1/messages
 			p := c.Profiles["default"]
 			p.Answers = []Answer{{Host: "api.anthropic.com", Path: "/api/profile", Method: "GET", Credential: "claude", Status: 200}}
 			c.Profiles["default"] = p
-		}}, strings.Replace(usual, "ensure", "avoid /api/profile\nensure", 1)},
+		}}, strings.Replace(usual, "absent", "avoid /api/profile\nabsent", 1)},
 		{leaseCase{name: "a header that gets a fact", config: func(c *Config) { c.Routes[0].RewriteHeaders = map[string]string{"x-organization": "organization"} }},
 			strings.Replace(usual, "ensure", "absent x-organization\nensure", 1)},
 		{leaseCase{name: "nothing to ensure", config: func(c *Config) { c.Routes[0].EnsureHeaders = nil }}, without("ensure anthropic-beta oauth-2025-04-20\n")},

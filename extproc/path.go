@@ -95,9 +95,9 @@ func (c cleaner) clean(path string) string {
 }
 
 // ruleFor returns the rule that decides for method and path, or nil when none does. It reports false when different
-// readings of the path lead to different rules: then nobody knows which rule the upstream's reading would have needed.
-func ruleFor(rules []Rule, method string, paths []string) (rule *Rule, plain bool) {
-	found := func(path string) int {
+// readings of them lead to different rules: then nobody knows which rule the upstream's reading would have needed.
+func ruleFor(rules []Rule, methods, paths []string) (rule *Rule, plain bool) {
+	found := func(method, path string) int {
 		return slices.IndexFunc(rules, func(r Rule) bool {
 			if len(r.Methods) > 0 && !slices.Contains(r.Methods, method) {
 				return false
@@ -108,10 +108,12 @@ func ruleFor(rules []Rule, method string, paths []string) (rule *Rule, plain boo
 			return strings.HasPrefix(path, r.PathPrefix)
 		})
 	}
-	first := found(paths[0])
-	for _, path := range paths[1:] {
-		if found(path) != first {
-			return nil, false
+	first := found(methods[0], paths[0])
+	for _, method := range methods {
+		for _, path := range paths {
+			if found(method, path) != first {
+				return nil, false
+			}
 		}
 	}
 	if first < 0 {

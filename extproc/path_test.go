@@ -137,8 +137,8 @@ func FuzzPaths(f *testing.F) {
 				t.Errorf("%s reads %q as %q, a token endpoint", name, sent, reading)
 			}
 			for _, rules := range [][]Rule{rules, rules[:1]} {
-				rule, plain := ruleFor(rules, "GET", all)
-				if want, _ := ruleFor(rules, "GET", []string{reading}); plain && rule != want {
+				rule, plain := ruleFor(rules, []string{"GET"}, all)
+				if want, _ := ruleFor(rules, []string{"GET"}, []string{reading}); plain && rule != want {
 					t.Errorf("%s reads %q as %q, which is for another rule; we read %q", name, sent, reading, all)
 				}
 			}

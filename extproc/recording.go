@@ -35,6 +35,9 @@ func (s *Server) record(d *decision, r *request) {
 	if s.records.To == nil || d.answer != nil || d.to == (endpoint{}) || len(r.method) > maxMethod || d.refusal != nil && d.verdict == "" && !slices.Contains(configured, d.refusal.reason) {
 		return
 	}
+	if (d.refusal != nil || d.wouldRefuse != nil) && r.twisted() { // it may be because of a header, which is not told
+		return
+	}
 	j := rules.Judged{Time: s.now().UTC(), Revision: shortRevision(d.by.revision), Verdict: d.verdict, Rule: d.rule, DryRun: d.wouldRefuse != nil}
 	atProxy := r.connectAuthority == ""
 	if j.Verdict == rules.Hold && atProxy { // what cannot wait is refused

@@ -29,7 +29,10 @@ func (p *policy) judge(d *decision, r *request, now time.Time) {
 	if set.LooksAt("headers") {
 		f.Headers = p.uncredentialed(r.headers)
 	}
-	v := verdictOn(set, f, path, queries)
+	v := rules.Verdict{Action: rules.Deny, Words: overridden}
+	if !r.evades(set) {
+		v = verdictOn(set, f, path, queries)
+	}
 	if v.Action == rules.Hold && v.Rule == r.approved {
 		v.Action = rules.Allow
 	}

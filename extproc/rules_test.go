@@ -87,6 +87,11 @@ func TestRulesDecide(t *testing.T) {
 			return r
 		}(), hostNotAllowed, "", "", false, false},
 
+		{"another method in a header", ruled(false, "", denying(`method == "DELETE"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "DELETE"), policyDenied, "a header asks the server", "", false, false},
+		{"another path in a header", ruled(false, "", denying(`path == "/v1/admin"`)), f.anthropic("GET", "/v1/models", "x-rewrite-url", "/v1/admin"), policyDenied, "a header asks the server", "", false, false},
+		{"another query in a header", ruled(false, "", denying(`query[?"all"].hasValue()`)), f.anthropic("GET", "/v1/models", "x-original-url", "/v1/models?all=1"), policyDenied, "a header asks the server", "", false, false},
+		{"another method in a header, tried out", ruled(true, "", denying(`method == "DELETE"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "DELETE"), "", "", "", true, true},
+		{"another method in a header, where no rule looks", ruled(false, "", denying(`path == "/v1/admin"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "GET"), "", "", "", false, true},
 		{"another way of writing it", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/v1/x/../admin"), policyDenied, "more than one way", "", false, false},
 		{"encoded", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/v1/%61dmin"), policyDenied, "more than one way", "", false, false},
 		{"harmless encoding", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/v1/a%20b"), "", "", "", false, true},

@@ -548,6 +548,8 @@ func TestCheckPlain(t *testing.T) {
 		{"by CONNECT", func(r *authv3.AttributeContext_HttpRequest) { r.Method, r.Host = "CONNECT", "plain.example.com:80" }, "host_not_allowed", "without CONNECT"},
 		{"another Host", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["host"] = "evil.example.com" }, "misdirected", ""},
 		{"TRACE", func(r *authv3.AttributeContext_HttpRequest) { r.Method = "TRACE" }, "policy_denied", "TRACE"},
+		{"a credential of the connection", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = "NTLM TlRMTVNTUAAB" }, "policy_denied", "authenticate a connection"},
+		{"a placeholder as one", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = "Negotiate " + f.claude() }, "misplaced_placeholder", ""},
 		{"gives out tokens", func(r *authv3.AttributeContext_HttpRequest) { r.Host = "tokens.pythonhosted.org" }, "token_endpoint", ""},
 		{"a placeholder as bearer", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = "Bearer " + f.claude() }, "misplaced_placeholder", "over https"},
 		{"a placeholder as password", func(r *authv3.AttributeContext_HttpRequest) { r.Headers["authorization"] = basicAuth("x", f.claude()) }, "misplaced_placeholder", ""},
