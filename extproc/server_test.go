@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -923,6 +924,142 @@ func FuzzRequests(f *testing.F) {
 		judge(t, s, in, out)
 	})
 }
+
+// script is a stream on which Envoy says what a test wrote down.
+type script struct {
+	extprocv3.ExternalProcessor_ProcessServer
+	ctx context.Context
+	in  []*extprocv3.ProcessingRequest
+	out []*extprocv3.ProcessingResponse
+}
+
+func (s *script) Context() context.Context { return s.ctx }
+
+func (s *script) RecvMsg(m any) error {
+	if len(s.in) == 0 {
+		return io.EOF
+	}
+	raw, err := proto.Marshal(s.in[0])
+	if err != nil {
+		return err
+	}
+	s.in = s.in[1:]
+	return proto.Unmarshal(raw, m.(proto.Message))
+}
+
+func (s *script) Recv() (*extprocv3.ProcessingRequest, error) {
+	m := new(extprocv3.ProcessingRequest)
+	return m, s.RecvMsg(m)
+}
+
+func (s *script) SendMsg(m any) error {
+	raw, err := proto.Marshal(m.(proto.Message))
+	if err != nil {
+		return err
+	}
+	out := new(extprocv3.ProcessingResponse)
+	s.out = append(s.out, out)
+	return proto.Unmarshal(raw, out)
+}
+
+func (s *script) Send(m *extprocv3.ProcessingResponse) error { return s.SendMsg(m) }
+
+// Whatever Envoy sends of a request, and in whatever order, each message is answered in its kind or the stream ends, and bodies come through as they
+// were, but for a token that is to be masked.
+func FuzzStream(f *testing.F) {
+	plain, masking := newServer(f), newServer(f)
+	masked := testConfig
+	masked.Routes = slices.Clone(testConfig.Routes)
+	masked.Routes[0].MaskBody = true
+	masking.server.only(masked)
+	f.Add(uint8(0), []byte{0}, "")
+	f.Add(uint8(7), []byte{0, 1, 2, 4, 5, 6}, "you sent {token}")
+	f.Add(uint8(12), []byte{0, 4, 5, 5, 6}, "{token}{token}")
+	f.Add(uint8(9), []byte{4, 6, 0, 3, 7}, "a")
+	f.Add(uint8(31), []byte{0, 0, 2, 8}, "abc")
+	f.Fuzz(func(t *testing.T, modes uint8, kinds []byte, body string) {
+		s := plain
+		if modes&1 != 0 {
+			s = masking
+		}
+		token := realToken("claude")
+		body = strings.ReplaceAll(body, "{token}", token)
+		take := func() []byte { // the next piece
+			n := min(len(body), 7)
+			piece := body[:n]
+			body = body[n:]
+			return []byte(piece)
+		}
+		var in []*extprocv3.ProcessingRequest
+		var sent []byte
+		for _, k := range kinds[:min(len(kinds), 50)] {
+			m := &extprocv3.ProcessingRequest{}
+			switch k % 9 {
+			case 0:
+				m = message(s.anthropic("POST", "/v1/messages", "authorization", "Bearer "+s.claude()))
+				m.GetRequestHeaders().EndOfStream = k > 127
+			case 1, 2:
+				m.Request = &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte("x"), EndOfStream: k%9 == 2}}
+			case 3:
+				m.Request = &extprocv3.ProcessingRequest_RequestTrailers{RequestTrailers: &extprocv3.HttpTrailers{}}
+			case 4, 8:
+				m.Request = &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{EndOfStream: k%9 == 8}}
+			case 5, 6:
+				m.Request = &extprocv3.ProcessingRequest_ResponseBody{ResponseBody: &extprocv3.HttpBody{Body: take(), EndOfStream: k%9 == 6}}
+			case 7:
+				m.Request = &extprocv3.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extprocv3.HttpTrailers{}}
+			}
+			if len(in) == 0 && modes&2 != 0 {
+				m.ProtocolConfig = &extprocv3.ProtocolConfiguration{
+					RequestBodyMode: procv3.ProcessingMode_BodySendMode(modes >> 2 % 5), ResponseBodyMode: procv3.ProcessingMode_BodySendMode(modes >> 4 % 5),
+				}
+			}
+			in = append(in, m)
+		}
+		stream := &script{ctx: t.Context(), in: in}
+		err := s.server.Process(stream)
+		if len(stream.out) > len(in) {
+			t.Fatalf("%d answers to %d messages", len(stream.out), len(in))
+		}
+		var passed []byte
+		for i, out := range stream.out {
+			asked, answered := in[i].ProtoReflect().WhichOneof(oneofRequest), out.ProtoReflect().WhichOneof(oneofResponse)
+			if out.GetImmediateResponse() == nil && asked.Name() != answered.Name() || out.GetImmediateResponse() != nil && i != len(stream.out)-1 {
+				t.Errorf("message %d, %s, is answered with %s", i, asked.Name(), answered.Name())
+			}
+			if in[i].GetRequestHeaders() != nil && i > 0 {
+				t.Error("headers in the middle of a stream are answered")
+			}
+			if b := in[i].GetResponseBody(); b != nil {
+				sent = append(sent, b.GetBody()...)
+				switch mutation := out.GetResponseBody().GetResponse().GetBodyMutation(); {
+				case mutation.GetStreamedResponse() != nil:
+					passed = append(passed, mutation.GetStreamedResponse().GetBody()...)
+				case mutation != nil:
+					passed = append(passed, mutation.GetBody()...)
+				default:
+					passed = append(passed, b.GetBody()...)
+				}
+			}
+		}
+		swapped := len(stream.out) > 0 && verdictOf(stream.out[0]) == "swap"
+		want := string(sent)
+		if modes&1 != 0 && swapped {
+			want = strings.ReplaceAll(want, token, strings.Repeat("*", len(token)))
+			if held := len(want) - len(passed); held > 0 && held < len(token) { // until the next piece comes
+				want = want[:len(passed)]
+			}
+		}
+		if string(passed) != want {
+			t.Errorf("of %q came %q, error %v", sent, passed, err)
+		}
+	})
+}
+
+var (
+	oneofRequest  = new(extprocv3.ProcessingRequest).ProtoReflect().Descriptor().Oneofs().ByName("request")
+	oneofResponse = new(extprocv3.ProcessingResponse).ProtoReflect().Descriptor().Oneofs().ByName("response")
+)
 
 func FuzzCheck(f *testing.F) {
 	s := newServer(f)
