@@ -701,8 +701,9 @@ func TestRefusedConfiguration(t *testing.T) {
 	s.await("the refusal to be over", Node.Current)
 }
 
-// Whatever kind of resource Envoy refuses, its words are known, it goes on as before, and it is not asked again; and what is mended arrives even if the
-// control plane has been away in between. Without authorities that it can read it reaches no upstream, rather than one that is not verified.
+// Whatever kind of resource Envoy refuses, its words are known, it goes on as before, and it is not asked again. What is mended arrives, and what was right
+// beside it, whether or not the control plane has been away in between. Without authorities that it can read it reaches no upstream, rather than one that is
+// not verified.
 func TestRefusalsOfEveryKind(t *testing.T) {
 	const nonsense = "%NO_SUCH_COMMAND%"
 	header := []*corev3.HeaderValueOption{{Header: &corev3.HeaderValue{Key: "x", Value: nonsense}}}
@@ -723,57 +724,63 @@ func TestRefusalsOfEveryKind(t *testing.T) {
 		},
 		"Secret": func(*Resources) {}, // by the configuration: what is in such a secret is in its name
 	} {
-		t.Run(kind, func(t *testing.T) {
-			s := start(t, nil, nil)
-			serves := func(when string) {
-				t.Helper()
-				if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.body != "Bearer real-ann" {
-					t.Errorf("%s: %d %q", when, a.status, a.body)
+		for _, restart := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restart %v", kind, restart), func(t *testing.T) {
+				s := start(t, nil, nil)
+				serves := func(when string) {
+					t.Helper()
+					if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.body != "Bearer real-ann" {
+						t.Errorf("%s: %d %q", when, a.status, a.body)
+					}
 				}
-			}
-			serves("before")
-			s.await("everything acknowledged", Node.Current)
-			sends, good := stateOf(s, kind).Sends, s.config.UpstreamCA
-			s.mutate = mutate
-			if kind == "Secret" {
-				s.config.UpstreamCA = []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-			}
-			s.publish()
-			s.await("a refusal", func(Node) bool { return stateOf(s, kind).Error != "" })
-			for range 3 {
-				s.publish()
+				serves("before")
+				s.await("everything acknowledged", Node.Current)
+				sends, good := stateOf(s, kind).Sends, s.config.UpstreamCA
+				s.mutate = mutate
+				s.config.Routes = append(s.config.Routes, Route{Name: "new", Hosts: []string{"new.provider.test"}, ConnectTo: s.upstream.address})
 				if kind == "Secret" {
-					envoytest.Await(t, "the clusters without authorities", func() error {
-						if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != 503 || a.header.Get("x-wayleave-reason") != "upstream_unreachable" {
-							return fmt.Errorf("%d %q", a.status, a.body)
-						}
-						return nil
-					})
-				} else {
-					serves("while something is refused")
+					s.config.UpstreamCA = []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 				}
-			}
-			if is := stateOf(s, kind); is.Refused != is.Sent || is.Sends-sends > 2 {
-				t.Errorf("%+v, sent %d times since", is, is.Sends-sends)
-			}
+				s.publish()
+				s.await("a refusal", func(Node) bool { return stateOf(s, kind).Error != "" })
+				for range 3 {
+					s.publish()
+					if kind == "Secret" {
+						envoytest.Await(t, "the clusters without authorities", func() error {
+							if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != 503 || a.header.Get("x-wayleave-reason") != "upstream_unreachable" {
+								return fmt.Errorf("%d %q", a.status, a.body)
+							}
+							return nil
+						})
+					} else {
+						serves("while something is refused")
+					}
+				}
+				if is := stateOf(s, kind); is.Refused != is.Sent || is.Sends-sends > 2 {
+					t.Errorf("%+v, sent %d times since", is, is.Sends-sends)
+				}
 
-			s.stop()
-			s.mutate, s.config.UpstreamCA = nil, good
-			s.config.Routes = append(s.config.Routes, Route{Name: "new", Hosts: []string{"new.provider.test"}, ConnectTo: s.upstream.address})
-			s.serve()
-			envoytest.Await(t, "what is mended", func() error {
-				conn, err := s.connect("new.provider.test:443", "new.provider.test", s.leaves.pool())
-				if err == nil {
-					_ = conn.Close()
+				s.mutate, s.config.UpstreamCA = nil, good
+				if restart {
+					s.stop()
+					s.serve()
+				} else {
+					s.publish()
 				}
-				return err
+				envoytest.Await(t, "what is mended", func() error {
+					conn, err := s.connect("new.provider.test:443", "new.provider.test", s.leaves.pool())
+					if err == nil {
+						_ = conn.Close()
+					}
+					return err
+				})
+				s.await("the refusal to be over", Node.Current)
+				serves("after")
+				if a := get(t, s.worker("ann"), "https://new.provider.test/"); a.body != "Bearer real-ann" {
+					t.Errorf("the new host: %d %q", a.status, a.body)
+				}
 			})
-			s.await("the refusal to be over", Node.Current)
-			serves("after")
-			if a := get(t, s.worker("ann"), "https://new.provider.test/"); a.body != "Bearer real-ann" {
-				t.Errorf("the new host: %d %q", a.status, a.body)
-			}
-		})
+		}
 	}
 }
 
