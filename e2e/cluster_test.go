@@ -489,18 +489,10 @@ func (c *cluster) killGate(t *testing.T, name string) {
 	c.serve(t, name)
 }
 
-// asked waits until each Envoy knows that a gate is there again, as it looks once a second: until then it has the other one alone.
+// asked waits until each Envoy asks a gate again.
 func (c *cluster) asked(t *testing.T, name string) {
 	t.Helper()
 	for i := range c.envoys {
-		dir := c.envoyDir(i)
-		if err := eventually(func() error {
-			if !strings.Contains(askAdmin(t, dir, "/clusters"), "gate::"+filepath.Join(dir, "gate."+name+".sock")+"::health_flags::healthy\n") {
-				return fmt.Errorf("envoy-%d does not ask gate %s yet", i, name)
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		asksAgain(t, c.envoyDir(i), name)
 	}
 }
