@@ -12,12 +12,14 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	procv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -481,6 +483,47 @@ func TestProcessCancelled(t *testing.T) {
 	}
 }
 
+// Requests that workers give up while they wait, and streams that Envoy resets at any step, leave nothing behind.
+func TestAbandonedStreamsEnd(t *testing.T) {
+	f := newServer(t)
+	client, _ := f.serve(t)
+	in := message(f.anthropic("POST", "/v1/messages", "authorization", "Bearer "+f.claude()))
+	exchange(t, client, in) // with all that is there once
+	before := runtime.NumGoroutine()
+	f.vault.mu.Lock()
+	f.vault.hang = true
+	f.vault.mu.Unlock()
+	for i := range 300 {
+		ctx, leave := context.WithCancel(t.Context())
+		stream, err := client.Process(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%3 > 0 {
+			if err := stream.Send(in); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%3 > 1 {
+			_ = stream.CloseSend()
+		}
+		leave()
+	}
+	until := time.Now().Add(30 * time.Second)
+	for runtime.NumGoroutine() > before+5 && time.Now().Before(until) {
+		runtime.Gosched()
+	}
+	if after := runtime.NumGoroutine(); after > before+5 {
+		t.Errorf("%d goroutines before, %d after", before, after)
+	}
+	f.vault.mu.Lock()
+	f.vault.hang = false
+	f.vault.mu.Unlock()
+	if v := verdictOf(exchange(t, client, in)); v != "swap" {
+		t.Errorf("afterwards: %q", v)
+	}
+}
+
 func TestUpdate(t *testing.T) {
 	f := newServer(t)
 	client, _ := f.serve(t)
@@ -810,6 +853,9 @@ func judge(t *testing.T, f *serverFixture, in *extprocv3.ProcessingRequest, out 
 			continue
 		}
 		seen = append(seen, name+": "+value)
+		if scheme, _, _ := strings.Cut(strings.ToLower(value), " "); name == "authorization" && connectionSchemes[scheme] {
+			t.Errorf("%s authenticates the connection", value)
+		}
 		if strings.HasPrefix(name, "proxy-auth") || strings.HasPrefix(name, "x-wayleave-") {
 			t.Errorf("%s leaves", name)
 		}
@@ -910,7 +956,12 @@ func FuzzRequests(f *testing.F) {
 	f.Add(uint8(2), "GET", "/%77l", "x-api-key", "{placeholder}", "authorization", "Bearer {other}")
 	f.Add(uint8(4), "GET", "/", "authorization", "{basic}", "upgrade", "websocket")
 	f.Add(uint8(3), "GET", "/", "Authorization", "bearer {placeholder}", "x-wayleave-x", "y")
+	f.Add(uint8(2), "GET", "/", "authorization", "NTLM abc", "x-api-key", "other")
+	f.Add(uint8(0), "POST", "/v1/messages", "x-original-url", "/v1/oauth/token", "x-http-method-override", "GET")
 	f.Fuzz(func(t *testing.T, which uint8, method, path, name1, value1, name2, value2 string) {
+		if !utf8.ValidString(name1) || !utf8.ValidString(name2) { // which is no name, and no message can have it
+			return
+		}
 		host := hosts[int(which)%len(hosts)]
 		route := s.policy.find(endpoint{host, httpsPort}).routes[0]
 		own := s.placeholder(route.Credential, route.PlaceholderPrefix)
