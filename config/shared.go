@@ -189,6 +189,12 @@ func (c *Config) Files() (map[string][]byte, error) {
 				continue
 			}
 			p.all[at.name] = text
+			if !strings.HasPrefix(at.path, "upstream.") {
+				continue
+			}
+			if err := CheckCertificates(text); err != nil {
+				faults = append(faults, c.faultAt(at.path, at.name+": "+err.Error(), "write its certificates again as PEM, or name another"))
+			}
 		}
 		if len(faults) > 0 {
 			p.err = faults

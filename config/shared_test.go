@@ -130,10 +130,15 @@ func TestFiles(t *testing.T) {
 		}
 		return c
 	}
-	put("one")
+	certificate, err := os.ReadFile("../xds/testdata/upstream_ca.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := "# one\n" + string(certificate)
+	put(one)
 	a := load()
 	first := a.Hash()
-	put("two")
+	put("# two\n" + string(certificate))
 	b := load()
 	if a.Hash() != first || b.Hash() == first {
 		t.Errorf("the revisions are %.12s, then %.12s, and %.12s of the changed file", first, a.Hash(), b.Hash())
@@ -152,12 +157,13 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := kept.ReadFile("root.pem"); err != nil || string(text) != "one" || kept.Hash() != first {
+	if text, err := kept.ReadFile("root.pem"); err != nil || string(text) != one || kept.Hash() != first {
 		t.Errorf("got %q, %v, revision %.12s", text, err, kept.Hash())
 	}
 	for _, broken := range []func() error{
 		func() error { return nil },
-		func() error { return os.Mkdir(file, 0o700) },
+		func() error { put(one[:200]); return nil },
+		func() error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o700)) },
 	} {
 		if err := broken(); err != nil {
 			t.Fatal(err)

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -398,7 +395,7 @@ func upstreamRoots(cfg *config.Config) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("upstream.ca_files: %w", err)
 		}
-		if err := unreadable(more); err != nil {
+		if err := config.CheckCertificates(more); err != nil {
 			return nil, fmt.Errorf("upstream.ca_files: %s: %w", name, err)
 		}
 		roots = worker.Bundle(roots, more)
@@ -408,30 +405,6 @@ func upstreamRoots(cfg *config.Config) ([]byte, error) {
 	}
 	return roots, nil
 }
-
-// unreadable says what Envoy could not read of a file of certificates. For one that it cannot read it refuses all there are, and then it reaches no upstream.
-func unreadable(file []byte) error {
-	written, read := len(beginCertificate.FindAll(file, -1)), 0
-	for block, rest := pem.Decode(file); block != nil; block, rest = pem.Decode(rest) {
-		if !strings.HasSuffix(block.Type, "CERTIFICATE") {
-			continue
-		}
-		read++
-		var certificate asn1.RawValue
-		if _, err := asn1.Unmarshal(block.Bytes, &certificate); err != nil || certificate.Tag != asn1.TagSequence {
-			return fmt.Errorf("certificate %d of %d in it is none; write it again as PEM", read, written)
-		}
-	}
-	switch {
-	case written == 0:
-		return errors.New("there is no certificate in it; write the authority's as PEM")
-	case read < written:
-		return fmt.Errorf("%d of %d certificates in it are not whole; write them again as PEM", written-read, written)
-	}
-	return nil
-}
-
-var beginCertificate = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*CERTIFICATE-----`)
 
 // mint lets Envoy's requests for certificates reach the authority.
 func mint(a *ca.Authority) xds.Minter {
