@@ -168,6 +168,20 @@ func phaseUpstream(w http.ResponseWriter, r *http.Request) {
 	case "/empty":
 		w.WriteHeader(http.StatusNoContent)
 		return
+	case "/unchanged":
+		w.Header().Set("Etag", `"x"`)
+		w.WriteHeader(http.StatusNotModified)
+		return
+	case "/part":
+		w.Header().Set("Content-Range", "bytes 0-4/10")
+		w.WriteHeader(http.StatusPartialContent)
+		fmt.Fprint(w, "01234")
+		return
+	case "/hints":
+		w.Header().Set("Link", "</a>")
+		w.WriteHeader(http.StatusEarlyHints)
+		fmt.Fprint(w, "after hints")
+		return
 	case "/token":
 		fmt.Fprint(w, "you sent ", r.Header.Get("Authorization"))
 		return
@@ -420,6 +434,42 @@ func TestMaskedInEveryPhase(t *testing.T) {
 				t.Errorf("WebSocket: %v", err)
 			}
 		})
+	}
+}
+
+// An answer whose body is to be searched and that has none, or a part, comes as it is but for its length, and at once.
+func TestMaskedWithoutBody(t *testing.T) {
+	p := startPhases(t, true, nil)
+	for _, http2 := range []bool{true, false} {
+		c := p.client(http2)
+		for range 3 { // over one connection
+			for _, a := range []struct {
+				method, path string
+				status       int
+				body         string
+			}{
+				{http.MethodHead, "/token", 200, ""},
+				{http.MethodHead, "/part", 206, ""},
+				{http.MethodHead, "/empty", 204, ""},
+				{http.MethodGet, "/empty", 204, ""},
+				{http.MethodGet, "/unchanged", 304, ""},
+				{http.MethodGet, "/part", 206, "01234"},
+				{http.MethodGet, "/hints", 200, "after hints"},
+				{http.MethodOptions, "/", 200, ""},
+				{http.MethodPost, "/refused", 401, "you sent Bearer " + strings.Repeat("*", len(realToken))},
+				{http.MethodGet, "/fails", 500, ""},
+			} {
+				resp, err := p.send(c, a.method, a.path, nil, 0)
+				if err != nil {
+					t.Fatalf("%s %s, http2 %v: %v", a.method, a.path, http2, err)
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || resp.StatusCode != a.status || string(body) != a.body || a.status == http.StatusPartialContent && resp.Header.Get("Content-Range") != "bytes 0-4/10" {
+					t.Errorf("%s %s, http2 %v: %d %q %v, %v", a.method, a.path, http2, resp.StatusCode, body, resp.Header, err)
+				}
+			}
+		}
 	}
 }
 
