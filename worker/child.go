@@ -30,6 +30,9 @@ var forwarded = []os.Signal{
 // INT, TERM, HUP, QUIT, USR1, USR2 and WINCH are forwarded, save those that were ignored when we started (nohup). The
 // child stays in our process group, so job control and the terminal work as without us; the terminal then signals the
 // child itself, and what it sends on a key press or a resize is not sent twice.
+//
+// As process 1, which a container's first program is, it also takes in what others left behind when they ended: nobody else would, and a
+// container may have only so many processes.
 func RunChild(cmd *exec.Cmd) (code int, err error) {
 	signals := make(chan os.Signal, 16)
 	for _, s := range forwarded {
@@ -46,28 +49,58 @@ func RunChild(cmd *exec.Cmd) (code int, err error) {
 		}
 		return code, fmt.Errorf("starting %s: %w", cmd.Args[0], err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	wait := waitFor
+	if os.Getpid() == 1 {
+		wait = waitForAll
+	}
+	ended := make(chan end, 1)
+	go func() { ended <- wait(cmd) }()
 	for {
 		select {
 		case s := <-signals:
 			if !terminalSends(s) {
 				_ = cmd.Process.Signal(s) // fails only when the child has just ended
 			}
-		case err := <-ended:
-			return exitCode(cmd.ProcessState, err)
+		case e := <-ended:
+			return e.code, e.err
 		}
 	}
 }
 
-func exitCode(state *os.ProcessState, err error) (int, error) {
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return 128 + int(status.Signal()), nil
+// end is how a child ended.
+type end struct {
+	code int
+	err  error
+}
+
+func waitFor(cmd *exec.Cmd) end {
+	err := cmd.Wait()
+	if _, exited := errors.AsType[*exec.ExitError](err); exited { // else copying its input or output failed
+		err = nil
 	}
-	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited { // copying its input or output failed
-		return state.ExitCode(), err
+	return end{exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus)), err}
+}
+
+// waitForAll waits for whatever ends until cmd does, whose input and output are files.
+func waitForAll(cmd *exec.Cmd) end {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return end{exitNotExecutable, fmt.Errorf("waiting for %s: %w", cmd.Args[0], err)}
+		case pid == cmd.Process.Pid:
+			return end{exitCode(status), nil}
+		}
 	}
-	return state.ExitCode(), nil
+}
+
+func exitCode(status syscall.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
 }
 
 // terminalSends reports whether our terminal sends s to its whole foreground process group, and we are in that group.

@@ -4,6 +4,7 @@ package worker
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -119,6 +120,54 @@ func TestRunChildExitCodes(t *testing.T) {
 				t.Errorf("RunChild = %d, %v, want %d", code, err, c.want)
 			}
 		})
+	}
+}
+
+// As the first process of a container it takes in what is left behind, which would otherwise be there until the end, and its exit codes and
+// signals are as ever.
+func TestRunChildAsProcess1(t *testing.T) {
+	run := func(script string) *exec.Cmd {
+		cmd := exec.Command(self(t), "testOnlyRun", "sh", "-c", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWPID}
+		if uid, gid := os.Geteuid(), os.Getegid(); uid != 0 {
+			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+		}
+		return cmd
+	}
+	orphan := run(`test $PPID = 1 || exit 8; left=$(sh -c 'true & echo $!'); while kill -0 $left 2>/dev/null; do sleep 0.02; done; exit 7`)
+	out, err := orphan.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := orphan.Start(); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
+		t.Skipf("this machine allows no namespaces: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	limit := time.AfterFunc(30*time.Second, func() { orphan.Process.Kill() })
+	defer limit.Stop()
+	said, _ := io.ReadAll(out)
+	orphan.Wait()
+	if code := orphan.ProcessState.ExitCode(); code != 7 {
+		t.Errorf("ended with %d: what had lost its parent is still there\n%s", code, said)
+	}
+
+	cmd := run(`echo ready; exec sleep 60`)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, cmd, stdout)
+	s.expect("ready")
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for range s.lines {
+	}
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != 128+15 {
+		t.Errorf("after TERM: %v", cmd.ProcessState)
 	}
 }
 
