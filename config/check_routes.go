@@ -271,11 +271,14 @@ var reservedHeaders = []string{
 }
 
 func (k *checker) header(path string, h Header) {
-	for _, n := range []struct{ key, name string }{{"in", h.In}, {"out", h.Out}} {
+	for _, n := range []struct{ key, name string }{{"in", h.In}, {"also_in", h.AlsoIn}, {"out", h.Out}} {
 		at := path + "." + n.key
 		switch lower := strings.ToLower(n.name); {
 		case n.key == "out" && n.name == h.In:
 			// The same as the other one, which is checked.
+		case n.key == "also_in" && n.name == "":
+		case n.key == "also_in" && n.name == h.In:
+			k.fault(at, quote(n.name)+" is what in names already", "leave it out, or name another")
 		case lower != n.name && headerName.MatchString(lower):
 			k.fault(at, quote(n.name)+" is not in lower case", "write "+lower)
 		case !headerName.MatchString(n.name):

@@ -238,6 +238,7 @@ func TestHeaderDefaults(t *testing.T) {
 	}{
 		{`{}`, config.Header{In: "authorization", InScheme: "Bearer", Out: "authorization", OutScheme: "Bearer"}},
 		{`{in: x-api-key}`, config.Header{In: "x-api-key", Out: "x-api-key"}},
+		{`{in: x-api-key, also_in: authorization}`, config.Header{In: "x-api-key", AlsoIn: "authorization", Out: "x-api-key"}},
 		{`{in: x-api-key, out: authorization}`, config.Header{In: "x-api-key", Out: "authorization", OutScheme: "Bearer"}},
 		{`{out: x-api-key}`, config.Header{In: "authorization", InScheme: "Bearer", Out: "x-api-key"}},
 		{`{in_scheme: Basic}`, config.Header{In: "authorization", InScheme: "Basic", Out: "authorization", OutScheme: "Basic"}},

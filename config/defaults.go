@@ -140,6 +140,9 @@ func (c *Config) applyRouteDefaults(r *Route, path string, given func(string) bo
 	fill(&own.In, "authorization")
 	fill(&own.Out, own.In)
 	fill(&h.In, own.In)
+	if h.In == own.In && h.AlsoIn == "" {
+		h.AlsoIn = own.AlsoIn
+	}
 	if h.Out == "" && own.Out != own.In {
 		h.Out = own.Out
 	}

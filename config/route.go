@@ -77,6 +77,10 @@ type Header struct {
 	// Default: the provider's, else Bearer when the header is authorization, else none.
 	InScheme string `yaml:"in_scheme"`
 
+	// Another header in which workers may send the placeholder instead, in lower case, with Bearer before it in authorization. The token leaves
+	// in that one too, unless out names one. Default: the provider's, else none.
+	AlsoIn string `yaml:"also_in" jsonschema:"pattern=^[^A-Z: ]+$"`
+
 	// Query parameter in which workers may send the placeholder instead, such as key. It is taken out of the address, and the
 	// token is sent in the header all the same: addresses end up in logs. Default: none; a placeholder in the query is refused.
 	InQuery string `yaml:"in_query" jsonschema:"pattern=^[A-Za-z0-9._~-]+$"`

@@ -100,6 +100,7 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	if route == nil {
 		return refuse(refusal{reason: hostNotAllowed, host: d.host, detail: askOperator(session.Profile)})
 	}
+	route = route.forCredentialOf(r)
 	d.route = route
 	about := refusal{grant: route.Credential, host: d.host, header: route.HeaderIn}
 	because := func(reason, detail string) decision {
@@ -237,6 +238,14 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		}
 	}
 	return d
+}
+
+// forCredentialOf is the route as it is for a request that has its credential in the route's other header.
+func (r *Route) forCredentialOf(req *request) *Route {
+	if r.other != nil && req.has(r.other.HeaderIn) && !req.has(r.HeaderIn) {
+		return r.other
+	}
+	return r
 }
 
 // validMethod reports whether s is a method (RFC 9110 section 9.1) that is ever forwarded. Methods are told apart by

@@ -33,6 +33,8 @@ var testConfig = Config{
 		Name: "keyed", Hosts: []string{"keyed.example.com:8443"}, Credential: "keyed", HeaderIn: "x-api-key", Methods: []string{"GET"},
 		Foreign: Refuse, Absent: Refuse,
 	}, {
+		Name: "either", Hosts: []string{"either.example.com"}, Credential: "either", HeaderIn: "x-api-key", AlsoIn: "authorization",
+	}, {
 		Name: "turned", Hosts: []string{"turned.example.com"}, Credential: "turned", HeaderIn: "x-api-key", HeaderOut: "authorization",
 	}, {
 		Name: "basic", Hosts: []string{"basic.example.com"}, Credential: "basic", SchemeOut: "Basic", BasicUser: "oauth2",
@@ -58,7 +60,7 @@ var testConfig = Config{
 	Refused:     []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
 	Replayable:  1 << 20,
 	Profiles: map[string]Profile{
-		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom", "queried", "replaced"}},
+		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom", "queried", "replaced", "either"}},
 		"poor":    {},
 	},
 	Workers: map[string]string{"ci": "default", "poor": "poor", "moved": "poor"},
@@ -119,6 +121,7 @@ func basicAuth(user, password string) string {
 func TestDecideSwaps(t *testing.T) {
 	f := newFixture(t)
 	claude, github := f.claude(), f.placeholder("github", "gho_")
+	either := f.placeholder("either", "")
 	keyed, turned, basic, plain, custom := f.placeholder("keyed", ""), f.placeholder("turned", ""), f.placeholder("basic", ""), f.placeholder("plain", ""), f.placeholder("custom", "")
 	for _, c := range []struct {
 		name    string
@@ -157,6 +160,9 @@ func TestDecideSwaps(t *testing.T) {
 			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
 			return r
 		}(), "x-api-key", "TOKEN", nil, "", nil},
+		{"in the one header", f.to("either.example.com", "GET", "/", "x-api-key", either), "x-api-key", "TOKEN", nil, "", nil},
+		{"in the other header, out there", f.to("either.example.com", "GET", "/", "authorization", "Bearer "+either), "authorization", "Bearer TOKEN", nil, "", nil},
+		{"in the other header, the one empty", f.to("either.example.com", "GET", "/", "x-api-key", "", "authorization", "Bearer "+either), "authorization", "Bearer TOKEN", nil, "", nil},
 		{"in one header, out another", f.to("turned.example.com", "GET", "/", "x-api-key", turned), "authorization", "Bearer TOKEN", nil, "x-api-key", nil},
 		{"in as Bearer, out as Basic", f.to("basic.example.com", "GET", "/", "authorization", "Bearer "+basic), "authorization", basicAuth("oauth2", "TOKEN"), nil, "", nil},
 		{"in as Basic, out as Basic", f.to("basic.example.com", "GET", "/", "authorization", basicAuth("me", basic)), "authorization", basicAuth("oauth2", "TOKEN"), nil, "", nil},
@@ -516,6 +522,11 @@ func TestDecideRefuses(t *testing.T) {
 		{duplicateCredential, "Basic joined", f.to("github.com", "GET", "/", "authorization", basicAuth("u", f.placeholder("github", "gho_"))+","+basicAuth("u", "evil"))},
 		{duplicateCredential, "another header of credentials too", more("x-api-key", "evil")},
 		{duplicateCredential, "a header of another route too", more("x-auth", "Key evil")},
+		{duplicateCredential, "in both headers", f.to("either.example.com", "GET", "/", "x-api-key", f.placeholder("either", ""), "authorization", "Bearer "+f.placeholder("either", ""))},
+		{duplicateCredential, "in the one, and another in the other", f.to("either.example.com", "GET", "/", "x-api-key", f.placeholder("either", ""), "authorization", "Bearer evil")},
+		{misplacedPlaceholder, "in the other, and another in the one", f.to("either.example.com", "GET", "/", "x-api-key", "evil", "authorization", "Bearer "+f.placeholder("either", ""))},
+		{misplacedPlaceholder, "in neither", f.to("either.example.com", "GET", "/", "authorization", "Bearer other", "x-note", f.placeholder("either", ""))},
+		{notYourPlaceholder, "somebody's in the other header", f.to("either.example.com", "GET", "/", "authorization", "Bearer "+f.placeholder("turned", ""))},
 		{duplicateCredential, "the outgoing header too", f.to("turned.example.com", "GET", "/", "x-api-key", f.placeholder("turned", ""), "authorization", "Bearer evil")},
 		{duplicateCredential, "hop-by-hop", more("connection", "close, Authorization")},
 		{duplicateCredential, "hop-by-hop in a second line", more("connection", "close", "connection", "x-api-key")},

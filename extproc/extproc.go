@@ -96,6 +96,9 @@ type Route struct {
 	// ParameterIn is a query parameter in which workers may send it instead. The token is sent in HeaderOut all the same, and
 	// the parameter taken away: addresses end up in logs. Empty: none.
 	ParameterIn string
+	// AlsoIn is another header in which workers may send it instead, with the usual word before it. Where HeaderOut is HeaderIn, the token then
+	// leaves in this one. Empty: none.
+	AlsoIn string
 	// SchemeIn is the word before it. In authorization, Bearer, token and Basic (as user or as password) are understood
 	// whatever is set here. Empty: Bearer in authorization, none elsewhere.
 	SchemeIn string
@@ -137,6 +140,7 @@ type Route struct {
 	Status map[string]int
 
 	ensured []string // the names of EnsureHeaders in a fixed order
+	other   *Route   // this one for requests with their credential in AlsoIn; nil: without
 }
 
 // Values of Route.Foreign and Route.Absent.

@@ -67,6 +67,9 @@ func newPolicy(cfg Config) *policy {
 		r := withDefaults(cfg.Routes[i])
 		p.routes[r.Name] = &r
 		p.credentialHeaders[canonical(r.HeaderIn)], p.credentialHeaders[canonical(r.HeaderOut)] = true, true
+		if r.other != nil {
+			p.credentialHeaders[canonical(r.AlsoIn)] = true
+		}
 		for _, h := range r.Hosts {
 			p.add(h, target{routes: []*Route{&r}})
 		}
@@ -117,6 +120,16 @@ func newPolicy(cfg Config) *policy {
 }
 
 func withDefaults(r Route) Route {
+	if r.AlsoIn != "" {
+		other := r
+		other.HeaderIn, other.SchemeIn, other.AlsoIn = r.AlsoIn, "", ""
+		other.Lane = "" // what is leased is what comes in the other header
+		if cmp.Or(r.HeaderOut, r.HeaderIn) == r.HeaderIn {
+			other.HeaderOut, other.SchemeOut = "", ""
+		}
+		other = withDefaults(other)
+		r.other = &other
+	}
 	scheme := func(header string) string {
 		if header == "authorization" {
 			return "Bearer"

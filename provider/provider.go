@@ -97,6 +97,8 @@ type Provider struct {
 type Header struct {
 	// In is the header in which workers send the placeholder, in lower case.
 	In string `yaml:"in,omitempty" jsonschema:"pattern=^[^A-Z: ]+$"`
+	// AlsoIn is another header in which workers may send it instead, in lower case. The credential then leaves in that one too, unless Out names one.
+	AlsoIn string `yaml:"also_in,omitempty" jsonschema:"pattern=^[^A-Z: ]+$"`
 	// InScheme is the word before the placeholder.
 	InScheme string `yaml:"in_scheme,omitempty"`
 	// Out is the header in which the credential is sent, in lower case.

@@ -308,12 +308,12 @@ func TestStaticProvider(t *testing.T) {
 		t.Errorf("a good one has faults: %v", f)
 	}
 	p = preset(t, "github")
-	p.Kind, p.Header = Static, Header{In: "X-Key", InScheme: "a b", Out: "x:y", OutScheme: "\n"}
+	p.Kind, p.Header = Static, Header{In: "X-Key", AlsoIn: "X-Also", InScheme: "a b", Out: "x:y", OutScheme: "\n"}
 	var keys []string
 	for _, f := range p.Validate() {
 		keys = append(keys, f.Key)
 	}
-	want := []string{"authorize_url", "token_url", "device_url", "client_id", "auth_style", "scopes", "header.in", "header.out", "header.in_scheme", "header.out_scheme"}
+	want := []string{"authorize_url", "token_url", "device_url", "client_id", "auth_style", "scopes", "header.in", "header.also_in", "header.out", "header.in_scheme", "header.out_scheme"}
 	if diff := cmp.Diff(want, keys); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -53,7 +53,7 @@ func (p Provider) Validate() []oauth.FieldError {
 	if !isPlain(p.PlaceholderPrefix) {
 		fault("placeholder_prefix", "may hold letters, digits and . _ ~ - only")
 	}
-	for _, h := range []struct{ key, name string }{{"header.in", p.Header.In}, {"header.out", p.Header.Out}} {
+	for _, h := range []struct{ key, name string }{{"header.in", p.Header.In}, {"header.also_in", p.Header.AlsoIn}, {"header.out", p.Header.Out}} {
 		if h.name != "" && (!httpguts.ValidHeaderFieldName(h.name) || strings.ToLower(h.name) != h.name) {
 			fault(h.key, "is not the name of a header in lower case")
 		}

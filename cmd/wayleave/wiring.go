@@ -157,7 +157,7 @@ func swapConfig(cfg *config.Config, taken []xds.Quarantined) extproc.Config {
 		route := extproc.Route{
 			Name: r.Name, Credential: r.Grant, Hosts: r.Hosts,
 			ParameterIn: r.Header.InQuery, MaskBody: r.Response.MaskBody,
-			HeaderIn: r.Header.In, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
+			HeaderIn: r.Header.In, AlsoIn: r.Header.AlsoIn, SchemeIn: r.Header.InScheme, HeaderOut: r.Header.Out, SchemeOut: r.Header.OutScheme,
 			EnsureHeaders: p.EnsureHeaders, EnsurePaths: p.EnsurePaths, RewriteHeaders: p.RewriteHeaders,
 			Scopes: r.RequiredScopes, Methods: r.Methods, Lane: lanes[r.Name], Foreign: r.ForeignBearer, Absent: r.NoCredential,
 			Imported: p.Kind == provider.Static, ErrorFormat: string(p.ErrorFormat), Status: p.RefusalStatus, PlaceholderPrefix: p.PlaceholderPrefix, BasicUser: p.BasicUser,
