@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 	c.Flags().BoolVar(&transparent, "transparent", false, "set no proxy: the network redirects this worker's connections to the gate (listen.transparent)")
 	c.Flags().BoolVar(&isolated, "isolate", false, "give the command a network of its own whose only way out is the gate")
 	c.MarkFlagsMutuallyExclusive("transparent", "isolate")
-	c.Flags().BoolVar(&keepSession, "keep-session", false, "leave the session as it is when the command has ended, for what the command has left running")
+	c.Flags().BoolVar(&keepSession, "keep-session", false, "leave the session and its files as they are when the command has ended, for what the command has left running")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -60,7 +61,9 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if err != nil {
 			return err
 		}
-		defer remove()
+		if !keepSession { // which is of no use to what needs the files and lacks them
+			defer remove()
+		}
 		// The child lives as long as it wants, and the signals that would end us are its own.
 		child := exec.CommandContext(context.WithoutCancel(c.Context()), args[0], args[1:]...)
 		child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -83,7 +86,9 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if err != nil {
 			say("%v", err)
 		}
-		done(!keepSession)
+		if done(!keepSession); keepSession {
+			say("its files stay in %s until somebody removes them", filepath.Dir(files.CA))
+		}
 		if code != 0 {
 			return exitCode(code)
 		}
