@@ -88,6 +88,7 @@ func TestForms(t *testing.T) {
 		{"another scheme out", "https://basic.forms.demo.test/", []string{"Authorization", "Bearer " + w.placeholder}, "authorization", basic("", real), "/"},
 		{"query", "https://query.forms.demo.test/models?key=" + w.placeholder + "&alt=sse", nil, "x-goog-api-key", real, "/models?alt=sse"},
 		{"a foreign bearer replaced", "https://replace.forms.demo.test/", []string{"Authorization", "Bearer of-the-worker"}, "authorization", "Bearer " + real, "/"},
+		{"a foreign password replaced", "https://replace.forms.demo.test/", []string{"Authorization", basic("me", "of-the-worker")}, "authorization", basic("me", real), "/"},
 		{"a foreign key replaced", "https://replace.forms.demo.test/", []string{"X-Api-Key", "of-the-worker"}, "authorization", "Bearer " + real, "/"},
 	} {
 		for _, http2 := range []bool{false, true} {

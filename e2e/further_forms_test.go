@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -90,12 +91,18 @@ func TestFurtherForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	home := g.newHome(t)
+	others := inherited(t, "github-token, git", "npm, file", "pip", "google, adc")
 	run := func(worker string, command ...string) (string, error) {
 		c := g.command("wayleave", append([]string{"run", "--worker", worker, "--"}, command...)...)
 		c.Dir = home
-		c.Env = append(c.Env, "HOME="+home)
+		c.Env = append(append(c.Env, others...), "HOME="+home)
 		out, err := c.CombinedOutput()
 		return string(out), err
+	}
+	// As actions/checkout leaves a repository: with the job's own token in a header for git.
+	checkedOut := filepath.Join(home, "checked-out")
+	if out, err := exec.Command("sh", "-ec", `git init -q "$0"; git -C "$0" config http.https://github.com/.extraheader "AUTHORIZATION: basic aW5oZXJpdGVkOmluaGVyaXRlZA=="`, checkedOut).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, p := range []struct {
 		command      []string
@@ -103,17 +110,35 @@ func TestFurtherForms(t *testing.T) {
 		host         string
 	}{
 		{[]string{"git", "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"git", "-C", checkedOut, "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"git", "ls-remote", "git@github.com:repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"npm", "view", "acme", "version"}, "1.2.3", "Bearer", "npm.demo.test"},
 		{[]string{python, "-m", "pip", "index", "versions", "acme"}, "acme (1.2.3)", "Basic", "pip.demo.test"},
 		{[]string{python, script, "https://storage.googleapis.com/b"}, "storage#buckets", "Bearer", "storage.googleapis.com"},
 		{[]string{"gh", "api", "user", "--jq", ".login"}, "robot", "token", "api.github.com"},
 	} {
+		accepted.Delete(p.host + " " + p.scheme)
 		out, err := run("w", p.command...)
 		if err != nil || !strings.Contains(out, p.says) {
 			t.Errorf("%s: %v\n%s", p.command, err, out)
 		}
 		if _, ok := accepted.Load(p.host + " " + p.scheme); !ok {
-			t.Errorf("%s: no request of it was accepted with %s", p.command[0], p.scheme)
+			t.Errorf("%s: no request of it was accepted with %s", p.command, p.scheme)
+		}
+	}
+	if out, err := run("w", "git", "config", "acme.setting"); err != nil || !strings.Contains(out, "kept\n") {
+		t.Errorf("git's settings that were there before: %v\n%s", err, out)
+	}
+
+	// Python requests takes an entry of ~/.netrc in place of the header that a program sets, unless it is told of another file.
+	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine api.github.com login me password my-own\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ask := []string{python, "-c", `import os, requests; print("status", requests.get("https://api.github.com/user", headers={"Authorization": "Bearer " + os.environ["GH_TOKEN"]}).status_code)`}
+	for netrc, says := range map[string]string{"": "status 401", "NETRC=/dev/null": "status 200"} {
+		if out, err := run("w", append(strings.Fields("env "+netrc), ask...)...); err != nil || !strings.Contains(out, says) {
+			t.Errorf("requests with a .netrc, %s: %v\n%s", netrc, err, out)
 		}
 	}
 
@@ -146,8 +171,8 @@ func TestFurtherForms(t *testing.T) {
 		if up.sawText(subject) {
 			t.Error("a subject token arrived")
 		}
-		if up.sawText(placeholderMarker) {
-			t.Error("a placeholder arrived")
+		if up.sawText(placeholderMarker) || up.sawText("aW5oZXJpdGVk") {
+			t.Error("a placeholder arrived, or what was in the environment before")
 		}
 	}
 }

@@ -33,16 +33,23 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		}
 	}
 	owner := map[string]string{}
+	var settings []gitSetting
 	for _, c := range e.Credentials {
-		for _, name := range slices.Sorted(maps.Keys(c.Env)) {
+		git, env := splitGit(c.Env)
+		for _, s := range git {
+			settings = append(settings, gitSetting{s.key, inFiles(s.value, f.Credentials[c.Grant])})
+		}
+		for _, name := range slices.Sorted(maps.Keys(env)) {
 			if other := owner[name]; other != "" {
 				report = append(report, fmt.Sprintf("%s is wanted for %s and for %s: it is set for %s", name, other, c.Grant, c.Grant))
 			}
-			set[name] = inFiles(c.Env[name], f.Credentials[c.Grant])
+			set[name] = inFiles(env[name], f.Credentials[c.Grant])
 			why[name] = "the placeholder for " + c.Grant + " goes there"
 			owner[name] = c.Grant
 		}
 	}
+	added := addGit(settings, vars)
+	maps.Copy(set, added)
 
 	var changes []string // "removed %s: why", in order
 	changed := map[string][]string{}
@@ -56,12 +63,13 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		old := vars[name]
 		value, ours := set[name]
 		reason, unset := why[name]
+		_, further := added[name]
 		switch {
 		case ownVariable(name):
 			// The gate's own: the worker token is not for the programs it starts.
 		case slices.Contains(e.Proofs, name):
 			change("removed %s: programs could prove with it that they are this worker", name)
-		case ours && name == "JAVA_TOOL_OPTIONS":
+		case ours && (name == "JAVA_TOOL_OPTIONS" || further):
 			// Added to, not replaced.
 		case ours && (old == value || old == ""):
 		case ours && unset:
@@ -139,6 +147,8 @@ func certificateVariables(f Files) map[string]string {
 		"npm_config_cafile",
 		"CODEX_CA_CERTIFICATE", // its WebSockets do not read SSL_CERT_FILE
 		"AWS_CA_BUNDLE",
+		"NIX_SSL_CERT_FILE", // programs of Nix prefer it to SSL_CERT_FILE
+		"HTTPLIB2_CA_CERTS", // of Google's older Python client, which reads no other
 		"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
 		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
 	} {
@@ -189,7 +199,8 @@ func commonProxy(name string) bool {
 func leadsAround(name string) bool {
 	switch strings.ToLower(name) {
 	case "npm_config_proxy", "npm_config_https_proxy", "npm_config_noproxy", "npm_config_https-proxy",
-		"pip_proxy", "cargo_http_proxy", "grpc_proxy", "no_grpc_proxy":
+		"pip_proxy", "cargo_http_proxy", "grpc_proxy", "no_grpc_proxy",
+		"yarn_http_proxy", "yarn_https_proxy", "cloudsdk_proxy_type", "cloudsdk_proxy_address", "cloudsdk_proxy_port":
 		return true
 	}
 	return false

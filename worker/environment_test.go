@@ -1,7 +1,9 @@
 package worker
 
 import (
+	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -41,8 +43,8 @@ func TestEnvironment(t *testing.T) {
 		"SSL_CERT_FILE": "/f/bundle.pem", "CURL_CA_BUNDLE": "/f/bundle.pem", "REQUESTS_CA_BUNDLE": "/f/bundle.pem", "PIP_CERT": "/f/bundle.pem",
 		"GIT_SSL_CAINFO": "/f/bundle.pem", "GIT_PROXY_SSL_CAINFO": "/f/bundle.pem", "CARGO_HTTP_CAINFO": "/f/bundle.pem", "npm_config_cafile": "/f/bundle.pem",
 		"CODEX_CA_CERTIFICATE": "/f/bundle.pem", "AWS_CA_BUNDLE": "/f/bundle.pem", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": "/f/bundle.pem",
-		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/f/bundle.pem",
-		"NODE_EXTRA_CA_CERTS":              "/f/ca.pem", "DENO_CERT": "/f/ca.pem",
+		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/f/bundle.pem", "NIX_SSL_CERT_FILE": "/f/bundle.pem", "HTTPLIB2_CA_CERTS": "/f/bundle.pem",
+		"NODE_EXTRA_CA_CERTS": "/f/ca.pem", "DENO_CERT": "/f/ca.pem",
 		"NODE_USE_ENV_PROXY": "1", "WGETRC": "/f/wgetrc", "GIT_TERMINAL_PROMPT": "0",
 		"JAVA_TOOL_OPTIONS": javaExpected,
 	}
@@ -148,6 +150,50 @@ func TestEnvironmentCredentials(t *testing.T) {
 				t.Error("the report holds a value")
 			}
 		})
+	}
+}
+
+// Settings of git come behind those that are there, of the environment and of other credentials, and are there once.
+func TestEnvironmentAddsToGitsSettings(t *testing.T) {
+	git := func(grant string, settings ...string) Credential {
+		c := Credential{Grant: grant, Env: map[string]string{"GIT_CONFIG_COUNT": strconv.Itoa(len(settings) / 2)}}
+		for i := 0; i < len(settings); i += 2 {
+			c.Env[fmt.Sprintf("GIT_CONFIG_KEY_%d", i/2)], c.Env[fmt.Sprintf("GIT_CONFIG_VALUE_%d", i/2)] = settings[i], settings[i+1]
+		}
+		return c
+	}
+	hub, lab := git("hub", "credential.hub.helper", "", "credential.hub.helper", "!hub"), git("lab", "credential.lab.helper", "in {files}")
+	files := testFiles
+	files.Credentials = map[string]string{"lab": "/f/lab"}
+	ours := []string{"credential.hub.helper=", "credential.hub.helper=!hub", "credential.lab.helper=in /f/lab"}
+	for _, c := range []struct {
+		name string
+		base []string
+		want []string
+	}{
+		{"none", nil, ours},
+		{"some", []string{"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}, append([]string{"safe.directory=*"}, ours...)},
+		{"left from before", []string{"GIT_CONFIG_COUNT=0", "GIT_CONFIG_KEY_0=a", "GIT_CONFIG_VALUE_0=b"}, ours},
+		{"what git would not take", []string{"GIT_CONFIG_COUNT=2", "GIT_CONFIG_KEY_0=a", "GIT_CONFIG_VALUE_0=b"}, ours},
+		{"no number", []string{"GIT_CONFIG_COUNT=x", "GIT_CONFIG_KEY_0=a", "GIT_CONFIG_VALUE_0=b"}, ours},
+	} {
+		e := testEnrolment("http://gate:3128", hub, lab)
+		env, report := Environment(e, c.base, files)
+		again, _ := Environment(e, env, files)
+		for _, env := range [][]string{env, again} {
+			vars := environ(env)
+			n, err := strconv.Atoi(vars["GIT_CONFIG_COUNT"])
+			var got []string
+			for i := range n {
+				got = append(got, vars[fmt.Sprintf("GIT_CONFIG_KEY_%d", i)]+"="+vars[fmt.Sprintf("GIT_CONFIG_VALUE_%d", i)])
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" || err != nil {
+				t.Errorf("%s: %v %s", c.name, err, diff)
+			}
+		}
+		if len(report) > 0 {
+			t.Errorf("%s: %q", c.name, report)
+		}
 	}
 }
 

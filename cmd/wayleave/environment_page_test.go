@@ -15,7 +15,7 @@ import (
 )
 
 // aroundTheGate are variables of single programs that name a proxy.
-var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy"}
+var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy", "YARN_HTTP_PROXY", "YARN_HTTPS_PROXY", "CLOUDSDK_PROXY_TYPE", "CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT"}
 
 // ownVariables are those of wayleave itself.
 var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN", "WAYLEAVE_TOKEN_FILE", "WAYLEAVE_ID_TOKEN", "WAYLEAVE_CERT", "WAYLEAVE_KEY", "WAYLEAVE_AUDIENCE", "WAYLEAVE_STATE", "WAYLEAVE_API", "WAYLEAVE_API_TOKEN", "WAYLEAVE_API_TOKEN_FILE", "WAYLEAVE_API_CA_FILE"}
@@ -102,7 +102,7 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 	}
 	fmt.Fprintf(&b, "\nRemoved: %s.\n", strings.Join(gone, ", "))
 
-	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
+	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, and so are settings of git (`GIT_CONFIG_…`, below). With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
 	isolated := enrolment
 	isolated.Relay = netip.MustParseAddrPort("127.0.0.1:40001")
 	env, _ = worker.Environment(isolated, base, files)

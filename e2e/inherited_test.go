@@ -1,0 +1,176 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// inherited is the environment that a worker is started in when whoever starts it has something else in every variable that docs/environment.md
+// names, in every case and for these kinds of credentials.
+func inherited(t *testing.T, kinds ...string) (env []string) {
+	t.Helper()
+	page, err := os.ReadFile("../docs/environment.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for section := range strings.SplitSeq(string(page), "\n##") {
+		title, text, _ := strings.Cut(section, "\n")
+		sections[strings.ReplaceAll(strings.TrimLeft(title, "# "), "`", "")] = text
+	}
+	for _, kind := range append(kinds, "In every case") {
+		text, known := sections[kind]
+		if !known {
+			t.Fatalf("docs/environment.md has no %q", kind)
+		}
+		for line := range strings.Lines(text) {
+			names := regexp.MustCompile("^(?:\\| |- )`([A-Za-z_]+)`").FindStringSubmatch(line)
+			if removed := strings.ToLower(line); strings.HasPrefix(removed, "removed: ") || strings.HasPrefix(removed, "- removed: ") {
+				names = regexp.MustCompile("`([A-Za-z_]+)`").FindAllString(line, -1)
+			} else if len(names) > 0 {
+				names = names[1:]
+			}
+			for _, name := range names {
+				name = strings.Trim(name, "`")
+				if strings.HasPrefix(name, "WAYLEAVE_") || name == "JAVA_TOOL_OPTIONS" || name == "SSL_CERT_FILE" || name == "NIX_SSL_CERT_FILE" || strings.HasPrefix(name, "GIT_CONFIG_") {
+					continue // ours, added to, read, and given below
+				}
+				env = append(env, name+"="+someValue(name))
+			}
+		}
+	}
+	slices.Sort(env)
+	return append(slices.Compact(env), "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=acme.setting", "GIT_CONFIG_VALUE_0=kept")
+}
+
+// theirs is in all that was inherited, and nothing with it may leave.
+const theirs = "inherited"
+
+func someValue(name string) string {
+	switch {
+	case strings.Contains(name, "_USE_") || strings.Contains(name, "DISABLE_"):
+		return "1"
+	case strings.HasSuffix(name, "_CUSTOM_HEADERS"):
+		return "Authorization: Bearer " + theirs + "\nx-api-key: " + theirs + "\nx-note: " + theirs
+	case strings.HasSuffix(name, "_HOST"):
+		return theirs + ".invalid"
+	case strings.HasSuffix(strings.ToLower(name), "_proxy") || strings.HasSuffix(name, "_URL") || strings.HasSuffix(name, "registry"):
+		return "http://" + theirs + ".invalid:9/"
+	}
+	return theirs + "-" + name
+}
+
+// watch notes which requests carry something inherited.
+type watch struct {
+	mu   sync.Mutex
+	seen []string
+}
+
+func (w *watch) over(next http.HandlerFunc) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		for name, values := range r.Header {
+			if strings.Contains(strings.Join(values, "\n"), theirs) {
+				w.mu.Lock()
+				w.seen = append(w.seen, r.Host+r.URL.Path+" in "+name)
+				w.mu.Unlock()
+			}
+		}
+		next(rw, r)
+	}
+}
+
+const manyKinds = `
+listen: {proxy: $PROXY}
+upstream: {ca_files: [api-ca.pem]}
+providers:
+  anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true}
+  openai-codex: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, device_flow: rfc8628, device_url: "", client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true}
+grants:
+  claude: {provider: anthropic}
+  console: {provider: anthropic-api}
+  codex: {provider: openai-codex, scopes: [openid]}
+  key: {provider: openai-api}
+routes:
+  - {name: claude, hosts: [api.anthropic.com], grant: claude, connect_to: "$CLAUDE_API"}
+  - {name: console, hosts: [api.anthropic.com], grant: console, connect_to: "$CLAUDE_API"}
+  - {hosts: [chatgpt.com], grant: codex, connect_to: "$CHATGPT"}
+  - {hosts: [api.openai.com], grant: key, connect_to: "$OPENAI"}
+profiles:
+  auth_token: {grants: [claude]}
+  oauth_env: {grants: [claude], claude_code: oauth_env}
+  login_file: {grants: [claude], claude_code: login_file}
+  console: {grants: [console]}
+  chatgpt: {grants: [codex]}
+  key: {grants: [key]}
+workers:
+  auth_token: {profile: auth_token}
+  oauth_env: {profile: oauth_env}
+  login_file: {profile: login_file}
+  console: {profile: console}
+  chatgpt: {profile: chatgpt}
+  key: {profile: key}
+`
+
+// Whatever the one who starts a worker has in the environment, the real clients go to the gate with their placeholder, and nothing of it leaves.
+func TestInheritedEnvironment(t *testing.T) {
+	t.Parallel()
+	made := makeWorld(t)
+	var carried watch
+	claude := newUpstream(t, made.CA, "api.anthropic.com", carried.over(func(w http.ResponseWriter, r *http.Request) {
+		if key := r.Header.Get("X-Api-Key"); key != "" { // the demo's API has tokens only
+			r.Header.Set("Authorization", "Bearer "+key)
+		}
+		made.API.ServeHTTP(w, r)
+	}))
+	openAIAt := func(host string) string {
+		api := &openAI{}
+		return newUpstream(t, made.CA, host, carried.over(func(w http.ResponseWriter, r *http.Request) { api.serve(made, w, r) })).address
+	}
+	made.env = append(made.env, "CLAUDE_API="+claude.address, "CHATGPT="+openAIAt("chatgpt.com"), "OPENAI="+openAIAt("api.openai.com"))
+	g := startIn(t, made, manyKinds, "claude", "codex")
+	for grant, scope := range map[string]string{"console": "user:inference", "key": "openid"} {
+		token, _ := made.Provider.Issue(scope)
+		g.importValue(t, grant, token)
+	}
+	script := func(name string) string {
+		path, err := filepath.Abs(filepath.Join("testdata/clients", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	claudeCode, codex := []string{agent(t, "claude"), "-p", "hi"}, []string{agent(t, "codex"), "exec", "--skip-git-repo-check", "hi"}
+	sdks := func(name string) [][]string {
+		return [][]string{{python, script("sdk.py"), name}, {agent(t, "node"), script("sdk.cjs"), name}}
+	}
+	for _, c := range []struct {
+		worker, kind, says string
+		commands           [][]string
+	}{
+		{"auth_token", "anthropic, auth_token", "The demo API received: ", append(sdks("anthropic"), claudeCode)},
+		{"oauth_env", "anthropic, oauth_env", "The demo API received: ", [][]string{claudeCode}},
+		{"login_file", "anthropic, login_file", "The demo API received: ", [][]string{claudeCode}},
+		{"console", "anthropic-api", "The demo API received: ", append(sdks("anthropic"), claudeCode)},
+		{"chatgpt", "openai-codex", heard, [][]string{codex}},
+		{"key", "openai-api", heard, append(sdks("openai"), codex)},
+	} {
+		for _, command := range c.commands {
+			home := g.newHome(t)
+			run := g.command("wayleave", append([]string{"run", "--worker", c.worker, "--"}, command...)...)
+			run.Dir = filepath.Join(home, "project")
+			run.Env = append(append(run.Env, inherited(t, c.kind)...), "HOME="+home, "CODEX_HOME="+home, "NODE_PATH="+g.getenv("NODE_CLIENTS"), "DISABLE_AUTOUPDATER=1")
+			if out, err := run.CombinedOutput(); err != nil || !strings.Contains(string(out), c.says) {
+				t.Errorf("%s, %s: %v\n%s", c.kind, filepath.Base(command[0]), err, out)
+			}
+		}
+	}
+	for _, seen := range carried.seen {
+		t.Errorf("something inherited arrived at %s", seen)
+	}
+}
