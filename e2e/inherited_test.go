@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -172,5 +173,18 @@ func TestInheritedEnvironment(t *testing.T) {
 	}
 	for _, seen := range carried.seen {
 		t.Errorf("something inherited arrived at %s", seen)
+	}
+
+	// Claude Code prefers its settings to its environment, which whoever starts it is told.
+	home := g.newHome(t)
+	settings := filepath.Join(home, "project", ".claude", "settings.json")
+	if err := errors.Join(os.Mkdir(filepath.Dir(settings), 0o700), os.WriteFile(settings, []byte(`{"env":{"ANTHROPIC_API_KEY":"`+theirs+`"}}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	run := g.command("wayleave", append([]string{"run", "--worker", "auth_token", "--"}, claudeCode...)...)
+	run.Dir, run.Env = filepath.Join(home, "project"), append(run.Env, "HOME="+home, "DISABLE_AUTOUPDATER=1")
+	out, err := run.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "settings.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude") || !strings.Contains(string(out), "more than one credential") {
+		t.Errorf("with a key in its settings: %v\n%s", err, out)
 	}
 }

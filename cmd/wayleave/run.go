@@ -70,6 +70,8 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }
 		environment := func() []string {
 			env, report := worker.Environment(enrolment, os.Environ(), files)
+			here, _ := os.Getwd() // without one there are no settings of a project
+			report = append(report, worker.ClaudeSettings(env, here, enrolment.Credentials, os.ReadFile)...)
 			for _, line := range report {
 				say("%s", line)
 			}
