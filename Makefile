@@ -79,7 +79,7 @@ e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
 
 .PHONY: remote-control
 remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)
-	go test -count=1 -timeout 30m -v -run '^TestRemoteControl$$' ./e2e $(UPDATE)
+	go test -count=1 -timeout 30m -v -run '^TestRemoteControl(GoesOn)?$$' ./e2e $(UPDATE)
 	@env -u CLAUDE_CODE_VERSION deploy/tools/fetch.sh agents # which has the pinned one again
 
 .PHONY: reliability

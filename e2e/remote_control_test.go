@@ -3,13 +3,16 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -69,6 +72,8 @@ type claudeAPI struct {
 	*upstream
 	mu  sync.Mutex
 	got []answered
+
+	shortBridges atomic.Bool // its sessions' own bearers last for a minute
 }
 
 type answered struct {
@@ -83,12 +88,21 @@ func newClaudeAPI(t *testing.T, w *world) *claudeAPI {
 	api.upstream = newUpstream(t, w.CA, "api.anthropic.com", func(rw http.ResponseWriter, r *http.Request) {
 		_, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		a := answered{path: r.URL.Path, bearer: bearer[:min(len(bearer), len("demo-at-"))]}
-		w.API.ServeHTTP(&noting{rw, func(status int) {
+		noted := &noting{rw, func(status int) {
 			a.status = status
 			api.mu.Lock()
 			defer api.mu.Unlock()
 			api.got = append(api.got, a)
-		}}, r)
+		}}
+		if !api.shortBridges.Load() || !strings.HasSuffix(r.URL.Path, "/bridge") {
+			w.API.ServeHTTP(noted, r)
+			return
+		}
+		answer := httptest.NewRecorder()
+		w.API.ServeHTTP(answer, r)
+		noted.Header().Set("Content-Type", answer.Header().Get("Content-Type"))
+		noted.WriteHeader(answer.Code)
+		_, _ = io.WriteString(noted, strings.Replace(answer.Body.String(), `"expires_in":3600`, `"expires_in":60`, 1))
 	})
 	w.env = append(w.env, "CLAUDE_API="+api.address)
 	return api
@@ -117,6 +131,18 @@ func (api *claudeAPI) accepted(path, bearer string) bool {
 		}
 	}
 	return false
+}
+
+// bridges are how many times a session was given a bearer of its own.
+func (api *claudeAPI) bridges() (n int) {
+	api.mu.Lock()
+	defer api.mu.Unlock()
+	for _, a := range api.got {
+		if a.status == http.StatusOK && a.bearer == "demo-at-" && strings.HasSuffix(a.path, "/bridge") {
+			n++
+		}
+	}
+	return n
 }
 
 // controlled reports what of remote control in one of the ways has not been seen yet: a session that is made with the real token, and its own
@@ -308,6 +334,40 @@ func TestRemoteControl(t *testing.T) {
 
 	if api.sawText(placeholderMarker) {
 		t.Error("a placeholder arrived")
+	}
+}
+
+// Remote control goes on when the real token behind its placeholder is replaced, as it is every few hours: the next bearer of the session is asked for
+// with the new one.
+func TestRemoteControlGoesOn(t *testing.T) {
+	t.Parallel()
+	made := makeWorld(t)
+	api := newClaudeAPI(t, made)
+	api.shortBridges.Store(true)
+	g := startIn(t, made, claudeModes, "claude")
+	s, err := g.remoteControl(t, "oauth_env", remoteControls[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.end()
+	if said, err := s.outcome(); err != nil || said != "active" {
+		t.Fatalf("%s, %v", said, err)
+	}
+	if err := eventually(func() error { return api.controlled(remoteControls[0]) }); err != nil {
+		t.Fatal(err)
+	}
+	made.Provider.ExpireAccess()
+	if out, err := g.command("wayleave", "grant", "refresh", "claude").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	before := api.bridges()
+	if err := eventually(func() error { // the client asks every half minute
+		if n := api.bridges(); n <= before {
+			return fmt.Errorf("%d times a bearer was given, none of them with the new token", n)
+		}
+		return nil
+	}); err != nil {
+		t.Errorf("%v\n%s", err, s)
 	}
 }
 
