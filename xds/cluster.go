@@ -136,7 +136,10 @@ func dialCluster(name string, to dialTarget, dns dnsSettings, ca string, http *u
 // verifiedTLS trusts the CA in the secret of that name; the name to expect comes from the request (upstreamHTTP).
 func verifiedTLS(ca string) *tlsv3.UpstreamTlsContext {
 	return &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
-		TlsParams: &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3, // without it Envoy offers 1.2 alone to upstreams
+		},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
 			ValidationContextSdsSecretConfig: secretSource(ca),
 		},
