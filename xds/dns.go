@@ -46,8 +46,10 @@ func dnsCache(d dnsSettings) *dfpcommon.DnsCacheConfig {
 			BaseInterval: seconds(time.Second),
 			MaxInterval:  seconds(10 * time.Second),
 		},
-		HostTtl:                seconds(5 * time.Minute),
-		MaxHosts:               number(4096),
+		HostTtl:  seconds(5 * time.Minute),
+		MaxHosts: number(4096),
+		// 1,024 in all otherwise, which workers that start at once pass while one name is looked up.
+		DnsCacheCircuitBreaker: &dfpcommon.DnsCacheCircuitBreakers{MaxPendingRequests: number(100_000)},
 		TypedDnsResolverConfig: resolver(d.resolvers),
 	}
 	if len(d.refused) > 0 {

@@ -37,7 +37,7 @@ const (
 	// aboutRequest is true of a reply about the form of the request: all of 4xx, and a transfer coding nobody knows.
 	aboutRequest = "(response.code < 500 || response.code == 501)"
 	// ofUpstream is true of a reply about the connection to the upstream, or the lack of one.
-	ofUpstream = "(response.code_details.startsWith('upstream_') || response.code_details.startsWith('dns_') || response.code_details.startsWith('no_healthy_upstream') || response.code_details.startsWith('cluster_not_found'))"
+	ofUpstream = "(response.code_details.startsWith('upstream_') || response.code_details.startsWith('dns_') || response.code_details.startsWith('dynamic_forward_proxy_') || response.code_details.startsWith('no_healthy_upstream') || response.code_details.startsWith('cluster_not_found'))"
 	// brokeOff is true when the upstream was reached, and has not said that it did nothing with the request.
 	brokeOff = "(response.code_details.startsWith('upstream_') && !response.code_details.contains('connection_failure') && !response.code_details.contains('connection_timeout') && !response.code_details.contains('overflow') && !response.code_details.contains('refused_stream'))"
 	// noRoutes is true while Envoy has not been told its routes.
