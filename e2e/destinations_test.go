@@ -268,6 +268,7 @@ func TestNamesThatPointInside(t *testing.T) {
 			"metadata": {"169.254.169.254"}, "metadata6": {"fd00:ec2::254"}, "metadata-a": {"100.100.100.200"}, "metadata-b": {"168.63.129.16"},
 			"ten": {"10.0.0.1"}, "seventeen": {"172.16.0.1"}, "one92": {"192.168.1.1"}, "cgnat": {"100.64.0.1"}, "zero": {"0.0.0.0"}, "zero6": {"::"},
 			"ula": {"fc00::1"}, "linklocal6": {"fe80::1"}, "multicast": {"224.0.0.1"}, "broadcast": {"255.255.255.255"}, "several": {"10.0.0.1", "127.0.0.1"},
+			"teredo": {"2001:0:4136:e378:8000:63bf:80ff:fffe"}, "translated": {"::ffff:0:7f00:1"}, "sixtofour": {"2002:7f00:1::"}, "nat64-local": {"64:ff9b:1::7f00:1"},
 		}
 		for name, addresses := range inside {
 			dns.set(name+".dns.demo.test", addresses...)
@@ -365,14 +366,15 @@ func TestTunnelledHosts(t *testing.T) {
 		t.Errorf("through the tunnel: %v, %v", a, err)
 	}
 	c := tls.Client(g.tunnel(t, me, "half.demo.test:"+port(half)), &tls.Config{ServerName: "half.demo.test", RootCAs: own})
-	if _, err := c.Write([]byte("a question")); err != nil {
+	question := strings.Repeat("a long question. ", 200_000) // which is not on its way when the client has ended
+	if _, err := io.WriteString(c, question); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := io.ReadAll(c); err != nil || string(b) != "a question, and an answer" {
-		t.Errorf("after the client's end: %q, %v", b, err)
+	if b, err := io.ReadAll(c); err != nil || string(b) != question+", and an answer" {
+		t.Errorf("after the client's end: %d bytes of %d, %v", len(b), len(question), err)
 	}
 	for _, serverName := range []string{"api.demo.test", "evil.example"} {
 		c := tls.Client(g.tunnel(t, me, "tunnel.demo.test:"+up.port()), &tls.Config{ServerName: serverName, RootCAs: own})
