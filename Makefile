@@ -96,7 +96,7 @@ screenshots: tools ## what every page of the console looks like, light, dark, as
 	WAYLEAVE_SCREENSHOTS=$(CURDIR)/screenshots go test -count=1 -run '^TestConsole$$' ./e2e
 
 .PHONY: isolation
-isolation: tools ## 100,000 requests of 64 workers through a real Envoy: none with another worker's credential
+isolation: tools ## 100,000 requests of 64 workers, by proxy and redirected, through a real Envoy: none with another worker's credential
 	WAYLEAVE_ISOLATION_REQUESTS=100000 go test -count=1 -timeout 30m -v -run '^TestWorkersAreIsolated$$' ./xds
 
 # What the benchmarks take: NAMES, NODES, GRANTS, ROUTES, REQUESTS, LIVE, ROUNDS, and ARGS such as --json. See docs/performance.md.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 )
 
 // No worker ever gets another worker's credential, however many come at once. `make isolation` sends 100,000 requests.
@@ -28,54 +30,100 @@ func TestWorkersAreIsolated(t *testing.T) {
 	if n, err := strconv.ParseInt(os.Getenv("WAYLEAVE_ISOLATION_REQUESTS"), 10, 64); err == nil {
 		requests = n
 	}
-	s := start(t, nil, nil)
+	s := startSwarm(t, nil)
 	got := s.swarm(requests)
-	if got.wrong.Load() != 0 || got.answered.Load() < requests || got.cancelled.Load() == 0 {
+	if got.wrong() != 0 || got.all() < requests || got.cancelled.Load() == 0 {
 		t.Fatalf("another worker's credential came: %v", got)
 	}
 	t.Log(got)
 }
 
-// The test above would notice: with the filter state that Envoy's documentation shows it does find requests that
+// The test above would notice, in each way: with the filter state that Envoy's documentation shows it does find requests that
 // carry another worker's credential.
 func TestIsolationTestCanFail(t *testing.T) {
-	s := start(t, nil, func(r *Resources) { keepGuards(r) })
-	got := s.swarm(2_000)
-	if got.wrong.Load() == 0 {
-		t.Fatalf("none carried another worker's credential, although nothing keeps workers apart: the isolation test proves nothing (%v)", got)
+	s := startSwarm(t, func(r *Resources) { keepGuards(r) })
+	got := s.swarm(4_000)
+	for i := range got.ways {
+		if got.ways[i].wrong.Load() == 0 {
+			t.Errorf("no request %s carried another worker's credential, although nothing keeps workers apart: the isolation test proves nothing", swarmWays[i])
+		}
 	}
 	t.Logf("without any guard: %v", got)
 }
 
+// swarmWays are how the workers of a swarm get to Envoy.
+var swarmWays = [...]string{"through tunnels over HTTP/1.1", "through tunnels over HTTP/2", "redirected"}
+
 // tally counts the requests of a swarm.
 type tally struct {
-	answered, wrong    atomic.Int64 // wrong is a part of answered
+	ways               [len(swarmWays)]struct{ answered, wrong atomic.Int64 } // wrong is a part of answered
 	cancelled, tunnels atomic.Int64
 }
 
-func (c *tally) String() string {
-	return fmt.Sprintf("%d requests answered, %d with another worker's credential, %d cancelled, %d tunnels", c.answered.Load(), c.wrong.Load(), c.cancelled.Load(), c.tunnels.Load())
+func (c *tally) all() (n int64) {
+	for i := range c.ways {
+		n += c.ways[i].answered.Load()
+	}
+	return n
 }
 
-// swarm lets 64 workers, each with a credential of its own, send requests until so many were answered. Half of them connect
-// with HTTP/1.1, half are streams of four shared HTTP/2 connections to the proxy; in the tunnels they speak both. Every
-// tunnel is replaced after a few requests, and some requests are given up under way.
+func (c *tally) wrong() (n int64) {
+	for i := range c.ways {
+		n += c.ways[i].wrong.Load()
+	}
+	return n
+}
+
+func (c *tally) String() string {
+	text := fmt.Sprintf("%d requests answered, %d cancelled, %d connections", c.all(), c.cancelled.Load(), c.tunnels.Load())
+	for i, way := range swarmWays {
+		text += fmt.Sprintf("; %s %d, %d of them with another worker's credential", way, c.ways[i].answered.Load(), c.ways[i].wrong.Load())
+	}
+	return text
+}
+
+// startSwarm lets workers in by each way.
+func startSwarm(t *testing.T, mutate func(*Resources)) *stack {
+	t.Helper()
+	s := startTransparent(t, mutate)
+	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
+		return swap(strings.TrimPrefix(r.identity, addressIdentity))
+	}
+	return s
+}
+
+// swarm lets 64 workers, each with a credential of its own, send requests until so many were answered. A third of them connect
+// with HTTP/1.1, a third are streams of four shared HTTP/2 connections to the proxy, and a third have addresses of their own and are
+// redirected; inside they speak both. Every connection is replaced after a few requests, and some requests are given up under way.
 func (s *stack) swarm(requests int64) *tally {
 	s.t.Helper()
 	var shared [4]sharedProxy
 	var count tally
 	var wg sync.WaitGroup
 	for i := range 64 {
-		user := fmt.Sprintf("worker%02d", i)
+		way, user := i%len(swarmWays), fmt.Sprintf("worker%02d", i)
 		var dial func(ctx context.Context, network, address string) (net.Conn, error)
 		var proxy func(*http.Request) (*url.URL, error)
-		alpn := [][]string{{"h2"}, {"http/1.1"}}[i/2%2]
+		noise := func() {}
+		alpn := [][]string{{"h2"}, {"http/1.1"}}[i/len(swarmWays)%2]
 		inTunnel := &tls.Config{ServerName: apiHost, RootCAs: s.leaves.pool(), NextProtos: alpn}
-		if i%2 == 0 {
+		switch way {
+		case 0:
 			proxy = http.ProxyURL(&url.URL{Scheme: "http", User: url.UserPassword(user, "pw"), Host: s.config.ProxyAddress})
-		} else {
+		case 2:
+			user = fmt.Sprintf("127.1.0.%d", i+1)
 			dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
-				proxy, err := shared[i/2%len(shared)].connection(s)
+				conn, err := s.dialFrom(user)(ctx, "", "")
+				if err != nil {
+					return nil, err
+				}
+				c := tls.Client(conn, inTunnel)
+				return c, c.HandshakeContext(ctx)
+			}
+			noise = func() { s.hurry(s.t.Context(), user) }
+		default:
+			dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				proxy, err := shared[i/len(swarmWays)%len(shared)].connection(s)
 				if err != nil {
 					return nil, err
 				}
@@ -88,10 +136,11 @@ func (s *stack) swarm(requests int64) *tally {
 			}
 		}
 		wg.Go(func() {
-			for round := 0; count.answered.Load() < requests; round++ {
+			for round := 0; count.all() < requests; round++ {
 				tr := &http.Transport{Proxy: proxy, DialTLSContext: dial, TLSClientConfig: inTunnel.Clone(), ForceAttemptHTTP2: alpn[0] == "h2"}
 				count.tunnels.Add(1)
-				err := s.fewRequests(&http.Client{Transport: tr, Timeout: time.Minute}, user, i+round, &count)
+				noise()
+				err := s.fewRequests(&http.Client{Transport: tr, Timeout: time.Minute}, user, way, i+round, &count)
 				tr.CloseIdleConnections()
 				if err != nil {
 					s.t.Errorf("request of %s: %v", user, err)
@@ -129,15 +178,16 @@ func (p *sharedProxy) connection(s *stack) (*http.ClientConn, error) {
 }
 
 // fewRequests sends one to eight requests and then, in every third round, another that is given up under way.
-func (s *stack) fewRequests(c *http.Client, user string, round int, count *tally) error {
+func (s *stack) fewRequests(c *http.Client, user string, way, round int, count *tally) error {
+	of := &count.ways[way]
 	for range 1 + round%8 {
 		got, err := credentialSeen(s.t.Context(), c, user)
 		if err != nil {
 			return err
 		}
-		count.answered.Add(1)
+		of.answered.Add(1)
 		if got != "Bearer real-"+user {
-			count.wrong.Add(1)
+			of.wrong.Add(1)
 		}
 	}
 	if round%3 != 0 {
@@ -149,7 +199,7 @@ func (s *stack) fewRequests(c *http.Client, user string, round int, count *tally
 	if got, err := credentialSeen(ctx, c, user); err != nil {
 		count.cancelled.Add(1)
 	} else if got != "Bearer real-"+user {
-		count.wrong.Add(1)
+		of.wrong.Add(1)
 	}
 	return nil
 }
