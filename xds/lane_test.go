@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -44,10 +45,11 @@ func startLanes(t *testing.T, mutate func(*Resources)) *laneStack {
 		api := c.Routes[0]
 		api.Lane = &Lane{Credential: apiHost, Header: "authorization"}
 		c.Routes = []Route{api, {Name: "other", Hosts: []string{otherHost}, ConnectTo: api.ConnectTo, Lane: &Lane{Credential: otherHost, Header: "authorization"}}}
+		c.Transparent = &Transparent{Address: freeAddress(t), Sources: []netip.Prefix{netip.MustParsePrefix("127.1.0.0/16")}}
 	}, mutate)
 	l.gate.decide = func(r request) *extprocv3.ProcessingResponse {
 		l.asked.Add(1)
-		if r.header.Get("Authorization") != "Bearer "+placeholderOf(r.identity, r.serverName) {
+		if r.header.Get("Authorization") != "Bearer "+placeholderOf(strings.TrimPrefix(r.identity, addressIdentity), r.serverName) {
 			return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{ImmediateResponse: &extprocv3.ImmediateResponse{
 				Status: &typev3.HttpStatus{Code: typev3.StatusCode_Forbidden},
 			}}}
@@ -154,20 +156,35 @@ func (l *laneStack) laneWorkerOver(proxy *sharedProxy, user string, alpn ...stri
 	return c
 }
 
-// thieves lets four workers send requests until so many were answered: with their own placeholders, with those of others, and with their own
-// for the other host. Only the first kind may be let out.
+// laneWorkerAt is the same at an address, from which connections are redirected.
+func (l *laneStack) laneWorkerAt(source string, alpn ...string) *http.Client {
+	c := l.laneWorker(source, alpn...)
+	tr := c.Transport.(*http.Transport)
+	tr.Proxy, tr.DialContext = nil, l.dialFrom(source)
+	return c
+}
+
+// thieves lets workers, four of each way in, send requests until so many were answered: with their own placeholders, with those of others, and
+// with their own for the other host. Only the first kind may be let out.
 func (l *laneStack) thieves(requests int64) (own, stolen, wrong int64) {
 	l.t.Helper()
 	var owns, steals, wrongs atomic.Int64
-	users, hosts := []string{"ann", "bob", "cat", "dan"}, []string{apiHost, otherHost}
+	named, addresses, hosts := []string{"ann", "bob", "cat", "dan"}, []string{"127.1.0.1", "127.1.0.2", "127.1.0.3", "127.1.0.4"}, []string{apiHost, otherHost}
 	var wg sync.WaitGroup
 	var shared sharedProxy
-	for i := range 16 {
+	for i := range 24 {
 		random := rand.New(rand.NewPCG(1, uint64(i)))
+		users := named
+		if i >= 16 {
+			users = addresses
+		}
 		user := users[i%len(users)]
 		alpn := [][]string{{"h2"}, {"http/1.1"}}[i/len(users)%2]
 		c := l.laneWorker(user, alpn...)
-		if i >= 8 {
+		switch {
+		case i >= 16:
+			c = l.laneWorkerAt(user, alpn...)
+		case i >= 8:
 			c = l.laneWorkerOver(&shared, user, alpn...)
 		}
 		wg.Go(func() {
