@@ -47,6 +47,18 @@ var corpusAnswers = []answerEntry{
 	{"a body where none may be", "HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\npoison", brokeOff},
 	{"a body of what has not changed", "HTTP/1.1 304 Not Modified\r\n\r\npoison", "304 "},
 
+	{"what has not changed, chunked", "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", "304 "},
+	{"begin anew, with a body", "HTTP/1.1 205 Reset Content\r\nContent-Length: 2\r\n\r\nok", "205 ok"},
+	{"a header for one hop", okHead + "Connection: x-a\r\nX-A: b\r\nContent-Length: 2\r\n\r\nok", "200 ok"},
+	{"bytes beyond ASCII", okHead + "X: \xff\xe9\r\nContent-Length: 2\r\n\r\nok", "200 ok"},
+
+	{"bare line feeds in chunks", okHead + "Transfer-Encoding: chunked\r\n\r\n2\nok\n0\n\n", "cut"},
+	{"a bare line feed in an extension", okHead + "Transfer-Encoding: chunked\r\n\r\n2;a\nb\r\nok\r\n0\r\n\r\n", "cut"},
+	{"a space before the colon", okHead + "Content-Length : 2\r\n\r\nok", brokeOff},
+	{"two codings", okHead + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n2\r\nok\r\n0\r\n\r\n", brokeOff},
+	{"a status of two digits", "HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\nok", brokeOff},
+	{"a status of four digits", "HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok", "2000 ok|cut"}, // HTTP/1.1 clients do not read it
+
 	{"both lengths", okHead + "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", brokeOff},
 	{"two lengths", okHead + "Content-Length: 2\r\nContent-Length: 3\r\n\r\nokx", brokeOff},
 	{"lengths in a list", okHead + "Content-Length: 2, 3\r\n\r\nokx", brokeOff},
@@ -74,6 +86,18 @@ var corpusAnswers = []answerEntry{
 	{"speaking for the gate", okHead + "X-Wayleave-Reason: needs_reconnect\r\nProxy-Authenticate: Basic\r\nProxy-Connection: close\r\nContent-Length: 2\r\n\r\nok", "200 ok"},
 }
 
+// corpusHeads are answers to HEAD, after which there is no body, whatever they say.
+var corpusHeads = []answerEntry{
+	{"the right answer", okHead + "Content-Length: 2\r\n\r\n", "200 "},
+	{"chunked", okHead + "Transfer-Encoding: chunked\r\n\r\n", "200 "},
+	{"without a length", okHead + "X: y\r\n\r\n", "200 "},
+	{"with a body", okHead + "Content-Length: 6\r\n\r\npoison", "200 "},
+	{"chunked, with a body", okHead + "Transfer-Encoding: chunked\r\n\r\n6\r\npoison\r\n0\r\n\r\n", "200 "},
+	{"with another answer", okHead + "Content-Length: 0\r\n\r\n" + okHead + "Content-Length: 6\r\n\r\npoison", "200 "},
+	{"what has not changed, chunked", "HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", "304 "},
+	{"both lengths", okHead + "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", brokeOff},
+}
+
 // answering is a server that answers requests for /answer/NAME as the entries say, and others with their path.
 func answering(c net.Conn) {
 	in := bufio.NewReader(c)
@@ -84,7 +108,9 @@ func answering(c net.Conn) {
 		}
 		text := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(req.URL.Path), req.URL.Path)
 		var n int
-		if _, err := fmt.Sscanf(req.URL.Path, "/answer/%d", &n); err == nil {
+		if _, err := fmt.Sscanf(req.URL.Path, "/answer/%d", &n); err == nil && req.Method == http.MethodHead {
+			text = corpusHeads[n].text
+		} else if err == nil {
 			text = corpusAnswers[n].text
 		}
 		if _, err := io.WriteString(c, text); err != nil || !strings.Contains(text, "Content-Length") && !strings.Contains(text, "chunked") && !strings.Contains(text, "30") {
@@ -217,14 +243,14 @@ func TestCorpusOfAnswers(t *testing.T) {
 
 	clients := map[bool]*http.Client{false: second.client(t, false), true: second.client(t, true)}
 	var asked atomic.Int32
-	check := func(t *testing.T, host string, n int, name, want string) {
+	check := func(t *testing.T, method, host string, n int, name, want string) {
 		for _, h2 := range []bool{false, true} {
-			a, err := do(first.client(t, h2), first.request(http.MethodGet, fmt.Sprintf("https://%s/answer/%d", host, n), nil))
+			a, err := do(first.client(t, h2), first.request(method, fmt.Sprintf("https://%s/answer/%d", host, n), nil))
 			got := fmt.Sprintf("%d %s", a.status, a.body)
 			switch {
 			case err != nil, a.status == http.StatusSwitchingProtocols: // which nothing comes after, and HTTP/2 does not know
 				got = "cut"
-			case a.status >= 400 && a.reason != "" && a.explained():
+			case a.status >= 400 && a.reason != "" && (a.explained() || method == http.MethodHead):
 				got = fmt.Sprintf("%d %s", a.status, a.reason)
 			}
 			if !slices.Contains(strings.Split(want, "|"), got) {
@@ -247,12 +273,15 @@ func TestCorpusOfAnswers(t *testing.T) {
 	}
 	t.Run("HTTP/1.1", func(t *testing.T) {
 		for n, e := range corpusAnswers {
-			check(t, "h1.demo.test", n, e.name, e.want)
+			check(t, http.MethodGet, "h1.demo.test", n, e.name, e.want)
+		}
+		for n, e := range corpusHeads {
+			check(t, http.MethodHead, "h1.demo.test", n, "HEAD: "+e.name, e.want)
 		}
 	})
 	t.Run("HTTP/2", func(t *testing.T) {
 		for n, e := range corpusFrameAnswers {
-			check(t, "h2.demo.test", n, e.name, e.want)
+			check(t, http.MethodGet, "h2.demo.test", n, e.name, e.want)
 		}
 	})
 }

@@ -63,6 +63,16 @@ var corpusFields = []fieldsEntry{
 	{"a colon in a name", also("x:y", "1"), "reset"},
 	{"a space in a name", also("x y", "1"), "reset"},
 	{"a line break in a name", also("x\r\ny", "1"), "reset"},
+	{"a control character in a value", also("x", "a\x01b"), "reset"},
+	{"DEL in a value", also("x", "a\x7fb"), "reset"},
+	{"bytes beyond ASCII in a value", also("x", "caf\xe9 \xff"), "/a real"},
+	{"bytes beyond ASCII in a name", also("x\xff", "1"), "reset"},
+	{"no name", also("", "1"), "reset"},
+	{"te: trailers and more", also("te", "trailers, deflate"), "reset"},
+	{"transfer-encoding: identity", also("transfer-encoding", "identity"), "reset"},
+	{"expect: 100-continue", also("expect", "100-continue"), "/a real"},
+	{"two Hosts", also("host", "{host}", "host", "evil.example"), "reset"},
+	{"a placeholder in a second Host", also("host", "{ph}"), "/a real"},
 	{"a late pseudo header", append(also(), [2]string{"+:path", "/b"}), "reset"},
 	{"a second :path", append([][2]string{{"+:path", "/b"}}, also()...), "reset"},
 	{"a second :authority", append([][2]string{{"+:authority", "evil.example"}}, also()...), "reset"},
@@ -180,6 +190,22 @@ func askedOn(stream uint32) func(f *http2.Framer, head []byte) error {
 	return func(f *http2.Framer, head []byte) error { return whole(f, stream, head) }
 }
 
+// behind puts what is no part of a head behind one.
+func behind(more string) func(f *http2.Framer, head []byte) error {
+	return func(f *http2.Framer, head []byte) error { return whole(f, 1, append(slices.Clone(head), more...)) }
+}
+
+// lengthy is a request with a body, in these pieces, of which it says how long it is.
+func lengthy(length string, pieces ...string) func(f *http2.Framer, head []byte) error {
+	return func(f *http2.Framer, head []byte) error {
+		err := open(f, 1, append(slices.Clone(head), encode([][2]string{{"content-length", length}})...))
+		for i, piece := range pieces {
+			err = errors.Join(err, f.WriteData(1, i == len(pieces)-1, []byte(piece)))
+		}
+		return err
+	}
+}
+
 func many(n int, step func(f *http2.Framer, head []byte) error) func(*http2.Framer, []byte) error {
 	return then(slices.Repeat([]func(*http2.Framer, []byte) error{step}, n)...)
 }
@@ -206,6 +232,23 @@ var corpusFrames = []framesEntry{
 	}), want: good("/a")},
 	{name: "a request after our end", write: then(asked, raw(http2.FrameGoAway, 0, 0, "\x00\x00\x00\x00\x00\x00\x00\x00"), askedOn(3)), want: good("/a", "/a"), streams: []uint32{1, 3}},
 
+	{name: "a reserved bit", write: func(f *http2.Framer, head []byte) error {
+		return f.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, 1<<31|1, head)
+	}, want: good("/a")},
+	{name: "an unknown setting", write: then(raw(http2.FrameSettings, 0, 0, "\x12\x34\x00\x00\x00\x01"), asked), want: good("/a")},
+	{name: "an answer to no ping", write: then(raw(http2.FramePing, http2.FlagPingAck, 0, "12345678"), asked), want: good("/a")},
+	{name: "an unknown reason to end", write: then(asked, raw(http2.FrameGoAway, 0, 0, "\x00\x00\x00\x00\x00\x00\x00\xff"), askedOn(3)), want: good("/a", "/a"), streams: []uint32{1, 3}},
+	{name: "a reset for an unknown reason", write: then(opened, raw(http2.FrameRSTStream, 0, 1, "\x00\x00\x00\xff"), askedOn(3)), want: good("/a"), streams: []uint32{3}},
+	{name: "a window that grows later", write: then(raw(http2.FrameSettings, 0, 0, "\x00\x04\x00\x00\x00\x01"), asked, raw(http2.FrameWindowUpdate, 0, 1, "\x00\x00\x20\x00")), want: good("/a")},
+	{name: "a window that shrinks", write: then(raw(http2.FrameSettings, 0, 0, "\x00\x04\x00\x00\x00\x01"), asked, raw(http2.FrameSettings, 0, 0, "\x00\x04\x00\x00\x00\x00"), raw(http2.FrameSettings, 0, 0, "\x00\x04\x00\x00\x40\x00")), want: good("/a")},
+	{name: "a table without room", write: then(raw(http2.FrameSettings, 0, 0, "\x00\x01\x00\x00\x00\x00"), asked), want: good("/a")},
+	{name: "data as long as it says", write: lengthy("4", "ab", "cd"), want: good("/a")},
+	{name: "data longer than it says", write: lengthy("4", "ab", "cdX"), want: reset()},
+	{name: "data shorter than it says", write: lengthy("4", "ab"), want: reset()},
+	{name: "a head that depends on itself", write: func(f *http2.Framer, head []byte) error {
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head, EndHeaders: true, EndStream: true, Priority: http2.PriorityParam{StreamDep: 1}})
+	}, want: ended()},
+
 	{name: "data before a head", write: raw(http2.FrameData, 0, 1, "x"), want: ended()},
 	{name: "data of the connection", write: raw(http2.FrameData, 0, 0, "x"), want: ended()},
 	{name: "data after the end", write: then(asked, raw(http2.FrameData, 0, 1, smuggle)), want: ended()},
@@ -218,6 +261,23 @@ var corpusFrames = []framesEntry{
 	{name: "a head that is no HPACK", write: raw(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, 1, "\xff\xff\xff\xff\xff\xff"), want: ended()},
 	{name: "an entry of no table", write: raw(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, 1, "\xfe"), want: ended()},
 	{name: "a table larger than allowed", write: raw(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, 1, "\x3f\xff\xff\x7f\x82"), want: ended()},
+	{name: "data with padding longer than the frame", write: then(opened, raw(http2.FrameData, http2.FlagDataPadded|http2.FlagDataEndStream, 1, "\xffx")), want: ended()},
+	{name: "an entry that is none", write: behind("\x80"), want: ended()},
+	{name: "a table that changes at the end", write: behind("\x20"), want: ended()},
+	{name: "padding of a letter's code too long", write: behind("\x00\x01x\x82\x1f\xff"), want: ended()},
+	{name: "padding of a letter's code of zeros", write: behind("\x00\x01x\x81\x18"), want: ended()},
+	{name: "the code of an end in a value", write: behind("\x00\x01x\x84\xff\xff\xff\xff"), want: ended()},
+	{name: "a value longer than the head", write: behind("\x00\x01x\x7f\xff\x0f"), want: ended()},
+	{name: "an unknown frame within a head", write: then(raw(http2.FrameHeaders, 0, 1, "\x82"), raw(0x42, 0, 0, "x")), want: ended()},
+	{name: "a continuation of the connection", write: raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 0, "\x82"), want: ended()},
+	{name: "a continuation after the head", write: then(opened, raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 1, "\x82")), want: ended()},
+	{name: "a priority of the connection", write: then(raw(http2.FramePriority, 0, 0, "\x00\x00\x00\x00\x00"), asked), want: good("/a")}, // nobody heeds priorities
+	{name: "a priority of no size", write: then(opened, raw(http2.FramePriority, 0, 1, "\x00")), want: ended()},
+	{name: "a frame size too large", write: raw(http2.FrameSettings, 0, 0, "\x00\x05\x01\x00\x00\x00"), want: ended()},
+	{name: "a window of an idle stream", write: raw(http2.FrameWindowUpdate, 0, 1, "\x00\x00\x00\x01"), want: ended()},
+	{name: "a window of no size", write: raw(http2.FrameWindowUpdate, 0, 0, "\x00\x00\x01"), want: ended()},
+	{name: "a stream's window of nothing more", write: then(opened, raw(http2.FrameWindowUpdate, 0, 1, "\x00\x00\x00\x00")), want: ended()},
+	{name: "a stream's window beyond the largest", write: then(opened, raw(http2.FrameWindowUpdate, 0, 1, "\x7f\xff\xff\xff")), want: ended()},
 	{name: "a continuation of nothing", write: raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 1, "\x82"), want: ended()},
 	{name: "another frame within a head", write: then(raw(http2.FrameHeaders, 0, 1, "\x82"), raw(http2.FrameData, 0, 1, "x")), want: ended()},
 	{name: "a continuation of another stream", write: then(raw(http2.FrameHeaders, 0, 1, "\x82"), raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 3, "\x87")), want: ended()},
@@ -324,6 +384,8 @@ func outcomes(answers map[uint32]answer, streams []uint32, served func(answer) b
 	for _, id := range streams {
 		a, answered := answers[id]
 		switch {
+		case (!answered || a.status == 0 && a.body == "") && strings.Contains(answers[0].body, "i/o timeout"):
+			got = append(got, "nothing in all the time")
 		case !answered || a.status == 0 && a.body == "":
 			got = append(got, "ended")
 		case strings.HasPrefix(a.body, "reset"):

@@ -90,7 +90,13 @@ func TestLanesAreAlike(t *testing.T) {
 		{"percent signs", get("/a?b=%20", bearer, "X: 100%"), good("/a?b=%20")},
 	}
 	for _, e := range slices.Concat(plain, corpusHTTP1) {
-		inBothLanes(t, e.name, func(host string) ([]string, string) { return run(e, host) })
+		inBothLanes(t, e.name, func(host string) ([]string, string) {
+			answers, arrived := run(e, host)
+			if strings.HasPrefix(e.name, "chunks that are none/") { // the head may have gone on before the fault is read
+				arrived = ""
+			}
+			return answers, arrived
+		})
 	}
 	if fast, slow := g.lanesTaken(t); fast < slow/2 {
 		t.Errorf("%d requests took the fast lane, and %d the other: of those that were let out nearly half should", fast, slow)

@@ -75,7 +75,7 @@ func interceptReplies() *hcmv3.LocalReplyConfig {
 			replyWhen(ofEnvoy+" && response.code_details.startsWith('upgrade_failed')", tunnelID, reasonMalformed, pointless,
 				"wayleave forwards no other upgrade than websocket; nothing was sent. Send the request without the Upgrade header"),
 			replyWhen(ofEnvoy+" && "+aboutRequest+" && !"+noRoutes, tunnelID, reasonMalformed, pointless,
-				"wayleave cannot take this request as it is written: its first line, a header, or how its length is given is not as HTTP has it; nothing was sent. The access log names the fault under this x-request-id"),
+				"wayleave cannot take this request as it is written: its first line, a header, how its length is given, or its body is not as HTTP has it; it was not sent, or not to its end. The access log names the fault under this x-request-id"),
 		},
 		upstreamReplies("true", requestID),
 		[]*hcmv3.ResponseMapper{
