@@ -38,18 +38,20 @@ func TestProtocols(t *testing.T) {
 	onlyH1, onlyH2 := newUpstream(t, made.CA, "h1.demo.test", oddities, "http/1.1"), newUpstream(t, made.CA, "h2.demo.test", oddities, "h2")
 	routeH1, routeH2 := newUpstream(t, made.CA, "route-h1.demo.test", oddities), newUpstream(t, made.CA, "route-h2.demo.test", oddities)
 	raw := newRawUpstream(t, made.CA, "raw.demo.test", untilClose)
+	old := newOldUpstream(t, made.CA, "old.demo.test")
 	rpc := newGRPCUpstream(t, made.CA, "grpc.demo.test")
 	g := startIn(t, made, base(fmt.Sprintf(`
   - {hosts: [api.demo.test], grant: claude, connect_to: "$API"}
   - {hosts: [odd.demo.test], grant: claude, connect_to: "%s"}
   - {hosts: [again.demo.test], grant: claude, connect_to: "%s"}
   - {hosts: [raw.demo.test], grant: claude, connect_to: "%s"}
+  - {hosts: [old.demo.test], grant: claude, connect_to: "%s"}
   - {hosts: [grpc.demo.test], grant: claude, connect_to: "%s", alpn: [h2]}
   - {hosts: [h1.demo.test], grant: claude, connect_to: "%s"}
   - {hosts: [h2.demo.test], grant: claude, connect_to: "%s"}
   - {hosts: [route-h1.demo.test], grant: claude, connect_to: "%s", alpn: [http/1.1]}
   - {hosts: [route-h2.demo.test], grant: claude, connect_to: "%s", alpn: [h2]}
-`, odd.address, again.address, raw, rpc.address, onlyH1.address, onlyH2.address, routeH1.address, routeH2.address), "", ""), "claude")
+`, odd.address, again.address, raw, old, rpc.address, onlyH1.address, onlyH2.address, routeH1.address, routeH2.address), "", ""), "claude")
 	w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 
 	for _, v := range []struct {
@@ -84,6 +86,29 @@ func TestProtocols(t *testing.T) {
 				}
 			})
 			t.Run("a large body", func(t *testing.T) { largeBody(t, g, w, client) })
+			t.Run("a large answer", func(t *testing.T) { largeAnswer(t, g, w, client) })
+			t.Run("an upstream of TLS 1.2 that knows of no protocols", func(t *testing.T) {
+				if a, err := get("https://old.demo.test/"); err != nil || a.status != http.StatusOK || a.body != "until the end" {
+					t.Errorf("%v, %v", a, err)
+				}
+			})
+			t.Run("bodies that are packed", func(t *testing.T) {
+				packed := "\x1f\x8b\x08 as good as gzip to who does not look \x00\xff"
+				req := w.request(http.MethodPost, "https://odd.demo.test/packed", strings.NewReader(packed))
+				req.Header.Set("Content-Encoding", "gzip")
+				req.Header.Set("Accept-Encoding", "gzip, br") // so that Go does not unpack it
+				if a, err := do(client, req); err != nil || a.body != packed || a.header.Get("Content-Encoding") != "gzip" || a.header.Get("X-Accepts") != "gzip, br" {
+					t.Errorf("%v, %v, %v", a, a.header, err)
+				}
+			})
+			t.Run("bytes beyond ASCII", func(t *testing.T) {
+				req := w.request(http.MethodGet, "https://odd.demo.test/long", nil)
+				req.Header.Set("X-Long", "caf\xe9 \xff \xc3\xa9")
+				req.Header.Set("User-Agent", "\xff")
+				if a, err := do(client, req); err != nil || a.status != http.StatusOK || a.header.Get("X-Long") != req.Header.Get("X-Long") {
+					t.Errorf("%d, %q, %v", a.status, a.header.Get("X-Long"), err)
+				}
+			})
 			t.Run("an answer before the request is over", func(t *testing.T) {
 				in, out := io.Pipe()
 				defer out.Close()
@@ -188,6 +213,16 @@ func oddities(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", "X-Sum")
 		fmt.Fprint(w, "body")
 		w.Header().Set("X-Sum", "1")
+	case "/packed":
+		w.Header().Set("Content-Encoding", r.Header.Get("Content-Encoding"))
+		w.Header().Set("X-Accepts", r.Header.Get("Accept-Encoding"))
+		_, _ = io.Copy(w, r.Body)
+	case "/large":
+		for range largeParts {
+			if _, err := w.Write(make([]byte, largePart)); err != nil {
+				return
+			}
+		}
 	case "/long":
 		w.Header().Set("X-Long", r.Header.Get("X-Long"))
 	case "/ws":
@@ -199,6 +234,60 @@ func oddities(w http.ResponseWriter, r *http.Request) {
 func untilClose(c net.Conn) {
 	if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
 		fmt.Fprint(c, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end")
+	}
+}
+
+// newOldUpstream is a server for HTTP/1.1 without ALPN.
+func newOldUpstream(t *testing.T, ca *demo.CA, host string) string {
+	t.Helper()
+	cert, err := ca.Issue(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, MaxVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				untilClose(c)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+const largePart, largeParts = 1 << 20, 64
+
+// largeAnswer reads a large answer part by part, and looks between the parts at what Envoy keeps of it.
+func largeAnswer(t *testing.T, g *gate, w worker, client *http.Client) {
+	const kept = 8 << 20
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	before, most := g.allocated(t), int64(0)
+	resp, err := client.Do(w.request(http.MethodGet, "https://odd.demo.test/large", nil).WithContext(ctx))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for range largeParts {
+		if _, err := io.CopyN(io.Discard, resp.Body, largePart); err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, g.allocated(t)-before)
+	}
+	if n, err := io.Copy(io.Discard, resp.Body); n != 0 || err != nil {
+		t.Errorf("%d bytes more, %v", n, err)
+	}
+	if most > kept {
+		t.Errorf("Envoy holds %d KiB of an answer that is read slowly: it buffers", most>>10)
 	}
 }
 

@@ -9,6 +9,6 @@ else
   set --
 fi
 answer=$(printf 'GET /openssl HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n' "$host" "$ANTHROPIC_AUTH_TOKEN" |
-  openssl s_client -quiet -verify_return_error -verify_hostname "${host%:*}" -servername "${host%:*}" -connect "$to" "$@")
+  openssl s_client -quiet -x509_strict -verify_return_error -verify_hostname "${host%:*}" -servername "${host%:*}" -connect "$to" "$@")
 printf '%s\n' "$answer"
 case $answer in "HTTP/1.1 200 "*) ;; *) exit 1 ;; esac
