@@ -133,13 +133,25 @@ func dialCluster(name string, to dialTarget, dns dnsSettings, ca string, http *u
 	return c
 }
 
+// tlsParameters are those of TLS on either side, of which Envoy's own are narrower: 1.2 alone to upstreams, and no P-384, which is
+// all that some servers and workers may use.
+func tlsParameters() *tlsv3.TlsParameters {
+	return &tlsv3.TlsParameters{
+		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
+		TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+		EcdhCurves:                []string{"X25519MLKEM768", "X25519", "P-256", "P-384", "P-521"},
+	}
+}
+
 // verifiedTLS trusts the CA in the secret of that name; the name to expect comes from the request (upstreamHTTP).
 func verifiedTLS(ca string) *tlsv3.UpstreamTlsContext {
+	parameters := tlsParameters()
+	parameters.SignatureAlgorithms = []string{ // Envoy's own, and those of keys for Ed25519 and P-521
+		"ecdsa_secp256r1_sha256", "rsa_pss_rsae_sha256", "rsa_pkcs1_sha256", "ecdsa_secp384r1_sha384", "rsa_pss_rsae_sha384", "rsa_pkcs1_sha384",
+		"rsa_pss_rsae_sha512", "rsa_pkcs1_sha512", "ed25519", "ecdsa_secp521r1_sha512",
+	}
 	return &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
-		TlsParams: &tlsv3.TlsParameters{
-			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
-			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3, // without it Envoy offers 1.2 alone to upstreams
-		},
+		TlsParams: parameters,
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
 			ValidationContextSdsSecretConfig: secretSource(ca),
 		},

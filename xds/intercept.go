@@ -191,7 +191,7 @@ func leafTLS(alpn []string, unnamed string) *tlsv3.DownstreamTlsContext {
 		DisableStatefulSessionResumption: true,
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			AlpnProtocols: alpn,
-			TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+			TlsParams:     tlsParameters(),
 			CustomTlsCertificateSelector: extension("envoy.tls.certificate_selectors.on_demand_secret", &ondemandv3.Config{
 				ConfigSource: ads(),
 				CertificateMapper: extension("envoy.tls.certificate_mappers.sni", &sniv3.SNI{

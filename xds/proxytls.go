@@ -121,7 +121,7 @@ var proxyALPN = []string{"http/1.1", "h2"}
 func (t *plannedTLS) context() *tlsv3.DownstreamTlsContext {
 	c := &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
 		AlpnProtocols:                  proxyALPN,
-		TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+		TlsParams:                      tlsParameters(),
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretSource(secretProxyCert)},
 	}}
 	if t.names != nil {
