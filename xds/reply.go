@@ -96,6 +96,8 @@ func upstreamReplies(condition, id string) []*hcmv3.ResponseMapper {
 	return []*hcmv3.ResponseMapper{
 		replyWhen(here+" && response.code_details.contains('address_denied')", id, reasonUpstreamUnreachable, pointless,
 			"wayleave did not connect, because the name of this host resolves to a private address; nothing was sent. If that is intended, an operator adds the address to upstream.allow_private"),
+		replyWhen(here+" && response.code_details.startsWith('dns_cache_overflow')", id, reasonUpstreamUnreachable, again,
+			"wayleave did not look up the name of this host, because workers have asked for more names in the last minutes than it keeps; nothing was sent. Try again in some minutes"),
 		replyWhen(here+" && response.code_details.startsWith('dns_')", id, reasonUpstreamUnreachable, again,
 			"wayleave could not look up the name of this host; nothing was sent. Try again, and if it lasts ask the operator to check upstream.dns_resolvers"),
 		replyWhen(here+" && response.code_details.contains('CERTIFICATE_VERIFY_FAILED')", id, reasonUpstreamUnreachable, pointless,
