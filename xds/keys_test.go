@@ -9,10 +9,15 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
+	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 )
@@ -58,7 +63,7 @@ func TestKeysOfUpstreams(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sv.tls.Certificates = []tls.Certificate{s.upstream.ca.certify(t, key, sv.host+".provider.test")}
+		sv.tls.Certificates = []tls.Certificate{s.upstream.ca.certify(t, key, func(c *x509.Certificate) { c.DNSNames = []string{sv.host + ".provider.test"} })}
 		sv.TLS, sv.EnableHTTP2 = sv.tls, true
 		sv.StartTLS()
 		t.Cleanup(sv.Close)
@@ -86,13 +91,81 @@ func TestKeysOfWorkers(t *testing.T) {
 	}
 }
 
+// A certificate that is not right for the host is not taken, whatever is not right about it, and nothing is sent to who shows it.
+func TestCertificatesOfUpstreams(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(list ...string) func(*x509.Certificate) { return func(c *x509.Certificate) { c.DNSNames = list } }
+	right := func(change func(*x509.Certificate)) func(*x509.Certificate) {
+		return func(c *x509.Certificate) { c.DNSNames = []string{apiHost}; change(c) }
+	}
+	s := start(t, nil, nil)
+	ann := s.worker("ann")
+	for _, c := range []struct {
+		name   string
+		change func(*x509.Certificate)
+		works  bool
+	}{
+		{"its name", names(apiHost), true},
+		{"its name among others", names("x.test", apiHost), true},
+		{"its name in upper case", names("API.Provider.Test"), true},
+		{"a wildcard", names("*.provider.test"), true},
+		{"another name", names("other.provider.test"), false},
+		{"the name above it", names("provider.test"), false},
+		{"a wildcard two labels above", names("*.test"), false},
+		{"a wildcard for everything", names("*"), false},
+		{"a wildcard in a label", names("a*.provider.test"), true}, // Envoy still takes it (RFC 6125); public authorities issue none
+		{"a wildcard that is not first", names("api.*.test"), false},
+		{"a final dot", names(apiHost + "."), false},
+		{"a NUL behind it", names(apiHost + "\x00.evil.test"), false},
+		{"a NUL before it", names("evil.test\x00." + apiHost), false},
+		{"a space behind it", names(apiHost + " "), false},
+		{"no name but the subject's", func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: apiHost} }, false},
+		{"an address alone", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} }, false},
+		{"the name as mail", func(c *x509.Certificate) { c.EmailAddresses = []string{"a@" + apiHost} }, false},
+		{"the name as a URL", func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "https", Host: apiHost}} }, false},
+		{"over", right(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), false},
+		{"not begun", right(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), false},
+		{"for clients", right(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), false},
+		{"with what nobody knows and must", right(func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}}
+		}), false},
+	} {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			if !c.works {
+				t.Errorf("%s: a request arrived", c.name)
+			}
+		}))
+		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+		server.TLS = &tls.Config{Certificates: []tls.Certificate{s.upstream.ca.certify(t, key, c.change)}}
+		server.StartTLS()
+		s.config.Routes[0].ConnectTo = server.Listener.Addr().String()
+		s.publish()
+		s.await("the upstream of "+c.name, Node.Current)
+		a := get(t, ann, "https://"+apiHost+"/")
+		switch {
+		case c.works && a.status != http.StatusOK:
+			t.Errorf("%s: %d %q", c.name, a.status, a.body)
+		case !c.works:
+			replied(t, a, 503, "upstream_unreachable")
+			if !strings.Contains(a.body, "certificate of this host") {
+				t.Errorf("%s: %q", c.name, a.body)
+			}
+		}
+		server.Close()
+	}
+}
+
 // certify makes a certificate of this key.
-func (a *authority) certify(t *testing.T, key crypto.Signer, name string) tls.Certificate {
+func (a *authority) certify(t *testing.T, key crypto.Signer, change func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
