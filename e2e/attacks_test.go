@@ -116,6 +116,41 @@ func TestAttacksAreAnsweredInWords(t *testing.T) {
 		}
 	})
 
+	// An answer to HEAD has no body, a refusal neither, or it would be taken for the next answer.
+	t.Run("HEAD", func(t *testing.T) {
+		conn, err := g.inside(t, w, "api.demo.test", "api.demo.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := bufio.NewReader(conn)
+		for head, status := range map[string]int{
+			"HEAD /echo?k=" + w.placeholder + " HTTP/1.1\r\nHost: api.demo.test\r\n":              400, // by the gate
+			"HEAD /echo HTTP/1.1\r\nHost: evil.example\r\n" + bearer:                              421,
+			"HEAD /v1/oauth/token HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer:                   0,
+			"HEAD /echo HTTP/1.1\r\nHost: api.demo.test\r\nUpgrade: x\r\nConnection: Upgrade\r\n": 403, // by Envoy
+			"HEAD /echo HTTP/1.1\r\nHost: api.demo.test\r\n" + bearer:                             200,
+		} {
+			if _, err := io.WriteString(conn, head+"\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodHead})
+			if err != nil || status != 0 && resp.StatusCode != status || status == 0 && resp.Header.Get("X-Wayleave-Reason") != "token_endpoint" {
+				t.Fatalf("%.40q: %v, %v; want %d", head, resp, err, status)
+			}
+			if resp.Close { // as Envoy does after a 400, and some others
+				if conn, err = g.inside(t, w, "api.demo.test", "api.demo.test"); err != nil {
+					t.Fatal(err)
+				}
+				in = bufio.NewReader(conn)
+			}
+			fmt.Fprint(conn, "GET /public HTTP/1.1\r\nHost: api.demo.test\r\n\r\n")
+			if resp, err = http.ReadResponse(in, nil); err != nil || resp.StatusCode != http.StatusOK {
+				t.Fatalf("behind %.40q: %v, %v", head, resp, err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+		}
+	})
+
 	t.Run("a WebSocket without a key", func(t *testing.T) {
 		conn, err := g.inside(t, w, "api.demo.test", "api.demo.test")
 		if err != nil {

@@ -46,10 +46,15 @@ func message(first string, lines []string, body string) string {
 }
 
 const (
+	// What URLs should not have in them, and clients send as it is.
+	oddPath = "/a|b^c`d\"e<f>g'h[i]j\\k!l$m&n(o)p*q+r,s:t=u@v~w-x_y.z?a|b^c`d\"e<f>g'h[i]j\\k/l?m"
+
 	bearer  = "Authorization: Bearer {ph}"
 	chunked = "Transfer-Encoding: chunked"
 	smuggle = "GET /smuggled HTTP/1.1\r\nHost: {host}\r\n" + bearer + "\r\n\r\n"
 )
+
+var longPath = "/a?" + strings.Repeat("x", 70<<10)
 
 var corpusHTTP1 = slices.Concat(
 	group("length", bad("400 malformed"), []entry{
@@ -145,6 +150,7 @@ var corpusHTTP1 = slices.Concat(
 		{"a bare line feed before a header", get("/a", bearer+"\nX: y"), good("/a")},
 		{"a bare line feed before a credential", get("/a", "X: a\nAuthorization: Bearer evil", bearer), bad("400 duplicate_credential")},
 		{"a control character in a value", get("/a", bearer, "X: a\x01b"), nil},
+		{"every letter that a name may have", get("/a", bearer, "X!$%&'*+-.^`|~#: every letter of a value \t\"(),/:;<=>?@[\\]{}"), good("/a")},
 		{"bytes beyond ASCII in values", get("/a", bearer, "X: \xff\xe9", "User-Agent: \xff", "X-Y: caf\xc3\xa9"), good("/a")},
 		{"bytes beyond ASCII in a name", get("/a", bearer, "X\xff: y"), nil},
 		{"bytes beyond ASCII in the path", get("/\xff", bearer), nil},
@@ -158,6 +164,8 @@ var corpusHTTP1 = slices.Concat(
 		{"a tab for a space", message("GET\t/a HTTP/1.1", []string{bearer}, ""), good("/a")},
 		{"a fragment", get("/a#b", bearer), nil},
 		{"a placeholder in a fragment", get("/a#{ph}"), nil},
+		{"every letter that is not a space", get(oddPath, bearer), good(oddPath)},
+		{"a long path", get(longPath, bearer), good(longPath)},
 		{"a method that is none", message("F!O /a HTTP/1.1", []string{bearer}, ""), nil},
 		{"the preface of HTTP/2", message("PRI * HTTP/2.0", nil, "SM\r\n\r\n"), nil},
 		{"of TLS", "\x16\x03\x01\x00\x05hello\r\n\r\n", nil},
@@ -270,6 +278,7 @@ var corpusHTTP1 = slices.Concat(
 	group("of ours", nil, []entry{
 		{"identity", get("/a", bearer, "X-Wayleave-Identity: x|admin|admin|9999999999", "X-Wayleave-Verdict: pass", "X-Wayleave_Verdict: pass"), good("/a")},
 		{"orders to Envoy", get("/a", bearer, "X-Envoy-Original-Path: /evil", "X-Envoy-Retry-On: 5xx", "X-Envoy-Upstream-Rq-Timeout-Ms: 1", "X_Envoy-Retry-On: 5xx"), good("/a")},
+		{"another method and path", get("/a", bearer, "X-HTTP-Method-Override: DELETE", "X-Original-URL: /b"), good("/a")}, // no rule is about them
 		{"for a proxy", get("/a", bearer, "Proxy-Authorization: Basic eDp5", "Proxy-Connection: close", "Proxy_Authorization: x", "Proxy: http://evil.example"), good("/a")},
 		{"on whose behalf", get("/a", bearer, "X-Forwarded-For: 1.2.3.4", "X-Forwarded-Host: evil.example", "X_Forwarded_For: 1.2.3.4", "Forwarded: for=1.2.3.4", "X-Request-Id: mine"), good("/a")},
 	}),
