@@ -174,6 +174,22 @@ func TestProtocols(t *testing.T) {
 		}
 	})
 
+	// Who speaks HTTP/1.0 knows no chunks.
+	t.Run("HTTP/1.0", func(t *testing.T) {
+		for _, host := range []string{"odd.demo.test", "h1.demo.test", "raw.demo.test"} {
+			c, err := g.inside(t, w, host, host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(c, "GET /trailers HTTP/1.0\r\nHost: %s\r\nAuthorization: Bearer %s\r\n\r\n", host, w.placeholder)
+			b, err := io.ReadAll(c)
+			head, body, _ := strings.Cut(string(b), "\r\n\r\n")
+			if err != nil || !strings.Contains(head, " 200 OK\r\n") || strings.Contains(strings.ToLower(head), "transfer-encoding") || body != "body" && body != "until the end" {
+				t.Errorf("%s: %q, %v", host, b, err)
+			}
+		}
+	})
+
 	// Envoy takes who closes its side of an HTTP/1.1 connection as gone. Over HTTP/2 a request's end is no connection's.
 	t.Run("half-close", func(t *testing.T) {
 		c, err := g.inside(t, w, "odd.demo.test", "odd.demo.test")
