@@ -89,6 +89,7 @@ func TestAttacksAreAnsweredInWords(t *testing.T) {
 			{"POST /.wayleave/v1/sessions HTTP/1.1", "Transfer-Encoding : chunked\r\n", "malformed"},
 			{"CONNECT api.demo.test.:443 HTTP/1.1", me, "host_not_allowed"},
 			{"CONNECT api.demo.test:80 HTTP/1.1", me, "host_not_allowed"},
+			{"CONNECT evil.example:443 HTTP/1.1", me, "host_not_allowed"}, // whatever Host says
 			{"CONNECT 0x7f.1:443 HTTP/1.1", me, "host_not_allowed"},
 			{"CONNECT [::ffff:7f00:1]:443 HTTP/1.1", me, "host_not_allowed"},
 			{"CONNECT " + strings.Repeat("a", 300) + ".test:443 HTTP/1.1", me, "host_not_allowed"},
@@ -103,6 +104,36 @@ func TestAttacksAreAnsweredInWords(t *testing.T) {
 			}
 			if a.header.Get("X-Should-Retry") == "true" {
 				t.Errorf("%.60q: told to try again", c.first)
+			}
+		}
+	})
+
+	// The target is what counts (RFC 9112 section 3.2.2), for the tunnel as for what comes through it.
+	t.Run("another Host", func(t *testing.T) {
+		c := g.dial(t)
+		if a := ask(t, c, "CONNECT api.demo.test:443 HTTP/1.1\r\nHost: evil.example:443\r\n"+me+"\r\n"); a.status != http.StatusOK {
+			t.Fatalf("got %v", a)
+		}
+		inside := tls.Client(c, &tls.Config{ServerName: "api.demo.test", RootCAs: w.roots, NextProtos: []string{"http/1.1"}})
+		if a := ask(t, inside, "GET /echo HTTP/1.1\r\nHost: api.demo.test\r\n"+bearer+"\r\n"); a.status != http.StatusOK || strings.Contains(a.body, "evil") {
+			t.Errorf("got %v", a)
+		}
+	})
+
+	// Who opens tunnels for others, and does not wait for the answer, must not have their bytes taken for requests of its own
+	// (RFC 9112 section 9.6.1).
+	t.Run("behind a refused tunnel", func(t *testing.T) {
+		for _, head := range []string{"CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n" + me, "CONNECT api.demo.test:443 HTTP/1.1\r\nHost: api.demo.test:443\r\n"} {
+			c := g.dial(t)
+			_, _ = io.WriteString(c, head+"\r\nGET /.wayleave/v1/ca.pem HTTP/1.1\r\nHost: gate\r\nConnection: close\r\n\r\n")
+			in := bufio.NewReader(c)
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil || resp.StatusCode < 400 {
+				t.Fatalf("%.30q: %v, %v", head, resp, err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			if rest, _ := io.ReadAll(in); len(rest) > 0 {
+				t.Errorf("%.30q: what was behind it was answered: %.60q", head, rest)
 			}
 		}
 	})

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -69,6 +71,37 @@ func TestPlainHosts(t *testing.T) {
 			t.Errorf("%.60q %.40q: %v; want %d %s, explained", c.first, c.head, a, c.status, c.reason)
 		}
 	}
+	// Each of several requests in one connection is looked at.
+	t.Run("in a row", func(t *testing.T) {
+		before := len(arrived)
+		c := g.dial(t)
+		first := "GET http://" + name + "/first HTTP/1.1\r\nHost: " + name + "\r\n" + auth + "\r\n"
+		fmt.Fprint(c, first, "GET http://"+name+"/second HTTP/1.1\r\nHost: "+name+"\r\n"+auth+"X: "+me.placeholder+"\r\n\r\n")
+		in := bufio.NewReader(c)
+		for _, want := range []int{200, 400} {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil || resp.StatusCode != want {
+				t.Fatalf("%v, %v; want %d", resp, err, want)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+		}
+		c = g.dial(t)
+		fmt.Fprint(c, first, "GET http://evil.example/ HTTP/1.1\r\nHost: "+name+"\r\n"+auth+"\r\n")
+		in = bufio.NewReader(c)
+		for _, want := range []int{200, 403} {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil || resp.StatusCode != want {
+				t.Fatalf("%v, %v; want %d", resp, err, want)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if n := len(arrived) - before; n != 2 {
+			t.Errorf("%d requests arrived of two that may", n)
+		}
+		arrived = arrived[:before]
+	})
 	// Host is not what counts (RFC 9112 section 3.2.2), and a user in the URL is not for us.
 	if a := ask(t, g.dial(t), "GET http://u:p@"+name+"/ HTTP/1.1\r\nHost: evil.example\r\nProxy-Connection: x\r\nX-Wayleave-Identity: a\r\n"+auth+"\r\n"); a.status != 200 {
 		t.Errorf("with another Host: %v", a)
