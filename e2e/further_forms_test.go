@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"net/http/cgi"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,47 @@ workers:
   federated: {profile: federated}
 `
 
+// gitStory is a day's work with git, with more in it than git sends in one piece, over either version of HTTP.
+const gitStory = `
+git clone -q https://github.com/repo.git one
+cd one
+git config user.name a
+git config user.email a@demo.test
+for version in HTTP/2 HTTP/1.1; do
+	head -c 5000000 /dev/urandom > large
+	git add large
+	git commit -qm "$version"
+	git -c http.version=$version push -q origin HEAD:main
+	rm -rf ../two
+	git -c http.version=$version clone -q https://github.com/repo.git ../two
+	cmp large ../two/large
+done
+git fetch -q
+echo cloned, pushed and cloned`
+
+// smartRepository serves repo.git as git's own server does, which takes pushes too.
+func smartRepository(t *testing.T) http.Handler {
+	t.Helper()
+	dir := makeRepository(t)
+	for _, command := range [][]string{{"config", "http.receivepack", "true"}, {"symbolic-ref", "HEAD", "refs/heads/main"}} {
+		if out, err := exec.Command("git", append([]string{"-C", filepath.Join(dir, "repo.git")}, command...)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	programs, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &cgi.Handler{
+		Path: filepath.Join(strings.TrimSpace(string(programs)), "git-http-backend"),
+		Env:  []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "REMOTE_USER=robot"},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.TransferEncoding = nil // which package cgi refuses; git reads to the end
+		server.ServeHTTP(w, r)
+	})
+}
+
 // importValue gives a static grant its value.
 func (g *gate) importValue(t *testing.T, name, value string) {
 	t.Helper()
@@ -49,7 +91,7 @@ func (g *gate) importValue(t *testing.T, name, value string) {
 func TestFurtherForms(t *testing.T) {
 	t.Parallel()
 	made := makeWorld(t)
-	repository := http.FileServer(http.Dir(makeRepository(t)))
+	repository := smartRepository(t)
 	mux := http.NewServeMux()
 	mux.Handle("github.com/", repository)
 	say := func(pattern, kind, text string) {
@@ -113,6 +155,7 @@ func TestFurtherForms(t *testing.T) {
 		{[]string{"git", "-C", checkedOut, "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "git@github.com:repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"sh", "-ec", gitStory}, "cloned, pushed and cloned", "Basic", "github.com"},
 		{[]string{"npm", "view", "acme", "version"}, "1.2.3", "Bearer", "npm.demo.test"},
 		{[]string{python, "-m", "pip", "index", "versions", "acme"}, "acme (1.2.3)", "Basic", "pip.demo.test"},
 		{[]string{python, script, "https://storage.googleapis.com/b"}, "storage#buckets", "Bearer", "storage.googleapis.com"},
