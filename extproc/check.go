@@ -136,7 +136,7 @@ func (p *policy) connect(r *request, profile string) *refusal {
 	if p.answersAt(target, profile) { // what is not answered there is refused there
 		return nil
 	}
-	if p.refusesAll(target) {
+	if p.refusesAll(target) || t.tunnel && len(p.refusedPaths(target)) > 0 && !p.exact[target].tunnel {
 		f.detail = "it gives out tokens, which the gate alone refreshes"
 		return f
 	}

@@ -57,7 +57,7 @@ var testConfig = Config{
 	Plain:       []string{"plain.example.com:80", "*.plain.example.com:8080", "tokens.pythonhosted.org:80"},
 	Deny:        []string{"telemetry.wild.example.com", "*.deep.wild.example.com"},
 	Quarantined: []string{"faulty.wild.example.com", "*.faulty.pythonhosted.org", "faulty.plain.example.com:8080", "faulty.example.com"},
-	Refused:     []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org"},
+	Refused:     []string{"api.anthropic.com/v1/oauth/token", "github.com/login/oauth/access_token", "tokens.pythonhosted.org", "login.pythonhosted.org/token", "pypi.org/token"},
 	Replayable:  1 << 20,
 	Profiles: map[string]Profile{
 		"default": {Grants: []string{"claude", "github", "keyed", "turned", "basic", "plain", "custom", "queried", "replaced", "either"}},

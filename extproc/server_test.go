@@ -674,6 +674,8 @@ func TestCheck(t *testing.T) {
 		{"a fault under a tunnel", "CONNECT", "x.faulty.pythonhosted.org:443", good, 403, "host_quarantined"},
 		{"a fault of a route", "CONNECT", "faulty.example.com:443", good, 403, "host_quarantined"},
 		{"gives out tokens", "CONNECT", "tokens.pythonhosted.org:443", good, 403, "host_not_allowed"},
+		{"gives out tokens at a path, under a tunnel", "CONNECT", "login.pythonhosted.org:443", good, 403, "host_not_allowed"},
+		{"gives out tokens at a path, and is tunnelled by name", "CONNECT", "pypi.org:443", good, 0, ""},
 		{"profile without it", "CONNECT", "api.anthropic.com:443", basicAuth(issue("poor", "poor", time.Hour)), 403, "host_not_allowed"},
 		{"no port", "CONNECT", "api.anthropic.com", good, 403, "host_not_allowed"},
 		{"final dot", "CONNECT", "api.anthropic.com.:443", good, 403, "host_not_allowed"},

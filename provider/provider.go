@@ -84,7 +84,8 @@ type Provider struct {
 	RefusalStatus map[string]int `yaml:"refusal_status,omitempty"`
 	// RefusedHosts are endpoints that a worker never reaches through us, as host or host/path prefix: a client that
 	// refreshed by itself there would receive real tokens and spend the shared refresh token. The token and revocation
-	// endpoints are among them without being named; see Refused.
+	// endpoints are among them without being named; see Refused. Their hosts are not tunnelled under a wildcard; one that tunnel has by its
+	// very name is, all of it, as nobody looks into tunnels.
 	RefusedHosts []string `yaml:"refused_hosts,omitempty"`
 
 	// ALPN protocols offered to workers on intercepted connections: h2, http/1.1, in order of preference.

@@ -301,19 +301,21 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 	return out
 }
 
-// deniedTunnels are the hosts that are not tunnelled whatever matches them: those of deny, and those that give out tokens and
-// nothing else, at any port.
+// deniedTunnels are the hosts that are not tunnelled whatever matches them: those of deny, and those that give out tokens, at any
+// port. One that does more than that is tunnelled where its very name is in tunnel: somebody meant it.
 func deniedTunnels(cfg *config.Config) []string {
 	denied := slices.Clone(cfg.Deny)
 	for _, endpoint := range cfg.RefusedEndpoints() {
-		host, _, hasPath := strings.Cut(endpoint, "/")
-		if hasPath {
-			continue
-		}
+		host, _, more := strings.Cut(endpoint, "/")
 		name, _, _ := strings.Cut(host, ":")
 		for _, pattern := range cfg.Tunnel {
-			_, port := config.SplitHost(pattern)
-			denied = append(denied, name+":"+port)
+			tunnelled, port := config.SplitHost(pattern)
+			suffix, wild := strings.CutPrefix(tunnelled, "*")
+			itself := func(p string) bool { n, at := config.SplitHost(p); return n == name && at == port }
+			covered := tunnelled == name || wild && strings.HasSuffix(name, suffix)
+			if covered && (!more || !slices.ContainsFunc(cfg.Tunnel, itself)) {
+				denied = append(denied, name+":"+port)
+			}
 		}
 	}
 	return denied

@@ -16,6 +16,7 @@ import (
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/operate"
+	"wayleave/provider"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
 	"wayleave/xds"
@@ -271,5 +272,21 @@ func TestUnreadableAuthorities(t *testing.T) {
 	cfg.Upstream.CAFiles = []string{file}
 	if _, err := upstreamRoots(cfg); err == nil || !strings.Contains(err.Error(), "upstream.ca_files: "+file+": there is no certificate in it") {
 		t.Errorf("%v", err)
+// Hosts that give out tokens are no tunnels, but where one that does more is named itself.
+func TestDeniedTunnels(t *testing.T) {
+	cfg := &config.Config{
+		Tunnel:    []string{"*.example.com", "login.example.com", "*.example.com:8443"},
+		Deny:      []string{"no.example.com"},
+		Grants:    map[string]config.Grant{"g": {Provider: "p"}},
+		Providers: map[string]config.Provider{"p": {Provider: provider.Provider{RefusedHosts: []string{"tokens.example.com", "elsewhere.example.org/token", "login.example.com/token", "auth.example.com/token"}}}},
+	}
+	want := []string{
+		"no.example.com",
+		"auth.example.com:443", "auth.example.com:8443",
+		"login.example.com:8443",
+		"tokens.example.com:443", "tokens.example.com:8443",
+	}
+	if diff := cmp.Diff(want, deniedTunnels(cfg)); diff != "" {
+		t.Error(diff)
 	}
 }
