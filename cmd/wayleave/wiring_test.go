@@ -272,6 +272,9 @@ func TestUnreadableAuthorities(t *testing.T) {
 	cfg.Upstream.CAFiles = []string{file}
 	if _, err := upstreamRoots(cfg); err == nil || !strings.Contains(err.Error(), "upstream.ca_files: "+file+": there is no certificate in it") {
 		t.Errorf("%v", err)
+	}
+}
+
 // Hosts that give out tokens are no tunnels, but where one that does more is named itself.
 func TestDeniedTunnels(t *testing.T) {
 	cfg := &config.Config{
