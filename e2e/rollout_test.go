@@ -295,7 +295,8 @@ func TestRollouts(t *testing.T) {
 	})
 
 	t.Run("refused by Envoy", func(t *testing.T) {
-		broken := append([]byte("-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n"), e.CA.PEM()...)
+		// One of the outer form of a certificate, at which the gate looks, with nothing in it.
+		broken := append([]byte("-----BEGIN CERTIFICATE-----\nMAcwADAAAwEA\n-----END CERTIFICATE-----\n"), e.CA.PEM()...)
 		if err := os.WriteFile(e.saved("broken-ca.pem"), broken, 0o600); err != nil {
 			t.Fatal(err)
 		}
