@@ -122,9 +122,7 @@ func (k *checker) gateName(path, name string) {
 		claimed = append(claimed, r.Hosts...)
 	}
 	for _, pattern := range claimed {
-		host, _ := SplitHost(pattern)
-		suffix, wild := strings.CutPrefix(host, "*")
-		if host == name || wild && strings.HasSuffix(name, suffix) {
+		if host, _ := SplitHost(pattern); Covers(host, name) {
 			k.fault(path, quote(name)+" is the gate's own and matches "+quote(pattern)+" of a route or tunnel", "give the gate another name, or narrow the pattern")
 			return
 		}

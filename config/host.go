@@ -27,6 +27,12 @@ func SplitHost(pattern string) (name, port string) {
 	return name, port
 }
 
+// Covers reports whether a pattern without a port, which is a name or *.suffix, matches name.
+func Covers(pattern, name string) bool {
+	suffix, wild := strings.CutPrefix(pattern, "*")
+	return pattern == name || wild && strings.HasSuffix(name, suffix)
+}
+
 // canonicalHosts drops the port from each pattern that names the default one.
 func canonicalHosts(patterns []string) {
 	for i, p := range patterns {

@@ -116,10 +116,7 @@ func (c *Config) Answers(profile string) []LocalAnswer {
 func (c *Config) AnsweredHosts() []string {
 	intercepted := c.InterceptHosts()
 	routed := func(name string) bool {
-		return slices.ContainsFunc(intercepted, func(pattern string) bool {
-			suffix, wild := strings.CutPrefix(pattern, "*")
-			return pattern == name || wild && strings.HasSuffix(name, suffix)
-		})
+		return slices.ContainsFunc(intercepted, func(pattern string) bool { return Covers(pattern, name) })
 	}
 	names := map[string]bool{}
 	for name := range c.Profiles {

@@ -80,7 +80,13 @@ func newRawUpstream(t *testing.T, ca *demo.CA, host string, handle func(net.Conn
 	if len(alpn) == 0 {
 		alpn = []string{"http/1.1"}
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", strictTLS(t, ca, host, alpn...))
+	return serveRaw(t, strictTLS(t, ca, host, alpn...), handle)
+}
+
+// serveRaw has handle serve each connection, after its handshake, and returns the address.
+func serveRaw(t *testing.T, settings *tls.Config, handle func(net.Conn)) string {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", settings)
 	if err != nil {
 		t.Fatal(err)
 	}

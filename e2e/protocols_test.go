@@ -260,24 +260,7 @@ func newOldUpstream(t *testing.T, ca *demo.CA, host string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, MaxVersion: tls.VersionTLS12})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				untilClose(c)
-			}()
-		}
-	}()
-	return l.Addr().String()
+	return serveRaw(t, &tls.Config{Certificates: []tls.Certificate{cert}, MaxVersion: tls.VersionTLS12}, untilClose)
 }
 
 const largePart, largeParts = 1 << 20, 64

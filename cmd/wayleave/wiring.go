@@ -310,10 +310,8 @@ func deniedTunnels(cfg *config.Config) []string {
 		name, _, _ := strings.Cut(host, ":")
 		for _, pattern := range cfg.Tunnel {
 			tunnelled, port := config.SplitHost(pattern)
-			suffix, wild := strings.CutPrefix(tunnelled, "*")
 			itself := func(p string) bool { n, at := config.SplitHost(p); return n == name && at == port }
-			covered := tunnelled == name || wild && strings.HasSuffix(name, suffix)
-			if covered && (!more || !slices.ContainsFunc(cfg.Tunnel, itself)) {
+			if config.Covers(tunnelled, name) && (!more || !slices.ContainsFunc(cfg.Tunnel, itself)) {
 				denied = append(denied, name+":"+port)
 			}
 		}
