@@ -23,31 +23,34 @@ const (
 // verdicts are the values of the verdict that let a request out.
 var verdicts = []string{"pass", "swap"}
 
-// placeholderBarrier refuses a request in which one of the headers still holds a placeholder, in the clear or
-// inside Basic credentials.
+// barrier refuses a request in which one of the headers still holds a placeholder, and one that ext_proc has not decided to let out.
+func barrier(headers []string, marker string) *hcmv3.HttpFilter {
+	var decided []*rbacconfig.Permission
+	for _, v := range verdicts {
+		decided = append(decided, metadataIs(metadataVerdict, v))
+	}
+	undecided := &rbacconfig.Permission{Rule: &rbacconfig.Permission_NotRule{NotRule: &rbacconfig.Permission{
+		Rule: &rbacconfig.Permission_OrRules{OrRules: &rbacconfig.Permission_Set{Rules: decided}},
+	}}}
+	rules := deny(policyPlaceholder, holdsPlaceholder(headers, marker))
+	rules.Policies[policyVerdict] = &rbacconfig.Policy{Permissions: []*rbacconfig.Permission{undecided}, Principals: anyone()}
+	return httpFilter(filterRBAC, &rbacv3.RBAC{Rules: rules})
+}
+
+// placeholderBarrier is for where nothing is swapped, and so there is no verdict.
 func placeholderBarrier(headers []string, marker string) *hcmv3.HttpFilter {
+	return httpFilter(filterRBAC, &rbacv3.RBAC{Rules: deny(policyPlaceholder, holdsPlaceholder(headers, marker))})
+}
+
+// holdsPlaceholder is met by a request in which one of the headers holds a placeholder, in the clear or inside Basic credentials.
+func holdsPlaceholder(headers []string, marker string) *rbacconfig.Policy {
 	var held []*rbacconfig.Permission
 	for _, h := range headers {
 		for _, text := range append([]string{marker}, base64Cores(marker)...) {
 			held = append(held, headerContains(h, text))
 		}
 	}
-	return httpFilter(filterRBAC, &rbacv3.RBAC{Rules: deny(policyPlaceholder, &rbacconfig.Policy{
-		Permissions: held, // any of them
-		Principals:  anyone(),
-	})})
-}
-
-// verdictBarrier lets only requests out that ext_proc has decided to let out.
-func verdictBarrier() *hcmv3.HttpFilter {
-	var decided []*rbacconfig.Permission
-	for _, v := range verdicts {
-		decided = append(decided, metadataIs(metadataVerdict, v))
-	}
-	return httpFilter(filterRBAC, &rbacv3.RBAC{Rules: &rbacconfig.RBAC{
-		Action:   rbacconfig.RBAC_ALLOW,
-		Policies: map[string]*rbacconfig.Policy{policyVerdict: {Permissions: decided, Principals: anyone()}},
-	}})
+	return &rbacconfig.Policy{Permissions: held, Principals: anyone()} // any of them
 }
 
 func headerContains(name, text string) *rbacconfig.Permission {

@@ -237,8 +237,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 			[]*hcmv3.HttpFilter{
 				discoveredFilter(filterExtProc, extProcSettings(p), unlessSet(p)),
 				leaseFilter(p),
-				placeholderBarrier(append(slices.Clone(p.credentialHeaders), ":path"), p.marker),
-				verdictBarrier(),
+				barrier(append(slices.Clone(p.credentialHeaders), ":path"), p.marker),
 				forwardProxy(p.dns),
 				router(),
 			},

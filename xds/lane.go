@@ -11,8 +11,7 @@ import (
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
-	actionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/matcher/action/v3"
+	compositev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/composite/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -83,14 +82,14 @@ func luaStrings(texts []string, format string) string {
 // laneFilters are those before ext_proc. Both do nothing but on the routes that have a lane.
 func laneFilters(p plan) []*hcmv3.HttpFilter {
 	take := httpFilter(filterLane, laneLuaFilter(p))
-	set := onlyWhen(filterCredential, hasField(metadataLane), filterHygiene, &headermutationv3.HeaderMutation{})
+	set := httpFilter(filterCredential, onlyWhen(hasField(metadataLane), filterHygiene, &headermutationv3.HeaderMutation{}))
 	take.Disabled, set.Disabled = true, true
 	return []*hcmv3.HttpFilter{take, set}
 }
 
 // leaseFilter is the one after ext_proc.
 func leaseFilter(p plan) *hcmv3.HttpFilter {
-	note := onlyWhen(filterLease, hasField(metadataLease), "envoy.filters.http.lua", laneLuaFilter(p))
+	note := httpFilter(filterLease, onlyWhen(hasField(metadataLease), "envoy.filters.http.lua", laneLuaFilter(p)))
 	note.Disabled = true
 	return note
 }
@@ -122,7 +121,7 @@ func laneContext(fields map[string]*structpb.Value) *anypb.Any {
 }
 
 // unlessSet is ext_proc, but for a request that has a lane and its credential.
-func unlessSet(p plan) *matchingv3.ExtensionWithMatcher {
+func unlessSet(p plan) *compositev3.Composite {
 	var held []*matcher.Matcher_MatcherList_Predicate
 	for _, h := range p.credentialHeaders {
 		held = append(held, headerHolds(h, p.marker))
@@ -133,12 +132,12 @@ func unlessSet(p plan) *matchingv3.ExtensionWithMatcher {
 			OrMatcher: &matcher.Matcher_MatcherList_Predicate_PredicateList{Predicate: held},
 		}}
 	}
-	return skipWhen(&matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_AndMatcher{
+	return onlyWhen(unless(&matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_AndMatcher{
 		AndMatcher: &matcher.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*matcher.Matcher_MatcherList_Predicate{
 			hasField(metadataLane),
 			unless(placeholder),
 		}},
-	}}, filterExtProc, extProcSettings(p))
+	}}), filterExtProc, extProcSettings(p))
 }
 
 func headerHolds(name, text string) *matcher.Matcher_MatcherList_Predicate {
@@ -176,19 +175,16 @@ func unless(p *matcher.Matcher_MatcherList_Predicate) *matcher.Matcher_MatcherLi
 	return &matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: p}}
 }
 
-// onlyWhen is a filter called name that is skipped unless the condition holds when the request comes to it.
-func onlyWhen(name string, condition *matcher.Matcher_MatcherList_Predicate, inner string, settings proto.Message) *hcmv3.HttpFilter {
-	return httpFilter(name, skipWhen(unless(condition), inner, settings))
-}
-
-// skipWhen is a filter that is skipped when the condition holds.
-func skipWhen(condition *matcher.Matcher_MatcherList_Predicate, inner string, settings proto.Message) *matchingv3.ExtensionWithMatcher {
-	return &matchingv3.ExtensionWithMatcher{
-		ExtensionConfig: extension(inner, settings),
-		XdsMatcher: &matcher.Matcher{MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{
+// onlyWhen is a filter that is made for the requests for which the condition holds when they come to it. One in match_delegate would be
+// made for each request and then skipped, and to make an ext_proc is no small part of what a request in the fast lane costs.
+func onlyWhen(condition *matcher.Matcher_MatcherList_Predicate, inner string, settings proto.Message) *compositev3.Composite {
+	return &compositev3.Composite{
+		Matcher: &matcher.Matcher{MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{
 			Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{
 				Predicate: condition,
-				OnMatch:   &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{Action: matchExtension("skip", &actionv3.SkipFilter{})}},
+				OnMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
+					Action: matchExtension("make", &compositev3.ExecuteFilterAction{TypedConfig: extension(inner, settings)}),
+				}},
 			}},
 		}}},
 	}

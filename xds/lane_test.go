@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
+	compositev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/composite/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -282,12 +282,17 @@ func editLanes(t *testing.T, r *Resources, from, to string) {
 			case filterLane:
 				script(f.GetTypedConfig())
 			case filterLease:
-				var with matchingv3.ExtensionWithMatcher
-				if err := f.GetTypedConfig().UnmarshalTo(&with); err != nil {
+				var only compositev3.Composite
+				if err := f.GetTypedConfig().UnmarshalTo(&only); err != nil {
 					t.Fatal(err)
 				}
-				script(with.GetExtensionConfig().GetTypedConfig())
-				if err := f.GetTypedConfig().MarshalFrom(&with); err != nil {
+				action := only.GetMatcher().GetMatcherList().GetMatchers()[0].GetOnMatch().GetAction().GetTypedConfig()
+				var made compositev3.ExecuteFilterAction
+				if err := action.UnmarshalTo(&made); err != nil {
+					t.Fatal(err)
+				}
+				script(made.GetTypedConfig().GetTypedConfig())
+				if err := errors.Join(action.MarshalFrom(&made), f.GetTypedConfig().MarshalFrom(&only)); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -32,8 +32,10 @@ func TestManyWaitForAName(t *testing.T) {
 		c.DNSResolvers = []string{slowResolver(t, release)}
 	}, nil)
 	var asked atomic.Int64
+	undecided := make(chan struct{}, 32) // more at once would only wait for a slow machine, and not all of them in time
 	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
 		asked.Add(1)
+		<-undecided
 		return swap(r.identity)
 	}
 	var wg sync.WaitGroup
@@ -48,6 +50,7 @@ func TestManyWaitForAName(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				undecided <- struct{}{}
 				resp, err := w.Do(req)
 				if err != nil {
 					t.Error(err)

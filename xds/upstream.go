@@ -30,7 +30,7 @@ var upstreamLua string
 
 func upstreamFilters(p plan) []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
-		onlyWhen(filterAgain, fieldIs(metadataAnswered, exactly("401")), filterExtProc, extProcSettings(p)),
+		httpFilter(filterAgain, onlyWhen(fieldIs(metadataAnswered, exactly("401")), filterExtProc, extProcSettings(p))),
 		httpFilter("envoy.filters.http.lua", &luav3.Lua{DefaultSourceCode: inlineString(upstreamLua), ClearRouteCache: no(), SharedVmId: upstreamVM}),
 		httpFilter("envoy.filters.http.upstream_codec", &codecv3.UpstreamCodec{}),
 	}
