@@ -27,6 +27,7 @@ routes:
   - {hosts: [other.demo.test], grant: github, connect_to: "$API"}
 profiles:
   default: {grants: [claude, github], session_ttl: 1m, max_session: 1m}
+audit: {file: audit.jsonl}
 workers:
   a: {profile: default}
   b: {profile: default}
@@ -145,7 +146,14 @@ func TestReplays(t *testing.T) {
 		if _, err := arrived(open, mine.worker); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(theirs.ends)) // which ends last
+		time.Sleep(time.Until(theirs.ends) - 10*time.Second) // which ends last
+		busy := theirs.keepBusy(t, "api.demo.test")
+		g.awaitFast(t, 20)
+		busy.answered(t, false, 20)
+		busy.stop()
+		if late := busy.last.Sub(theirs.ends); late > staleness || !strings.Contains(busy.other, "session_expired") {
+			t.Errorf("in the fast lane it was served for %v after its end, then %s", late, busy.other)
+		}
 		refused(t, open, "api.demo.test", mine.placeholder, "session_expired", "session="+mine.session)
 		if _, err := arrived(mine.client(t, true), mine.worker); err == nil || !strings.Contains(err.Error(), "Proxy Authentication Required") {
 			t.Errorf("a new connection: %v", err)

@@ -84,12 +84,14 @@ grants:
   blue: {provider: anthropic}
   red: {provider: anthropic}
 routes:
-  - {name: blue, hosts: [api.demo.test, other.demo.test, "api.demo.test:8443"], grant: blue, connect_to: "$API"}
+  - {name: blue, hosts: [api.demo.test, "api.demo.test:8443"], grant: blue, connect_to: "$API"}
+  - {name: own, hosts: [other.demo.test], grant: blue, connect_to: "$API"}
   - {name: red, hosts: [api.demo.test], grant: red, connect_to: "$API"}
 tunnel: ["tunnel.demo.test:`+up.port()+`"]
 profiles:
   blue: {grants: [blue]}
   red: {grants: [red], rules: [{name: not-red, when: 'host == "tunnel.demo.test" && worker.startsWith("w") && session == ""', deny: red workers do not go there}]}
+audit: {file: audit.jsonl}
 workers:
 `+workers.String(), "blue", "red")
 
@@ -117,6 +119,12 @@ workers:
 		if a, err := do(n.at(here, me).client(t, true), me.request(http.MethodGet, "https://api.demo.test:8443/echo", nil)); err != nil || a.status != http.StatusOK {
 			t.Errorf("another port: %v, %v", a, err)
 		}
+	})
+	t.Run("in the fast lane", func(t *testing.T) {
+		b := n.at(here, me).keepBusy(t, "other.demo.test") // a host of two routes has no lane
+		g.awaitFast(t, 20)
+		b.answered(t, true, 20)
+		b.stop()
 	})
 	t.Run("a command", func(t *testing.T) {
 		c := g.searched(n.command(g.command("wayleave", "run", "--transparent", "--gate", "http://"+gateSide+":"+port(g.proxy), "--worker", "w0", "--",
