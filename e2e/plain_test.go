@@ -41,7 +41,12 @@ func TestPlainHosts(t *testing.T) {
 			t.Errorf("%s: %v %s", client, err, out)
 		}
 	}
-	if len(arrived) != 2 || !strings.Contains(arrived[0], "/a%2fb?c") {
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(arrived)
+	}
+	if count() != 2 || !strings.Contains(arrived[0], "/a%2fb?c") {
 		t.Errorf("arrived: %q", arrived)
 	}
 
@@ -73,7 +78,7 @@ func TestPlainHosts(t *testing.T) {
 	}
 	// Each of several requests in one connection is looked at.
 	t.Run("in a row", func(t *testing.T) {
-		before := len(arrived)
+		before := count()
 		c := g.dial(t)
 		first := "GET http://" + name + "/first HTTP/1.1\r\nHost: " + name + "\r\n" + auth + "\r\n"
 		fmt.Fprint(c, first, "GET http://"+name+"/second HTTP/1.1\r\nHost: "+name+"\r\n"+auth+"X: "+me.placeholder+"\r\n\r\n")
