@@ -64,7 +64,8 @@ type Rule struct {
 	// Scopes the grant must hold, in addition to the route's. Default: none.
 	RequiredScopes []string `yaml:"required_scopes" jsonschema:"uniqueItems=true"`
 
-	// Refuses the request; the text is shown to the worker as the reason. Default: not refused.
+	// Refuses the request, in whatever letter case and with or without a final slash its path is written; the text is shown to the worker
+	// as the reason. Default: not refused.
 	Deny string `yaml:"deny"`
 }
 

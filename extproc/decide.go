@@ -108,8 +108,7 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		return refuse(about)
 	}
 	// TRACE echoes the request with its credential (RFC 9110 section 9.3.8), CONNECT leaves what was checked.
-	methods, targets := r.overrides()
-	methods = append([]string{r.method}, methods...)
+	methods := append([]string{r.method}, r.overrides().methods...)
 	for _, method := range methods {
 		if !validMethod(method) {
 			return because(policyDenied, "the method "+shown(method)+" is not forwarded, since it could show the credential to somebody else; use another")
@@ -122,14 +121,14 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	if !few {
 		return because(policyDenied, "the path can be read in too many ways; send it in its plain form")
 	}
-	for _, target := range targets {
+	for _, target := range r.overrides().targets {
 		more, few := readings(target)
 		if !few || !strings.HasPrefix(target, "/") {
 			return because(policyDenied, overridden)
 		}
 		paths = append(paths, more...)
 	}
-	if underAny(paths, p.refusedPaths(connect)) {
+	if deniedUnder(paths, p.refusedPaths(connect)) {
 		return because(tokenEndpoint, "")
 	}
 	for _, method := range methods {

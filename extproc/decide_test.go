@@ -442,6 +442,25 @@ func TestDecideRefuses(t *testing.T) {
 		{policyDenied, "a denied path with slashes", at("//v1///organizations")},
 		{policyDenied, "a denied path where only dots are resolved", at("/v1//../organizations")},
 		{policyDenied, "a denied path where ; is part of a name", at("/v1/..;/../organizations")},
+		{policyDenied, "a denied path in another case", at("/v1/Organizations")},
+		{policyDenied, "a denied path in upper case", at("/V1/ORGANIZATIONS?a")},
+		{policyDenied, "a denied path with a letter that is another in upper case", at("/v1/organization%C5%BF")},
+		{policyDenied, "a denied path and a slash", at("/v1/organizations/")},
+		{policyDenied, "a denied path in another case and a slash, encoded", at("/v1/%4frganizations%2f")},
+		{policyDenied, "a denied path in a header, in another case", more("x-original-url", "/v1/ORGANIZATIONS")},
+		{policyDenied, "a denied method in the query", func() request {
+			return f.anthropic("GET", "/readonly/x?_method=POST", "authorization", "Bearer "+claude)
+		}()},
+		{policyDenied, "a denied method in the query, as a header is called", func() request {
+			return f.anthropic("GET", "/readonly/x?a;X-HTTP-Method-Override=post", "authorization", "Bearer "+claude)
+		}()},
+		{policyDenied, "a denied method in lower case", func() request {
+			return f.anthropic("post", "/readonly/x", "authorization", "Bearer "+claude)
+		}()},
+		{policyDenied, "a denied path without its final slash", func() request {
+			return f.anthropic("POST", "/readonly", "authorization", "Bearer "+claude)
+		}()},
+		{policyDenied, "TRACE in the query", at("/v1/messages?_method=TRACE")},
 		{policyDenied, "a path of many readings", at(strings.Repeat(`//a\..;x%2f%252f%5c`, 5_000))},
 		{policyDenied, "a denied path with parameters", at("/v1;a=b/organizations;c")},
 		{policyDenied, "a rule's scopes evaded by encoding", at("/v1/c%6fde/sessions")},
@@ -500,6 +519,9 @@ func TestDecideRefuses(t *testing.T) {
 		{tokenEndpoint, "token endpoint with dots", at("/v1/x/../oauth/token")},
 		{tokenEndpoint, "token endpoint with slashes", at("/v1//oauth/token")},
 		{tokenEndpoint, "token endpoint where only dots are resolved", at("/v1//../oauth/token")},
+		{tokenEndpoint, "token endpoint in another case", at("/V1/OAuth/Token")},
+		{tokenEndpoint, "token endpoint in another case, encoded", at("/v1/o%41uth/token")},
+		{tokenEndpoint, "in a header, in another case", more("x-original-url", "/v1/OAuth/token")},
 		{tokenEndpoint, "in a header", more("x-original-url", "/v1/oauth/token")},
 		{tokenEndpoint, "in a second header", more("x-original-url", "/v1/messages", "x-rewrite-url", " /V1/../v1/oauth/token?x")},
 		{tokenEndpoint, "without a credential", f.to("github.com", "POST", "/login/oauth/access_token")},

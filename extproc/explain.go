@@ -3,6 +3,7 @@ package extproc
 import (
 	"encoding/base64"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -82,7 +83,7 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 	session := worker.Session{ID: standInID, Worker: f.Worker, Profile: profile, Subject: f.Subject}
 	atProxy := request{method: http.MethodConnect, authority: to.String()}
 	if cleartext {
-		atProxy = request{method: f.Method, authority: to.String(), scheme: "http", path: f.Path}
+		atProxy = request{method: f.Method, authority: to.String(), scheme: "http", path: targetOf(f.Reading)}
 	}
 	d := decision{by: p, host: to.String(), session: session}
 	p.admit(&d, &atProxy)
@@ -90,10 +91,10 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 	case d.refusal != nil:
 		return d.explained("")
 	case cleartext:
-		return e.judged(&d, &f, "plain")
+		return e.judged(&d, &atProxy, &f, "plain")
 	case target.tunnel:
 		f.Method, f.Opaque, f.Reading, f.Others, f.Headers = http.MethodConnect, true, rules.Reading{}, nil, nil
-		return e.judged(&d, &f, "tunnel")
+		return e.judged(&d, &atProxy, &f, "tunnel")
 	case f.Opaque:
 		return Explanation{Verdict: rules.CannotTell, As: "route", Words: "it was a tunnel, and each request inside is decided by itself now"}
 	}
@@ -110,6 +111,9 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 	if route != nil {
 		for _, r := range append([]rules.Reading{f.Reading}, f.Others...) {
 			delete(r.Query, route.ParameterIn) // which no rule sees
+		}
+		if inside.path == f.Path {
+			inside.path = targetOf(f.Reading)
 		}
 		if credential {
 			inside.headers = []header{{route.HeaderIn, standInFor(route)}}
@@ -128,11 +132,19 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 		f.Credential = d.swap.grant
 	}
 	f.Route = d.route.Name
-	return e.judged(&d, &f, "route")
+	return e.judged(&d, &inside, &f, "route")
+}
+
+// targetOf is a path with its query.
+func targetOf(r rules.Reading) string {
+	if len(r.Query) == 0 {
+		return r.Path
+	}
+	return r.Path + "?" + url.Values(r.Query).Encode()
 }
 
 // judged lets the rules decide, and says how they came to it.
-func (e *Explainer) judged(d *decision, f *rules.Facts, as string) Explanation {
+func (e *Explainer) judged(d *decision, r *request, f *rules.Facts, as string) Explanation {
 	p := e.policy
 	f.Profile = d.session.Profile
 	if as != "route" {
@@ -149,7 +161,7 @@ func (e *Explainer) judged(d *decision, f *rules.Facts, as string) Explanation {
 			queries = append(queries, other.Query)
 		}
 	}
-	v := verdictOn(set, f, f.Path, queries)
+	v := verdictOn(set, r, f, f.Path, queries)
 	d.rule, d.verdict = v.Rule, v.Action
 	if v.Action != rules.CannotTell {
 		p.apply(d, v)

@@ -7,19 +7,36 @@ import (
 	rules "wayleave/policy"
 )
 
-// Some servers take the method or the path of a request from a header in place of the request's own. Nobody here knows which do, so that both
-// readings are judged.
+// Some servers take the method or the path of a request from a header or a parameter in place of the request's own, or a method in any letter
+// case. Nobody here knows which do, so that all readings are judged.
 
-// Those headers, as canonical has them.
+// Those headers, as canonical has them. A parameter of the query does the same by the name of a header for methods, or by _method.
 var (
 	methodHeaders = []string{"x-http-method", "x-http-method-override", "x-method-override"}
 	targetHeaders = []string{"x-original-url", "x-rewrite-url"}
 )
 
-const overridden = "a header asks the server for another method or path than the request has; send the request without it"
+const overridden = "a header or a parameter asks the server for another method or path than the request has; send the request without it, and its method in upper case"
 
-// overrides are the methods and targets that such headers put in place of the request's own.
-func (r *request) overrides() (methods, targets []string) {
+// overrides are the methods and targets that a server may read in place of the request's own.
+type overrides struct{ methods, targets []string }
+
+// overrides reads them once.
+func (r *request) overrides() *overrides {
+	if r.others == nil {
+		r.others = r.readOverrides()
+	}
+	return r.others
+}
+
+func (r *request) readOverrides() *overrides {
+	o := &overrides{}
+	method := func(value string) {
+		if value = strings.ToUpper(value); value != r.method && !slices.Contains(o.methods, value) {
+			o.methods = append(o.methods, value)
+		}
+	}
+	method(r.method)
 	for _, h := range r.headers {
 		if !strings.HasPrefix(h.name, "x") { // as nearly all
 			continue
@@ -27,24 +44,40 @@ func (r *request) overrides() (methods, targets []string) {
 		switch name, value := canonical(h.name), strings.TrimSpace(h.value); {
 		case value == "":
 		case slices.Contains(methodHeaders, name):
-			if method := strings.ToUpper(value); method != r.method {
-				methods = append(methods, method)
-			}
+			method(value)
 		case slices.Contains(targetHeaders, name) && value != r.path:
-			targets = append(targets, value)
+			o.targets = append(o.targets, value)
 		}
 	}
-	return methods, targets
+	if _, query, ok := strings.Cut(r.path, "?"); ok && (strings.Contains(query, "%") || containsFold(query, "method")) { // as few
+		for name, values := range parameterMap(query, "&;") {
+			if name = canonical(strings.ToLower(name)); name != "-method" && !slices.Contains(methodHeaders, name) {
+				continue
+			}
+			for _, value := range values {
+				if word(value) { // else it is of something else
+					method(value)
+				}
+			}
+		}
+	}
+	slices.Sort(o.methods)
+	return o
+}
+
+// word reports whether s is made of letters.
+func word(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(c rune) bool { return c|0x20 < 'a' || c|0x20 > 'z' })
 }
 
 // evades reports whether a server could read another request than the one that the rules look at.
 func (r *request) evades(set *rules.Set) bool {
-	methods, targets := r.overrides()
-	return len(methods) > 0 && set.LooksAt("method") || len(targets) > 0 && (set.LooksAt("path") || set.LooksAt("query"))
+	o := r.overrides()
+	return len(o.methods) > 0 && set.LooksAt("method") || len(o.targets) > 0 && (set.LooksAt("path") || set.LooksAt("query"))
 }
 
-// twisted reports whether the request may be refused because of a header that makes more of it than it says.
+// twisted reports whether the request may be refused because of something that makes more of it than it says.
 func (r *request) twisted() bool {
-	methods, targets := r.overrides()
-	return len(methods)+len(targets) > 0 || r.bindsConnection()
+	o := r.overrides()
+	return len(o.methods)+len(o.targets) > 0 || r.bindsConnection()
 }

@@ -3,6 +3,8 @@ package extproc
 import (
 	"slices"
 	"strings"
+
+	rules "wayleave/policy"
 )
 
 // readings returns the ways in which a server may read a path, without its query: as it is, percent-decoded, and cleaned
@@ -96,14 +98,17 @@ func (c cleaner) clean(path string) string {
 
 // ruleFor returns the rule that decides for method and path, or nil when none does. It reports false when different
 // readings of them lead to different rules: then nobody knows which rule the upstream's reading would have needed.
-func ruleFor(rules []Rule, methods, paths []string) (rule *Rule, plain bool) {
+func ruleFor(list []Rule, methods, paths []string) (rule *Rule, plain bool) {
 	found := func(method, path string) int {
-		return slices.IndexFunc(rules, func(r Rule) bool {
+		return slices.IndexFunc(list, func(r Rule) bool {
 			if len(r.Methods) > 0 && !slices.Contains(r.Methods, method) {
 				return false
 			}
-			if r.PathExact != "" {
-				return path == r.PathExact
+			switch {
+			case r.PathExact != "":
+				return path == r.PathExact || r.Deny != "" && alike(path, r.PathExact)
+			case r.Deny != "":
+				return deniedUnder([]string{path}, []string{r.PathPrefix})
 			}
 			return strings.HasPrefix(path, r.PathPrefix)
 		})
@@ -119,7 +124,21 @@ func ruleFor(rules []Rule, methods, paths []string) (rule *Rule, plain bool) {
 	if first < 0 {
 		return nil, true
 	}
-	return &rules[first], true
+	return &list[first], true
+}
+
+// alike reports whether some servers take a for b: letter case and a final slash are nothing to many. What is denied is denied however it
+// is written; what else a rule says holds for its own spelling.
+func alike(a, b string) bool {
+	return strings.TrimSuffix(rules.Fold(a), "/") == strings.TrimSuffix(rules.Fold(b), "/")
+}
+
+// deniedUnder reports whether some server could take one of the paths for one that starts with one of the prefixes.
+func deniedUnder(paths, prefixes []string) bool {
+	return slices.ContainsFunc(paths, func(path string) bool {
+		path = rules.Fold(path) + "/"
+		return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(path, rules.Fold(prefix)) })
+	})
 }
 
 // underAny reports whether some reading of the path starts with one of the prefixes.

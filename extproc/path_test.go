@@ -104,11 +104,20 @@ func pathCleaned(s string) string {
 	return clean
 }
 
+// careless read a path as others do, and then any that differ in letter case or a final slash as one.
+var careless = map[string]func(string) string{
+	"in lower case": strings.ToLower,
+	"in upper case": strings.ToUpper,
+	"in both":       func(s string) string { return strings.ToLower(strings.ToUpper(s)) },
+	"without slash": func(s string) string { return strings.TrimSuffix(s, "/") },
+	"with one":      func(s string) string { return strings.TrimSuffix(s, "/") + "/" },
+}
+
 // Whatever a server makes of a path: a request that passes is judged by the rule for that, and no denied path or token
 // endpoint is reached by another way of writing it.
 func FuzzPaths(f *testing.F) {
-	rules := []Rule{{PathPrefix: "/a/b", Deny: "denied"}, {PathExact: "/b"}, {PathPrefix: "/a", Scopes: []string{"a"}}, {PathPrefix: "/tokens/"}}
-	for _, s := range []string{"/a/../b%2e%2e;x?y", "/a//../b", `/a/..\x/../b`, "/a/..;x/../b", "/%61;%2f../b", "/tokens;/x", "/a%252fb", "/x/%2e%2e/a/b", "*", ""} {
+	rules := []Rule{{PathPrefix: "/a/b/", Deny: "denied"}, {PathExact: "/b"}, {PathPrefix: "/a", Scopes: []string{"a"}}, {PathPrefix: "/tokens/"}}
+	for _, s := range []string{"/a/../b%2e%2e;x?y", "/a//../b", `/a/..\x/../b`, "/a/..;x/../b", "/%61;%2f../b", "/tokens;/x", "/a%252fb", "/x/%2e%2e/a/b", "*", "", "/A/B", "/a/%42", "/a/../A/b/"} {
 		f.Add(s)
 	}
 	f.Add("/..//a0//../")
@@ -140,6 +149,13 @@ func FuzzPaths(f *testing.F) {
 				rule, plain := ruleFor(rules, []string{"GET"}, all)
 				if want, _ := ruleFor(rules, []string{"GET"}, []string{reading}); plain && rule != want {
 					t.Errorf("%s reads %q as %q, which is for another rule; we read %q", name, sent, reading, all)
+				}
+			}
+			for how, takes := range careless {
+				taken := takes(reading)
+				rule, plain := ruleFor(rules[:1], []string{"GET"}, all)
+				if strings.HasPrefix(strings.ToLower(taken), rules[0].PathPrefix) && plain && rule == nil {
+					t.Errorf("%s, %s, takes %q for %q, which is denied; we read %q", name, how, sent, taken, all)
 				}
 			}
 		}

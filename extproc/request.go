@@ -37,6 +37,8 @@ type request struct {
 	revision string // that it says it has
 
 	approved string // the rule that holds it, and an operator has allowed
+
+	others *overrides // nil: not read yet
 }
 
 // header has its name in lower case.

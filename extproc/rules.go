@@ -29,10 +29,7 @@ func (p *policy) judge(d *decision, r *request, now time.Time) {
 	if set.LooksAt("headers") {
 		f.Headers = p.uncredentialed(r.headers)
 	}
-	v := rules.Verdict{Action: rules.Deny, Words: overridden}
-	if !r.evades(set) {
-		v = verdictOn(set, f, path, queries)
-	}
+	v := verdictOn(set, r, f, path, queries)
 	if v.Action == rules.Hold && v.Rule == r.approved {
 		v.Action = rules.Allow
 	}
@@ -40,7 +37,10 @@ func (p *policy) judge(d *decision, r *request, now time.Time) {
 }
 
 // verdictOn is what the rules say of a request with this path and these readings of its query. It makes the readings part of f.
-func verdictOn(set *rules.Set, f *rules.Facts, path string, queries []map[string][]string) rules.Verdict {
+func verdictOn(set *rules.Set, r *request, f *rules.Facts, path string, queries []map[string][]string) rules.Verdict {
+	if r.evades(set) {
+		return rules.Verdict{Action: rules.Deny, Words: overridden}
+	}
 	paths := []string{path}
 	if set.LooksAt("path") {
 		var few bool

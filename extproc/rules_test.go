@@ -87,9 +87,9 @@ func TestRulesDecide(t *testing.T) {
 			return r
 		}(), hostNotAllowed, "", "", false, false},
 
-		{"another method in a header", ruled(false, "", denying(`method == "DELETE"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "DELETE"), policyDenied, "a header asks the server", "", false, false},
-		{"another path in a header", ruled(false, "", denying(`path == "/v1/admin"`)), f.anthropic("GET", "/v1/models", "x-rewrite-url", "/v1/admin"), policyDenied, "a header asks the server", "", false, false},
-		{"another query in a header", ruled(false, "", denying(`query[?"all"].hasValue()`)), f.anthropic("GET", "/v1/models", "x-original-url", "/v1/models?all=1"), policyDenied, "a header asks the server", "", false, false},
+		{"another method in a header", ruled(false, "", denying(`method == "DELETE"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "DELETE"), policyDenied, "asks the server for another", "", false, false},
+		{"another path in a header", ruled(false, "", denying(`path == "/v1/admin"`)), f.anthropic("GET", "/v1/models", "x-rewrite-url", "/v1/admin"), policyDenied, "asks the server for another", "", false, false},
+		{"another query in a header", ruled(false, "", denying(`query[?"all"].hasValue()`)), f.anthropic("GET", "/v1/models", "x-original-url", "/v1/models?all=1"), policyDenied, "asks the server for another", "", false, false},
 		{"another method in a header, tried out", ruled(true, "", denying(`method == "DELETE"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "DELETE"), "", "", "", true, true},
 		{"another method in a header, where no rule looks", ruled(false, "", denying(`path == "/v1/admin"`)), f.anthropic("POST", "/v1/models", "authorization", "Bearer "+claude, "x-http-method-override", "GET"), "", "", "", false, true},
 		{"another way of writing it", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/v1/x/../admin"), policyDenied, "more than one way", "", false, false},
@@ -97,6 +97,15 @@ func TestRulesDecide(t *testing.T) {
 		{"harmless encoding", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/v1/a%20b"), "", "", "", false, true},
 		{"odd, where no rule looks", ruled(false, "", denying(`method == "DELETE"`)), send("GET", "/v1/x/../admin"), "", "", "", false, true},
 		{"in too many ways", ruled(false, "", denying(`path == "/x"`)), send("GET", `/v1/a;b\..//%2e%2e/%5c..%3b;x/%2f%2f..;/b/%252e%252e/%255c..%253b/%25252e%25252e%25253b/..`), policyDenied, "too many ways", "", false, false},
+		{"another method in the query", ruled(false, "", denying(`method == "DELETE"`)), send("POST", "/v1/models?a=1&_METHOD=delete"), policyDenied, "asks the server for another", "", false, false},
+		{"another method in the query, encoded", ruled(false, "", denying(`method == "DELETE"`)), send("POST", "/v1/models?%5fmetho%64=delete"), policyDenied, "asks the server for another", "", false, false},
+		{"a parameter that is of something else", ruled(false, "", denying(`method == "DELETE"`)), send("POST", "/v1/models?_method=a.search&method=delete"), "", "", "", false, true},
+		{"a method in lower case", ruled(false, "", denying(`method == "DELETE"`)), send("delete", "/v1/models"), policyDenied, "asks the server for another", "", false, false},
+		{"a method in lower case, where no rule looks", ruled(false, "", denying(`path == "/x"`)), send("patch", "/v1/models"), "", "", "", false, true},
+		{"another case", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/V1/Admin/x"), policyDenied, "the operator's words", "r", false, false},
+		{"another case, encoded", ruled(false, "", denying(`path.startsWith("/v1/admin")`)), send("GET", "/v1/%41dmin"), policyDenied, "more than one way", "", false, false},
+		{"allowed in its own case", ruled(false, rules.Deny, allowing(`path.startsWith("/v1/Models")`)), send("GET", "/v1/Models/x"), "", "", "r", false, true},
+		{"allowed in no other case", ruled(false, rules.Deny, allowing(`path.startsWith("/v1/Models")`)), send("GET", "/v1/models/x"), policyDenied, "no rule", "", false, false},
 		{"semicolons", ruled(false, "", denying(`query[?"all"].hasValue()`)), send("GET", "/v1/models?a=1;all=2"), policyDenied, "more than one way", "", false, false},
 		{"an encoded name", ruled(false, "", denying(`query[?"all"].hasValue()`)), send("GET", "/v1/models?%61ll=2"), policyDenied, "the operator's words", "r", false, false},
 	} {

@@ -58,8 +58,10 @@ var environment = sync.OnceValue(func() *cel.Env {
 // programs are one condition, compiled.
 type programs struct {
 	whole, partial cel.Program
-	looksAt        []string // facts
-	takes          []string // facts as a whole, and not by their keys
+	folded         cel.Program // whole for a path that Fold has made; nil: letter case does not matter
+	alike          bool        // folded is whole
+	looksAt        []string    // facts
+	takes          []string    // facts as a whole, and not by their keys
 }
 
 func compile(when string) (programs, []Fault) {
@@ -90,6 +92,15 @@ func compile(when string) (programs, []Fault) {
 	}
 	if p.partial, err = env.Program(tree, append(options, cel.EvalOptions(cel.OptPartialEval))...); err != nil {
 		return whole("%s", problem(err.Error()))
+	}
+	inAnyCase, changed, err := folded(tree)
+	if err != nil {
+		return whole("%s", problem(err.Error()))
+	}
+	if p.alike = !changed; inAnyCase != nil {
+		if p.folded, err = env.Program(inAnyCase, options...); err != nil {
+			return whole("in any letter case, %s", problem(err.Error()))
+		}
 	}
 	p.looksAt, p.takes = mentioned(tree)
 	return p, nil

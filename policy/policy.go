@@ -63,9 +63,7 @@ type Set struct {
 
 type compiled struct {
 	Rule
-	whole   cel.Program // nil: always true
-	partial cel.Program // for facts of which some are unknown
-	takes   []string    // facts as a whole
+	programs // without any: always true
 }
 
 // Compile makes rules ready to decide; fallback is Allow or Deny, for requests for which no rule holds. The error names the
@@ -79,7 +77,7 @@ func Compile(rules []Rule, fallback Action) (*Set, error) {
 			if len(faults) > 0 {
 				return nil, fmt.Errorf("rule %s: %w", r.Name, faults[0])
 			}
-			c.whole, c.partial, c.takes = p.whole, p.partial, p.takes
+			c.programs = p
 			for _, name := range p.looksAt {
 				s.looksAt[name] = true
 			}
@@ -164,7 +162,23 @@ func (c *compiled) holds(a *activation) (holds answer, missing []string, err err
 		return yes, nil, nil
 	}
 	a.whole = c.takes
-	program, input := c.whole, any(a)
+	holds, missing, err = c.eval(c.whole, a)
+	_, unclear := a.facts.Known["path"]
+	open := c.Action == Allow && holds == yes || c.Action != Allow && holds == no
+	if err != nil || !open || c.folded == nil || unclear || a.facts.Opaque {
+		return holds, missing, err
+	}
+	path := Fold(a.reading.Path)
+	if path == a.reading.Path && c.alike {
+		return holds, missing, err
+	}
+	inAnyCase := *a
+	inAnyCase.reading.Path = path
+	return c.eval(c.folded, &inAnyCase)
+}
+
+func (c *compiled) eval(program cel.Program, a *activation) (holds answer, missing []string, err error) {
+	input := any(a)
 	if a.facts.Opaque {
 		partial, err := cel.PartialVars(a, hidden...)
 		if err != nil {

@@ -51,15 +51,18 @@ local function known(lease, text)
   return true
 end
 
--- Whether all servers read a path alike, and none of the paths that are decided otherwise is in it.
+-- Whether all servers read a path alike, and none of the paths that are decided otherwise is in it, in any letter case and with or
+-- without a final slash. A parameter may stand for another method.
 local function plain(lease, path)
-  if path:sub(1, 1) ~= "/" or not clean(path) then
+  if path:sub(1, 1) ~= "/" or path:find("[%%\128-\255]") or not clean(path) then
     return false
   end
+  path = path:lower()
   local only = path:match("^[^?]*")
-  if only:find("[\\;#]") or only:find("//", 1, true) or only:find("/.", 1, true) then
+  if only:find("[\\;#]") or only:find("//", 1, true) or only:find("/.", 1, true) or path:find("method", #only + 1, true) then
     return false
   end
+  only = only .. "/"
   for i = 1, #lease.avoid do
     if only:sub(1, #lease.avoid[i]) == lease.avoid[i] then
       return false
@@ -193,8 +196,10 @@ local function read(text)
   for word, says in text:gmatch("(%S+) ([^\n]*)") do
     if word == "method" or word == "absent" then
       lease[word][says] = true
-    elseif word == "avoid" or word == "under" then
-      table.insert(lease[word], says)
+    elseif word == "avoid" then
+      table.insert(lease.avoid, says:lower())
+    elseif word == "under" then
+      table.insert(lease.under, says)
     elseif word == "ensure" then
       local name, item = says:match("^(%S+) (.+)$")
       if not lease.ensure[name] then
