@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	r.came = s.now()
 	d := arrive(policy, s.sessions, &r, r.came)
 	s.record(&d, &r)
-	whole := r.method != http.MethodConnect || policy.find(d.to).tunnel // of other hosts each request is counted and told of
+	whole := r.method != http.MethodConnect || d.tunnel // of other hosts each request is counted and told of
 	if whole {
 		s.count(ctx, &d, false)
 	}
@@ -100,7 +101,7 @@ func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
 	case d.refusal != nil:
 	case r.method != http.MethodConnect:
 		p.judge(&d, r, now)
-	case p.find(d.to).tunnel: // of other hosts each request is judged
+	case d.tunnel: // of other hosts each request is judged
 		p.judgeTunnel(&d, r, now)
 	}
 	return d
@@ -109,7 +110,7 @@ func arrive(p *policy, sessions Sessions, r *request, now time.Time) decision {
 // admit finds where a request to the proxy goes, and refuses it if it may not.
 func (p *policy) admit(d *decision, r *request) {
 	if r.method == http.MethodConnect {
-		d.refusal = p.connect(r, d.session.Profile)
+		d.tunnel, d.refusal = p.connect(r, d.session.Profile)
 	} else {
 		d.refusal = p.forwardPlain(r)
 	}
@@ -121,33 +122,52 @@ func (p *policy) admit(d *decision, r *request) {
 
 const notAName = "it is not a DNS name with a port; IP addresses, user names and final dots are refused"
 
-// connect refuses a CONNECT, or returns nil.
-func (p *policy) connect(r *request, profile string) *refusal {
-	f := &refusal{reason: hostNotAllowed, detail: askOperator(profile)}
+// connect refuses a CONNECT, or reports whether what is inside passes as it is.
+func (p *policy) connect(r *request, profile string) (tunnel bool, f *refusal) {
+	f = &refusal{reason: hostNotAllowed, detail: askOperator(profile)}
 	target, err := parseAuthority(r.authority, 0)
 	if err != nil {
 		f.detail = notAName
-		return f
+		return false, f
 	}
 	t := p.find(target)
-	if t.quarantined {
-		return &refusal{reason: hostQuarantined}
-	}
-	if p.answersAt(target, profile) { // what is not answered there is refused there
-		return nil
-	}
-	if p.refusesAll(target) || t.tunnel && len(p.refusedPaths(target)) > 0 && !p.exact[target].tunnel {
+	switch route := p.routeFor(t, profile); {
+	case t.quarantined:
+		return false, &refusal{reason: hostQuarantined}
+	case p.answersAt(target, profile): // what is not answered there is refused there
+		return false, nil
+	case p.refusesAll(target) || t.tunnel && p.hidesTokens(target):
 		f.detail = "it gives out tokens, which the gate alone refreshes"
-		return f
-	}
-	if t.plain {
+	case t.plain:
 		f.detail = "it is reached without TLS, by an http URL and without CONNECT"
-		return f
+	case t.tunnel:
+		return true, nil
+	case route != nil && p.mayUse(profile, route.Credential):
+		return false, nil
 	}
-	if route := p.routeFor(t, profile); t.tunnel || route != nil && p.mayUse(profile, route.Credential) {
-		return nil
+	return false, f
+}
+
+// hidesTokens reports whether tokens could come out of a tunnel to e, where nobody sees paths. That of a host which gives them out at some
+// is somebody's will where its very name is tunnelled, and not where a wildcard covers it.
+func (p *policy) hidesTokens(e endpoint) bool {
+	return p.refusesAll(e) || len(p.refusedPaths(e)) > 0 && !p.exact[e].tunnel
+}
+
+// NoTunnels are the hosts, with their ports, that Tunnel covers and that are no tunnels all the same, since they give out tokens.
+func (cfg Config) NoTunnels() (hosts []string) {
+	p := newPolicy(cfg)
+	for host := range p.refused {
+		for _, pattern := range cfg.Tunnel {
+			tunnelled, err := parseAuthority(strings.TrimPrefix(pattern, "*."), httpsPort)
+			e := endpoint{host, tunnelled.port}
+			if err == nil && p.find(e).tunnel && p.hidesTokens(e) {
+				hosts = append(hosts, e.String())
+			}
+		}
 	}
-	return f
+	slices.Sort(hosts)
+	return slices.Compact(hosts)
 }
 
 // forwardPlain refuses a request to be forwarded without TLS, or returns nil. Nothing is swapped on this way: a placeholder

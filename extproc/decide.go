@@ -31,6 +31,7 @@ type decision struct {
 	session worker.Session // zero: none known
 	host    string
 	to      endpoint // zero: not known
+	tunnel  bool     // the connection is one, and what is inside is not seen
 
 	verdict     rules.Action   // of the rules; "" when they were not asked
 	rule        string         // that decided; "" when none did

@@ -92,7 +92,7 @@ func (e *Explainer) explain(f rules.Facts, credential, cleartext bool) Explanati
 		return d.explained("")
 	case cleartext:
 		return e.judged(&d, &atProxy, &f, "plain")
-	case target.tunnel:
+	case d.tunnel:
 		f.Method, f.Opaque, f.Reading, f.Others, f.Headers = http.MethodConnect, true, rules.Reading{}, nil, nil
 		return e.judged(&d, &atProxy, &f, "tunnel")
 	case f.Opaque:

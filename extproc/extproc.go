@@ -50,7 +50,7 @@ type Config struct {
 	// Quarantined are hosts that are refused because what is configured for them has a fault.
 	Quarantined []string
 	// Refused are endpoints that give out tokens, as "host" or "host/path prefix". No request to them is forwarded. Inside
-	// a tunnel paths cannot be seen, so only whole hosts are refused there.
+	// a tunnel paths cannot be seen: see NoTunnels.
 	Refused []string
 	// Replayable is how many bytes of a request's body Envoy keeps, to send it again when the provider rejects the token.
 	Replayable uint64

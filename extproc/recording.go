@@ -61,7 +61,7 @@ func (s *Server) record(d *decision, r *request) {
 		return
 	case !atProxy || r.method != http.MethodConnect:
 		j.Facts = s.records.facts(p, d, r)
-	case d.refusal != nil || p.find(d.to).tunnel: // of other hosts each request is told
+	case d.refusal != nil || d.tunnel: // of other hosts each request is told
 		j.Facts = *d.tunnelled(r, time.Time{})
 	default:
 		return

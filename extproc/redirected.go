@@ -58,7 +58,7 @@ func redirected(p *policy, r *request, now time.Time) decision {
 	p.admit(&d, r)
 	switch {
 	case d.refusal != nil:
-	case !p.find(d.to).tunnel:
+	case !d.tunnel:
 		d.refusal = &refusal{reason: hostNotAllowed, host: d.host, detail: askOperator(d.session.Profile)}
 	default:
 		p.judgeTunnel(&d, r, now)

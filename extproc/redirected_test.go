@@ -3,15 +3,20 @@ package extproc
 import (
 	"bytes"
 	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 
+	"wayleave/limit"
 	rules "wayleave/policy"
 )
 
@@ -76,5 +81,93 @@ func TestRedirectedTunnels(t *testing.T) {
 				t.Errorf("log: %s", &log)
 			}
 		})
+	}
+}
+
+// Where a tunnel may lead is one question, whether a CONNECT asks it or a connection that was redirected.
+func TestTunnelsAreCheckedAlike(t *testing.T) {
+	f := newFixture(t)
+	cfg := testConfig
+	cfg.Addresses = map[string][]netip.Prefix{"ci": {netip.MustParsePrefix("10.1.0.0/16")}}
+	cfg.Tunnel = append(slices.Clone(cfg.Tunnel), "*.anthropic.com", "*.anthropic.com:8443", "api.wild.example.com:8443")
+	cfg.Refused = append(slices.Clone(cfg.Refused), "console.anthropic.com/v1/oauth/token", "answered.anthropic.com/v1/oauth/token")
+	limited := cfg.Profiles["default"]
+	limited.Answers = []Answer{{Host: "answered.anthropic.com", Path: "/v1/oauth/token", Method: "POST", Credential: "claude", Token: true}}
+	limited.Rules = []rules.Rule{{Name: "r", When: `host == "ruled.pythonhosted.org"`, Action: rules.Deny, Words: "no"}}
+	cfg.Profiles = map[string]Profile{"default": limited, "poor": cfg.Profiles["poor"]}
+	limited.Limit = limit.Limit{PerMinute: 1, Burst: 1}
+	counted := cfg
+	counted.Profiles = map[string]Profile{"default": limited, "poor": cfg.Profiles["poor"]}
+
+	const routed = "routed" // by CONNECT each request inside is decided; Envoy asks of no redirected one
+	for _, c := range []struct {
+		name string
+		cfg  Config
+		host string
+		port uint32
+		want string // the reason; "": it is a tunnel
+	}{
+		{"by name", cfg, "pypi.org", 443, ""},
+		{"in upper case", cfg, "PyPI.org", 443, ""},
+		{"by a wildcard", cfg, "files.pythonhosted.org", 443, ""},
+		{"by a wildcard, further down", cfg, "a.b.pythonhosted.org", 443, ""},
+		{"a wildcard's own suffix", cfg, "pythonhosted.org", 443, hostNotAllowed},
+		{"at another port", cfg, "pypi.org", 8443, hostNotAllowed},
+		{"at the port that is tunnelled", cfg, "api.wild.example.com", 8443, ""},
+		{"denied", cfg, "telemetry.wild.example.com", 443, hostNotAllowed},
+		{"with a fault", cfg, "x.faulty.pythonhosted.org", 443, hostQuarantined},
+		{"gives out tokens", cfg, "tokens.pythonhosted.org", 443, hostNotAllowed},
+		{"gives out tokens at a path", cfg, "login.pythonhosted.org", 443, hostNotAllowed},
+		{"gives out tokens at a path, by its name", cfg, "pypi.org", 443, ""},
+		{"gives out tokens, under a wildcard beside a route", cfg, "console.anthropic.com", 443, hostNotAllowed},
+		{"gives out tokens, at the other port", cfg, "console.anthropic.com", 8443, hostNotAllowed},
+		{"a route's, where a wildcard covers it", cfg, "api.anthropic.com", 443, routed},
+		{"a route's that gives out tokens, at a tunnel's port", cfg, "api.anthropic.com", 8443, hostNotAllowed},
+		{"answered by the gate", cfg, "answered.anthropic.com", 443, routed},
+		{"answered by the gate, at another port", cfg, "answered.anthropic.com", 8443, hostNotAllowed},
+		{"plain", cfg, "plain.example.com", 80, hostNotAllowed},
+		{"denied by a rule", cfg, "ruled.pythonhosted.org", 443, policyDenied},
+		{"an address", cfg, "169.254.169.254", 443, hostNotAllowed},
+		{"an address in IPv6", cfg, "::ffff:169.254.169.254", 443, hostNotAllowed},
+		{"an address as a number", cfg, "2852039166", 443, hostNotAllowed},
+		{"a final dot", cfg, "pypi.org.", 443, hostNotAllowed},
+		{"two names", cfg, "pypi.org,evil.example.com", 443, hostNotAllowed},
+		{"no name", cfg, "", 443, hostNotAllowed},
+		{"no port", cfg, "pypi.org", 0, hostNotAllowed},
+		{"over the limit", counted, "pypi.org", 443, rateLimited},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			connect := checkRequest("CONNECT", net.JoinHostPort(c.host, strconv.Itoa(int(c.port))), basicAuth(f.session.ID, f.token.Reveal()))
+			for name, asked := range map[string]*authv3.CheckRequest{"CONNECT": connect, "redirected": redirectedTo("10.1.2.3", c.host, c.port)} {
+				judged := 0
+				s := New(c.cfg, f.sessions, &vault{}, Options{Now: func() time.Time { return now }, Recording: Recording{To: func(rules.Judged) { judged++ }}})
+				var out *authv3.CheckResponse
+				var err error
+				for range 2 { // the second is over a limit of one
+					judged = 0
+					if out, err = s.Check(t.Context(), asked); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want := c.want
+				switch {
+				case want == routed && name == "CONNECT":
+					want = ""
+					if judged != 0 {
+						t.Error("CONNECT: it is told of as a tunnel")
+					}
+				case want == routed:
+					want = hostNotAllowed
+				}
+				if let := out.GetStatus().GetCode() == int32(codes.OK); let != (want == "") || !let && reasonIn(out.GetDynamicMetadata()) != want {
+					t.Errorf("%s: %v, want %q", name, out, want)
+				}
+			}
+		})
+	}
+	want := []string{"answered.anthropic.com:8443", "api.anthropic.com:8443", "console.anthropic.com:443", "console.anthropic.com:8443", "login.pythonhosted.org:443", "tokens.pythonhosted.org:443"}
+	got := slices.DeleteFunc(cfg.NoTunnels(), func(h string) bool { return h == "answered.anthropic.com:443" }) // Envoy intercepts it before
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }

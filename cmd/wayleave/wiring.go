@@ -242,7 +242,7 @@ func policyRules(p config.Profile) []policy.Rule {
 // envoyConfig says how Envoy listens, intercepts and reaches the providers.
 func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xds.Config {
 	out := xds.Config{
-		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: deniedTunnels(cfg), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
+		ProxyAddress: cfg.Listen.Proxy, Tunnel: cfg.Tunnel, Plain: cfg.Plain, Deny: slices.Concat(cfg.Deny, swapConfig(cfg, nil).NoTunnels()), UpstreamCA: roots, AllowPrivate: cfg.Upstream.AllowPrivate,
 		APISockets: socketPaths(cfg, sockets, apiSocket), CredentialHeaders: credentialHeaders(cfg), Marker: worker.Marker, MessageTimeout: messageTimeout,
 		MaxHold:       config.LongestHold + extproc.Headroom,
 		AccessLogPath: accessLog, Tracing: envoyTracing(cfg.Telemetry), HelpURL: cfg.Listen.HelpURL,
@@ -299,24 +299,6 @@ func envoyConfig(cfg *config.Config, roots []byte, sockets, accessLog string) xd
 		out.Routes = append(out.Routes, xds.Route{Name: "wayleave.answers", Hosts: hosts, Answered: true})
 	}
 	return out
-}
-
-// deniedTunnels are the hosts that are not tunnelled whatever matches them: those of deny, and those that give out tokens, at any
-// port. One that does more than that is tunnelled where its very name is in tunnel: somebody meant it.
-func deniedTunnels(cfg *config.Config) []string {
-	denied := slices.Clone(cfg.Deny)
-	for _, endpoint := range cfg.RefusedEndpoints() {
-		host, _, more := strings.Cut(endpoint, "/")
-		name, _, _ := strings.Cut(host, ":")
-		for _, pattern := range cfg.Tunnel {
-			tunnelled, port := config.SplitHost(pattern)
-			itself := func(p string) bool { n, at := config.SplitHost(p); return n == name && at == port }
-			if config.Covers(tunnelled, name) && (!more || !slices.ContainsFunc(cfg.Tunnel, itself)) {
-				denied = append(denied, name+":"+port)
-			}
-		}
-	}
-	return denied
 }
 
 // credentialHeaders are those that never leave with a placeholder in them: what the routes use, and what APIs commonly use.

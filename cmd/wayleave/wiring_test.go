@@ -16,7 +16,6 @@ import (
 	"wayleave/config"
 	"wayleave/grant"
 	"wayleave/operate"
-	"wayleave/provider"
 	"wayleave/vault/vaulttest"
 	"wayleave/worker"
 	"wayleave/xds"
@@ -275,21 +274,14 @@ func TestUnreadableAuthorities(t *testing.T) {
 	}
 }
 
-// Hosts that give out tokens are no tunnels, but where one that does more is named itself.
+// What Envoy is not to tunnel is what the gate would not: one rule for both.
 func TestDeniedTunnels(t *testing.T) {
-	cfg := &config.Config{
-		Tunnel:    []string{"*.example.com", "login.example.com", "*.example.com:8443"},
-		Deny:      []string{"no.example.com"},
-		Grants:    map[string]config.Grant{"g": {Provider: "p"}},
-		Providers: map[string]config.Provider{"p": {Provider: provider.Provider{RefusedHosts: []string{"tokens.example.com", "elsewhere.example.org/token", "login.example.com/token", "auth.example.com/token"}}}},
-	}
-	want := []string{
-		"no.example.com",
-		"auth.example.com:443", "auth.example.com:8443",
-		"login.example.com:8443",
-		"tokens.example.com:443", "tokens.example.com:8443",
-	}
-	if diff := cmp.Diff(want, deniedTunnels(cfg)); diff != "" {
+	cfg := wiringConfig(t)
+	cfg.Tunnel, cfg.Deny = []string{"*.example.com"}, []string{"no.example.com"}
+	p := cfg.Providers["anthropic"]
+	p.RefusedHosts = []string{"tokens.example.com/path"}
+	cfg.Providers["anthropic"] = p
+	if diff := cmp.Diff([]string{"no.example.com", "tokens.example.com:443"}, envoyConfig(cfg, nil, "", "").Deny); diff != "" {
 		t.Error(diff)
 	}
 }
