@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"wayleave/grant"
+	"wayleave/notify"
 )
 
 // advice is what to do about a grant, for somebody who has this page and no terminal.
@@ -36,6 +37,10 @@ func (s *Server) advise(g grant.Summary) advice {
 		return reconnect("It needs one reconnect: the configuration asks for %s since the last one. What it has goes on working.", strings.Join(g.NotRequested, ", "))
 	case g.State == grant.ScopeMissing:
 		return reconnect("It lacks %s. Connect it again and allow that; if that does not help, ask the provider whether this account and client may have it.", strings.Join(g.Missing, ", "))
+	case g.State == grant.Healthy || g.State == grant.Refreshing:
+		if a, ends := notify.OfGrant(g, s.now(), nil); ends {
+			return reconnect("%s. %s", a.Title, a.Text)
+		}
 	case g.State == grant.Ambiguous:
 		return reconnect("Its last refresh got no answer. It is tried once more by itself; if that fails, reconnect it.")
 	}

@@ -227,11 +227,18 @@ func (s *Server) disconnectNow(ctx context.Context, name string, revoke bool, wa
 		return api.Disconnected{}, err
 	}
 	end, err := s.Desk().Disconnect(ctx, g, revoke, wait, nil)
+	s.Grants.Reread(name)
 	return api.Disconnected{Grant: name, Revocation: end}, err
 }
 
 func (s *Server) importGrant(c *call) (any, error) {
-	return s.Desk().Import(c.Context(), c.PathValue("grant"), []byte(c.in.(*api.ImportRequest).Value))
+	return s.importNow(c.Context(), c.PathValue("grant"), c.in.(*api.ImportRequest).Value)
+}
+
+func (s *Server) importNow(ctx context.Context, name, value string) (operate.Imported, error) {
+	got, err := s.Desk().Import(ctx, name, []byte(value))
+	s.Grants.Reread(name)
+	return got, err
 }
 
 // Route is one of the configuration.

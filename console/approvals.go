@@ -90,17 +90,3 @@ func (s *Server) forgetForm(r *http.Request, _ actor) (string, notice, error) {
 	k, err := s.Desk().Forget(r.Context(), r.PathValue("id"))
 	return "/approvals", notice{Text: fmt.Sprintf("Taken back: what rule %s holds of %s waits for an operator again.", k.Rule, k.Worker)}, err
 }
-
-// waiting is how many requests wait for an operator; none are known while Vault does not answer.
-func (s *Server) waiting(ctx context.Context) (n int) {
-	held, err := s.Desk().Approvals(ctx)
-	if err != nil {
-		return 0
-	}
-	for _, a := range held.Approvals {
-		if waits(a) {
-			n++
-		}
-	}
-	return n
-}

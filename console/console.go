@@ -16,13 +16,17 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"wayleave/audit"
 	"wayleave/config"
 	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/logs"
+	"wayleave/notify"
 	"wayleave/operate"
 	"wayleave/throttle"
 	"wayleave/worker"
@@ -40,10 +44,14 @@ type Config struct {
 	Desk func() operate.Desk
 	// Source is the text of that configuration.
 	Source func() []byte
-	// Now known here of a grant, without asking the store.
+	// Grants are as this gate knows them, without asking the store. Reread has one read again soon: somebody has changed it here.
 	Grants interface {
 		Summary(name string) grant.Summary
+		Reread(name string)
 	}
+	// Needs are all that needs an operator now, which operators are told of too. It does not ask the store. The URL of each is the path of
+	// its page, empty where there is none. Nil: nothing does.
+	Needs func() []notify.Alert
 	// Fleet is what this gate knows of the fleet by itself, without asking the store. Nil: nothing.
 	Fleet func() fleet.View
 	// Decisions were made about requests by this gate. Nil: none.
@@ -101,6 +109,9 @@ type Server struct {
 	handler   http.Handler
 	templates map[string]*template.Template // by page
 	began     time.Time
+
+	asking singleflight.Group
+	last   atomic.Pointer[stored] // nil: the store was not asked yet
 }
 
 // New returns a Server. Its Run keeps pages that are being looked at up to date.
@@ -113,6 +124,9 @@ func New(c Config) (*Server, error) {
 	}
 	if c.Decisions == nil {
 		c.Decisions = NewDecisions(1)
+	}
+	if c.Needs == nil {
+		c.Needs = func() []notify.Alert { return nil }
 	}
 	if c.Fleet == nil {
 		c.Fleet = func() fleet.View { return fleet.View{} }

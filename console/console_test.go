@@ -9,6 +9,7 @@ import (
 
 	"wayleave/api"
 	"wayleave/demo"
+	"wayleave/grant"
 	"wayleave/worker"
 )
 
@@ -126,6 +127,7 @@ func TestScopesThatAreNew(t *testing.T) {
 		w.store("acme", access, refresh, scopes)
 	}
 	token("read")
+	eventually(t, "the gate has seen it", func() bool { return w.console.Grants.Summary("acme").State == grant.ScopeMissing })
 	b.wants("overview", b.get("/"), http.StatusOK, "scope missing", "1 of 2", "lacks write", "Reconnect")
 	b.wants("grant", b.get("/grants/acme"), http.StatusOK, "asked for and not granted")
 }

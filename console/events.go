@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"wayleave/grant"
 )
 
 // What pages hear of. Events have no content: who hears of one asks again.
@@ -86,7 +88,9 @@ func (s *Server) watch(ctx context.Context) {
 			if !s.hub.anybody() {
 				continue
 			}
-			if now, ok := s.heldNow(ctx); ok && now != held {
+			v := s.askHeld(ctx)
+			s.last.Store(&v)
+			if now := digestOf(v.held); v.err == nil && now != held {
 				held = now
 				s.hub.publish(topicApprovals)
 			}
@@ -117,30 +121,21 @@ func (s *Server) fleetNow() [sha256.Size]byte {
 	for i := range reports {
 		reports[i].At = time.Time{}
 	}
-	data, _ := json.Marshal([]any{v.State, reports})
-	return sha256.Sum256(data)
+	return digestOf([]any{v.State, reports})
 }
 
 // fingerprint changes with every grant that does.
 func (s *Server) fingerprint() [sha256.Size]byte {
-	var all []any
+	var all []grant.Summary
 	for _, spec := range s.Desk().Specs {
 		all = append(all, s.Grants.Summary(spec.Name))
 	}
-	data, _ := json.Marshal(all) // strings, numbers and times
-	return sha256.Sum256(data)
+	return digestOf(all)
 }
 
-// heldNow changes with every request that waits for an operator; false: it is not known.
-func (s *Server) heldNow(ctx context.Context) (sum [sha256.Size]byte, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, askEvery)
-	defer cancel()
-	held, err := s.Desk().Approvals(ctx)
-	if err != nil {
-		return sum, false
-	}
-	data, _ := json.Marshal(held)
-	return sha256.Sum256(data), true
+func digestOf(v any) [sha256.Size]byte {
+	data, _ := json.Marshal(v) // strings, numbers and times
+	return sha256.Sum256(data)
 }
 
 // events is a stream of server-sent events. It ends with the log-in it was begun under.

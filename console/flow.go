@@ -265,6 +265,7 @@ func (s *Server) connected(ctx context.Context, x *flow, token oauth.Token, err 
 		state = api.FlowFailed
 	}
 	out := s.flows.set(x, state, stored, err)
+	s.Grants.Reread(x.Grant)
 	s.hub.publish(topicGrants)
 	return out
 }

@@ -145,7 +145,7 @@ func (s *Server) disconnectForm(r *http.Request, _ actor) (string, notice, error
 
 func (s *Server) importForm(r *http.Request, _ actor) (string, notice, error) {
 	name := r.PathValue("grant")
-	got, err := s.Desk().Import(r.Context(), name, []byte(r.PostFormValue("value")))
+	got, err := s.importNow(r.Context(), name, r.PostFormValue("value"))
 	text := name + " is imported."
 	if got.Warning != "" {
 		text += " " + sentence(got.Warning)

@@ -2,7 +2,6 @@ package console
 
 import (
 	"bytes"
-	"cmp"
 	"embed"
 	"errors"
 	"html/template"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"wayleave/api"
-	"wayleave/grant"
 	"wayleave/operate"
 )
 
@@ -179,62 +177,6 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("POST /access/tokens", s.form(Admin, "token.create", s.tokenForm))
 	mux.Handle("POST /access/tokens/{token}/end", s.form(Admin, "token.end", s.endTokenForm))
 	return nil
-}
-
-// Overview.
-
-type overviewView struct {
-	Grants   []grant.Summary
-	Needs    []need
-	Waiting  int // requests that wait for an operator
-	Warning  string
-	Refusals []Refusals
-	Minutes  minutesChart
-	Fleet    summary
-	Rollout  summary
-	Healthy  int
-	May      bool // connect and such
-}
-
-// need is a grant that an operator should do something about.
-type need struct {
-	Grant  grant.Summary
-	Advice advice
-}
-
-const refusalsFor = time.Hour
-
-func (s *Server) overviewPage(r *http.Request, who actor) (string, string, any, error) {
-	all, err := s.grants(r.Context())
-	if err != nil {
-		return "", "", nil, err
-	}
-	known, _, err := s.view(r.Context()) // that Vault does not answer is said already
-	if err != nil {
-		return "", "", nil, err
-	}
-	v := overviewView{
-		Grants: all.Grants, Warning: all.Warning, Refusals: s.Decisions.refusals(s.now().Add(-refusalsFor)), May: who.Role.may(Operator),
-		Fleet: fleetSummary(operate.FleetOf(known)), Rollout: rolloutSummary(operate.RolloutsOf(known, s.now()), s.now()),
-		Minutes: chartMinutes(s.Decisions.perMinute(s.now(), countedMinutes)), Waiting: s.waiting(r.Context()),
-	}
-	for _, g := range all.Grants {
-		if a := s.advise(g); a.Action != "" || a.Text != "" {
-			v.Needs = append(v.Needs, need{g, a})
-		}
-		if g.State == grant.Healthy || g.State == grant.Refreshing {
-			v.Healthy++
-		}
-	}
-	slices.SortStableFunc(v.Needs, func(a, b need) int { return cmp.Compare(urgency(b.Grant.State), urgency(a.Grant.State)) })
-	return "Overview", "overview", v, nil
-}
-
-// urgency orders what needs somebody: first what fails.
-func urgency(st grant.State) int {
-	return slices.Index([]grant.State{
-		grant.Degraded, grant.Ambiguous, grant.NeverConnected, grant.ScopeMissing, grant.RefreshUnavailable, grant.VaultUnavailable, grant.NeedsReconnect,
-	}, st)
 }
 
 // Requests.

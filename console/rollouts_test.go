@@ -69,7 +69,7 @@ func TestRolloutsPage(t *testing.T) {
 		`href="/rollouts/`+w.cfg.Hash()+"/"+to+`"`)
 	b.wants("the difference", b.get("/rollouts/"+w.cfg.Hash()+"/"+to), http.StatusOK, "pypi.example", "What changes", "tunnel", "by admin-script", "ticket 7")
 	b.wants("no such revision", b.get("/rollouts/stable/eeeeeeee"), http.StatusNotFound, "No such revision")
-	b.wants("overview", b.get("/"), http.StatusOK, "is rolled out: step 2 of 3", "4 Envoys: 1 refuses what it is told, 1 drained.", "Envoys are in trouble")
+	b.wants("overview", b.get("/"), http.StatusOK, "is rolled out: step 2 of 3", "4 Envoys: 1 refuses what it is told, 1 drained.", "The Envoy envoy-3 refuses its configuration")
 
 	b.get("/rollouts")
 	b.wants("pause", b.post("/rollouts/pause", "note", "lunch"), http.StatusSeeOther)

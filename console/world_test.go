@@ -27,6 +27,7 @@ import (
 	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/logs"
+	"wayleave/notify"
 	"wayleave/oauth"
 	"wayleave/operate"
 	"wayleave/rollout"
@@ -90,6 +91,7 @@ type world struct {
 	sessions *worker.Sessions
 	board    *approval.Board
 	reports  []fleet.Report // of gates; not changed once the console runs
+	alerts   []notify.Alert // beside those of what is in the world; likewise
 
 	mu    sync.Mutex
 	link  string
@@ -142,7 +144,35 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 		Grants: keeper, Decisions: NewDecisions(100), File: file, URL: at,
 		Alias: func(host string) bool { return host == "localhost:"+at.Port() },
 		Fleet: func() fleet.View {
-			return fleet.View{State: rollout.State{Stable: w.cfg.Hash()}, Reports: w.reports}
+			state, _, err := fleet.ReadState(context.Background(), w.docs)
+			if err != nil || state.Stable == "" {
+				state = rollout.State{Stable: w.cfg.Hash()}
+			}
+			return fleet.View{State: state, Reports: w.reports}
+		},
+		Needs: func() (all []notify.Alert) {
+			var grants []grant.Summary
+			add := func(a notify.Alert, wrong bool) {
+				if wrong {
+					all = append(all, a)
+				}
+			}
+			at := func(path string) string { return path }
+			for _, spec := range specs {
+				g := keeper.Summary(spec.Name)
+				grants = append(grants, g)
+				add(notify.OfGrant(g, w.now(), at))
+			}
+			add(notify.OfVault(grants))
+			for _, r := range w.reports {
+				for _, e := range r.Envoys {
+					add(notify.OfEnvoy(e.ID, e.Refused, r.Gate, at))
+				}
+			}
+			for _, a := range w.board.Waiting() {
+				add(notify.OfApproval(a, at), true)
+			}
+			return append(all, w.alerts...)
 		},
 		NewLink: func(l string) { w.mu.Lock(); defer w.mu.Unlock(); w.link = l },
 		Idle:    30 * time.Minute, Life: 12 * time.Hour, Version: "v0",

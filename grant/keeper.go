@@ -437,6 +437,13 @@ func (k *Keeper) watchChanges(ctx context.Context) {
 	}
 }
 
+// Reread has a grant read again soon: somebody has just changed it.
+func (k *Keeper) Reread(name string) {
+	if m := k.minder(name); m != nil {
+		m.ask()
+	}
+}
+
 // Summary returns what this replica knows of a grant: what status/<name> holds, or worse when the store fails.
 func (k *Keeper) Summary(name string) Summary {
 	m := k.minder(name)

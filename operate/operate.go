@@ -100,6 +100,26 @@ func (d Desk) List(ctx context.Context) ([]grant.Summary, error) {
 	return grant.List(ctx, d.Docs, d.Specs)
 }
 
+// Strays are the grants that are stored and not configured any more. It reads no others.
+func (d Desk) Strays(ctx context.Context) ([]grant.Summary, error) {
+	configured := map[string]bool{}
+	for _, s := range d.Specs {
+		configured[s.Name] = true
+	}
+	return grant.List(ctx, without{d.Docs, configured}, nil)
+}
+
+// without is a store that does not list some names.
+type without struct {
+	grant.Documents
+	names map[string]bool
+}
+
+func (w without) List(ctx context.Context, path string) ([]string, error) {
+	all, err := w.Documents.List(ctx, path)
+	return slices.DeleteFunc(all, func(name string) bool { return w.names[name] }), err
+}
+
 // Find is a grant that is configured, or was and is still stored.
 func (d Desk) Find(ctx context.Context, name string) (grant.Summary, error) {
 	var specs []grant.Spec
@@ -159,9 +179,16 @@ func Watch(ctx context.Context, every time.Duration, look func(context.Context) 
 	}
 }
 
+// namedGrants is how many a refusal names.
+const namedGrants = 20
+
 func noSuchGrant(name string, names []string) error {
 	if len(names) == 0 {
 		return refuse(NoSuch, "no grant %q: the configuration has none; add it to grants", name)
 	}
-	return refuse(NoSuch, "no grant %q; there are: %s", name, strings.Join(names, ", "))
+	more := ""
+	if len(names) > namedGrants {
+		names, more = names[:namedGrants], fmt.Sprintf(", and %d more", len(names)-namedGrants)
+	}
+	return refuse(NoSuch, "no grant %q; there are: %s%s", name, strings.Join(names, ", "), more)
 }

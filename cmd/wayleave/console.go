@@ -159,7 +159,7 @@ func (d *consoleDoor) reachedAt(u *url.URL) {
 }
 
 // openConsole listens for operators. It returns nil when there is no console.
-func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revisions, member *fleet.Member, decisions *console.Decisions, account account) (*consoleDoor, error) {
+func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revisions, member *fleet.Member, decisions *console.Decisions, account account, needs func() []notify.Alert) (*consoleDoor, error) {
 	p := g.console
 	if p.listen == "" || p.listen == config.ListenNone {
 		return nil, nil
@@ -177,7 +177,7 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revi
 	c := g.cfg.Console
 	d.config = console.Config{
 		Desk: func() operate.Desk { return live.desk(store) }, Source: func() []byte { return []byte(live.now.Load().stable.Text) },
-		Grants: live.grants, Fleet: member.View, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
+		Grants: live.grants, Needs: needs, Fleet: member.View, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
 		File: g.file, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Levels: g.levels, Log: g.log,
 	}
 	l, err := d.listen(ctx)

@@ -86,17 +86,17 @@ func (g gate) notifier(holder string, store notify.Documents, see func() []notif
 	}), nil
 }
 
-// alerts are what is wrong now, as far as this gate sees.
-func (g gate) alerts(holder string, live *revisions, member *fleet.Member, board *approval.Board, pages notify.Pages) func() []notify.Alert {
-	return func() []notify.Alert {
-		served := live.now.Load()
-		var all []notify.Alert
+// needs are all that needs an operator now, as this gate knows: what its notifier tells, and its console shows. gate is this one's name in
+// its fleet.
+func (g gate) needs(holder, gate string, live *revisions, member *fleet.Member, board *approval.Board) needs {
+	return func(pages notify.Pages) []need {
+		served, view, now := live.now.Load(), member.View(), time.Now()
+		var all []need
 		add := func(a notify.Alert, wrong bool) {
 			if wrong {
-				all = append(all, a)
+				all = append(all, need{Alert: a})
 			}
 		}
-		now := time.Now()
 		var summaries []grant.Summary
 		for _, spec := range served.specs(nil) {
 			s := live.grants.Summary(spec.Name)
@@ -105,10 +105,24 @@ func (g gate) alerts(holder string, live *revisions, member *fleet.Member, board
 		}
 		add(notify.OfVault(summaries))
 		add(notify.OfRoots(live.authority.Roots(), now))
-		for _, n := range connected(live.envoys, holder) {
+		ours := connected(live.envoys, holder)
+		for _, n := range ours {
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
 		}
-		add(notify.OfRollout(member.View().State, now, pages))
+		others := 0
+		for _, r := range view.Reports {
+			if r.Gate == gate {
+				continue // as it was a moment ago
+			}
+			others += len(r.Envoys)
+			for _, n := range r.Envoys {
+				if a, wrong := notify.OfEnvoy(n.ID, n.Refused, r.Gate, pages); wrong {
+					all = append(all, need{a, true})
+				}
+			}
+		}
+		add(nothingPasses(pages), len(ours)+others == 0)
+		add(notify.OfRollout(view.State, now, pages))
 		for _, a := range board.Waiting() {
 			add(notify.OfApproval(a, pages), true)
 		}
@@ -117,6 +131,47 @@ func (g gate) alerts(holder string, live *revisions, member *fleet.Member, board
 		}
 		return all
 	}
+}
+
+// needs are what needs an operator now.
+type needs func(notify.Pages) []need
+
+// need is something that needs an operator.
+type need struct {
+	notify.Alert
+	elsewhere bool // another gate sees it better, and tells it
+}
+
+// nothingPasses is a fleet without an Envoy.
+func nothingPasses(pages notify.Pages) notify.Alert {
+	a := notify.Alert{
+		Key: "envoy/none", Kind: notify.Envoy, Subject: "fleet", Severity: notify.Critical, Wait: time.Minute,
+		Title: "no Envoy is connected to any gate", Text: "Nothing can pass.", Next: "start it, or look at its log; `wayleave doctor` says what keeps it away",
+	}
+	if pages != nil {
+		a.URL = pages("/fleet")
+	}
+	return a
+}
+
+// told are what this gate tells.
+func (of needs) told(pages notify.Pages) func() []notify.Alert {
+	return func() (all []notify.Alert) {
+		for _, n := range of(pages) {
+			if !n.elsewhere {
+				all = append(all, n.Alert)
+			}
+		}
+		return all
+	}
+}
+
+// shown are all of it, with the paths of pages.
+func (of needs) shown() (all []notify.Alert) {
+	for _, n := range of(func(path string) string { return path }) {
+		all = append(all, n.Alert)
+	}
+	return all
 }
 
 func newNotify() *cobra.Command {

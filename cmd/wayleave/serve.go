@@ -264,14 +264,15 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	source.wake = member.Wake
 
 	// Where operators look, which workers cannot reach.
-	pages, err := g.openConsole(ctx, store, live, member, decisions, account)
+	needs := g.needs(self, name, live, member, board)
+	pages, err := g.openConsole(ctx, store, live, member, decisions, account, needs.shown)
 	if err != nil {
 		return err
 	}
 	defer pages.close()
 
 	// Who is told when something needs an operator.
-	telling, err := g.notifier(self, store, g.alerts(self, live, member, board, pages.pages()))
+	telling, err := g.notifier(self, store, needs.told(pages.pages()))
 	if err != nil {
 		return err
 	}
