@@ -268,13 +268,16 @@ type Routes struct {
 	Deny   []string `json:"deny"`   // refused
 }
 
-func (s *Server) listRoutes(*call) (any, error) { return s.allRoutes(), nil }
+func (s *Server) listRoutes(*call) (any, error) {
+	return s.routesOf(func(all []config.Route) []config.Route { return all }), nil
+}
 
-func (s *Server) allRoutes() Routes {
+// routesOf are those that chosen makes of all.
+func (s *Server) routesOf(chosen func(all []config.Route) []config.Route) Routes {
 	cfg := s.Desk().Config
 	list := func(l []string) []string { return append([]string{}, l...) }
 	out := Routes{Routes: []Route{}, Tunnel: list(cfg.Tunnel), Plain: list(cfg.Plain), Deny: list(cfg.Deny)}
-	for _, r := range cfg.Routes {
+	for _, r := range chosen(cfg.Routes) {
 		x := Route{
 			Name: r.Name, Hosts: r.Hosts, Grant: r.Grant, State: string(s.Grants.Summary(r.Grant).State), Scopes: list(r.RequiredScopes), Rules: []Rule{}, Workers: s.workersOf(r.Grant),
 		}
@@ -308,7 +311,7 @@ func (s *Server) listWorkers(c *call) (any, error) { return s.workers(c.Context(
 
 func (s *Server) workers(ctx context.Context) (Workers, error) {
 	cfg := s.Desk().Config
-	live, err := worker.ListSessions(ctx, s.sessions, s.now())
+	live, err := s.Desk().Sessions(ctx)
 	out := Workers{Workers: []Worker{}}
 	if errors.Is(err, vault.ErrUnavailable) {
 		out.Warning, err = fmt.Sprintf("Vault does not answer, so sessions are not known: %v", err), nil
@@ -349,30 +352,37 @@ func (s *Server) revokeSession(c *call) (any, error) {
 	return s.revoke(c.Context(), Revoked{Session: c.PathValue("id")})
 }
 
-// revoke ends sessions of those there are. A worker's are those that were issued until now.
+// revoke ends sessions of those there are, as this gate knows or, where it does not, the store. A worker's are those that were issued
+// until now.
 func (s *Server) revoke(ctx context.Context, what Revoked) (Revoked, error) {
-	var q operate.SessionsToEnd
-	if what.Worker != "" {
-		live, err := s.workers(ctx)
-		if err != nil {
-			return what, err
-		}
-		if !slices.ContainsFunc(live.Workers, func(w Worker) bool { return w.Name == what.Worker }) {
-			return what, &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no worker %q", what.Worker)}
-		}
-		q.Workers = []string{what.Worker}
-	} else {
+	q := operate.SessionsToEnd{Workers: []string{what.Worker}}
+	_, known := s.Desk().Config.Workers[what.Worker]
+	none := &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no worker %q", what.Worker)}
+	if what.Worker == "" {
+		q = operate.SessionsToEnd{Sessions: []string{what.Session}}
+		_, known = s.Sessions.Lookup(what.Session)
+		none.Words = fmt.Sprintf("there is no live session %q", what.Session)
+	}
+	if !known {
 		live, err := s.Desk().Sessions(ctx)
 		if err != nil {
 			return what, err
 		}
-		if !slices.ContainsFunc(live, func(l worker.Live) bool { return l.ID == what.Session }) {
-			return what, &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no live session %q", what.Session)}
+		if !slices.ContainsFunc(live, func(l worker.Live) bool { return l.ID == what.Session || l.Worker == what.Worker }) {
+			return what, none
 		}
-		q.Sessions = []string{what.Session}
 	}
-	_, err := s.Desk().EndSessions(ctx, q)
+	_, err := s.endSessions(ctx, q)
 	return what, err
+}
+
+// endSessions ends them, and this gate knows of it at once.
+func (s *Server) endSessions(ctx context.Context, q operate.SessionsToEnd) (operate.SessionsEnded, error) {
+	ended, err := s.Desk().EndSessions(ctx, q)
+	if err == nil {
+		err = s.Sessions.Reread(ctx)
+	}
+	return ended, err
 }
 
 func (s *Server) listSessions(c *call) (any, error) {
@@ -381,7 +391,7 @@ func (s *Server) listSessions(c *call) (any, error) {
 }
 
 func (s *Server) revokeSessions(c *call) (any, error) {
-	return s.Desk().EndSessions(c.Context(), *c.in.(*operate.SessionsToEnd))
+	return s.endSessions(c.Context(), *c.in.(*operate.SessionsToEnd))
 }
 
 func (s *Server) listDecisions(c *call) (any, error) {

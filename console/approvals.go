@@ -53,6 +53,7 @@ func (s *Server) forgetApproval(c *call) (any, error) {
 type approvalsView struct {
 	Waiting, Over []approval.Approval
 	Kept          []approval.Kept
+	MoreKept      int // that are not shown
 	Warning       string
 	May           bool
 	Spans         []spanChoice
@@ -61,11 +62,15 @@ type approvalsView struct {
 // spanChoice is how long a decision may hold for later requests.
 type spanChoice struct{ Value, Label string }
 
+// shownKept is how many decisions for later requests fit the page, those that end first in front. Of requests the document itself has few.
+const shownKept = 100
+
 var spans = []spanChoice{{"", "only this request"}, {"15m", "15 minutes"}, {"1h", "an hour"}, {"8h", "8 hours"}, {"24h", "a day"}}
 
 func (s *Server) approvalsPage(r *http.Request, who actor) (string, string, any, error) {
 	all, err := s.approvals(r.Context())
-	v := approvalsView{Kept: all.Kept, Warning: all.Warning, May: who.Role.may(Operator), Spans: spans}
+	v := approvalsView{Warning: all.Warning, May: who.Role.may(Operator), Spans: spans}
+	v.Kept, v.MoreKept = cut(all.Kept, shownKept)
 	for _, a := range all.Approvals {
 		if waits(a) {
 			v.Waiting = append(v.Waiting, a)

@@ -52,6 +52,14 @@ type Config struct {
 	// Needs are all that needs an operator now, which operators are told of too. It does not ask the store. The URL of each is the path of
 	// its page, empty where there is none. Nil: nothing does.
 	Needs func() []notify.Alert
+	// Sessions are as this gate knows them, likewise. Reread has it learn what has just been ended here.
+	Sessions interface {
+		Counts(now time.Time) map[string]int
+		Of(now time.Time, workers ...string) map[string][]worker.Live
+		Lookup(id string) (worker.Record, bool)
+		Changes() uint64
+		Reread(ctx context.Context) error
+	}
 	// Fleet is what this gate knows of the fleet by itself, without asking the store. Nil: nothing.
 	Fleet func() fleet.View
 	// Decisions were made about requests by this gate. Nil: none.
@@ -105,7 +113,6 @@ type Server struct {
 	hub       *hub
 	oidc      *oidcLogin // nil: none
 	limiter   *throttle.Limiter
-	sessions  worker.Documents
 	handler   http.Handler
 	templates map[string]*template.Template // by page
 	began     time.Time
@@ -136,7 +143,6 @@ func New(c Config) (*Server, error) {
 		began: c.Now(),
 	}
 	s.tokens = &tokens{docs: c.Desk().Docs, now: c.Now}
-	s.sessions = c.Desk().Docs
 	if c.OIDC.Issuer != "" {
 		s.oidc = newOIDC(c)
 	}

@@ -49,6 +49,13 @@ type minute struct {
 // NewDecisions keeps so many.
 func NewDecisions(size int) *Decisions { return &Decisions{ring: make([]Decision, 0, size)} }
 
+// size is how many are kept at most.
+func (d *Decisions) size() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return cap(d.ring)
+}
+
 // Add remembers a decision. It costs a request next to nothing.
 func (d *Decisions) Add(x Decision) {
 	d.mu.Lock()

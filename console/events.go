@@ -19,6 +19,7 @@ const (
 	topicFleet     = "fleet"     // an Envoy or a rollout is not as it was
 	topicDecisions = "decisions" // there were requests
 	topicApprovals = "approvals" // a request waits for an operator, or does not any more
+	topicSessions  = "sessions"  // a session has begun, was renewed or ended
 	topicTick      = "tick"      // time has passed, which pages show
 )
 
@@ -76,7 +77,7 @@ func (s *Server) watch(ctx context.Context) {
 	defer ask.Stop()
 	defer tick.Stop()
 	var seen, fleet [sha256.Size]byte
-	var decisions uint64
+	var decisions, sessions uint64
 	var held [sha256.Size]byte
 	for {
 		select {
@@ -109,6 +110,10 @@ func (s *Server) watch(ctx context.Context) {
 			if now := s.Decisions.count(); now != decisions {
 				decisions = now
 				s.hub.publish(topicDecisions)
+			}
+			if now := s.Sessions.Changes(); now != sessions {
+				sessions = now
+				s.hub.publish(topicSessions)
 			}
 		}
 	}

@@ -71,14 +71,19 @@ func (c *counted) List(ctx context.Context, path string) ([]string, error) {
 	return c.Documents.List(ctx, path)
 }
 
+// counting is a desk that works with the store.
+func counting(desk operate.Desk, store *counted) func() operate.Desk {
+	store.Documents, desk.Docs = desk.Docs, store
+	return func() operate.Desk { return desk }
+}
+
 // However much needs somebody, and however many grants there are, the overview is a page, and asks the store as often as for few; and not
 // at all when it is brought up to date by itself.
 func TestOverviewIsBounded(t *testing.T) {
 	const many = 3000
 	store := &counted{}
 	w := newWorld(t, func(c *Config) {
-		desk := c.Desk()
-		store.Documents, desk.Docs = desk.Docs, store
+		desk := counting(c.Desk(), store)()
 		for i := range many {
 			spec := desk.Specs[0]
 			spec.Name = fmt.Sprintf("grant-%04d", i)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wayleave/api"
+	"wayleave/config"
 	"wayleave/operate"
 )
 
@@ -126,6 +127,7 @@ const (
 	liveRequests  = "sse:decisions, sse:tick"
 	liveApprovals = "sse:approvals, sse:tick"
 	liveFleet     = "sse:fleet, sse:tick"
+	liveSessions  = "sse:sessions, sse:grants, sse:tick"
 	liveAll       = "sse:grants, sse:fleet, sse:decisions, sse:approvals, sse:tick"
 )
 
@@ -150,7 +152,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("GET /callback", s.guarded(Operator, s.callback))
 	mux.Handle("GET /requests", s.page(Viewer, "requests", liveRequests, s.requestsPage))
 	mux.Handle("GET /approvals", s.page(Viewer, "approvals", liveApprovals, s.approvalsPage))
-	mux.Handle("GET /workers", s.page(Viewer, "workers", liveAll, s.workersPage))
+	mux.Handle("GET /workers", s.page(Viewer, "workers", liveSessions, s.workersPage))
 	mux.Handle("GET /fleet", s.page(Viewer, "fleet", liveFleet, s.fleetPage))
 	mux.Handle("GET /rollouts", s.page(Viewer, "rollouts", liveFleet, s.rolloutsPage))
 	mux.Handle("GET /rollouts/{from}/{to}", s.page(Operator, "difference", "", s.differencePage))
@@ -184,6 +186,8 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 type requestsView struct {
 	Filter    Filter
 	Decisions []Decision
+	Found     int // of those that are remembered
+	Kept      int // how many are remembered at most
 	Filtered  bool
 	Minutes   minutesChart
 	Grants    []string
@@ -195,7 +199,10 @@ const shownRequests = 200
 
 func (s *Server) requestsPage(r *http.Request, _ actor) (string, string, any, error) {
 	f := filterOf(r.URL.Query().Get)
-	v := requestsView{Filter: f, Filtered: f != Filter{}, Decisions: s.Decisions.Last(f, shownRequests), Minutes: chartMinutes(s.Decisions.perMinute(s.now(), countedMinutes))}
+	v := requestsView{Kept: s.Decisions.size(), Filter: f, Filtered: f != Filter{}, Minutes: chartMinutes(s.Decisions.perMinute(s.now(), countedMinutes))}
+	v.Decisions = s.Decisions.Last(f, 1<<30)
+	v.Found = len(v.Decisions)
+	v.Decisions, _ = cut(v.Decisions, shownRequests)
 	seen := map[string]bool{}
 	add := func(list *[]string, kind, value string) {
 		if value != "" && !seen[kind+value] {
@@ -214,31 +221,29 @@ func (s *Server) requestsPage(r *http.Request, _ actor) (string, string, any, er
 	return "Requests", "requests", v, nil
 }
 
-// Workers.
-
-type workersView struct {
-	Workers
-	May bool
-}
-
-func (s *Server) workersPage(r *http.Request, who actor) (string, string, any, error) {
-	all, err := s.workers(r.Context())
-	return "Workers", "workers", workersView{all, who.Role.may(Operator)}, err
-}
-
-func (s *Server) revokeForm(r *http.Request, _ actor) (string, notice, error) {
-	what, err := s.revoke(r.Context(), Revoked{Worker: r.PathValue("worker"), Session: r.PathValue("id")})
-	text := "Session " + what.Session + " is ended: its requests are refused within five seconds."
-	if what.Worker != "" {
-		text = "All sessions of " + what.Worker + " are ended: their requests are refused within five seconds. Its next sessions are good."
-	}
-	return "/workers", notice{Text: text}, err
-}
-
 // Routes and configuration.
 
-func (s *Server) routesPage(*http.Request, actor) (string, string, any, error) {
-	return "Routes", "routes", s.allRoutes(), nil
+type routesView struct {
+	Shown Routes
+	Find  string // what their names or hosts have in them
+	Many  bool   // more than fit a page
+	Pages pages
+}
+
+const shownRoutes = 100
+
+func (s *Server) routesPage(r *http.Request, _ actor) (string, string, any, error) {
+	v := routesView{Find: r.URL.Query().Get("find")}
+	var from, to int
+	v.Shown = s.routesOf(func(all []config.Route) []config.Route {
+		v.Many = len(all) > shownRoutes
+		all = slices.DeleteFunc(slices.Clone(all), func(x config.Route) bool {
+			return !strings.Contains(x.Name, v.Find) && !slices.ContainsFunc(x.Hosts, func(h string) bool { return strings.Contains(h, v.Find) })
+		})
+		from, to, v.Pages = part(r.URL, shownRoutes, len(all))
+		return all[from:to]
+	})
+	return "Routes", "routes", v, nil
 }
 
 type configurationView struct {

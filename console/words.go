@@ -29,6 +29,9 @@ var templateFuncs = template.FuncMap{
 	"reason": func(s string) string { return strings.ReplaceAll(s, "_", " ") },
 	"kind":   func(k oauth.Kind) string { return strings.ReplaceAll(string(k), "_", " ") },
 	"join":   strings.Join,
+	"few":    func(all []string) []string { few, _ := cut(all, namedAtMost); return few },
+	"more":   func(all []string) int { _, more := cut(all, namedAtMost); return more },
+	"names":  names,
 	"host":   func(s string) string { return strings.TrimSuffix(s, ":443") },
 	"held":   func(g grant.Summary) int { return len(g.Requested) - len(g.Missing) },
 	"code":   code,
@@ -37,6 +40,22 @@ var templateFuncs = template.FuncMap{
 	"choice": func(name, label string, values []string, value string) choice {
 		return choice{name, label, values, value}
 	},
+}
+
+// namedAtMost is how many names a line has of a list that may be long.
+const namedAtMost = 20
+
+// names are those of a list in a line, "none" for none.
+func names(all []string) string {
+	few, more := cut(all, namedAtMost)
+	switch line := strings.Join(few, ", "); {
+	case len(few) == 0:
+		return "none"
+	case more > 0:
+		return fmt.Sprintf("%s and %d more", line, more)
+	default:
+		return line
+	}
 }
 
 // entry is one of the menu.
@@ -51,6 +70,9 @@ type choice struct {
 	Values      []string
 	Value       string
 }
+
+// Many says that it is written instead: nobody finds anything in so long a list.
+func (c choice) Many() bool { return len(c.Values) > 200 }
 
 // span is how long something takes, in its two largest units.
 func span(d time.Duration) string {

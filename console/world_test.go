@@ -141,7 +141,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 			return operate.Desk{Config: w.cfg, Specs: specs, Docs: w.docs, Now: time.Now, Every: 5 * time.Millisecond}
 		},
 		Source: func() []byte { return []byte(text) },
-		Grants: keeper, Decisions: NewDecisions(100), File: file, URL: at,
+		Grants: keeper, Sessions: w.sessions, Decisions: NewDecisions(100), File: file, URL: at,
 		Alias: func(host string) bool { return host == "localhost:"+at.Port() },
 		Fleet: func() fleet.View {
 			state, _, err := fleet.ReadState(context.Background(), w.docs)

@@ -1,12 +1,14 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	mathrand "math/rand/v2"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -64,7 +66,9 @@ type Ledger struct {
 	now     func() time.Time
 	log     *slog.Logger
 	revoked atomic.Pointer[revocations]
+	joining sync.Mutex // held by whoever replaces revoked
 	shards  [shardCount]shard
+	changes atomic.Uint64 // of what is known here
 
 	next    int            // the shard to be read next; belongs to keepLive
 	trouble [3]atomic.Bool // whether reading the revocations, keeping the live sessions, and reading the keys failed the last time
@@ -184,22 +188,53 @@ func (l *Ledger) Lookup(id string) (Record, bool) {
 
 // Count is how many sessions are under way, as known here.
 func (l *Ledger) Count(now time.Time) (n int) {
-	over := l.revoked.Load()
-	for i := range l.shards {
-		n += l.shards[i].count(now, over)
-	}
+	l.each(now, func(string, Record) { n++ })
 	return n
 }
 
-func (sh *shard) count(now time.Time, over *revocations) (n int) {
+// Changes grows whenever what is known here of sessions is not as it was, but for those that end because their time has come.
+func (l *Ledger) Changes() uint64 { return l.changes.Load() }
+
+// Counts are how many sessions each worker has, as known here; another gate's are within twenty seconds.
+func (l *Ledger) Counts(now time.Time) map[string]int {
+	counts := map[string]int{}
+	l.each(now, func(_ string, r Record) { counts[r.Worker]++ })
+	return counts
+}
+
+// Of are the sessions of some workers, likewise, those that end first in front.
+func (l *Ledger) Of(now time.Time, workers ...string) map[string][]Live {
+	of := map[string][]Live{}
+	for _, name := range workers {
+		of[name] = nil
+	}
+	l.each(now, func(id string, r Record) {
+		if list, asked := of[r.Worker]; asked {
+			of[r.Worker] = append(list, Live{id, r})
+		}
+	})
+	for _, list := range of {
+		slices.SortFunc(list, Live.compare)
+	}
+	return of
+}
+
+// each calls f with every session under way.
+func (l *Ledger) each(now time.Time, f func(id string, r Record)) {
+	over := l.revoked.Load()
+	for i := range l.shards {
+		l.shards[i].each(now, over, f)
+	}
+}
+
+func (sh *shard) each(now time.Time, over *revocations, f func(id string, r Record)) {
 	sh.mu.RLock()
 	defer sh.mu.RUnlock()
 	for id, r := range sh.live {
 		if !r.Ended && now.Before(r.Ends) && !over.covers(id, r.Worker) {
-			n++
+			f(id, r)
 		}
 	}
-	return n
 }
 
 // Moment is when a session of the worker is to be issued: now, or the moment before which its sessions were ended, if the clock
@@ -238,6 +273,7 @@ func (l *Ledger) put(s Session, r Record) {
 	}
 	sh.live[s.ID] = r
 	sh.unwritten[s.ID] = true
+	l.changes.Add(1)
 }
 
 // shard is the one that has the session called id, nil if it is no id.
@@ -253,13 +289,23 @@ func shardPath(i int) string { return livePrefix + "abcdefghijklmnopqrstuvwxyz23
 // readRevoked learns what operators ended.
 func (l *Ledger) readRevoked(ctx context.Context) error {
 	r, _, err := readRevocations(ctx, l.docs)
-	if err == nil {
-		r.join(l.revoked.Load())
-		r.prune(l.now())
-		l.revoked.Store(r)
+	if err != nil {
+		return err
 	}
-	return err
+	l.joining.Lock()
+	defer l.joining.Unlock()
+	was := l.revoked.Load()
+	r.join(was)
+	r.prune(l.now())
+	l.revoked.Store(r)
+	if was != nil && !reflect.DeepEqual(was, r) {
+		l.changes.Add(1)
+	}
+	return nil
 }
+
+// Reread learns at once what operators ended: somebody has just ended sessions here.
+func (l *Ledger) Reread(ctx context.Context) error { return l.readRevoked(ctx) }
 
 // keepLive writes what changed here, and reads some of what others wrote.
 func (l *Ledger) keepLive(ctx context.Context) error {
@@ -353,7 +399,11 @@ func (l *Ledger) take(i int, doc, written map[string]Record) {
 	}
 	sh.purge = false
 	for id, r := range doc {
-		sh.live[id] = r.and(sh.live[id])
+		was := sh.live[id]
+		if r = r.and(was); !same(was, r) {
+			sh.live[id] = r
+			l.changes.Add(1)
+		}
 		sh.purge = sh.purge || revoked.covers(id, r.Worker)
 	}
 	for id, r := range sh.live {
@@ -406,17 +456,11 @@ func ListSessions(ctx context.Context, docs Documents, now time.Time) ([]Live, e
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b Live) int {
-		if c := a.Ends.Compare(b.Ends); c != 0 {
-			return c
-		}
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(all, Live.compare)
 	return all, nil
 }
+
+func (a Live) compare(b Live) int { return cmp.Or(a.Ends.Compare(b.Ends), cmp.Compare(a.ID, b.ID)) }
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

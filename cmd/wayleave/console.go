@@ -177,7 +177,7 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revi
 	c := g.cfg.Console
 	d.config = console.Config{
 		Desk: func() operate.Desk { return live.desk(store) }, Source: func() []byte { return []byte(live.now.Load().stable.Text) },
-		Grants: live.grants, Needs: needs, Fleet: member.View, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
+		Grants: live.grants, Sessions: live.sessions, Needs: needs, Fleet: member.View, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
 		File: g.file, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Levels: g.levels, Log: g.log,
 	}
 	l, err := d.listen(ctx)
