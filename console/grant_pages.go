@@ -56,15 +56,13 @@ func (s *Server) connectForm(r *http.Request, who actor) (string, notice, error)
 	if err != nil {
 		return "/grants/" + name, notice{}, err
 	}
-	if f.Way == string(operate.ByCode) && !f.Pasted {
-		return f.URL, notice{}, nil // and the browser comes back by itself
-	}
 	return "/connects/" + f.ID, notice{}, nil
 }
 
 type connectView struct {
 	api.Flow
-	Host string
+	Host   string
+	Leaves bool // the browser goes to the provider, and comes back by itself
 }
 
 func (s *Server) connectPage(r *http.Request, who actor) (string, string, any, error) {
@@ -72,7 +70,7 @@ func (s *Server) connectPage(r *http.Request, who actor) (string, string, any, e
 	if !ok {
 		return "", "", nil, errFlowGone
 	}
-	v := connectView{Flow: f}
+	v := connectView{Flow: f, Leaves: f.State == api.FlowWaiting && f.Way == string(operate.ByCode) && !f.Pasted}
 	if u, err := url.Parse(f.URL); err == nil {
 		v.Host = u.Host
 	}

@@ -19,28 +19,14 @@ import (
 	"wayleave/vault"
 )
 
-// contentPolicy lets a page do nothing but what it is made of. Forms may also lead to the consent pages of providers, where a
-// connect sends the browser.
-func (s *Server) contentPolicy() string {
-	forms := map[string]bool{}
-	list := "'self'"
-	for name := range s.Desk().Config.Grants {
-		p, _ := s.Desk().Config.ProviderOf(name)
-		if u, err := url.Parse(p.AuthorizeURL); err == nil && u.Host != "" {
-			if origin := u.Scheme + "://" + u.Host; !forms[origin] && !strings.ContainsAny(origin, "; ,'") {
-				forms[origin] = true
-				list += " " + origin
-			}
-		}
-	}
-	return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action " + list +
-		"; frame-ancestors 'none'; base-uri 'none'"
-}
+// contentPolicy lets a page do nothing but what it is made of. Browsers hold every redirect that answers a form to form-action, so
+// no form may lead elsewhere: what leads to a consent page is a page of its own (templates/connect.html).
+const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; " +
+	"frame-ancestors 'none'; base-uri 'none'"
 
 // protected is next with what is true of every request: it is for us, comes from one of our own pages if it changes anything,
 // and its answer stays between us and the browser.
 func (s *Server) protected(next http.Handler) http.Handler {
-	policy := s.contentPolicy()
 	cross := http.NewCrossOriginProtection()
 	if err := cross.AddTrustedOrigin(s.URL.Scheme + "://" + s.URL.Host); err != nil {
 		s.Log.Error("the console's own address is none", "err", err) // checked with the configuration
@@ -51,7 +37,7 @@ func (s *Server) protected(next http.Handler) http.Handler {
 	inner := cross.Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", policy)
+		h.Set("Content-Security-Policy", contentPolicy)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
 		h.Set("Referrer-Policy", "same-origin")

@@ -118,7 +118,7 @@ func (s *Server) form(needs Role, action string, f func(*http.Request, actor) (w
 		if what.Text != "" {
 			s.logins.tell(who.login, what)
 		}
-		http.Redirect(w, r, where, http.StatusSeeOther) //nolint:gosec // each form names its own pages, and the consent page of a grant
+		http.Redirect(w, r, where, http.StatusSeeOther) //nolint:gosec // each form names its own pages
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"log/slog"
 	"net/http"
@@ -324,6 +325,23 @@ func (b *browser) post(path string, fields ...string) answer {
 		form.Set(fields[i], fields[i+1])
 	}
 	return b.do(b.request(http.MethodPost, path, form.Encode()))
+}
+
+var leaving = regexp.MustCompile(`<meta http-equiv="refresh" content="0; url=([^"]+)">`)
+
+// leaves is where the page leads to that answers a form, once the browser shows it.
+func (b *browser) leaves(a answer) string {
+	b.t.Helper()
+	page := b.get(a.to())
+	m := leaving.FindStringSubmatch(page.body)
+	if m == nil {
+		b.t.Fatalf("%s leads nowhere: %d %.2000s", a.to(), page.status, page.body)
+	}
+	to := html.UnescapeString(m[1])
+	if !strings.Contains(html.UnescapeString(page.body), `href="`+to+`"`) {
+		b.t.Errorf("%s has no link to %s for browsers that do not go by themselves", a.to(), to)
+	}
+	return to
 }
 
 // loggedIn is a browser that used the link.

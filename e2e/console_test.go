@@ -41,6 +41,10 @@ providers:
     redirect_url: $PROVIDER/code
     client_id: $CLIENT_ID
     allow_insecure: true
+  key:
+    kind: static
+    header: {in: x-key}
+    env: {KEY: "{placeholder}"}
 grants:
   acme: {provider: acme, scopes: [user:inference], account: operator@demo.test}
   billing: {provider: pasted, scopes: [user:inference]}
@@ -171,8 +175,7 @@ func TestConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.env = append(w.env, "CONSOLE="+address)
-	const keyProvider = "  key:\n    kind: static\n    header: {in: x-key}\n    env: {KEY: \"{placeholder}\"}\ngrants:"
-	text := strings.Replace(consoleConfig, "grants:", keyProvider, 1)
+	text := consoleConfig
 	g := startIn(t, w, text)
 	b.logIn(g)
 	b.firstView("http://" + address + "/")
