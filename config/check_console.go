@@ -32,6 +32,14 @@ func (k *checker) console() {
 			k.fault("console.public_url", quote(c.PublicURL)+" is not an https address without a path", "write https://gate.example.com")
 		}
 	}
+	for i, p := range c.TrustedProxies {
+		if p.Bits() == 0 {
+			k.fault(item("console.trusted_proxies", i), "is everybody, who could then call themselves any address", "write the network of the reverse proxies")
+		}
+	}
+	if c.PublicURL != "" && c.TLSCertFile == "" && len(c.TrustedProxies) == 0 {
+		k.warn("console.public_url", "is that of a reverse proxy, and everybody seems to come from it: wrong log-ins of one make all wait, and the audit has its address", "write console.trusted_proxies: its network, such as [127.0.0.1/32] for one on this machine")
+	}
 	switch files := c.TLSCertFile != "" || c.TLSKeyFile != ""; {
 	case files && c.TLSKeyFile == "":
 		k.fault("console.tls_cert_file", "is of no use without its key", "write tls_key_file too")

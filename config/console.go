@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"time"
 
 	"wayleave/secret"
@@ -16,6 +17,10 @@ type Console struct {
 	// https:// address at which operators reach it, without a path: with tls_cert_file directly, else through a reverse proxy.
 	// Default: the address in listen.
 	PublicURL string `yaml:"public_url"`
+
+	// Networks of reverse proxies whose X-Forwarded-For says where a log-in comes from, such as 10.1.0.0/16 or 127.0.0.1/32. What anybody
+	// else sends in it is ignored. Default: none; whoever connects is the client.
+	TrustedProxies []netip.Prefix `yaml:"trusted_proxies" jsonschema:"uniqueItems=true"`
 
 	// PEM file of the certificate with its chain, read again when it changes. Default: none; it is served without TLS.
 	TLSCertFile string `yaml:"tls_cert_file"`

@@ -15,6 +15,7 @@ import (
 	"html/template"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -70,6 +71,8 @@ type Config struct {
 	URL *url.URL
 	// Alias reports whether a host that a request names is another name of ours, such as localhost. Nil: there is none.
 	Alias func(host string) bool
+	// TrustedProxies are believed about where requests come from (X-Forwarded-For).
+	TrustedProxies []netip.Prefix
 	// Local lets somebody in with a link that is good for one log-in, which NewLink is told whenever there is a new one. Only for
 	// consoles on loopback. Nil: nobody.
 	NewLink func(link string)
@@ -98,7 +101,7 @@ type Event struct {
 	Actor  string // who, as they log in
 	Role   Role
 	Via    string // how they came in: oidc, link or token
-	From   string // the address of the connection
+	From   string // the client's address
 	Action string // such as grant.connect
 	Target string // what it was done to
 	Err    error  // why it failed; nil: it did not

@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -36,6 +35,7 @@ func (s *Server) protected(next http.Handler) http.Handler {
 	}))
 	inner := cross.Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.knowClient(r)
 		h := w.Header()
 		h.Set("Content-Security-Policy", contentPolicy)
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -65,15 +65,6 @@ func (s *Server) protected(next http.Handler) http.Handler {
 	})
 }
 
-// from is the address of the connection.
-func from(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
-}
-
 // isAPI reports whether a request is a program's.
 func isAPI(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/api/") }
 
@@ -86,7 +77,7 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 		if !strings.EqualFold(scheme, "bearer") {
 			return actor{}, errWhoAreYou
 		}
-		if wait := s.limiter.Wait(from(r), s.now()); wait > 0 {
+		if wait := s.limiter.Wait(source(r), s.now()); wait > 0 {
 			return actor{}, tooMany(wait)
 		}
 		t, ok, err := s.tokens.find(r.Context(), strings.TrimSpace(sent))
@@ -94,7 +85,7 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 			return actor{}, err
 		}
 		if !ok {
-			s.limiter.Failed(from(r), s.now())
+			s.limiter.Failed(source(r), s.now())
 			return actor{}, errors.New("there is no such token; an admin makes one")
 		}
 		return actor{Name: t.Name, Role: t.Role, Via: "token"}, nil

@@ -26,12 +26,12 @@ func (s *Server) loginPage(w http.ResponseWriter, r *http.Request) {
 
 // loginByLink takes the token of a one-time link: in a form, so that nothing that only looks at links spends it.
 func (s *Server) loginByLink(w http.ResponseWriter, r *http.Request) {
-	if wait := s.limiter.Wait(from(r), s.now()); wait > 0 {
+	if wait := s.limiter.Wait(source(r), s.now()); wait > 0 {
 		s.unknown(w, r, tooMany(wait))
 		return
 	}
 	if s.NewLink == nil || !s.logins.spend(r.PostFormValue("token")) {
-		s.limiter.Failed(from(r), s.now())
+		s.limiter.Failed(source(r), s.now())
 		err := errors.New("this link is not good any more: each is good once")
 		s.did(actor{Via: "link"}, from(r), "login", "", err)
 		s.showLogin(w, r, http.StatusForbidden, "This link is not good any more: each is good once. `wayleave console` prints a new one.")
@@ -68,14 +68,14 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, http.StatusNotFound, errNoPage)
 		return
 	}
-	if wait := s.limiter.Wait(from(r), s.now()); wait > 0 {
+	if wait := s.limiter.Wait(source(r), s.now()); wait > 0 {
 		s.unknown(w, r, tooMany(wait))
 		return
 	}
 	who, next, err := s.oidc.finish(r, s.cookie(r, askedCookie))
 	s.setCookie(w, askedCookie, "")
 	if err != nil {
-		s.limiter.Failed(from(r), s.now())
+		s.limiter.Failed(source(r), s.now())
 		who.Via = "oidc"
 		s.did(who, from(r), "login", "", err)
 		r.URL.RawQuery = "" // it has a code in it

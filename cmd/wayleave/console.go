@@ -178,7 +178,7 @@ func (g gate) openConsole(ctx context.Context, store grant.Documents, live *revi
 	d.config = console.Config{
 		Desk: func() operate.Desk { return live.desk(store) }, Source: func() []byte { return []byte(live.now.Load().stable.Text) },
 		Grants: live.grants, Sessions: live.sessions, Needs: needs, Fleet: member.View, Decisions: decisions, SearchAudit: account.search(g), Audit: account.operators(),
-		File: g.file, OIDC: c.OIDC, OIDCRoots: roots, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Levels: g.levels, Log: g.log,
+		File: g.file, OIDC: c.OIDC, OIDCRoots: roots, TrustedProxies: c.TrustedProxies, Idle: c.SessionIdle, Life: c.SessionLife, Version: version(), Levels: g.levels, Log: g.log,
 	}
 	l, err := d.listen(ctx)
 	if err != nil && (p.strict || !errors.Is(err, syscall.EADDRINUSE)) {
