@@ -2,6 +2,7 @@ package console
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -80,7 +81,7 @@ func TestSessionFixation(t *testing.T) {
 	w := newWorld(t, nil)
 	at, _ := url.Parse(w.address)
 	b := w.browser()
-	b.http.Jar.SetCookies(at, []*http.Cookie{{Name: loginCookie, Value: "planted"}})
+	b.http.Jar.SetCookies(at, []*http.Cookie{{Name: w.console.cookieName(loginCookie), Value: "planted"}})
 	b.post("/login", "token", w.once())
 	first := b.http.Jar.Cookies(at)[0].Value
 	if first == "planted" {
@@ -88,9 +89,39 @@ func TestSessionFixation(t *testing.T) {
 	}
 	b.post("/login", "token", w.once())
 	thief := w.browser()
-	thief.http.Jar.SetCookies(at, []*http.Cookie{{Name: loginCookie, Value: first}})
+	thief.http.Jar.SetCookies(at, []*http.Cookie{{Name: w.console.cookieName(loginCookie), Value: first}})
 	if a := thief.get("/"); a.status != http.StatusSeeOther {
 		t.Errorf("the id from before is still good: %d", a.status)
+	}
+}
+
+// Cookies know hosts and no ports: two consoles of one host leave each other's alone.
+func TestTwoConsolesOfOneHost(t *testing.T) {
+	one, two := newWorld(t, nil), newWorld(t, nil)
+	a, b := one.loggedIn(), two.browser()
+	b.http.Jar = a.http.Jar
+	if r := b.post("/login", "token", two.once()); r.status != http.StatusSeeOther {
+		t.Fatal(r.status)
+	}
+	b.wants("the second", b.get("/"), http.StatusOK, "Overview")
+	a.wants("the first", a.get("/"), http.StatusOK, "Overview")
+	b.post("/logout")
+	a.wants("the first, when the second is left", a.get("/"), http.StatusOK, "Overview")
+}
+
+// A cookie is out of reach for scripts, other sites and, over TLS, everybody who could read or set it on the way or by a sister name.
+func TestCookies(t *testing.T) {
+	for address, want := range map[string]string{
+		"http://127.0.0.1:3180":         "wayleave-3180=x; Path=/; HttpOnly; SameSite=Lax",
+		"https://gate.example.com":      "__Host-wayleave-443=x; Path=/; HttpOnly; Secure; SameSite=Lax",
+		"https://gate.example.com:8443": "__Host-wayleave-8443=x; Path=/; HttpOnly; Secure; SameSite=Lax",
+	} {
+		at, _ := url.Parse(address)
+		rec := httptest.NewRecorder()
+		(&Server{Config: Config{URL: at}}).setCookie(rec, loginCookie, "x")
+		if got := rec.Header().Get("Set-Cookie"); got != want {
+			t.Errorf("%s: %s, want %s", address, got, want)
+		}
 	}
 }
 
@@ -280,7 +311,7 @@ func TestRolesOfPages(t *testing.T) {
 	at, _ := url.Parse(w.address)
 	become := func(role Role) {
 		id := w.console.logins.begin(actor{Name: "maria", Role: role, Via: "oidc"}, "")
-		b.http.Jar.SetCookies(at, []*http.Cookie{{Name: loginCookie, Value: id, Path: "/"}})
+		b.http.Jar.SetCookies(at, []*http.Cookie{{Name: w.console.cookieName(loginCookie), Value: id, Path: "/"}})
 		b.get("/")
 	}
 	forms := map[string]Role{

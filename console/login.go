@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -157,12 +158,14 @@ func (s *Server) newLink() {
 // secure reports whether browsers reach us over TLS.
 func (s *Server) secure() bool { return s.URL.Scheme == "https" }
 
-// cookieName has the prefix that makes browsers refuse the cookie from anybody but this host over TLS, where there is TLS.
+// cookieName has the prefix that makes browsers refuse the cookie from anybody but this host over TLS, where there is TLS; and
+// the port, as browsers send a host's cookies to all of its ports (RFC 6265 section 8.5), so that consoles beside each other
+// leave each other's alone.
 func (s *Server) cookieName(name string) string {
 	if s.secure() {
-		return "__Host-" + name
+		return "__Host-" + name + "-" + cmp.Or(s.URL.Port(), "443")
 	}
-	return name
+	return name + "-" + cmp.Or(s.URL.Port(), "80")
 }
 
 const (
