@@ -66,6 +66,10 @@ type OIDC struct {
 	// realm_access.roles.
 	RolesClaim string `yaml:"roles_claim" jsonschema:"default=groups"`
 
+	// Whether an address counts of which the provider does not say that it has verified it (email_verified): else somebody could write
+	// a colleague's there, and such an address is neither shown nor gives a role.
+	AllowUnverifiedEmail bool `yaml:"allow_unverified_email"`
+
 	// Which values of that claim make somebody what. Who has none of them may not come in.
 	Roles Roles `yaml:"roles"`
 

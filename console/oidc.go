@@ -149,6 +149,7 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	if err := id.Claims(&claims); err != nil {
 		return actor{}, fmt.Errorf("reading the identity token: %w", err)
 	}
+	o.distrust(claims)
 	if len(values(claims, o.cfg.RolesClaim)) == 0 && p.UserInfoEndpoint() != "" {
 		info, err := p.UserInfo(ctx, oauth2.StaticTokenSource(tok))
 		if err == nil && info.Subject == id.Subject { // OpenID Connect Core section 5.3.2
@@ -156,6 +157,7 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 			if err := info.Claims(&more); err != nil {
 				return actor{}, fmt.Errorf("reading what the identity provider says of you: %w", err)
 			}
+			o.distrust(more)
 			for k, v := range more {
 				if _, known := claims[k]; !known {
 					claims[k] = v
@@ -164,12 +166,24 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 		}
 	}
 	text := func(claim string) string { s, _ := claims[claim].(string); return s }
-	name := cmp.Or(text("email"), text("preferred_username"), id.Subject)
+	name := cmp.Or(text("email"), id.Subject)
+	if called := text("preferred_username"); name == id.Subject && called != "" && called != name { // which people may choose (OpenID Connect Core section 5.7)
+		name = called + " (" + id.Subject + ")"
+	}
 	a := actor{Name: shortened(name), Via: "oidc", Role: o.role(values(claims, o.cfg.RolesClaim))}
 	if a.Role == "" {
 		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s)", a.Name, o.cfg.RolesClaim)
 	}
 	return a, nil
+}
+
+// distrust forgets an address that its provider does not call verified (OpenID Connect Core section 5.1): whoever may write
+// there what they like would be whom they like. The claims are those of one answer, as one does not vouch for another's.
+func (o *oidcLogin) distrust(claims map[string]any) {
+	verified := claims["email_verified"]
+	if verified != true && verified != "true" && !o.cfg.AllowUnverifiedEmail { // some providers write it as a string
+		delete(claims, "email")
+	}
 }
 
 // role is the highest that these values give.

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
+	"html"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -59,7 +61,7 @@ func newIdentity(t *testing.T) *identity {
 		p.posted = r.PostForm
 		claims := map[string]any{
 			"iss": p.URL, "aud": "wayleave", "sub": "u1", "exp": p.now().Add(time.Hour).Unix(), "iat": p.now().Unix(),
-			"nonce": p.asked.Get("nonce"), "email": "maria@example.com", "groups": []string{"platform"},
+			"nonce": p.asked.Get("nonce"), "email": "maria@example.com", "email_verified": true, "groups": []string{"platform"},
 		}
 		if p.claims != nil {
 			claims = p.claims(claims)
@@ -165,6 +167,62 @@ func TestRolesByClaim(t *testing.T) {
 	}
 	if got := values(map[string]any{"realm_access": map[string]any{"roles": []any{"a", 1, "b"}}}, "realm_access.roles"); strings.Join(got, " ") != "a b" {
 		t.Error(got)
+	}
+}
+
+// An address that the provider has not verified is anybody's: it is neither shown nor gives a role.
+func TestUnverifiedEmail(t *testing.T) {
+	p := newIdentity(t)
+	byEmail := func(allow bool) func(*Config) {
+		return func(c *Config) {
+			withIdentity(p)(c)
+			c.OIDC.RolesClaim, c.OIDC.AllowUnverifiedEmail = "email", allow
+			c.OIDC.Roles = config.Roles{Admin: []string{"maria@example.com"}}
+		}
+	}
+	strict, lax, byGroup := newWorld(t, byEmail(false)), newWorld(t, byEmail(true)), newWorld(t, withIdentity(p))
+	for name, tt := range map[string]struct {
+		claims, info map[string]any // those of the identity token beside what it always has
+		in           bool           // without being allowed explicitly
+		called       string         // where the role comes of a group
+	}{
+		"verified":                     {map[string]any{"email_verified": true}, nil, true, "maria@example.com"},
+		"verified, as a string":        {map[string]any{"email_verified": "true"}, nil, true, "maria@example.com"},
+		"not verified":                 {map[string]any{"email_verified": false}, nil, false, "u1"},
+		"not verified, as a string":    {map[string]any{"email_verified": "false"}, nil, false, "u1"},
+		"not said":                     {map[string]any{"email_verified": nil}, nil, false, "u1"},
+		"something else":               {map[string]any{"email_verified": 1}, nil, false, "u1"},
+		"a name that one chooses":      {map[string]any{"email_verified": nil, "preferred_username": "maria@example.com"}, nil, false, "maria@example.com (u1)"},
+		"verified in userinfo":         {map[string]any{"email": nil, "email_verified": nil}, map[string]any{"email": "maria@example.com", "email_verified": true}, true, "u1"}, // which is not asked where the token says all
+		"not verified in userinfo":     {map[string]any{"email": nil, "email_verified": nil}, map[string]any{"email": "maria@example.com"}, false, "u1"},
+		"another one's, in userinfo":   {map[string]any{"email_verified": nil}, map[string]any{"email": "eve@example.com", "email_verified": true}, false, "u1"},
+		"verified here, written there": {map[string]any{"email": nil}, map[string]any{"email": "maria@example.com"}, false, "u1"},
+		"written here, verified there": {map[string]any{"email_verified": nil}, map[string]any{"email_verified": true}, false, "u1"},
+	} {
+		p.claims = func(c map[string]any) map[string]any {
+			for claim, value := range tt.claims {
+				c = with(claim, value)(c)
+			}
+			return c
+		}
+		p.info = map[string]any{"sub": "u1"}
+		maps.Copy(p.info, tt.info)
+		enter := func(w *world) answer {
+			w.later(10 * time.Minute)
+			p.now = w.now
+			b := w.browser()
+			b.get(p.begin(b))
+			return b.get("/")
+		}
+		if a := enter(strict); (a.status == http.StatusOK) != tt.in {
+			t.Errorf("%s: %d", name, a.status)
+		}
+		if a := enter(lax); a.status != http.StatusOK { // each says that it is maria, somewhere
+			t.Errorf("%s, allowed: %d", name, a.status)
+		}
+		if a := enter(byGroup); a.status != http.StatusOK || !strings.Contains(a.body, `logged in by oidc">`+html.EscapeString(tt.called)+`</span>`) {
+			t.Errorf("%s: is not called %s: %d %.1500s", name, tt.called, a.status, a.body)
+		}
 	}
 }
 

@@ -407,6 +407,52 @@ func (b tab) picture(name string) {
 	b.do("as before", chromedp.EmulateReset())
 }
 
+// An address that the identity provider has not verified makes nobody an operator, at two real providers: one has it in userinfo, one in
+// the identity token.
+func TestConsoleLogInByAddress(t *testing.T) {
+	t.Parallel()
+	hydra, _ := hydra(t)
+	for _, s := range []*authServer{oidcProvider(t), hydra} {
+		for scope, in := range map[string]bool{"email": true, "contact": false} {
+			w := makeWorld(t)
+			address, err := freeport.Address()
+			if err != nil {
+				t.Fatal(err)
+			}
+			g := startIn(t, w, fmt.Sprintf(`
+listen: {proxy: $PROXY}
+console:
+  listen: %s
+  oidc:
+    issuer: %s
+    client_id: console
+    client_secret_file: %s
+    scopes: [openid, %s]
+    roles_claim: email
+    roles: {operator: [operator@interop.test]}
+grants: {claude: {provider: anthropic}}
+routes: [{hosts: [api.demo.test], grant: claude}]
+profiles: {default: {grants: [claude]}}
+workers: {w: {profile: default}}
+`, address, s.issuer, s.file("client-secret"), scope))
+			b, err := newBrowser()
+			if err != nil {
+				t.Fatal(err)
+			}
+			page, err := b.agreeUntil("http://"+address+"/login/start", address)
+			if in && (err != nil || !strings.Contains(page, `operator, logged in by oidc">operator@interop.test<`)) {
+				t.Errorf("%s, verified: %v\n%.3000s", s.name, err, page)
+			}
+			if !in && (err == nil || !strings.Contains(err.Error(), "none of the roles")) {
+				t.Errorf("%s, not verified: %v\n%.3000s", s.name, err, page)
+			}
+			if err := g.stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // Operators log in at a real identity provider, and may do what their role says.
 func TestConsoleLogIn(t *testing.T) {
 	t.Parallel()

@@ -60,6 +60,7 @@ func hydra(t *testing.T) (s *authServer, refuse func(scopes ...string)) {
 		{"client_id": "narrow", "token_endpoint_auth_method": "none", "grant_types": []string{codeGrant, refreshGrant}, "redirect_uris": loopback, "scope": scope},
 		{"client_id": "signing", "token_endpoint_auth_method": "private_key_jwt", "token_endpoint_auth_signing_alg": "ES256", "jwks": jwks,
 			"grant_types": []string{codeGrant, refreshGrant}, "redirect_uris": loopback, "scope": scope},
+		{"client_id": "console", "token_endpoint_auth_method": "client_secret_basic", "client_secret": secret, "grant_types": []string{codeGrant}, "redirect_uris": []string{"http://127.0.0.1/login/callback"}, "scope": "openid email contact"},
 		{"client_id": "machine", "token_endpoint_auth_method": "client_secret_basic", "client_secret": secret,
 			"grant_types": []string{clientGrant, jwtBearerGrant}, "scope": scope},
 	} {
@@ -89,6 +90,18 @@ func (p *hydraPages) refuse(scopes ...string) {
 	p.refused = scopes
 }
 
+// addressOf is what the identity token has of an address, as oidc-provider's userinfo has it.
+func addressOf(scopes []any) map[string]any {
+	claims := map[string]any{}
+	if slices.Contains(scopes, any("email")) {
+		claims["email"], claims["email_verified"] = "operator@interop.test", true
+	}
+	if slices.Contains(scopes, any("contact")) {
+		claims["email"] = "operator@interop.test"
+	}
+	return claims
+}
+
 func (p *hydraPages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind := strings.TrimPrefix(r.URL.Path, "/") // login or consent
 	at := "http://admin/admin/oauth2/auth/requests/" + kind
@@ -100,7 +113,7 @@ func (p *hydraPages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if kind == "consent" {
 			p.mu.Lock()
 			scopes, _ := asked["requested_scope"].([]any)
-			yes = map[string]any{"grant_scope": slices.DeleteFunc(scopes, func(s any) bool { return slices.Contains(p.refused, s.(string)) })}
+			yes = map[string]any{"session": map[string]any{"id_token": addressOf(scopes)}, "grant_scope": slices.DeleteFunc(scopes, func(s any) bool { return slices.Contains(p.refused, s.(string)) })}
 			p.mu.Unlock()
 		}
 		answer, err = fetchJSON(p.admin, http.MethodPut, at+"/accept"+challenge, yes)

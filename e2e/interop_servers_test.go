@@ -173,7 +173,7 @@ func oidcProvider(t *testing.T) *authServer {
 	settings, err := json.Marshal(map[string]any{
 		"module": module, "socket": s.file("public.sock"), "issuer": s.issuer,
 		"configuration": map[string]any{
-			"scopes":             []string{"openid", "offline_access", "api:read", "api:write"},
+			"scopes":             []string{"openid", "offline_access", "email", "contact", "api:read", "api:write"},
 			"rotateRefreshToken": true,
 			"ttl": map[string]int{
 				"AccessToken": accessLife, "ClientCredentials": accessLife, "RefreshToken": 3600, "IdToken": 3600, "Grant": 3600,

@@ -13,6 +13,10 @@ configuration.features.resourceIndicators = {
   enabled: true,
   getResourceServerInfo: (ctx, resource) => ({ audience: resource, scope: 'api:read api:write', accessTokenFormat: 'opaque' }),
 };
+// Everybody has the same address, which is verified for clients that ask for the scope email, and of which nothing is said to those
+// that ask for contact.
+configuration.claims = { openid: ['sub'], email: ['email', 'email_verified'], contact: ['email'] };
+configuration.findAccount = (ctx, sub) => ({ accountId: sub, claims: () => ({ sub, email: 'operator@interop.test', email_verified: true }) });
 const provider = new Provider(issuer, configuration);
 for (const event of ['server_error', 'authorization.error', 'grant.error', 'registration_create.error', 'revocation.error']) {
   provider.on(event, (_, err) => console.error(`${event}: ${err.error}: ${err.error_detail ?? err.error_description ?? err.stack}`));
