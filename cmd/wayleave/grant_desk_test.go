@@ -133,13 +133,17 @@ func (o *office) useAPI() {
 	}
 	front := httptest.NewUnstartedServer(nil)
 	at := &url.URL{Scheme: "http", Host: front.Listener.Addr().String()}
+	sessions, err := worker.OpenLedger(o.t.Context(), o.docs, worker.LedgerOptions{})
+	if err != nil {
+		o.t.Fatal(err)
+	}
 	// A console as the office is when the request comes; connects go on from one to the next.
 	var consoles sync.Map
 	front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		served, ok := consoles.Load(o.reconfigured)
 		if !ok {
 			keeper := grant.NewKeeper(o.docs, operate.Specs(o.cfg), grant.Options{Holder: "console"})
-			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, URL: at, Idle: time.Hour, Life: time.Hour, Fleet: func() fleet.View {
+			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, Sessions: sessions, URL: at, Idle: time.Hour, Life: time.Hour, Fleet: func() fleet.View {
 				v, _ := fleet.Read(context.Background(), o.docs, time.Now())
 				return v
 			}})
@@ -342,9 +346,9 @@ func TestShowWaits(t *testing.T) {
 func TestRefresh(t *testing.T) {
 	inEveryForm(t, func(t *testing.T, o *office) {
 		ctx, d := t.Context(), o.desk("")
-		o.wants(d.refresh(ctx, "key", true, time.Minute), 1, "imported value", "wayleave grant import key")
+		o.wants(d.refresh(ctx, "key", true, time.Minute), exitRefused, "imported value", "wayleave grant import key")
 		o.wants(d.refresh(ctx, "acme", true, time.Minute), 14, "cannot be refreshed", "wayleave grant connect acme")
-		o.wants(d.refresh(ctx, "robot", true, time.Minute), 1, "no gate has asked")
+		o.wants(d.refresh(ctx, "robot", true, time.Minute), exitRefused, "no gate has asked")
 
 		o.connect("acme")
 		o.wants(d.refresh(ctx, "acme", true, 30*time.Millisecond), 1, "no gate has refreshed acme within 30ms", "wayleave doctor")
@@ -360,7 +364,7 @@ func TestRefresh(t *testing.T) {
 		o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "was not refreshed", "invalid_client")
 		o.wants(d.history(ctx, "acme"), 0, "connected", "refreshed", "gate-1", "no longer granted: write", "failed", "invalid_client: ")
 		o.reconfigured = true
-		o.wants(o.desk("").refresh(ctx, "acme", true, time.Minute), 1, "not in the configuration any more")
+		o.wants(o.desk("").refresh(ctx, "acme", true, time.Minute), exitRefused, "not in the configuration any more")
 	})
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wayleave/operate"
+	"wayleave/rollout"
 )
 
 // Exit codes. `wayleave run` ends with its child's code instead.
@@ -82,7 +83,7 @@ func codeOf(err error) int {
 		return exitUsage
 	case errors.As(err, &misuse) && (misuse.Kind == operate.NoSuch || misuse.Kind == operate.Misused):
 		return exitUsage
-	case errors.As(err, &refused):
+	case errors.As(err, &refused), errors.As(err, &misuse) && misuse.Kind == operate.NotNow, errors.Is(err, rollout.ErrUnderWay), errors.Is(err, rollout.ErrSame):
 		return exitRefused
 	}
 	return exitFailure

@@ -52,12 +52,12 @@ func TestRolloutAtEveryDesk(t *testing.T) {
 		}
 		o.wants(status(), 0, "nothing has been rolled out yet")
 		o.wants(start("", operate.RolloutRequest{}, false), 0, "is the first one")
-		o.wants(start("", operate.RolloutRequest{}, false), 1, "every Envoy has that revision already")
+		o.wants(start("", operate.RolloutRequest{}, false), exitRefused, "every Envoy has that revision already")
 		o.wants(start("nonsense: 1\n", operate.RolloutRequest{}, false), 1, "nonsense")
 		o.wants(start("tunnel: [a.example]\n", operate.RolloutRequest{Force: []string{"all"}}, false), 2, "drops_worker")
 		o.wants(start("tunnel: [a.example]\n", operate.RolloutRequest{Note: "ticket \x1b7"}, false), 2, "the note is not one line")
 		o.wants(start("tunnel: [a.example]\n", operate.RolloutRequest{Note: "ticket 7"}, false), 0, "has begun, in 1 step")
-		o.wants(start("tunnel: [b.example]\n", operate.RolloutRequest{}, false), 1, "another rollout is under way")
+		o.wants(start("tunnel: [b.example]\n", operate.RolloutRequest{}, false), exitRefused, "another rollout is under way")
 		o.wants(status(), 0, "step 1 of 1 (100 %): 0 of 0 Envoys", "ticket 7", "no requests yet")
 
 		_, err := d.PauseRollout(ctx, "maria", "lunch")
@@ -69,7 +69,7 @@ func TestRolloutAtEveryDesk(t *testing.T) {
 		o.wants(err, 0)
 		o.wants(status(), 0, "was aborted: by ", ": wrong")
 		_, err = d.AbortRollout(ctx, "maria", "")
-		o.wants(err, 1, "no rollout is under way")
+		o.wants(err, exitRefused, "no rollout is under way")
 
 		o.wants(start("tunnel: [c.example]\n", operate.RolloutRequest{}, false), 0, "has begun")
 		_, err = d.PromoteRollout(ctx, "maria", "")
@@ -170,7 +170,7 @@ func TestFleetAtEveryDesk(t *testing.T) {
 		o.wants(err, 0)
 		o.wants(list(), 0, "is being drained")
 		_, err = d.Drain(t.Context(), operate.DrainRequest{Envoy: "envoy-2", Drained: true})
-		o.wants(err, 1, "the last one")
+		o.wants(err, exitRefused, "the last one")
 		_, err = d.Drain(t.Context(), operate.DrainRequest{Envoy: "none", Drained: true})
 		o.wants(err, 2, "there are: envoy-1, envoy-2")
 		_, err = d.Drain(t.Context(), operate.DrainRequest{Envoy: "envoy-1"})
