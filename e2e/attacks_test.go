@@ -517,13 +517,13 @@ func exchange(conn net.Conn, fields [][2]string) (answer, error) {
 	return a, nil
 }
 
-// encode writes fields as they are, in their order; fields without a value are left out.
+// encode writes fields as they are, in their order; fields without a value are left out, unless = is before their name.
 func encode(fields [][2]string) []byte {
 	var block bytes.Buffer
 	e := hpack.NewEncoder(&block)
 	for _, f := range fields {
-		if f[1] != "" {
-			_ = e.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		if name, empty := strings.CutPrefix(f[0], "="); empty || f[1] != "" {
+			_ = e.WriteField(hpack.HeaderField{Name: name, Value: f[1]})
 		}
 	}
 	return block.Bytes()

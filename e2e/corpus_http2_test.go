@@ -79,6 +79,11 @@ var corpusFields = []fieldsEntry{
 	{"a second :method", append([][2]string{{"+:method", "POST"}}, also()...), "reset"},
 	{"an unknown pseudo header", append([][2]string{{"+:evil", "1"}}, also()...), "reset"},
 	{"a :status", append([][2]string{{"+:status", "200"}}, also()...), "reset"},
+	{"an empty :path", append([][2]string{{"=:path", ""}}, also()...), "reset"},
+	{"an empty :method", append([][2]string{{"=:method", ""}}, also()...), "reset"},
+	{"an empty :scheme", append([][2]string{{"=:scheme", ""}}, also()...), "reset"},
+	{"an empty :authority", append([][2]string{{"=:authority", ""}}, also()...), "reset"},
+	{"a second :scheme", append([][2]string{{"+:scheme", "http"}}, also()...), "reset"},
 	{"no :path", also(":path", ""), "reset"},
 	{"no :method", also(":method", ""), "reset"},
 	{"no :scheme", also(":scheme", ""), "reset"},
@@ -122,9 +127,9 @@ func (e fieldsEntry) request(fill func(string) string) (fields [][2]string) {
 	var rest [][2]string
 	for _, f := range e.fields {
 		name, more := strings.CutPrefix(f[0], "+")
-		i := slices.IndexFunc(usual, func(u [2]string) bool { return u[0] == name })
+		i := slices.IndexFunc(usual, func(u [2]string) bool { return u[0] == strings.TrimPrefix(name, "=") })
 		if i >= 0 && !more {
-			usual[i][1] = f[1]
+			usual[i] = [2]string{name, f[1]}
 		} else {
 			rest = append(rest, [2]string{name, f[1]})
 		}
@@ -247,6 +252,34 @@ var corpusFrames = []framesEntry{
 	{name: "data shorter than it says", write: lengthy("4", "ab"), want: reset()},
 	{name: "a head that depends on itself", write: func(f *http2.Framer, head []byte) error {
 		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head, EndHeaders: true, EndStream: true, Priority: http2.PriorityParam{StreamDep: 1}})
+	}, want: ended()},
+
+	// A client's right to this, as h2spec's list has it (generic, http2/5 to 8, hpack).
+	{name: "a frame with flags that it has not", write: then(raw(http2.FramePing, 0x7e, 0, "12345678"), asked), want: good("/a")},
+	{name: "data of the largest frame", write: then(opened, raw(http2.FrameData, http2.FlagDataEndStream, 1, strings.Repeat("x", 16384))), want: good("/a")},
+	{name: "one setting several times", write: then(raw(http2.FrameSettings, 0, 0, "\x00\x04\x00\x00\x00\x01\x00\x04\x00\x00\x40\x00"), asked), want: good("/a")},
+	{name: "priorities before and after", write: then(raw(http2.FramePriority, 0, 7, "\x00\x00\x00\x00\x00"), asked, raw(http2.FramePriority, 0, 1, "\x00\x00\x00\x00\x00"), askedOn(3)), want: good("/a", "/a"), streams: []uint32{1, 3}},
+	{name: "a priority that depends on itself", write: then(raw(http2.FramePriority, 0, 1, "\x00\x00\x00\x01\x00"), asked), want: good("/a")}, // nobody heeds priorities
+	{name: "a window after the end of the request", write: then(asked, raw(http2.FrameWindowUpdate, 0, 1, "\x00\x00\x00\x64")), want: good("/a")},
+	{name: "a reset after the end of the request", write: then(asked, raw(http2.FrameRSTStream, 0, 1, "\x00\x00\x00\x08"), askedOn(3)), want: good("/a"), streams: []uint32{3}},
+	{name: "a smaller table", write: func(f *http2.Framer, head []byte) error { return whole(f, 1, append([]byte("\x20\x3f\xe1\x1f"), head...)) }, want: good("/a")},
+	{name: "a header that is never indexed", write: behind("\x10\x01x\x01y"), want: good("/a")},
+	{name: "a header in the letters' code", write: behind("\x00\x81\xf3\x01y"), want: good("/a")},
+	{name: "a header of the table, again", write: behind("\x40\x01x\x01y\xbe\xbe"), want: good("/a")},
+
+	{name: "a head longer than a frame", write: func(f *http2.Framer, head []byte) error {
+		return whole(f, 1, append(slices.Clone(head), "\x00\x01x\x7f\x81\x7f"+strings.Repeat("y", 16384)...))
+	}, want: ended()},
+	{name: "a priority within a head", write: then(raw(http2.FrameHeaders, 0, 1, "\x82"), raw(http2.FramePriority, 0, 1, "\x00\x00\x00\x00\x00")), want: ended()},
+	{name: "another head within a head", write: then(raw(http2.FrameHeaders, 0, 1, "\x82"), askedOn(3)), want: ended(), streams: []uint32{3}},
+	{name: "a setting within a head", write: then(raw(http2.FrameHeaders, 0, 1, "\x82"), raw(http2.FrameSettings, 0, 0, "")), want: ended()},
+	{name: "a continuation after data", write: then(opened, raw(http2.FrameData, 0, 1, "x"), raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 1, "\x82")), want: ended()},
+	{name: "a continuation after the end", write: then(asked, raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 1, "\x82")), want: ended()},
+	{name: "data after a reset", write: then(opened, raw(http2.FrameRSTStream, 0, 1, "\x00\x00\x00\x08"), raw(http2.FrameData, http2.FlagDataEndStream, 1, smuggle), askedOn(3)), want: good("/a"), streams: []uint32{3}},
+	{name: "a head after a reset", write: then(opened, raw(http2.FrameRSTStream, 0, 1, "\x00\x00\x00\x08"), asked, askedOn(3)), want: good("/a"), streams: []uint32{3}},
+	{name: "a continuation after a reset", write: then(opened, raw(http2.FrameRSTStream, 0, 1, "\x00\x00\x00\x08"), raw(http2.FrameContinuation, http2.FlagContinuationEndHeaders, 1, "\x82")), want: ended()},
+	{name: "a table larger than allowed, at the start", write: func(f *http2.Framer, head []byte) error {
+		return whole(f, 1, append([]byte("\x3f\xe2\x1f"), head...))
 	}, want: ended()},
 
 	{name: "data before a head", write: raw(http2.FrameData, 0, 1, "x"), want: ended()},
