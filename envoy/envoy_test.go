@@ -30,6 +30,25 @@ func TestProgram(t *testing.T) {
 	}
 }
 
+// What Envoy prints, as it is built and as distributors build it.
+func TestVersion(t *testing.T) {
+	for line, want := range map[string]string{
+		"envoy  version: 9e55809/1.40.0/Clean/RELEASE/BoringSSL":              "1.40.0",
+		"envoy  version: 9e55809/1.40.0-dev/Clean/RELEASE/BoringSSL":          "1.40.0-dev",
+		"envoy  version: 9e55809/1.41.2-fips-7/Modified/DEBUG/OpenSSL":        "1.41.2-fips-7",
+		"envoy  version: 9e55809/1.40.0+vendor/Clean/RELEASE/BoringSSL":       "1.40.0",
+		"envoy  version: 9e55809/0.0.0-unknown.local/Clean/RELEASE/BoringSSL": "0.0.0-unknown",
+	} {
+		m := envoy.Program.Version.FindStringSubmatch(line)
+		if m == nil || m[1] != want {
+			t.Errorf("%s: %q, want %s", line, m, want)
+		}
+	}
+	if envoy.Program.Supports("1.40.0-dev") || !envoy.Program.Supports("1.40.1-dev") || !envoy.Program.Supports("1.40.0-fips") {
+		t.Error("a build from before 1.40.0 is older than it, and no other")
+	}
+}
+
 func sound() envoy.Bootstrap {
 	return envoy.Bootstrap{NodeID: "n1", GateSockets: []string{"/run/wayleave/gate.sock"}, AdminSocket: "/run/wayleave/admin.sock"}
 }

@@ -55,4 +55,7 @@ func known(releases []SecurityRelease, version string) string {
 }
 
 // line is the minor line of a version: 1.40 of 1.40.0.
-func line(version string) string { return version[:max(strings.LastIndexByte(version, '.'), 0)] }
+func line(version string) string {
+	version, _, _ = strings.Cut(version, "-")
+	return version[:max(strings.LastIndexByte(version, '.'), 0)]
+}

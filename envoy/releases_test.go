@@ -17,6 +17,12 @@ func TestKnown(t *testing.T) {
 		"1.41.0":  "Envoy 1.41.0 has known security problems (CVE-3): run 1.41.1 or later",
 		"1.41.1":  "",
 		"1.42.0":  "", // a line of which nothing is known
+		// What was built before a release has not what that mends.
+		"1.40.0-dev":  "Envoy 1.40.0-dev is not supported, and may do other than it is told, and has known security problems (CVE-1, CVE-2, CVE-3): run 1.40.0 or later",
+		"1.40.10-dev": "Envoy 1.40.10-dev has known security problems (CVE-2, CVE-3): run 1.40.10 or later",
+		"1.40.11-dev": "",
+		"1.41.1-rc.1": "Envoy 1.41.1-rc.1 has known security problems (CVE-3): run 1.41.1 or later",
+		"1.41.1-fips": "", // the builder's word
 	} {
 		if got := known(releases, version); got != want {
 			t.Errorf("%s: %q, want %q", version, got, want)

@@ -17,7 +17,7 @@ import (
 type Spec struct {
 	Name        string         // of the executable, and in messages
 	VersionArgs []string       // arguments that make it print its version
-	Version     *regexp.Regexp // finds the version, three numbers with dots, in what it prints, as its first group
+	Version     *regexp.Regexp // finds the version, three numbers with dots and what follows a hyphen, in what it prints, as its first group
 	Minimum     string         // the first supported version
 	Below       string         // the first version no longer supported
 	Setting     string         // what to write or set to name one explicitly, for the message when none is found
@@ -26,7 +26,7 @@ type Spec struct {
 // Binary is an executable of a supported version.
 type Binary struct {
 	Path    string
-	Version string // as 1.40.0
+	Version string // as 1.40.0, or 1.40.0-dev
 	// Why tells how this one was chosen, and what was passed over and why, in one sentence.
 	Why string
 }
@@ -97,8 +97,10 @@ func (s Spec) Supports(version string) bool {
 }
 
 // Compare is negative, zero or positive as version a is older than, the same as or newer than b. Both are three numbers;
-// anything that is not a number counts as 0.
+// anything that is not a number counts as 0. What was built before a release, such as 1.40.0-dev, is older than it.
 func Compare(a, b string) int {
+	a, beforeA := release(a)
+	b, beforeB := release(b)
 	as, bs := strings.Split(a, "."), strings.Split(b, ".")
 	for i := range min(len(as), len(bs)) {
 		x, _ := strconv.Atoi(as[i])
@@ -107,5 +109,19 @@ func Compare(a, b string) int {
 			return x - y
 		}
 	}
-	return 0
+	switch {
+	case beforeA == beforeB:
+		return 0
+	case beforeA:
+		return -1
+	}
+	return 1
+}
+
+var unreleased = regexp.MustCompile(`(?i)^(dev|alpha|beta|rc|pre)`)
+
+// release is the release of a version, and whether it was built before that. Other words than those are of who built it.
+func release(version string) (numbers string, before bool) {
+	numbers, label, _ := strings.Cut(version, "-")
+	return numbers, unreleased.MatchString(label)
 }

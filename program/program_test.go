@@ -24,11 +24,12 @@ func fake(t *testing.T, dir, text string) string {
 
 func TestFind(t *testing.T) {
 	spec := Spec{
-		Name: "thing", VersionArgs: []string{"--version"}, Version: regexp.MustCompile(`thing (\d+\.\d+\.\d+)`),
+		Name: "thing", VersionArgs: []string{"--version"}, Version: regexp.MustCompile(`thing (\d+\.\d+\.\d+(?:-\w+)?)`),
 		Minimum: "1.40.0", Below: "2.0.0", Setting: "thing.binary",
 	}
 	dir := t.TempDir()
 	old := fake(t, dir+"/old", "thing 1.39.9")
+	early := fake(t, dir+"/early", "thing 1.40.0-dev")
 	good := fake(t, dir+"/good", "thing 1.40.2")
 	tools := fake(t, dir+"/tools", "thing 1.100.0")
 	mute := fake(t, dir+"/mute", "something else")
@@ -43,6 +44,8 @@ func TestFind(t *testing.T) {
 	}{
 		{name: "explicit", explicit: good, want: good, why: "named by thing.binary"},
 		{name: "explicit is not second-guessed", explicit: old, path: "good", err: "supported are 1.40.0"},
+		{name: "explicit, and built before the release", explicit: early, path: "good", err: "which is thing 1.40.0-dev; supported are 1.40.0"},
+		{name: "one built before the release is passed over", path: "early", tools: "tools", want: tools, why: "passed over: " + early},
 		{name: "explicit and absent", explicit: dir + "/nothing", err: "does not tell its version"},
 		{name: "PATH before tools", path: "good", tools: "tools", want: good, why: "$PATH"},
 		{name: "an old one is passed over", path: "old", tools: "tools", want: tools, why: "passed over: " + old},

@@ -172,9 +172,16 @@ func (n *nodes) list() []Node {
 	return out
 }
 
+// buildLabel is what follows the hyphen of a version, as dev (Envoy's source/common/version/version.cc).
+const buildLabel = "build.label"
+
 func envoyVersion(n *corev3.Node) string {
 	v := n.GetUserAgentBuildVersion().GetVersion()
-	return fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+	version := fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+	if label := n.GetUserAgentBuildVersion().GetMetadata().GetFields()[buildLabel].GetStringValue(); label != "" {
+		version += "-" + strings.TrimPrefix(label, "-")
+	}
+	return version
 }
 
 func shortType(url string) string { return url[strings.LastIndexByte(url, '.')+1:] }

@@ -252,7 +252,7 @@ func TestRecordOfReplicas(t *testing.T) {
 
 // An Envoy that somebody else started says its version by itself, and one that should not serve any more is named.
 func TestOldEnvoysAreNamed(t *testing.T) {
-	for version, want := range map[string]string{"1.39.0": "CVE-2026-73547", "1.38.9": "is not supported", "1.40.0": ""} {
+	for version, want := range map[string]string{"1.39.0": "CVE-2026-73547", "1.38.9": "is not supported", "1.40.0-dev": "is not supported", "1.40.0": ""} {
 		var out strings.Builder
 		(gate{log: slog.New(slog.NewTextHandler(&out, nil))}).joined(xds.Node{ID: "n", Version: version})
 		if warned := strings.Contains(out.String(), "this Envoy should be replaced"); warned != (want != "") || !strings.Contains(out.String(), want) || !strings.Contains(out.String(), "version="+version) {
