@@ -129,6 +129,18 @@ func (c *Config) AnsweredHosts() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
+// HostsOf returns the hosts of the routes of a grant as they are written there: sorted, each once.
+func (c *Config) HostsOf(grant string) []string {
+	var hosts []string
+	for _, r := range c.Routes {
+		if r.Grant == grant {
+			hosts = append(hosts, r.Hosts...)
+		}
+	}
+	slices.Sort(hosts)
+	return slices.Compact(hosts)
+}
+
 // HostOf returns the first host of the routes of a grant that is a name and no pattern, with its port unless that is 443; "" when there is none.
 func (c *Config) HostOf(grant string) string {
 	for _, r := range c.Routes {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/cgi"
@@ -133,6 +134,18 @@ func TestFurtherForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	home := g.newHome(t)
+	// What people have at home: a proxy of the network they are in, ssh for git, tokens in addresses.
+	for name, text := range map[string]string{
+		".gitconfig": "[http]\n\tproxy = http://127.0.0.1:9\n[url \"git@github.com:\"]\n\tinsteadOf = https://github.com/\n\tpushInsteadOf = https://github.com/\n" +
+			"[url \"https://" + theirs + "@github.com/\"]\n\tinsteadOf = git@github.com:\n\tinsteadOf = ssh://git@github.com/\n",
+		".npmrc":               "proxy=http://127.0.0.1:9\nhttps-proxy=http://127.0.0.1:9\nnoproxy=npm.demo.test\n",
+		".config/pip/pip.conf": "[global]\nproxy = http://127.0.0.1:9\n",
+	} {
+		path := filepath.Join(home, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	others := inherited(t, "github-token, git", "npm, file", "pip", "google, adc")
 	run := func(worker string, command ...string) (string, error) {
 		c := g.command("wayleave", append([]string{"run", "--worker", worker, "--"}, command...)...)
@@ -155,8 +168,11 @@ func TestFurtherForms(t *testing.T) {
 		{[]string{"git", "-C", checkedOut, "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "git@github.com:repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"git", "ls-remote", "ssh://git@ssh.github.com:443/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"git", "ls-remote", "git://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"sh", "-ec", gitStory}, "cloned, pushed and cloned", "Basic", "github.com"},
 		{[]string{"npm", "view", "acme", "version"}, "1.2.3", "Bearer", "npm.demo.test"},
+		{[]string{"sh", "-c", `NPM_CONFIG_USERCONFIG=$HOME/.npmrc exec npm view acme version --registry https://npm.demo.test/ "--//npm.demo.test/:_authToken=$(sed -n 's/.*_authToken=//p' "$NPM_CONFIG_USERCONFIG")"`}, "1.2.3", "Bearer", "npm.demo.test"},
 		{[]string{python, "-m", "pip", "index", "versions", "acme"}, "acme (1.2.3)", "Basic", "pip.demo.test"},
 		{[]string{python, script, "https://storage.googleapis.com/b"}, "storage#buckets", "Bearer", "storage.googleapis.com"},
 		{[]string{"gh", "api", "user", "--jq", ".login"}, "robot", "token", "api.github.com"},
@@ -174,15 +190,45 @@ func TestFurtherForms(t *testing.T) {
 		t.Errorf("git's settings that were there before: %v\n%s", err, out)
 	}
 
-	// Python requests takes an entry of ~/.netrc in place of the header that a program sets, unless it is told of another file.
+	// Python's requests and aiohttp, and git, take an entry of ~/.netrc in place of what a program sets, but for what 'wayleave run' does about it.
+	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine api.github.com login me password "+theirs+"\nmachine github.com login me password "+theirs+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const requests = `import os, requests; print("status", requests.get("https://api.github.com/user", headers={"Authorization": "Bearer " + os.environ["GH_TOKEN"]}).status_code)`
+	const aiohttp = `import aiohttp, asyncio, os
+async def main():
+    async with aiohttp.ClientSession(trust_env=True) as s, s.get("https://api.github.com/user", headers={"Authorization": "Bearer " + os.environ["GH_TOKEN"]}) as r:
+        print("status", r.status)
+asyncio.run(main())`
+	for _, p := range []struct {
+		command []string
+		says    string
+	}{
+		{[]string{python, "-c", requests}, "status 200"},
+		{[]string{python, "-c", aiohttp}, "status 200"},
+		{[]string{"git", "ls-remote", "https://github.com/repo.git"}, "refs/heads/main"},
+	} {
+		out, err := run("w", p.command...)
+		if err != nil || !strings.Contains(out, p.says) {
+			t.Errorf("%s with a .netrc: %v\n%s", p.command, err, out)
+		}
+		for _, says := range []string{".netrc has an entry for api.github.com, which programs prefer to the placeholder for hub: NETRC is /dev/null", ".netrc has an entry for github.com, which git prefers"} {
+			if !strings.Contains(out, says) {
+				t.Errorf("it is not said that %s:\n%s", says, out)
+			}
+		}
+	}
+	for _, up := range upstreams {
+		if up.sawText(theirs) || up.sawText("aW5oZXJpdGVk") {
+			t.Error("what was at home arrived")
+		}
+	}
+	// And they would.
 	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine api.github.com login me password my-own\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ask := []string{python, "-c", `import os, requests; print("status", requests.get("https://api.github.com/user", headers={"Authorization": "Bearer " + os.environ["GH_TOKEN"]}).status_code)`}
-	for netrc, says := range map[string]string{"": "status 401", "NETRC=/dev/null": "status 200"} {
-		if out, err := run("w", append(strings.Fields("env "+netrc), ask...)...); err != nil || !strings.Contains(out, says) {
-			t.Errorf("requests with a .netrc, %s: %v\n%s", netrc, err, out)
-		}
+	if out, err := run("w", "env", "-u", "NETRC", python, "-c", requests); err != nil || !strings.Contains(out, "status 401") {
+		t.Errorf("requests with its .netrc: %v\n%s", err, out)
 	}
 
 	// Workload identity federation: by the gate's file, by one of the program's own, and by one that goes on to a service account.

@@ -181,10 +181,22 @@ func TestInheritedEnvironment(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(settings), 0o700), os.WriteFile(settings, []byte(`{"env":{"ANTHROPIC_API_KEY":"`+theirs+`"}}`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	run := g.command("wayleave", append([]string{"run", "--worker", "auth_token", "--"}, claudeCode...)...)
-	run.Dir, run.Env = filepath.Join(home, "project"), append(run.Env, "HOME="+home, "DISABLE_AUTOUPDATER=1")
-	out, err := run.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "settings.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude") || !strings.Contains(string(out), "more than one credential") {
-		t.Errorf("with a key in its settings: %v\n%s", err, out)
+	const says = "settings.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude"
+	for _, c := range []struct {
+		command []string
+		says    string // beside that
+		fails   bool
+	}{
+		{append([]string{"run", "--worker", "auth_token", "--"}, claudeCode...), "more than one credential", true},
+		{[]string{"env", "--worker", "auth_token"}, "export ANTHROPIC_AUTH_TOKEN=", false},
+		{[]string{"run", "--worker", "auth_token", "--", "wayleave", "doctor", "-c", g.saved("wayleave.yaml")}, "→ take that out of the file", false},
+		{[]string{"doctor"}, "→ take that out of the file", false},
+	} {
+		run := g.command("wayleave", c.command...)
+		run.Dir, run.Env = filepath.Join(home, "project"), append(run.Env, "HOME="+home, "DISABLE_AUTOUPDATER=1")
+		out, err := run.CombinedOutput()
+		if (err != nil) != c.fails || !strings.Contains(string(out), says) || !strings.Contains(string(out), c.says) || strings.Contains(string(out), theirs) {
+			t.Errorf("with a key in its settings, %s: %v\n%s", c.command, err, out)
+		}
 	}
 }

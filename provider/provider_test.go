@@ -124,13 +124,16 @@ func TestRender(t *testing.T) {
 		{
 			name: "token of GitHub, git", provider: "github-token", mode: "git",
 			want: Rendered{Env: map[string]string{
-				"GH_TOKEN": ph, "GITHUB_TOKEN": ph, "GIT_CONFIG_COUNT": "5",
+				"GH_TOKEN": ph, "GITHUB_TOKEN": ph, "GIT_CONFIG_COUNT": "8",
 				"GIT_CONFIG_KEY_0": "credential.https://github.com.helper", "GIT_CONFIG_VALUE_0": "",
 				"GIT_CONFIG_KEY_1":   "credential.https://github.com.helper",
 				"GIT_CONFIG_VALUE_1": `!f() { test "$1" = get && echo username=x-access-token && echo "password=$GH_TOKEN"; }; f`,
 				"GIT_CONFIG_KEY_2":   "http.https://github.com/.extraheader", "GIT_CONFIG_VALUE_2": "",
 				"GIT_CONFIG_KEY_3": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_3": "git@github.com:",
 				"GIT_CONFIG_KEY_4": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_4": "ssh://git@github.com/",
+				"GIT_CONFIG_KEY_5": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_5": "ssh://git@ssh.github.com:443/",
+				"GIT_CONFIG_KEY_6": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_6": "git://github.com/",
+				"GIT_CONFIG_KEY_7": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_7": "http://github.com/",
 			}},
 		},
 		{

@@ -53,6 +53,8 @@ type Credential struct {
 	// Grant and Provider are names as in the configuration.
 	Grant    string `json:"grant"`
 	Provider string `json:"provider"`
+	// Hosts are those of the credential's routes, as in the configuration: names and patterns, with a port unless that is 443.
+	Hosts []string `json:"hosts,omitempty"`
 	// Placeholder is what the programs send and the gate swaps.
 	Placeholder string `json:"placeholder"`
 	// Env are variables to set. In a value, and in the content of a file, "{files}" stands for the directory that holds Files.

@@ -33,10 +33,16 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		}
 	}
 	owner := map[string]string{}
-	var settings []gitSetting
+	settings := []gitSetting{{"http.proxy", set["HTTPS_PROXY"]}} // git prefers one in its files to the variables; with an empty one it knows none
 	for _, c := range e.Credentials {
 		git, env := splitGit(c.Env)
 		for _, s := range git {
+			if _, rule := s.rule(); rule { // is in the file
+				if set[gitSystem] = f.GitConfig; vars[gitNoSystem] != "" {
+					why[gitNoSystem] = "programs would otherwise not use the placeholder for " + c.Grant
+				}
+				continue
+			}
 			settings = append(settings, gitSetting{s.key, inFiles(s.value, f.Credentials[c.Grant])})
 		}
 		for _, name := range slices.Sorted(maps.Keys(env)) {
@@ -64,6 +70,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		value, ours := set[name]
 		reason, unset := why[name]
 		_, further := added[name]
+		further = further || name == gitSystem
 		switch {
 		case ownVariable(name):
 			// The gate's own: the worker token is not for the programs it starts.
@@ -126,6 +133,9 @@ func proxyVariables(e Enrolment) map[string]string {
 	for _, name := range []string{"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"} {
 		set[name], set[strings.ToLower(name)] = proxy, proxy
 	}
+	// These programs prefer what their files say to the common variables, and their own variables to that.
+	set["npm_config_proxy"], set["npm_config_https_proxy"], set["npm_config_noproxy"] = proxy, proxy, loopback
+	set["CARGO_HTTP_PROXY"] = proxy
 	return set
 }
 

@@ -46,6 +46,8 @@ func TestEnvironment(t *testing.T) {
 		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/f/bundle.pem", "NIX_SSL_CERT_FILE": "/f/bundle.pem", "HTTPLIB2_CA_CERTS": "/f/bundle.pem",
 		"NODE_EXTRA_CA_CERTS": "/f/ca.pem", "DENO_CERT": "/f/ca.pem",
 		"NODE_USE_ENV_PROXY": "1", "WGETRC": "/f/wgetrc", "GIT_TERMINAL_PROMPT": "0",
+		"npm_config_proxy": proxy, "npm_config_https_proxy": proxy, "npm_config_noproxy": "localhost,127.0.0.1,::1", "CARGO_HTTP_PROXY": proxy,
+		"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.proxy", "GIT_CONFIG_VALUE_0": proxy,
 		"JAVA_TOOL_OPTIONS": javaExpected,
 	}
 	if diff := cmp.Diff(want, environ(env)); diff != "" {
@@ -71,6 +73,9 @@ func TestTransparentEnvironment(t *testing.T) {
 	if all := strings.Join(env, "\n"); strings.Contains(strings.ToLower(all), "_proxy=") || strings.Contains(all, "proxyHost") || strings.Contains(all, "wls1") {
 		t.Errorf("a proxy is set: %v", got)
 	}
+	if proxy, has := got["GIT_CONFIG_VALUE_0"]; got["GIT_CONFIG_KEY_0"] != "http.proxy" || proxy != "" || !has {
+		t.Errorf("git may know a proxy: %v", got)
+	}
 	if diff := cmp.Diff([]string{"removed HTTPS_PROXY, all_proxy: programs would go around the gate"}, report); diff != "" {
 		t.Error(diff)
 	}
@@ -95,14 +100,15 @@ func TestEnvironmentCredentials(t *testing.T) {
 		name:        "conflicting variables go, and are named without their values",
 		credentials: []Credential{claude},
 		base: []string{"ANTHROPIC_API_KEY=value-1", "ANTHROPIC_AUTH_TOKEN=value-2", "CLAUDE_CODE_OAUTH_TOKEN=value-3", "ANTHROPIC_BASE_URL=value-4",
-			"HTTPS_PROXY=http://value-5", "SSL_CERT_FILE=/value-6", "no_proxy=value-7", "npm_config_https_proxy=value-8", "NPM_CONFIG_PROXY=value-9", "KEEP=1"},
+			"HTTPS_PROXY=http://value-5", "SSL_CERT_FILE=/value-6", "no_proxy=value-7", "npm_config_https_proxy=value-8", "NPM_CONFIG_PROXY=value-9", "PIP_PROXY=value-10", "KEEP=1"},
 		want: map[string]string{"ANTHROPIC_AUTH_TOKEN": "ph", "CLAUDE_CONFIG_DIR": "/f/credentials/claude", "KEEP": "1", "ANTHROPIC_API_KEY": "",
-			"CLAUDE_CODE_OAUTH_TOKEN": "", "ANTHROPIC_BASE_URL": "", "npm_config_https_proxy": "", "NPM_CONFIG_PROXY": ""},
+			"CLAUDE_CODE_OAUTH_TOKEN": "", "ANTHROPIC_BASE_URL": "", "npm_config_https_proxy": "http://abcdefghijklmnopqrstuvwx:wls1.x.y@gate:3128",
+			"NPM_CONFIG_PROXY": "", "PIP_PROXY": ""},
 		report: []string{
 			"removed ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN, ANTHROPIC_BASE_URL: programs would otherwise not use the placeholder for claude",
 			"replaced ANTHROPIC_AUTH_TOKEN: the placeholder for claude goes there",
-			"replaced HTTPS_PROXY, SSL_CERT_FILE, no_proxy: programs would go around the gate, or not trust it",
-			"removed npm_config_https_proxy, NPM_CONFIG_PROXY: programs would go around the gate",
+			"replaced HTTPS_PROXY, SSL_CERT_FILE, no_proxy, npm_config_https_proxy: programs would go around the gate, or not trust it",
+			"removed NPM_CONFIG_PROXY, PIP_PROXY: programs would go around the gate",
 			"claude: a note of two lines",
 		},
 	}, {
@@ -165,7 +171,7 @@ func TestEnvironmentAddsToGitsSettings(t *testing.T) {
 	hub, lab := git("hub", "credential.hub.helper", "", "credential.hub.helper", "!hub"), git("lab", "credential.lab.helper", "in {files}")
 	files := testFiles
 	files.Credentials = map[string]string{"lab": "/f/lab"}
-	ours := []string{"credential.hub.helper=", "credential.hub.helper=!hub", "credential.lab.helper=in /f/lab"}
+	ours := []string{"http.proxy=http://abcdefghijklmnopqrstuvwx:wls1.x.y@gate:3128", "credential.hub.helper=", "credential.hub.helper=!hub", "credential.lab.helper=in /f/lab"}
 	for _, c := range []struct {
 		name string
 		base []string

@@ -28,6 +28,8 @@ type Files struct {
 	WgetRC string
 	// TrustStore holds the bundle as PKCS #12, for Java.
 	TrustStore string
+	// GitConfig is a file of git's with rules for addresses; empty: no credential has any.
+	GitConfig string
 	// Credentials is the directory of a credential's own files, by the grant's name.
 	Credentials map[string]string
 }
@@ -35,8 +37,9 @@ type Files struct {
 // WriteFiles writes the files that Environment points to into dir, each at once or not at all, readable by this user
 // only. It makes dir (0700) when it is absent, and refuses one that others may enter, or where a file of a credential
 // would take the place of one that holds no placeholder: that is somebody's real login.
-// Roots are the system's, in PEM, see SystemRoots. The paths are those under at, where the worker finds dir; empty: dir.
-func WriteFiles(dir, at string, e Enrolment, roots []byte) (Files, error) {
+// Roots are the system's, in PEM, see SystemRoots. The paths are those under at, where the worker finds dir; empty: dir. Getenv is the environment
+// that the worker's is made of.
+func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) string) (Files, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return Files{}, err
@@ -57,12 +60,17 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte) (Files, error) {
 		TrustStore:  filepath.Join(at, "truststore.p12"),
 		Credentials: map[string]string{},
 	}
-	for path, content := range map[string][]byte{
+	common := map[string][]byte{
 		f.CA:         e.CA,
 		f.Bundle:     bundle,
 		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
 		f.TrustStore: store,
-	} {
+	}
+	if rules := gitSystemFile(e.Credentials, getenv); rules != "" {
+		f.GitConfig = filepath.Join(at, "gitconfig")
+		common[f.GitConfig] = []byte(rules)
+	}
+	for path, content := range common {
 		if err := replaceFile(filepath.Join(dir, filepath.Base(path)), content); err != nil {
 			return Files{}, err
 		}

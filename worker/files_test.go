@@ -18,7 +18,7 @@ func TestWriteFiles(t *testing.T) {
 		{Grant: "github"},
 	}}
 	roots := append(testCA(t), testCA(t)...)
-	f, err := WriteFiles(dir, "", e, roots)
+	f, err := WriteFiles(dir, "", e, roots, os.Getenv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestWriteFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := WriteFiles(dir, "", e, roots); err != nil {
+	if _, err := WriteFiles(dir, "", e, roots, os.Getenv); err != nil {
 		t.Errorf("the second time: %v", err)
 	}
 }
@@ -96,7 +96,7 @@ func TestWriteFilesRefuses(t *testing.T) {
 	t.Run("a real login", func(t *testing.T) {
 		dir := private(t)
 		path := put(t, dir, `{"accessToken":"real"}`)
-		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil); err == nil || !strings.Contains(err.Error(), "real login") {
+		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil, os.Getenv); err == nil || !strings.Contains(err.Error(), "real login") {
 			t.Errorf("err = %v", err)
 		}
 		if got, _ := os.ReadFile(path); string(got) != `{"accessToken":"real"}` {
@@ -116,7 +116,7 @@ func TestWriteFilesRefuses(t *testing.T) {
 		if err := os.Symlink(real, path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil); err == nil {
+		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil, os.Getenv); err == nil {
 			t.Error("no error")
 		}
 		if got, _ := os.ReadFile(real); string(got) != "real" {
@@ -126,13 +126,13 @@ func TestWriteFilesRefuses(t *testing.T) {
 	t.Run("a placeholder is replaced", func(t *testing.T) {
 		dir := private(t)
 		put(t, dir, "old "+Marker)
-		if _, err := WriteFiles(dir, "", credential("login.json", "new "+Marker), nil); err != nil {
+		if _, err := WriteFiles(dir, "", credential("login.json", "new "+Marker), nil, os.Getenv); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("a file outside", func(t *testing.T) {
 		dir := private(t)
-		if _, err := WriteFiles(dir, "", credential("../../ca.pem", "x"), nil); err == nil {
+		if _, err := WriteFiles(dir, "", credential("../../ca.pem", "x"), nil, os.Getenv); err == nil {
 			t.Error("no error")
 		}
 	})
@@ -141,7 +141,7 @@ func TestWriteFilesRefuses(t *testing.T) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := WriteFiles(dir, "", credential("x", "x"), nil); err == nil || !strings.Contains(err.Error(), "chmod 0700") {
+		if _, err := WriteFiles(dir, "", credential("x", "x"), nil, os.Getenv); err == nil || !strings.Contains(err.Error(), "chmod 0700") {
 			t.Errorf("err = %v", err)
 		}
 	})

@@ -82,18 +82,27 @@ command does not.`,
 		if err != nil {
 			return err
 		}
-		files, err := worker.WriteFiles(dir, at, enrolment, roots)
+		// A shell has an environment and files already; everything else starts with some that we do not know.
+		var base []string
+		getenv := func(string) string { return "" }
+		here := format == "shell" || format == "github"
+		if here {
+			base, getenv = os.Environ(), os.Getenv
+		}
+		files, err := worker.WriteFiles(dir, at, enrolment, roots, getenv)
 		if err != nil {
 			return err
-		}
-		// A shell has an environment already; everything else starts with one that we do not know.
-		var base []string
-		if format == "shell" || format == "github" {
-			base = os.Environ()
 		}
 		env, report := worker.Environment(enrolment, base, files)
 		for _, line := range report {
 			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %s\n", line)
+		}
+		if here {
+			var preferred []worker.Preference
+			env, preferred = worker.Preferences(env, enrolment.Credentials, thisMachine())
+			for _, p := range preferred {
+				fmt.Fprintf(c.ErrOrStderr(), "wayleave: %v\n", p)
+			}
 		}
 		w := environment{set: changed(base, env), unset: removed(base, env), enrolment: enrolment, dir: absolute(dir), at: at, name: name, containers: containers}
 		if base == nil {

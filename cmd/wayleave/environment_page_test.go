@@ -24,7 +24,7 @@ var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN
 // removes is set to something else beforehand.
 func environmentPage(t *testing.T) string {
 	t.Helper()
-	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", Credentials: map[string]string{}}
+	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", GitConfig: "{files}/gitconfig", Credentials: map[string]string{}}
 	gate := &url.URL{Scheme: "http", Host: "gate:3128"}
 	enrolment := worker.Enrolment{Gate: gate, Session: worker.Session{ID: "session"}, Password: secret.New("token")}
 
@@ -102,7 +102,7 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 	}
 	fmt.Fprintf(&b, "\nRemoved: %s.\n", strings.Join(gone, ", "))
 
-	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, and so are settings of git (`GIT_CONFIG_…`, below). With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
+	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, and so are settings of git (`GIT_CONFIG_…`). What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
 	isolated := enrolment
 	isolated.Relay = netip.MustParseAddrPort("127.0.0.1:40001")
 	env, _ = worker.Environment(isolated, base, files)
@@ -111,7 +111,7 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 			fmt.Fprintf(&b, "| `%s` | `%s` |\n", name, cell(value))
 		}
 	}
-	b.WriteString("\nWith `--transparent` there is none, and no variable that names one.\n")
+	b.WriteString("\nWith `--transparent` there is none, no variable that names one, and git's `http.proxy` is empty.\n")
 
 	b.WriteString("\n## By credential\n\nA variable that two credentials of a profile want is named on standard error, and the second has it.\n")
 	for _, k := range kinds {
@@ -127,6 +127,11 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 		for _, name := range slices.Sorted(maps.Keys(k.credential.Files)) {
 			fmt.Fprintf(&b, "- `%s/%s` holds `%s`\n", files.Credentials[k.credential.Grant], name,
 				strings.TrimSpace(strings.NewReplacer("\n", " ", "{files}", files.Credentials[k.credential.Grant]).Replace(k.credential.Files[name])))
+		}
+		for i := 0; k.credential.Env[fmt.Sprintf("GIT_CONFIG_KEY_%d", i)] != ""; i++ {
+			if base, rule := strings.CutPrefix(k.credential.Env[fmt.Sprintf("GIT_CONFIG_KEY_%d", i)], "url."); rule {
+				fmt.Fprintf(&b, "- `{files}/gitconfig` leads `%s` to `%s`\n", k.credential.Env[fmt.Sprintf("GIT_CONFIG_VALUE_%d", i)], strings.TrimSuffix(base, ".insteadOf"))
+			}
 		}
 		var also []string
 		for _, name := range removed(base, env) {

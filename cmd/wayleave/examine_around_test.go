@@ -12,10 +12,12 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -145,27 +147,38 @@ workers: {w: {profile: p}}
 	e := worker.Enrolment{Gate: &url.URL{Scheme: "http", Host: "gate:3128"}, Session: worker.Session{ID: "s"}, Credentials: possibleCredentials(cfg)}
 	workers, _ := worker.Environment(e, []string{"PATH=/bin"}, worker.Files{CA: file, Bundle: file, WgetRC: file, TrustStore: file, Credentials: map[string]string{}})
 	workers = slices.Clip(workers) // what is appended for one case is no other's
+	const settings, netrc = "home/me/.claude/settings.json", "home/me/.netrc"
 	for name, c := range map[string]struct {
 		environ []string
 		want    []string // parts of the findings; none: it is well
+		files   map[string]string
 	}{
-		"a shell":                {[]string{"PATH=/bin"}, nil},
-		"an empty variable":      {[]string{"ANTHROPIC_API_KEY="}, nil},
-		"a shell with a key":     {[]string{"ANTHROPIC_API_KEY=hush"}, []string{"warn environment: ANTHROPIC_API_KEY: programs would otherwise not use the placeholder for claude"}},
-		"a shell with a proxy":   {[]string{"HTTPS_PROXY=http://me:hush@proxy:1", "npm_config_proxy=http://hush"}, []string{"HTTPS_PROXY: programs would go around the gate", "npm_config_proxy: programs would go around"}},
-		"a shell with a base":    {[]string{"ANTHROPIC_BASE_URL=https://hush.example"}, []string{"ANTHROPIC_BASE_URL"}},
-		"a worker":               {workers, nil},
-		"another proxy":          {append(workers, "https_proxy=http://hush"), []string{"https_proxy is not what HTTPS_PROXY is"}},
-		"no proxy":               {append(workers, "NO_PROXY=localhost, anthropic.com"), []string{"NO_PROXY has anthropic.com, so programs go around the gate for api.anthropic.com"}},
-		"no proxy for anything":  {append(workers, "no_proxy=*"), []string{"no_proxy has *, so"}},
-		"no Node.js":             {append(workers, "NODE_USE_ENV_PROXY=0"), []string{"NODE_USE_ENV_PROXY is not 1"}},
-		"no CA":                  {append(workers, "NODE_EXTRA_CA_CERTS="), []string{"NODE_EXTRA_CA_CERTS names no file"}},
-		"another CA":             {append(workers, "CURL_CA_BUNDLE="+os.DevNull), []string{"CURL_CA_BUNDLE names another file than SSL_CERT_FILE"}},
-		"no verification":        {append(workers, "NODE_TLS_REJECT_UNAUTHORIZED=0"), []string{"trusts whoever answers"}},
-		"a credential":           {append(workers, "ANTHROPIC_AUTH_TOKEN=hush"), []string{"ANTHROPIC_AUTH_TOKEN is not the placeholder for claude"}},
-		"a preferred credential": {append(workers, "ANTHROPIC_API_KEY=hush"), []string{"ANTHROPIC_API_KEY is set, and programs prefer it"}},
+		"a shell":                {[]string{"PATH=/bin"}, nil, nil},
+		"an empty variable":      {[]string{"ANTHROPIC_API_KEY="}, nil, nil},
+		"a shell with a key":     {[]string{"ANTHROPIC_API_KEY=hush"}, []string{"warn environment: ANTHROPIC_API_KEY: programs would otherwise not use the placeholder for claude"}, nil},
+		"a shell with a proxy":   {[]string{"HTTPS_PROXY=http://me:hush@proxy:1", "npm_config_proxy=http://hush"}, []string{"HTTPS_PROXY, npm_config_proxy: programs would go around the gate"}, nil},
+		"a shell with a base":    {[]string{"ANTHROPIC_BASE_URL=https://hush.example"}, []string{"ANTHROPIC_BASE_URL"}, nil},
+		"a worker":               {workers, nil, nil},
+		"another proxy":          {append(workers, "https_proxy=http://hush"), []string{"https_proxy is not what HTTPS_PROXY is"}, nil},
+		"no proxy":               {append(workers, "NO_PROXY=localhost, anthropic.com"), []string{"NO_PROXY has anthropic.com, so programs go around the gate for api.anthropic.com"}, nil},
+		"no proxy for anything":  {append(workers, "no_proxy=*"), []string{"no_proxy has *, so"}, nil},
+		"no Node.js":             {append(workers, "NODE_USE_ENV_PROXY=0"), []string{"NODE_USE_ENV_PROXY is not 1"}, nil},
+		"no CA":                  {append(workers, "NODE_EXTRA_CA_CERTS="), []string{"NODE_EXTRA_CA_CERTS names no file"}, nil},
+		"another CA":             {append(workers, "CURL_CA_BUNDLE="+os.DevNull), []string{"CURL_CA_BUNDLE names another file than SSL_CERT_FILE"}, nil},
+		"no verification":        {append(workers, "NODE_TLS_REJECT_UNAUTHORIZED=0"), []string{"trusts whoever answers"}, nil},
+		"a credential":           {append(workers, "ANTHROPIC_AUTH_TOKEN=hush"), []string{"ANTHROPIC_AUTH_TOKEN is not the placeholder for claude"}, nil},
+		"a preferred credential": {append(workers, "ANTHROPIC_API_KEY=hush"), []string{"ANTHROPIC_API_KEY is set, and programs prefer it"}, nil},
+		"a shell, with a key in Claude Code's settings": {[]string{"HOME=/home/me"}, []string{"warn environment: /home/me/.claude/settings.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude"}, map[string]string{settings: `{"env":{"ANTHROPIC_API_KEY":"hush"}}`}},
+		"a worker, with a helper there":                 {append(workers, "HOME=/home/me"), []string{"warn environment: /home/me/.claude/settings.json has apiKeyHelper"}, map[string]string{settings: `{"apiKeyHelper":"hush"}`}},
+		"a shell, with a .netrc":                        {[]string{"HOME=/home/me"}, []string{"warn environment: /home/me/.netrc has an entry for api.anthropic.com"}, map[string]string{netrc: "machine api.anthropic.com password hush"}},
+		"a worker, with a .netrc":                       {append(workers, "HOME=/home/me", "NETRC=/dev/null"), nil, map[string]string{netrc: "machine api.anthropic.com password hush"}},
 	} {
-		got := says(examineEnvironment(cfg, around{environ: c.environ}))
+		files := fstest.MapFS{}
+		for path, text := range c.files {
+			files[path] = &fstest.MapFile{Data: []byte(text)}
+		}
+		noGit := func([]string, ...string) ([]byte, error) { return nil, exec.ErrNotFound }
+		got := says(examineEnvironment(cfg, around{environ: c.environ, machine: worker.Machine{Dir: "/", Files: files, Git: noGit}}))
 		if strings.Contains(got, "hush") || strings.Contains(got, "no fix") || len(c.want) == 0 && (strings.Contains(got, "warn") || got == "") {
 			t.Errorf("%s: %s", name, got)
 		}

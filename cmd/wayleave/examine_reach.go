@@ -18,6 +18,7 @@ import (
 	"wayleave/config"
 	"wayleave/oauth"
 	"wayleave/vault"
+	"wayleave/worker"
 )
 
 // How long doctor waits for others. It asks them at the same time.
@@ -32,10 +33,11 @@ type around struct {
 	lookup  func(ctx context.Context, cfg *config.Config, host string) ([]netip.Addr, error)
 	http    *http.Client // fit for token endpoints
 	now     func() time.Time
+	machine worker.Machine
 }
 
 func newAround(environ []string) around {
-	return around{environ: environ, lookup: lookup, http: oauth.NewHTTPClient(nil), now: time.Now}
+	return around{environ: environ, lookup: lookup, http: oauth.NewHTTPClient(nil), now: time.Now, machine: thisMachine()}
 }
 
 // getenv is the last value of a variable, as programs see it.

@@ -166,7 +166,7 @@ func examineEnvironment(cfg *config.Config, a around) []finding {
 	credentials := possibleCredentials(cfg)
 	var out []finding
 	if a.isWorkers() {
-		out = a.examineWorkers(what, cfg, credentials)
+		out = append(a.examineWorkers(what, cfg, credentials), a.examinePreferences(what, a.environ, credentials)...)
 		if len(out) == 0 {
 			out = append(out, good(what, "is that of a worker, and leads through the gate"))
 		}
@@ -178,15 +178,29 @@ func examineEnvironment(cfg *config.Config, a around) []finding {
 	for _, c := range credentials {
 		files.Credentials[c.Grant] = "-"
 	}
-	_, report := worker.Environment(worker.Enrolment{Gate: &url.URL{Scheme: "http", Host: "gate"}, Session: worker.Session{ID: "-"}, Credentials: credentials}, given, files)
+	env, report := worker.Environment(worker.Enrolment{Gate: &url.URL{Scheme: "http", Host: "gate"}, Session: worker.Session{ID: "-"}, Credentials: credentials}, given, files)
 	for _, line := range report {
 		how, rest, _ := strings.Cut(line, " ")
 		if names, why, ok := strings.Cut(rest, ": "); ok && (how == "removed" || how == "replaced") {
 			out = append(out, warn(what, fmt.Sprintf("%s: %s", names, why), "start programs with 'wayleave run', which has them "+how+"; or unset them where programs start otherwise"))
 		}
 	}
+	out = append(out, a.examinePreferences(what, env, credentials)...)
 	if len(out) == 0 && len(cfg.Workers) > 0 {
 		out = append(out, good(what, "has nothing that would lead programs around the gate; 'wayleave run -- wayleave doctor' looks at a worker's"))
+	}
+	return out
+}
+
+// examinePreferences looks at what programs with an environment would prefer to it.
+func (a around) examinePreferences(what string, env []string, credentials []worker.Credential) (out []finding) {
+	_, preferred := worker.Preferences(env, credentials, a.machine)
+	for _, p := range preferred {
+		fix := worker.TakeOut
+		if p.Countered != "" && !a.isWorkers() {
+			fix = "start programs with 'wayleave run' (" + p.Countered + "), or " + fix
+		}
+		out = append(out, warn(what, fmt.Sprintf("%s has %s, which %s", p.File, p.Has, p.Means), fix))
 	}
 	return out
 }
@@ -198,7 +212,7 @@ func possibleCredentials(cfg *config.Config) (all []worker.Credential) {
 			p, _ := cfg.ProviderOf(g)
 			r, err := p.Render(cfg.EnvMode(name, g), worker.Marker, cfg.RequestedScopes(g), cfg.HostOf(g))
 			if err == nil && !slices.ContainsFunc(all, func(c worker.Credential) bool { return c.Grant == g }) {
-				all = append(all, worker.Credential{Grant: g, Provider: p.Name, Env: r.Env, Unset: r.Unset})
+				all = append(all, worker.Credential{Grant: g, Provider: p.Name, Hosts: cfg.HostsOf(g), Env: r.Env, Unset: r.Unset})
 			}
 		}
 	}

@@ -70,10 +70,12 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }
 		environment := func() []string {
 			env, report := worker.Environment(enrolment, os.Environ(), files)
-			here, _ := os.Getwd() // without one there are no settings of a project
-			report = append(report, worker.ClaudeSettings(env, here, enrolment.Credentials, os.ReadFile)...)
+			env, preferred := worker.Preferences(env, enrolment.Credentials, thisMachine())
 			for _, line := range report {
 				say("%s", line)
+			}
+			for _, p := range preferred {
+				say("%v", p)
 			}
 			return env
 		}
@@ -97,6 +99,18 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		return nil
 	}
 	return c
+}
+
+// thisMachine is where we were started, for what we start.
+func thisMachine() worker.Machine {
+	here, _ := os.Getwd() // without one there are no settings of a project
+	return worker.Machine{Dir: here, Files: os.DirFS("/"), Git: func(env []string, args ...string) ([]byte, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		c := exec.CommandContext(ctx, "git", args...)
+		c.Env = env
+		return c.Output()
+	}}
 }
 
 // keepAlive renews a session until done is called, which ends it if that is wanted. A gate that cannot be reached then is no
@@ -135,7 +149,7 @@ func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
 		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w", err)
 	}
 	remove := func() { _ = os.RemoveAll(dir) }
-	files, err := worker.WriteFiles(dir, "", e, roots)
+	files, err := worker.WriteFiles(dir, "", e, roots, os.Getenv)
 	if err != nil {
 		remove()
 		return worker.Files{}, nil, err

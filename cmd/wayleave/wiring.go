@@ -93,7 +93,7 @@ func credentials(cfg *config.Config, sessions *worker.Sessions, grants *grant.Ke
 				return nil, fmt.Errorf("rendering %s for a worker: %w", name, err)
 			}
 			out = append(out, worker.Credential{
-				Grant: name, Provider: p.Name, Placeholder: placeholder,
+				Grant: name, Provider: p.Name, Hosts: cfg.HostsOf(name), Placeholder: placeholder,
 				Env: r.Env, Unset: r.Unset, Files: r.Files, Note: r.Note,
 			})
 		}

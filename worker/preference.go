@@ -1,0 +1,318 @@
+package worker
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Preference is what a program has in a file of its own and prefers to its environment: with it, it goes around the gate or uses something else
+// than a placeholder, and says nothing of it.
+type Preference struct {
+	// File is where it stands, Has what stands there: names of keys and hosts, never a value.
+	File, Has string
+	// Means is what comes of it; follows "which".
+	Means string
+	// Countered is what the environment of a worker does about it; empty: nothing can be done there, but to take it out of the file.
+	Countered string
+}
+
+func (p Preference) String() string {
+	return fmt.Sprintf("%s has %s, which %s: %s", p.File, p.Has, p.Means, cmp.Or(p.Countered, TakeOut))
+}
+
+// TakeOut is what a person does about a preference.
+const TakeOut = "take that out of the file"
+
+// Machine is where a program starts.
+type Machine struct {
+	// Dir is its directory, absolute; empty: not known.
+	Dir string
+	// Files are those of the machine, from / on.
+	Files fs.FS
+	// Git is what git prints when it starts with an environment in Dir.
+	Git func(env []string, args ...string) ([]byte, error)
+}
+
+// Preferences looks for what programs would prefer to an environment that [Environment] made. What it can counter it does in the environment that it
+// returns.
+func Preferences(env []string, credentials []Credential, m Machine) ([]string, []Preference) {
+	vars, _ := index(env)
+	found := m.claudeCode(vars, credentials)
+	more := map[string]string{}
+	for _, p := range []func(map[string]string, []Credential, map[string]string) []Preference{m.netrc, m.proxies} {
+		found = append(found, p(vars, credentials, more)...)
+	}
+	found = append(found, m.git(env, credentials)...)
+	if len(more) == 0 {
+		return env, found
+	}
+	env = slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return more[name] != ""
+	})
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		env = append(env, name+"="+more[name])
+	}
+	return env, found
+}
+
+// read returns what an absolute path holds, nil when it cannot be read.
+func (m Machine) read(path string) []byte {
+	text, err := fs.ReadFile(m.Files, strings.TrimPrefix(filepath.ToSlash(filepath.Clean(path)), "/"))
+	if err != nil {
+		return nil
+	}
+	return text
+}
+
+// claudeCode are the files of Claude Code.
+func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (found []Preference) {
+	own, account := vars["CLAUDE_CONFIG_DIR"], filepath.Join(vars["CLAUDE_CONFIG_DIR"], ".claude.json")
+	if own == "" {
+		own, account = filepath.Join(vars["HOME"], ".claude"), filepath.Join(vars["HOME"], ".claude.json")
+	}
+	paths := []string{account}
+	for _, managed := range []string{"/etc/claude-code", "/Library/Application Support/ClaudeCode"} {
+		parts, _ := fs.Glob(m.Files, managed[1:]+"/managed-settings.d/*.json")
+		paths = append(paths, managed+"/managed-settings.json")
+		for _, part := range parts {
+			paths = append(paths, "/"+part)
+		}
+	}
+	paths = append(paths, filepath.Join(own, "settings.json"))
+	if m.Dir != "" {
+		paths = append(paths, filepath.Join(m.Dir, ".claude", "settings.json"), filepath.Join(m.Dir, ".claude", "settings.local.json"))
+		if root := m.repository(); root != m.Dir && root != "" {
+			paths = append(paths, filepath.Join(root, ".claude", "settings.local.json"))
+		}
+	}
+	for _, path := range paths {
+		var settings struct {
+			Env          map[string]any `json:"env"`
+			APIKeyHelper string         `json:"apiKeyHelper"`
+			PrimaryKey   string         `json:"primaryApiKey"`
+		}
+		if json.Unmarshal(m.read(path), &settings) != nil { // the client has its own words for that
+			continue
+		}
+		for _, c := range credentials {
+			concerns := slices.Concat(slices.Collect(maps.Keys(c.Env)), c.Unset)
+			var names []string
+			for _, name := range slices.Sorted(slices.Values(concerns)) {
+				if value, text := settings.Env[name].(string); text && value != "" && !strings.Contains(value, Marker) && path != account {
+					names = append(names, "env."+name)
+				}
+			}
+			if settings.APIKeyHelper != "" && slices.Contains(concerns, "ANTHROPIC_API_KEY") && path != account {
+				names = append(names, "apiKeyHelper")
+			}
+			if settings.PrimaryKey != "" && c.Env["ANTHROPIC_AUTH_TOKEN"] != "" && path == account {
+				names = append(names, "primaryApiKey")
+			}
+			if len(names) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "Claude Code prefers to the placeholder for " + c.Grant})
+			}
+		}
+	}
+	return found
+}
+
+// repository is the directory above ours, or ours, that git has its files in; empty: none has.
+func (m Machine) repository() string {
+	for dir := filepath.Clean(m.Dir); ; dir = filepath.Dir(dir) {
+		if _, err := fs.Stat(m.Files, strings.TrimPrefix(filepath.ToSlash(filepath.Join(dir, ".git")), "/")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			return ""
+		}
+	}
+}
+
+// noEntries is where programs read a .netrc without entries.
+const noEntries = "/dev/null"
+
+// netrc is the file of log-ins of ftp, which Python's requests and aiohttp, Go and git read too: the first prefers its entries to a header that a
+// program sets, and git to its helpers.
+func (m Machine) netrc(vars map[string]string, credentials []Credential, more map[string]string) (found []Preference) {
+	homes := []string{filepath.Join(vars["HOME"], ".netrc"), filepath.Join(vars["HOME"], "_netrc")}
+	paths := homes
+	if named := vars["NETRC"]; named != "" {
+		if !filepath.IsAbs(named) {
+			named = filepath.Join(m.Dir, named)
+		}
+		paths = []string{named}
+	}
+	first := func(paths []string) (string, []string) {
+		for _, path := range paths {
+			if text := m.read(path); text != nil {
+				return path, netrcEntries(string(text))
+			}
+		}
+		return "", nil
+	}
+	path, entries := first(paths)
+	for _, c := range credentials {
+		if i := slices.IndexFunc(entries, func(machine string) bool { return machine == "" || c.at(machine) }); i >= 0 {
+			found = append(found, Preference{
+				File: path, Has: entryFor(entries[i]), Means: "programs prefer to the placeholder for " + c.Grant,
+				Countered: "NETRC is " + noEntries + " for the worker, so that programs find no entry of that file, for whatever host",
+			})
+			more["NETRC"] = noEntries
+		}
+	}
+	// git looks at home, whatever NETRC says, before libcurl 8.16. Where it is to ask with an empty name first, it does not look.
+	path, entries = first(homes)
+	settings := gitSettings(vars)
+	var asks []gitSetting
+	for _, c := range credentials {
+		for _, base := range gitBases(gitSettings(c.Env)) {
+			ask := gitSetting{"http." + base + ".emptyAuth", "true"}
+			i := slices.IndexFunc(entries, func(machine string) bool { return machine == "" || strings.HasSuffix(base, "//"+machine+"/") })
+			if i < 0 || slices.Contains(settings, ask) || slices.Contains(asks, ask) {
+				continue
+			}
+			asks = append(asks, ask)
+			found = append(found, Preference{
+				File: path, Has: entryFor(entries[i]), Means: "git prefers to the placeholder for " + c.Grant,
+				Countered: "git is set to ask for a name there (" + ask.key + ")",
+			})
+		}
+	}
+	maps.Copy(more, addGit(asks, vars))
+	return found
+}
+
+func entryFor(machine string) string {
+	if machine == "" {
+		return "a default entry"
+	}
+	return "an entry for " + machine
+}
+
+// netrcEntries are the machines that a .netrc has, "" for its default.
+func netrcEntries(text string) (machines []string) {
+	macro, key := false, "" // the key whose value comes next, on whatever line
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if macro = macro && len(words) > 0; macro { // a macro ends with an empty line
+			continue
+		}
+	words:
+		for _, word := range words {
+			switch {
+			case key == "machine":
+				machines, key = append(machines, strings.ToLower(strings.Trim(word, `"`))), ""
+				continue
+			case key != "":
+				key = ""
+				continue
+			case word == "machine", word == "login", word == "user", word == "password", word == "account":
+				key = word
+				continue
+			case word == "default":
+				machines = append(machines, "")
+				continue
+			}
+			macro = word == "macdef"
+			break words // or a comment
+		}
+	}
+	return machines
+}
+
+// at reports whether the credential is one for a host.
+func (c Credential) at(host string) bool {
+	return slices.ContainsFunc(c.Hosts, func(h string) bool {
+		if i := strings.LastIndexByte(h, ':'); i > 0 && !strings.HasSuffix(h, "]") {
+			h = h[:i]
+		}
+		suffix, pattern := strings.CutPrefix(h, "*")
+		return h == host || pattern && strings.HasSuffix(host, suffix)
+	})
+}
+
+var (
+	pipProxy  = regexp.MustCompile(`(?m)^[ \t]*proxy[ \t]*[=:][ \t]*[^ \t\n]`)
+	curlProxy = regexp.MustCompile(`(?m)^[ \t]*(?:--)?((?:no)?proxy)[ \t=:]|^[ \t]*-x`)
+)
+
+// proxies are those that programs have in files of their own and prefer to the common variables, where no variable of theirs is always set to the gate.
+func (m Machine) proxies(vars map[string]string, _ []Credential, more map[string]string) (found []Preference) {
+	gate := vars["HTTPS_PROXY"]
+	if gate == "" { // the network leads to it, whatever proxy a program knows
+		return nil
+	}
+	home, config := vars["HOME"], cmp.Or(vars["XDG_CONFIG_HOME"], filepath.Join(vars["HOME"], ".config"))
+	for _, path := range []string{
+		"/etc/pip.conf", "/etc/xdg/pip/pip.conf", filepath.Join(home, ".pip/pip.conf"), filepath.Join(config, "pip/pip.conf"),
+		filepath.Join(vars["VIRTUAL_ENV"], "pip.conf"), vars["PIP_CONFIG_FILE"],
+	} {
+		if path != "" && vars["PIP_PROXY"] != gate && pipProxy.Match(m.read(path)) {
+			found = append(found, Preference{File: path, Has: "proxy", Means: "leads pip around the gate", Countered: "PIP_PROXY is the gate"})
+			more["PIP_PROXY"] = gate
+		}
+	}
+	for _, dir := range []string{vars["CURL_HOME"], vars["XDG_CONFIG_HOME"], home} {
+		path := filepath.Join(dir, ".curlrc")
+		if key := curlProxy.FindSubmatch(m.read(path)); dir != "" && key != nil {
+			found = append(found, Preference{File: path, Has: cmp.Or(string(key[1]), "proxy"), Means: "leads curl around the gate"})
+		}
+	}
+	return found
+}
+
+// git are the rules by which git asks elsewhere, and the proxies of single addresses.
+func (m Machine) git(env []string, credentials []Credential) (found []Preference) {
+	vars, _ := index(env)
+	listed, err := m.Git(env, "config", "--null", "--show-origin", "--get-regexp", `^(url\..*\.(push)?insteadof|(http\..*|remote\..*)\.proxy)$`)
+	if err != nil { // without git there is none to lead; without a setting of these names it says so with a status
+		return nil
+	}
+	fields := strings.Split(string(listed), "\x00")
+	for i := 0; i+1 < len(fields); i += 2 {
+		path, inFile := strings.CutPrefix(fields[i], "file:")
+		key, value, _ := strings.Cut(fields[i+1], "\n")
+		if !inFile || path == vars["GIT_CONFIG_SYSTEM"] {
+			continue // of the environment, which is ours
+		}
+		if !filepath.IsAbs(path) { // the repository's own
+			path = filepath.Join(m.Dir, path)
+		}
+		if gate := vars["HTTPS_PROXY"]; strings.HasSuffix(key, ".proxy") && !strings.HasPrefix(key, "url.") {
+			if gate != "" && value != gate {
+				found = append(found, Preference{File: path, Has: withoutUser(key), Means: "leads git around the gate"})
+			}
+			continue
+		}
+		target := key[len("url."):strings.LastIndexByte(key, '.')]
+		for _, c := range credentials {
+			rules := gitRules(gitSettings(c.Env))
+			for _, base := range slices.Sorted(maps.Keys(rules)) {
+				ours := append(rules[base], base)
+				longer := func(o string) bool { return strings.HasPrefix(value, o) && value != o }
+				shorter := func(o string) bool { return strings.HasPrefix(o, value) }
+				leads := func(o string) bool { return strings.HasPrefix(target, o) }
+				here := slices.ContainsFunc(rules[base], leads) || strings.HasPrefix(withoutUser(target), base)
+				// A longer rule than ours counts, and one that leads a name of its own to where ours would lead back from: rules are followed once.
+				leaves := !leads(base) && (slices.ContainsFunc(ours, longer) || here && !slices.ContainsFunc(ours, shorter))
+				if leaves {
+					found = append(found, Preference{File: path, Has: "url.….insteadOf for " + value, Means: "leads git past the placeholder for " + c.Grant})
+				}
+			}
+		}
+	}
+	return found
+}
+
+var userInfo = regexp.MustCompile(`//[^/@]*@`)
+
+// withoutUser is a key of git's without the user and the password that an address in it may have.
+func withoutUser(key string) string { return userInfo.ReplaceAllString(key, "//") }

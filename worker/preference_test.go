@@ -1,0 +1,216 @@
+package worker
+
+import (
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func noGit([]string, ...string) ([]byte, error) { return nil, exec.ErrNotFound }
+
+func TestPreferences(t *testing.T) {
+	claude := Credential{Grant: "claude", Hosts: []string{"api.anthropic.com"}, Env: map[string]string{"ANTHROPIC_AUTH_TOKEN": "ph"}, Unset: []string{"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"}}
+	login := Credential{Grant: "claude", Env: map[string]string{"CLAUDE_CODE_OAUTH_TOKEN": "ph"}, Unset: []string{"ANTHROPIC_API_KEY"}}
+	github := Credential{Grant: "hub", Hosts: []string{"github.com:443", "*.github.com"}, Env: map[string]string{"GH_TOKEN": "ph"}}
+	const user, project = "/home/me/.claude/settings.json", "/work/.claude/settings.json"
+	const netrc = "machine api.github.com login me password value-1\n"
+	const toTheGate = "NETRC is /dev/null for the worker, so that programs find no entry of that file, for whatever host"
+	for name, c := range map[string]struct {
+		env         []string
+		credentials []Credential
+		files       map[string]string
+		want        []string
+		set         map[string]string
+	}{
+		"no files": {credentials: []Credential{claude}},
+		"nothing of ours": {credentials: []Credential{claude, github}, files: map[string]string{
+			user: `{"env":{"ANTHROPIC_MODEL":"value-1","ANTHROPIC_API_KEY":"","ANTHROPIC_AUTH_TOKEN":"` + Marker + `"},"theme":"dark","primaryApiKey":"value-2"}`, project: "no JSON",
+			"/home/me/.netrc": "machine example.com login default password machine\nmacdef init\nmachine github.com\n\n# machine github.com\n", "/home/me/.curlrc": "silent\n# proxy = value-1\n",
+		}},
+		"the user's": {credentials: []Credential{claude, github}, files: map[string]string{user: `{"env":{"MAX":1,"ANTHROPIC_BASE_URL":"value-1","ANTHROPIC_AUTH_TOKEN":"value-2","GH_TOKEN":"value-3"}}`}, want: []string{
+			user + " has env.ANTHROPIC_AUTH_TOKEN, env.ANTHROPIC_BASE_URL, which Claude Code prefers to the placeholder for claude: take that out of the file",
+			user + " has env.GH_TOKEN, which Claude Code prefers to the placeholder for hub: take that out of the file",
+		}},
+		"a helper": {credentials: []Credential{github, claude}, files: map[string]string{project: `{"apiKeyHelper":"value-1"}`}, want: []string{
+			project + " has apiKeyHelper, which Claude Code prefers to the placeholder for claude: take that out of the file",
+		}},
+		"a key of a log-in at the console": {credentials: []Credential{claude}, files: map[string]string{"/home/me/.claude.json": `{"primaryApiKey":"value-1","apiKeyHelper":"value-2"}`}, want: []string{
+			"/home/me/.claude.json has primaryApiKey, which Claude Code prefers to the placeholder for claude: take that out of the file",
+		}},
+		"the same where it does not count": {credentials: []Credential{login}, files: map[string]string{"/home/me/.claude.json": `{"primaryApiKey":"value-1"}`}},
+		"a directory of its own":           {env: []string{"CLAUDE_CONFIG_DIR=/own"}, credentials: []Credential{claude}, files: map[string]string{user: `{"apiKeyHelper":"value-1"}`}},
+		"an organization's and a person's in the project": {credentials: []Credential{claude}, files: map[string]string{
+			"/etc/claude-code/managed-settings.json": `{"apiKeyHelper":"value-1"}`, "/etc/claude-code/managed-settings.d/10.json": `{"apiKeyHelper":"value-1"}`,
+			"/.claude/settings.local.json": `{"env":{"ANTHROPIC_API_KEY":"value-2"}}`, "/.claude/settings.json": `{"apiKeyHelper":"value-3"}`, "/.git/HEAD": "",
+			"/work/.claude/settings.local.json": `{"env":{"ANTHROPIC_API_KEY":"value-2"}}`,
+		}, want: []string{
+			"/etc/claude-code/managed-settings.json has apiKeyHelper, which Claude Code prefers to the placeholder for claude: take that out of the file",
+			"/etc/claude-code/managed-settings.d/10.json has apiKeyHelper, which Claude Code prefers to the placeholder for claude: take that out of the file",
+			"/work/.claude/settings.local.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude: take that out of the file",
+			"/.claude/settings.local.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude: take that out of the file",
+		}},
+		"log-ins": {credentials: []Credential{claude, github}, files: map[string]string{"/home/me/.netrc": netrc}, set: map[string]string{"NETRC": "/dev/null"}, want: []string{
+			"/home/me/.netrc has an entry for api.github.com, which programs prefer to the placeholder for hub: " + toTheGate,
+		}},
+		"log-ins in another file": {env: []string{"NETRC=netrc"}, credentials: []Credential{github}, files: map[string]string{"/work/netrc": "machine\n\"github.com\"", "/home/me/.netrc": ""}, set: map[string]string{"NETRC": "/dev/null"}, want: []string{
+			"/work/netrc has an entry for github.com, which programs prefer to the placeholder for hub: " + toTheGate,
+		}},
+		"log-ins for any host": {credentials: []Credential{claude}, files: map[string]string{"/home/me/_netrc": "default login me password value-1"}, set: map[string]string{"NETRC": "/dev/null"}, want: []string{
+			"/home/me/_netrc has a default entry, which programs prefer to the placeholder for claude: " + toTheGate,
+		}},
+		"log-ins that nothing reads": {env: []string{"NETRC=/dev/null"}, credentials: []Credential{github}, files: map[string]string{"/home/me/.netrc": netrc}},
+		"proxies": {env: []string{"HTTPS_PROXY=http://gate", "XDG_CONFIG_HOME=/conf"}, files: map[string]string{"/conf/pip/pip.conf": "[global]\n proxy: value-1", "/home/me/.curlrc": "-s\nproxy=value-1"}, set: map[string]string{"PIP_PROXY": "http://gate"}, want: []string{
+			"/conf/pip/pip.conf has proxy, which leads pip around the gate: PIP_PROXY is the gate",
+			"/home/me/.curlrc has proxy, which leads curl around the gate: take that out of the file",
+		}},
+		"proxies where the network leads": {files: map[string]string{"/etc/pip.conf": "[global]\nproxy = value-1"}},
+	} {
+		files := fstest.MapFS{}
+		for path, text := range c.files {
+			files[path[1:]] = &fstest.MapFile{Data: []byte(text)}
+		}
+		env := append(c.env, "HOME=/home/me")
+		now, found := Preferences(env, c.credentials, Machine{Dir: "/work", Files: files, Git: noGit})
+		var got []string
+		for _, p := range found {
+			got = append(got, p.String())
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" || strings.Contains(strings.Join(got, "\n"), "value-") {
+			t.Errorf("%s: %s", name, diff)
+		}
+		want := environ(env)
+		maps.Copy(want, c.set)
+		if diff := cmp.Diff(want, environ(now)); diff != "" || len(now) != len(want) {
+			t.Errorf("%s: %s", name, diff)
+		}
+		if _, again := Preferences(now, c.credentials, Machine{Dir: "/work", Files: files, Git: noGit}); slices.ContainsFunc(again, func(p Preference) bool { return p.Countered != "" }) {
+			t.Errorf("%s: countered, and still told: %v", name, again)
+		}
+	}
+}
+
+// A real git asks where the placeholder is for, whatever the rules of the user, the machine and the repository; and what cannot be countered is told.
+func TestPreferencesOfGit(t *testing.T) {
+	home := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(home, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	hub := Credential{Grant: "hub", Hosts: []string{"github.com"}, Env: map[string]string{
+		"GIT_CONFIG_COUNT": "3", "GIT_CONFIG_KEY_0": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_0": "git@github.com:",
+		"GIT_CONFIG_KEY_1": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_1": "ssh://git@github.com/", "GIT_CONFIG_KEY_2": "acme.ours", "GIT_CONFIG_VALUE_2": "yes",
+	}}
+	e := testEnrolment("http://gate:3128", hub)
+	e.CA = testCA(t)
+	machines := write("machines", "[url \"http://other.example/\"]\n\tinsteadOf = https://github.com/\n[acme]\n\tsystem = kept\n")
+	base := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "GIT_CONFIG_SYSTEM=" + machines}
+	files, err := WriteFiles(filepath.Join(home, "files"), "", e, e.CA, func(name string) string { return environ(base)[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, report := Environment(e, base, files)
+	if len(report) > 0 {
+		t.Error(report)
+	}
+	repository := filepath.Join(home, "repository")
+	git := func(env []string, args ...string) ([]byte, error) {
+		c := exec.Command("git", args...)
+		c.Dir, c.Env = repository, env
+		return c.Output()
+	}
+	if out, err := exec.Command("git", "init", "-q", repository).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	asks := func(url string, push bool) string {
+		if _, err := git(env, "config", "remote.r.url", url); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"remote", "get-url", "r"}
+		if push {
+			args = []string{"remote", "get-url", "--push", "r"}
+		}
+		out, err := git(env, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	preferred := func() (all []string) {
+		_, found := Preferences(env, e.Credentials, Machine{Dir: repository, Files: os.DirFS("/"), Git: git})
+		for _, p := range found {
+			all = append(all, p.String())
+		}
+		return all
+	}
+
+	user := write(".gitconfig", `
+[url "git@github.com:"]
+	insteadOf = https://github.com/
+	pushInsteadOf = https://github.com/
+[url "https://secret@github.com/"]
+	insteadOf = https://github.com/
+	insteadOf = git@github.com:
+	pushInsteadOf = ssh://git@github.com/
+[url "ssh://git@github.com/"]
+	insteadOf = https://
+[url "https://github.com/"]
+	insteadOf = gh:
+[url "https://elsewhere.example/"]
+	insteadOf = ex:
+[http]
+	proxy = http://proxy.example:1
+`)
+	for _, url := range []string{"https://github.com/a/b", "git@github.com:a/b", "ssh://git@github.com/a/b", "gh:a/b"} {
+		for _, push := range []bool{false, true} {
+			if got := asks(url, push); got != "https://github.com/a/b" {
+				t.Errorf("%s, push %v: git asks %s", url, push, got)
+			}
+		}
+	}
+	for name, want := range map[string]string{"acme.system": "kept", "acme.ours": "yes", "http.proxy": e.ProxyURL()} {
+		if out, err := git(env, "config", name); err != nil || strings.TrimSpace(string(out)) != want {
+			t.Errorf("%s is %q, %v", name, out, err)
+		}
+	}
+	if got := preferred(); len(got) > 0 {
+		t.Errorf("told: %q", got)
+	}
+
+	// Longer rules than ours, other names for ssh, and proxies of single addresses.
+	write(".gitconfig", `
+[url "git@github.com:acme/"]
+	insteadOf = https://github.com/acme/
+[url "https://secret@github.com/"]
+	pushInsteadOf = gh:
+[url "git@github.com:"]
+	insteadOf = hub:
+[http "https://me:secret@github.com/"]
+	proxy = http://secret@proxy.example:1
+`)
+	if _, err := git(env, "config", "remote.r.proxy", "http://secret@proxy.example:1"); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		user + " has url.….insteadOf for https://github.com/acme/, which leads git past the placeholder for hub: take that out of the file",
+		user + " has url.….insteadOf for gh:, which leads git past the placeholder for hub: take that out of the file",
+		user + " has url.….insteadOf for hub:, which leads git past the placeholder for hub: take that out of the file",
+		user + " has http.https://github.com/.proxy, which leads git around the gate: take that out of the file",
+		filepath.Join(repository, ".git/config") + " has remote.r.proxy, which leads git around the gate: take that out of the file",
+	}
+	got := preferred()
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
