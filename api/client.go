@@ -177,7 +177,7 @@ func (c *Client) problem(resp *http.Response, text []byte) error {
 	case http.StatusUnauthorized:
 		return fmt.Errorf("%s does not take the token: %s on the console's page Access, and it goes into WAYLEAVE_API_TOKEN or the file of --api-token-file", c.root.Host, p.Error)
 	case http.StatusForbidden:
-		return fmt.Errorf("%s; ask an admin for a token that may", p.Error)
+		return fmt.Errorf("%s; use a token that may, of somebody who may", p.Error)
 	case http.StatusMisdirectedRequest:
 		return fmt.Errorf("%s: name that address with --api", p.Error)
 	case http.StatusNotFound:

@@ -85,6 +85,6 @@ type Roles struct {
 	// Connects, imports, refreshes and disconnects grants, ends sessions, and sees the configuration.
 	Operator []string `yaml:"operator" jsonschema:"uniqueItems=true"`
 
-	// Makes and ends API tokens.
+	// Rolls configurations out, and sees and ends everybody's API tokens.
 	Admin []string `yaml:"admin" jsonschema:"uniqueItems=true"`
 }

@@ -66,9 +66,9 @@ func (s *Server) endpoints() []endpoint {
 		{"GET", "/configuration", Operator, "The configuration that runs, and how the file differs from it now", "", nil, Configuration{}, nil, s.configuration},
 		{"GET", "/log", Viewer, "How much each part of the gate that answers logs", "", nil, api.LogLevels{}, nil, s.showLog},
 		{"PUT", "/log", Operator, "Have parts of the gate that answers log more or less for a while, or as its file says", "log.level", api.LogRequest{}, api.LogLevels{}, nil, s.setLog},
-		{"GET", "/tokens", Admin, "The API tokens, without themselves", "", nil, TokenList{}, nil, s.listTokens},
-		{"POST", "/tokens", Admin, "Make an API token, which is shown this once", "token.create", TokenRequest{}, NewToken{}, nil, s.createToken},
-		{"DELETE", "/tokens/{token}", Admin, "End an API token", "token.end", nil, TokenList{}, nil, s.endToken},
+		{"GET", "/tokens", Viewer, "Your API tokens, without themselves; for an admin everybody's", "", nil, TokenList{}, nil, s.listTokens},
+		{"POST", "/tokens", Viewer, "Make an API token of yours, which is shown this once and never may more than you", "token.create", TokenRequest{}, NewToken{}, nil, s.createToken},
+		{"DELETE", "/tokens/{token}", Viewer, "End an API token of yours; for an admin of anybody", "token.end", nil, TokenList{}, nil, s.endToken},
 	}
 }
 
@@ -453,21 +453,25 @@ func (s *Server) configurationNow() Configuration {
 // short is how a revision is shown everywhere.
 func short(revision string) string { return rollout.Short(revision) }
 
-// TokenList is all API tokens.
+// TokenList is API tokens.
 type TokenList struct {
 	Tokens []Token `json:"tokens"`
 }
 
 func (s *Server) listTokens(c *call) (any, error) {
-	all, err := s.tokens.list(c.Context())
+	all, err := s.tokens.list(c.Context(), c.who)
 	return TokenList{all}, err
 }
 
 // TokenRequest asks for an API token.
 type TokenRequest struct {
 	Name string `json:"name"`
-	Role Role   `json:"role"`
+	Role Role   `json:"role"`           // no more than yours
+	Days int    `json:"days,omitempty"` // it is good for, up to 366; 90 if not said
 }
+
+// Target is what a request is about.
+func (r *TokenRequest) Target() string { return r.Name }
 
 // NewToken is an API token with itself.
 type NewToken struct {
@@ -477,7 +481,7 @@ type NewToken struct {
 
 func (s *Server) createToken(c *call) (any, error) {
 	in := c.in.(*TokenRequest)
-	t, text, err := s.tokens.create(c.Context(), in.Name, in.Role, c.who.Name)
+	t, text, err := s.tokens.create(c.Context(), c.who, in.Name, in.Role, in.Days)
 	if err != nil {
 		return nil, err
 	}
@@ -485,7 +489,7 @@ func (s *Server) createToken(c *call) (any, error) {
 }
 
 func (s *Server) endToken(c *call) (any, error) {
-	if err := s.tokens.end(c.Context(), c.PathValue("token")); err != nil {
+	if err := s.tokens.end(c.Context(), c.who, c.PathValue("token")); err != nil {
 		return nil, err
 	}
 	return s.listTokens(c)

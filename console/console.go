@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -116,6 +117,7 @@ type Server struct {
 	hub       *hub
 	oidc      *oidcLogin // nil: none
 	limiter   *throttle.Limiter
+	doors     doors
 	handler   http.Handler
 	templates map[string]*template.Template // by page
 	began     time.Time
@@ -145,7 +147,7 @@ func New(c Config) (*Server, error) {
 		Config: c, logins: newLogins(c.Idle, c.Life, c.Now), flows: newFlows(c.Now), hub: newHub(), limiter: throttle.New(triesAtOnce, tryAgain),
 		began: c.Now(),
 	}
-	s.tokens = &tokens{docs: c.Desk().Docs, now: c.Now}
+	s.tokens = &tokens{docs: c.Desk().Docs, now: c.Now, roleOf: s.roleOf}
 	if c.OIDC.Issuer != "" {
 		s.oidc = newOIDC(c)
 	}
@@ -166,6 +168,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 func (s *Server) Run(ctx context.Context) {
 	defer s.flows.stop()
 	s.watch(ctx)
+}
+
+// roleOf is what somebody may who has not just come: as the configuration has it now.
+func (s *Server) roleOf(id string, is []string) Role {
+	switch {
+	case id == byLink && s.NewLink != nil:
+		return Admin
+	case s.oidc != nil && strings.HasPrefix(id, s.oidc.id("")):
+		return s.oidc.role(is)
+	}
+	return ""
 }
 
 // logEvent writes the log's line of what an operator did.

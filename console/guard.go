@@ -80,15 +80,12 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 		if wait := s.limiter.Wait(source(r), s.now()); wait > 0 {
 			return actor{}, tooMany(wait)
 		}
-		t, ok, err := s.tokens.find(r.Context(), strings.TrimSpace(sent))
-		if err != nil {
-			return actor{}, err
-		}
-		if !ok {
+		who, known, err := s.tokens.find(r.Context(), strings.TrimSpace(sent))
+		if err == nil && !known {
 			s.limiter.Failed(source(r), s.now())
-			return actor{}, errors.New("there is no such token; an admin makes one")
+			err = errors.New("there is no such token; make one")
 		}
-		return actor{Name: t.Name, Role: t.Role, Via: "token"}, nil
+		return who, err
 	}
 	n, ok := s.logins.find(s.cookie(r, loginCookie), !isLive(r))
 	if !ok {
@@ -109,10 +106,32 @@ func (t tooMany) Error() string {
 
 func (t tooMany) seconds() int { return max(1, int(time.Duration(t).Round(time.Second).Seconds())) }
 
+// guard is a handler that who has the role comes to.
+type guard struct {
+	needs Role
+	http.Handler
+}
+
+// doors is everything there is, with who may come in.
+type doors struct {
+	*http.ServeMux
+	needs map[string]Role // by pattern; "": everybody
+}
+
+// Handle opens a door.
+func (d doors) Handle(pattern string, h http.Handler) {
+	g, _ := h.(guard)
+	d.needs[pattern] = g.needs
+	d.ServeMux.Handle(pattern, h)
+}
+
+// HandleFunc opens one to everybody.
+func (d doors) HandleFunc(pattern string, f http.HandlerFunc) { d.Handle(pattern, f) }
+
 // guarded lets in who has the role, and with a change only who has seen one of our pages. This is the one place where roles are
 // looked at.
 func (s *Server) guarded(needs Role, next func(http.ResponseWriter, *http.Request, actor)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return guard{needs, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, err := s.authenticate(r)
 		if err != nil {
 			s.unknown(w, r, err)
@@ -135,7 +154,7 @@ func (s *Server) guarded(needs Role, next func(http.ResponseWriter, *http.Reques
 			}
 		}
 		next(w, r, who)
-	})
+	})}
 }
 
 // unknown answers who is not logged in.

@@ -38,7 +38,7 @@ func (s *Server) loginByLink(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.newLink()
-	s.welcome(w, r, actor{Name: "local operator", Role: Admin, Via: "link"}, r.PostFormValue("next"))
+	s.welcome(w, r, actor{Name: "local operator", Role: Admin, Via: "link", id: byLink}, r.PostFormValue("next"))
 }
 
 // welcome logs somebody in, under a new id whatever the browser had before.
@@ -74,6 +74,11 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 	}
 	who, next, err := s.oidc.finish(r, s.cookie(r, askedCookie))
 	s.setCookie(w, askedCookie, "")
+	if who.id != "" { // it is known who they are, whether they may come in or not
+		if err := s.tokens.know(r.Context(), who); err != nil {
+			s.Log.Warn("the tokens of somebody who logged in may do what they could before", "operator", who.Name, "err", err, "fix", "once Vault answers, log in again or end the tokens")
+		}
+	}
 	if err != nil {
 		s.limiter.Failed(source(r), s.now())
 		who.Via = "oidc"

@@ -170,7 +170,8 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	if called := text("preferred_username"); name == id.Subject && called != "" && called != name { // which people may choose (OpenID Connect Core section 5.7)
 		name = called + " (" + id.Subject + ")"
 	}
-	a := actor{Name: shortened(name), Via: "oidc", Role: o.role(values(claims, o.cfg.RolesClaim))}
+	a := actor{Name: shortened(name), Via: "oidc", id: o.id(id.Subject), is: o.counted(values(claims, o.cfg.RolesClaim))}
+	a.Role = o.role(a.is)
 	if a.Role == "" {
 		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s)", a.Name, o.cfg.RolesClaim)
 	}
@@ -184,6 +185,14 @@ func (o *oidcLogin) distrust(claims map[string]any) {
 	if verified != true && verified != "true" && !o.cfg.AllowUnverifiedEmail { // some providers write it as a string
 		delete(claims, "email")
 	}
+}
+
+// id is the actor.id of a subject of the issuer's (OpenID Connect Core section 5.7).
+func (o *oidcLogin) id(subject string) string { return "oidc " + o.cfg.Issuer + " " + subject }
+
+// counted are those of the values that give a role.
+func (o *oidcLogin) counted(have []string) []string {
+	return slices.DeleteFunc(slices.Clone(have), func(v string) bool { return o.role([]string{v}) == "" })
 }
 
 // role is the highest that these values give.

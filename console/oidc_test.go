@@ -124,8 +124,8 @@ func TestLogInByOIDC(t *testing.T) {
 		t.Error("no code_verifier was sent")
 	}
 	b.wants("in", b.get("/"), http.StatusOK, "maria@example.com", "operator, logged in by oidc", `href="/configuration"`)
-	if page := b.get("/access"); page.status != http.StatusForbidden {
-		t.Errorf("an operator sees the tokens: %d", page.status)
+	if a := b.do(b.request(http.MethodPost, "/rollouts/promote", "csrf="+b.csrf)); a.status != http.StatusForbidden {
+		t.Errorf("an operator promotes a rollout: %d", a.status)
 	}
 	b.wants("replayed", b.get(back), http.StatusForbidden, "is over; begin again")
 }

@@ -94,7 +94,7 @@ func (s *Server) openAPI() ([]byte, error) {
 		"paths":   paths,
 		"components": object{
 			"schemas":         schemas,
-			"securitySchemes": object{"token": object{"type": "http", "scheme": "bearer", "description": "An API token, which an admin makes."}},
+			"securitySchemes": object{"token": object{"type": "http", "scheme": "bearer", "description": "An API token, which operators make for themselves. It never may more than its operator."}},
 		},
 		"security": []any{object{"token": []any{}}},
 	}, "", "  ")

@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -132,7 +133,7 @@ const (
 )
 
 // pages registers the pages and their forms.
-func (s *Server) pages(mux *http.ServeMux) (err error) {
+func (s *Server) pages(mux doors) (err error) {
 	if s.templates, err = parsePages(); err != nil {
 		return err
 	}
@@ -159,7 +160,7 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("GET /routes", s.page(Viewer, "routes", liveGrants, s.routesPage))
 	mux.Handle("GET /configuration", s.page(Operator, "configuration", "", s.configurationPage))
 	mux.Handle("GET /audit", s.page(Operator, "audit", "", s.auditPage))
-	mux.Handle("GET /access", s.page(Admin, "access", "", s.accessPage))
+	mux.Handle("GET /access", s.page(Viewer, "access", "", s.accessPage))
 
 	mux.Handle("POST /grants/{grant}/connect", s.form(Operator, "grant.connect.begin", s.connectForm))
 	mux.Handle("POST /connects/{id}/answer", s.form(Operator, "", s.answerForm))
@@ -176,8 +177,8 @@ func (s *Server) pages(mux *http.ServeMux) (err error) {
 	mux.Handle("POST /rollouts/resume", s.form(Operator, "rollout.resume", s.leadForm(operate.Desk.ResumeRollout, "The rollout goes on. The step is watched anew.")))
 	mux.Handle("POST /rollouts/promote", s.form(Admin, "rollout.promote", s.leadForm(operate.Desk.PromoteRollout, "Every Envoy gets the new revision now.")))
 	mux.Handle("POST /rollouts/abort", s.form(Operator, "rollout.abort", s.leadForm(operate.Desk.AbortRollout, "Every Envoy goes back to the old revision.")))
-	mux.Handle("POST /access/tokens", s.form(Admin, "token.create", s.tokenForm))
-	mux.Handle("POST /access/tokens/{token}/end", s.form(Admin, "token.end", s.endTokenForm))
+	mux.Handle("POST /access/tokens", s.form(Viewer, "token.create", s.tokenForm))
+	mux.Handle("POST /access/tokens/{token}/end", s.form(Viewer, "token.end", s.endTokenForm))
 	return nil
 }
 
@@ -276,21 +277,35 @@ func diffLines(diff string) (lines []diffLine) {
 
 type accessView struct {
 	Tokens []Token
-	Roles  []Role
+	Roles  []Role // that a token may have
+	Days   []int  // that it may be good for
+	Chosen int    // of them, at first
+	All    bool   // everybody's tokens are shown
 	API    string
 }
 
-func (s *Server) accessPage(r *http.Request, _ actor) (string, string, any, error) {
-	all, err := s.tokens.list(r.Context())
-	return "Access", "access", accessView{all, roles, s.URL.JoinPath(api.Root).String()}, err
+func (s *Server) accessPage(r *http.Request, who actor) (string, string, any, error) {
+	all, err := s.tokens.list(r.Context(), who)
+	v := accessView{Tokens: all, Days: []int{1, 7, 30, tokenDays, 180, mostDays}, Chosen: tokenDays, All: who.Role.may(Admin), API: s.URL.JoinPath(api.Root).String()}
+	for _, role := range roles {
+		if who.Role.may(role) {
+			v.Roles = append(v.Roles, role)
+		}
+	}
+	return "Access", "access", v, err
 }
 
 func (s *Server) tokenForm(r *http.Request, who actor) (string, notice, error) {
-	t, text, err := s.tokens.create(r.Context(), r.PostFormValue("name"), Role(r.PostFormValue("role")), who.Name)
-	return "/access", notice{Text: "The token of " + t.Name + " is shown this once:", Secret: text.Reveal()}, err
+	days, err := strconv.Atoi(r.PostFormValue("days"))
+	if err != nil {
+		days = 0 // as if it was not said
+	}
+	r.SetPathValue("token", r.PostFormValue("name")) // what the audit says that it was about
+	t, text, err := s.tokens.create(r.Context(), who, r.PostFormValue("name"), Role(r.PostFormValue("role")), days)
+	return "/access", notice{Text: "The token " + t.Name + " is shown this once:", Secret: text.Reveal()}, err
 }
 
-func (s *Server) endTokenForm(r *http.Request, _ actor) (string, notice, error) {
+func (s *Server) endTokenForm(r *http.Request, who actor) (string, notice, error) {
 	name := r.PathValue("token")
-	return "/access", notice{Text: "The token of " + name + " is ended."}, s.tokens.end(r.Context(), name)
+	return "/access", notice{Text: "The token " + name + " is ended."}, s.tokens.end(r.Context(), who, name)
 }

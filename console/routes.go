@@ -16,7 +16,8 @@ var static embed.FS
 
 // routes is everything there is. What it does not guard needs no log-in.
 func (s *Server) routes() (http.Handler, error) {
-	mux := http.NewServeMux()
+	mux := doors{http.NewServeMux(), map[string]Role{}}
+	s.doors = mux
 	for _, e := range s.endpoints() {
 		mux.Handle(e.method+" "+api.Root+e.path, s.serve(e))
 	}
@@ -44,7 +45,7 @@ func (s *Server) routes() (http.Handler, error) {
 
 // serveStatic serves what pages are made of, which has no secrets. The names in pages change with the content, so browsers keep
 // it.
-func serveStatic(mux *http.ServeMux) error {
+func serveStatic(mux doors) error {
 	files, err := static.ReadDir("static")
 	if err != nil {
 		return err

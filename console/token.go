@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -19,39 +20,63 @@ import (
 	"wayleave/worker"
 )
 
-// tokenPath is the document of all API tokens: their digests, never themselves.
+// tokenPath is the document of all API tokens, and of whose they are: their digests, never themselves.
 const tokenPath = "operators/tokens"
 
 const tokenPrefix = "wlop_"
 
-const tokensFor = 2 * time.Second // how long what was read of them is believed
+const (
+	tokensFor   = 2 * time.Second // how long what was read of them is believed
+	tokenDays   = 90              // how long a token is good, unless it is said
+	mostDays    = 366
+	tokensOfOne = 50                  // at most, of one operator
+	tokenShown  = 30 * 24 * time.Hour // after its end, so that whoever wonders why it is refused finds it
+)
 
 // Token is an API token as it is shown.
 type Token struct {
 	Name    string    `json:"name"`
-	Role    Role      `json:"role"`
+	Role    Role      `json:"role"` // it never has more than this
+	By      string    `json:"by"`   // whose it is: who made it
 	Created time.Time `json:"created"`
-	By      string    `json:"by"` // who made it
+	Expires time.Time `json:"expires"`
+	Now     Role      `json:"now,omitempty"` // what it may at present: no more than its operator; empty: nothing
 }
 
 type storedToken struct {
 	Token
 	SHA256 string `json:"sha256"`
+	Owner  string `json:"owner"` // actor.id
+}
+
+// tokenBook is the document.
+type tokenBook struct {
+	Tokens map[string]storedToken `json:"tokens"` // by name
+	// Owners are the operators who have tokens, by actor.id. What they are is known from their last log-in, and what that gives them
+	// is said by the configuration of the moment.
+	Owners map[string]owner `json:"owners"`
+}
+
+// owner is an operator as of the last log-in.
+type owner struct {
+	Is []string `json:"is,omitempty"` // actor.is
 }
 
 // tokens are the API tokens, in the store.
 type tokens struct {
 	docs grant.Documents
 	now  func() time.Time
+	// roleOf is what an operator may now.
+	roleOf func(id string, is []string) Role
 
 	mu   sync.Mutex
-	read time.Time              // guarded by mu
-	all  map[string]storedToken // guarded by mu; not changed once read
+	read time.Time  // guarded by mu
+	all  *tokenBook // guarded by mu; not changed once read
 }
 
 // load reads them, unless that was done a moment ago. A store that does not answer leaves those known to be believed for a while
 // longer.
-func (t *tokens) load(ctx context.Context) (map[string]storedToken, error) {
+func (t *tokens) load(ctx context.Context) (*tokenBook, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
@@ -66,80 +91,163 @@ func (t *tokens) load(ctx context.Context) (map[string]storedToken, error) {
 	return all, nil
 }
 
-func (t *tokens) get(ctx context.Context) (map[string]storedToken, int, error) {
-	all := map[string]storedToken{}
-	version, err := t.docs.Get(ctx, tokenPath, &all)
+func (t *tokens) get(ctx context.Context) (*tokenBook, int, error) {
+	var all tokenBook
+	version, err := t.docs.Get(ctx, tokenPath, &vault.Packed{Value: &all})
 	if errors.Is(err, vault.ErrNotFound) {
 		err = nil
 	}
-	return all, version, err
+	if all.Tokens == nil {
+		all.Tokens, all.Owners = map[string]storedToken{}, map[string]owner{}
+	}
+	return &all, version, err
 }
 
-// find is the token that was sent.
-func (t *tokens) find(ctx context.Context, sent string) (Token, bool, error) {
+// may is what a token may now: what it was made for, and no more than whose it is.
+func (t *tokens) may(all *tokenBook, k storedToken) Role {
+	o, known := all.Owners[k.Owner]
+	if !known || !t.now().Before(k.Expires) {
+		return ""
+	}
+	return k.Role.within(t.roleOf(k.Owner, o.Is))
+}
+
+// find is whoever sent a token.
+func (t *tokens) find(ctx context.Context, sent string) (a actor, known bool, err error) {
 	if !strings.HasPrefix(sent, tokenPrefix) {
-		return Token{}, false, nil
+		return actor{}, false, nil
 	}
 	all, err := t.load(ctx)
 	if err != nil {
-		return Token{}, false, err
+		return actor{}, false, err
 	}
 	sum := []byte(digest(sent))
-	for _, k := range all {
-		if subtle.ConstantTimeCompare(sum, []byte(k.SHA256)) == 1 {
-			return k.Token, true, nil
+	for _, k := range all.Tokens {
+		if subtle.ConstantTimeCompare(sum, []byte(k.SHA256)) != 1 {
+			continue
 		}
+		a := actor{Name: k.Name + " of " + k.By, Role: t.may(all, k), Via: "token", id: k.Owner, is: all.Owners[k.Owner].Is, token: k.Name, until: k.Expires}
+		switch {
+		case a.Role != "":
+		case !t.now().Before(k.Expires):
+			return a, true, fmt.Errorf("the token %s ended %s; make another", k.Name, k.Expires.Format(time.RFC3339))
+		default:
+			return a, true, fmt.Errorf("the token %s is of no use: %s may not come in any more; let somebody who may make one", k.Name, k.By)
+		}
+		return a, true, nil
 	}
-	return Token{}, false, nil
+	return actor{}, false, nil
 }
 
-// list is all of them by name.
-func (t *tokens) list(ctx context.Context) ([]Token, error) {
+// list is who's tokens by name; an admin sees everybody's.
+func (t *tokens) list(ctx context.Context, who actor) ([]Token, error) {
 	all, _, err := t.get(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := []Token{}
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		out = append(out, all[name].Token)
+	for _, name := range slices.Sorted(maps.Keys(all.Tokens)) {
+		if k := all.Tokens[name]; who.owns(k) {
+			k.Now = t.may(all, k)
+			out = append(out, k.Token)
+		}
 	}
 	return out, nil
 }
 
-// create makes a token, which is shown once.
-func (t *tokens) create(ctx context.Context, name string, role Role, by string) (Token, secret.Text, error) {
-	made := Token{Name: name, Role: role, Created: t.now().UTC().Truncate(time.Second), By: by}
-	if !worker.ValidName(name) {
-		return made, secret.Text{}, &operate.Refusal{Kind: operate.Misused, Words: fmt.Sprintf("%q is not a name: use 1 to 63 of a-z 0-9 . _ - and start with a letter or digit", name)}
+// owns reports whether somebody may see and end a token.
+func (a actor) owns(k storedToken) bool { return a.Role.may(Admin) || a.id != "" && a.id == k.Owner }
+
+// create makes a token of who's, which is shown once. It ends after some days, 0: tokenDays; and one that is made with a token no
+// later than that one.
+func (t *tokens) create(ctx context.Context, who actor, name string, role Role, days int) (Token, secret.Text, error) {
+	misused := func(format string, args ...any) (Token, secret.Text, error) {
+		return Token{}, secret.Text{}, &operate.Refusal{Kind: operate.Misused, Words: fmt.Sprintf(format, args...)}
 	}
-	if !slices.Contains(roles, role) {
-		return made, secret.Text{}, &operate.Refusal{Kind: operate.Misused, Words: fmt.Sprintf("there is no role %q; there are viewer, operator and admin", role)}
+	days = cmp.Or(days, tokenDays)
+	switch {
+	case !worker.ValidName(name):
+		return misused("%q is not a name: use 1 to 63 of a-z 0-9 . _ - and start with a letter or digit", name)
+	case !slices.Contains(roles, role):
+		return misused("there is no role %q; there are viewer, operator and admin", role)
+	case !who.Role.may(role):
+		return misused("a token of yours may no more than you, and you are %s", who.Role)
+	case days < 1 || days > mostDays:
+		return misused("a token is good for 1 to %d days", mostDays)
 	}
+	now := t.now().UTC().Truncate(time.Second)
+	made := Token{Name: name, Role: role, Created: now, Expires: now.AddDate(0, 0, days), By: who.Name, Now: role}
 	text := tokenPrefix + rand.Text() + rand.Text()
-	err := t.change(ctx, func(all map[string]storedToken) error {
-		if _, taken := all[name]; taken {
+	err := t.change(ctx, func(all *tokenBook) error {
+		if who.token != "" { // what somebody stole ends with it
+			made.By = all.Tokens[who.token].By
+			if made.Expires.After(who.until) {
+				made.Expires = who.until
+			}
+		}
+		mine := 0
+		for _, k := range all.Tokens {
+			if k.Owner == who.id {
+				mine++
+			}
+		}
+		if k, taken := all.Tokens[name]; taken && now.Before(k.Expires) {
 			return &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("there is a token %s already; end it first, or choose another name", name)}
 		}
-		all[name] = storedToken{made, digest(text)}
+		if mine >= tokensOfOne {
+			return &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("you have %d tokens, and there may be no more of one operator; end some", mine)}
+		}
+		all.Tokens[name] = storedToken{made, digest(text), who.id}
+		if who.token == "" {
+			all.Owners[who.id] = owner{who.is}
+		}
 		return nil
 	})
 	return made, secret.New(text), err
 }
 
-// end forgets a token.
-func (t *tokens) end(ctx context.Context, name string) error {
-	return t.change(ctx, func(all map[string]storedToken) error {
-		if _, ok := all[name]; !ok {
-			return &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no token %q", name)}
+// end forgets a token that who may end.
+func (t *tokens) end(ctx context.Context, who actor, name string) error {
+	return t.change(ctx, func(all *tokenBook) error {
+		if k, ok := all.Tokens[name]; !ok || !who.owns(k) {
+			return &operate.Refusal{Kind: operate.NoSuch, Words: fmt.Sprintf("there is no token %q of yours", name)}
 		}
-		delete(all, name)
+		delete(all.Tokens, name)
 		return nil
 	})
 }
 
+// know takes from somebody's log-in what their tokens may from now on, if they have any.
+func (t *tokens) know(ctx context.Context, who actor) error {
+	all, err := t.load(ctx)
+	if err != nil {
+		return err
+	}
+	if o, has := all.Owners[who.id]; !has || slices.Equal(o.Is, who.is) {
+		return nil
+	}
+	return t.change(ctx, func(all *tokenBook) error {
+		all.Owners[who.id] = owner{who.is}
+		return nil
+	})
+}
+
+// tidy forgets tokens that ended long ago, and who has none.
+func (b *tokenBook) tidy(now time.Time) {
+	have := map[string]bool{}
+	for name, k := range b.Tokens {
+		if now.Sub(k.Expires) > tokenShown {
+			delete(b.Tokens, name)
+			continue
+		}
+		have[k.Owner] = true
+	}
+	maps.DeleteFunc(b.Owners, func(id string, _ owner) bool { return !have[id] })
+}
+
 const tokenTries = 5 // against other consoles
 
-func (t *tokens) change(ctx context.Context, f func(map[string]storedToken) error) error {
+func (t *tokens) change(ctx context.Context, f func(*tokenBook) error) error {
 	for try := 1; ; try++ {
 		all, version, err := t.get(ctx)
 		if err == nil {
@@ -148,7 +256,8 @@ func (t *tokens) change(ctx context.Context, f func(map[string]storedToken) erro
 		if err != nil {
 			return err
 		}
-		_, err = t.docs.Put(ctx, tokenPath, all, version)
+		all.tidy(t.now())
+		_, err = t.docs.Put(ctx, tokenPath, vault.Packed{Value: all}, version)
 		if errors.Is(err, vault.ErrConflict) && try < tokenTries {
 			continue
 		}

@@ -359,7 +359,7 @@ func (w *world) loggedIn() *browser {
 func (w *world) as(role Role) *program {
 	w.t.Helper()
 	name := string(role) + "-script"
-	_, text, err := w.console.tokens.create(w.t.Context(), name, role, "test")
+	_, text, err := w.console.tokens.create(w.t.Context(), actor{Name: "local operator", Role: Admin, Via: "link", id: byLink}, name, role, 0)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -123,12 +123,13 @@ func everyForm(t *testing.T, test func(t *testing.T, newOffice func(*testing.T) 
 func (o *office) useAPI() {
 	o.t.Helper()
 	const token = "wlop_hush"
-	doc := map[string]any{}
+	all := map[string]any{}
 	for text, role := range map[string]string{token: "admin", "wlop_viewer-hush": "viewer"} {
 		sum := sha256.Sum256([]byte(text))
-		doc[role] = map[string]any{"name": role, "role": role, "sha256": hex.EncodeToString(sum[:])}
+		all[role] = map[string]any{"name": role, "role": role, "sha256": hex.EncodeToString(sum[:]), "owner": "link", "by": "local operator", "expires": time.Now().Add(24 * time.Hour)}
 	}
-	if _, err := o.docs.Put(o.t.Context(), "operators/tokens", doc, 0); err != nil {
+	doc := map[string]any{"tokens": all, "owners": map[string]any{"link": map[string]any{}}}
+	if _, err := o.docs.Put(o.t.Context(), "operators/tokens", vault.Packed{Value: doc}, 0); err != nil {
 		o.t.Fatal(err)
 	}
 	front := httptest.NewUnstartedServer(nil)
@@ -143,7 +144,7 @@ func (o *office) useAPI() {
 		served, ok := consoles.Load(o.reconfigured)
 		if !ok {
 			keeper := grant.NewKeeper(o.docs, operate.Specs(o.cfg), grant.Options{Holder: "console"})
-			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, Sessions: sessions, URL: at, Idle: time.Hour, Life: time.Hour, Fleet: func() fleet.View {
+			c, err := console.New(console.Config{Desk: o.vaultDesk, Grants: keeper, Sessions: sessions, URL: at, NewLink: func(string) {}, Idle: time.Hour, Life: time.Hour, Fleet: func() fleet.View {
 				v, _ := fleet.Read(context.Background(), o.docs, time.Now())
 				return v
 			}})

@@ -181,7 +181,7 @@ func (f *apiFlags) token(at *url.URL) (secret.Text, error) {
 	if token := secret.New(os.Getenv("WAYLEAVE_API_TOKEN")); !token.IsZero() {
 		return token, nil
 	}
-	return secret.Text{}, usageError{fmt.Errorf("no token for %s: an admin makes one on the console's page Access; put it into WAYLEAVE_API_TOKEN, or name its file with --api-token-file", at.Host)}
+	return secret.Text{}, usageError{fmt.Errorf("no token for %s: make one on the console's page Access; put it into WAYLEAVE_API_TOKEN, or name its file with --api-token-file", at.Host)}
 }
 
 // atVault works at Vault.

@@ -198,7 +198,7 @@ func TestAPIFlags(t *testing.T) {
 		{"a secret in the address", []string{"grant", "list", "--api", "https://a:sk-hush@gate.example.com", "--api-token-file", good}, nil, 2, "looks like https://"},
 		{"a path", []string{"grant", "list", "--api", "https://gate.example.com/api/v1", "--api-token-file", good}, nil, 2, "looks like https://"},
 		{"a wrong token", []string{"grant", "list", "--api", o.at, "--api-token-file", wrong}, nil, 1, "does not take the token"},
-		{"too few rights", []string{"grant", "disconnect", "acme", "--yes", "--api", o.at, "--api-token-file", viewer}, nil, 1, "needs the role operator, and viewer is viewer; ask an admin"},
+		{"too few rights", []string{"grant", "disconnect", "acme", "--yes", "--api", o.at, "--api-token-file", viewer}, nil, 1, "needs the role operator, and viewer of local operator is viewer; use a token that may"},
 		{"somebody else", []string{"grant", "list", "--api", stranger.URL, "--api-token-file", good}, nil, 1, "does not answer as a gate's console: 404"},
 		{"a redirect", []string{"grant", "list", "--api", elsewhere.URL, "--api-token-file", good}, nil, 1, "sends its callers to https://other.example"},
 		{"nobody", []string{"grant", "list", "--api", gone.URL, "--api-token-file", good}, nil, 1, "cannot be reached"},
