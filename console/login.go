@@ -171,6 +171,7 @@ func (s *Server) cookieName(name string) string {
 const (
 	loginCookie = "wayleave"       // a log-in
 	askedCookie = "wayleave-asked" // a log-in at the identity provider that has begun
+	nextCookie  = "wayleave-next"  // where somebody wanted to go, who has to open a link first
 )
 
 // setCookie sets a cookie for the browser's session. Lax: it must come along when the provider sends the browser back.

@@ -3,6 +3,7 @@ package console
 import (
 	"errors"
 	"net/http"
+	"net/url"
 )
 
 type loginView struct {
@@ -15,8 +16,15 @@ type loginView struct {
 
 func (s *Server) showLogin(w http.ResponseWriter, r *http.Request, status int, problem string) {
 	q := r.URL.Query()
+	next := local(q.Get("next"))
+	switch kept, err := url.QueryUnescape(s.cookie(r, nextCookie)); {
+	case q.Get("token") == "" && next != "/":
+		s.setCookie(w, nextCookie, url.QueryEscape(next))
+	case q.Get("token") != "" && !q.Has("next") && err == nil:
+		next = local(kept)
+	}
 	s.show(w, r, status, "login", nil, view{Title: "Log in", Data: loginView{
-		OIDC: s.oidc != nil, Link: s.NewLink != nil, Token: q.Get("token"), Next: local(q.Get("next")), Error: problem,
+		OIDC: s.oidc != nil, Link: s.NewLink != nil, Token: q.Get("token"), Next: next, Error: problem,
 	}})
 }
 
@@ -45,6 +53,7 @@ func (s *Server) loginByLink(w http.ResponseWriter, r *http.Request) {
 func (s *Server) welcome(w http.ResponseWriter, r *http.Request, who actor, next string) {
 	id := s.logins.begin(who, s.cookie(r, loginCookie))
 	s.setCookie(w, loginCookie, id)
+	s.setCookie(w, nextCookie, "")
 	s.did(who, from(r), "login", "", nil)
 	http.Redirect(w, r, local(next), http.StatusSeeOther)
 }

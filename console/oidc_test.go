@@ -84,9 +84,12 @@ func newIdentity(t *testing.T) *identity {
 }
 
 // begin sends a browser to the provider, and returns where the provider would send it back to.
-func (p *identity) begin(b *browser) string {
+func (p *identity) begin(b *browser) string { return p.beginAt(b, "/login/start?next=/workers") }
+
+// beginAt is begin at an address of the console.
+func (p *identity) beginAt(b *browser, start string) string {
 	b.t.Helper()
-	a := b.get("/login/start?next=/workers")
+	a := b.get(start)
 	u, err := url.Parse(a.to())
 	if err != nil || !strings.HasPrefix(a.to(), p.URL+"/authorize?") {
 		b.t.Fatalf("%d %s %s", a.status, a.to(), a.body)

@@ -13,6 +13,7 @@ import (
 
 	"wayleave/api"
 	"wayleave/config"
+	"wayleave/notify"
 	"wayleave/operate"
 )
 
@@ -225,16 +226,22 @@ func (s *Server) requestsPage(r *http.Request, _ actor) (string, string, any, er
 // Routes and configuration.
 
 type routesView struct {
-	Shown Routes
-	Find  string // what their names or hosts have in them
-	Many  bool   // more than fit a page
-	Pages pages
+	Shown  Routes
+	Faults []need // for which hosts are refused
+	Find   string // what their names or hosts have in them
+	Many   bool   // more than fit a page
+	Pages  pages
 }
 
 const shownRoutes = 100
 
 func (s *Server) routesPage(r *http.Request, _ actor) (string, string, any, error) {
 	v := routesView{Find: r.URL.Query().Get("find")}
+	for _, a := range s.Needs() {
+		if a.Kind == notify.Configuration && strings.Contains(a.Subject, v.Find) && len(v.Faults) < shownNeeds {
+			v.Faults = append(v.Faults, s.need(a))
+		}
+	}
 	var from, to int
 	v.Shown = s.routesOf(func(all []config.Route) []config.Route {
 		v.Many = len(all) > shownRoutes

@@ -164,7 +164,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 				grants = append(grants, g)
 				add(notify.OfGrant(g, w.now(), at))
 			}
-			add(notify.OfVault(grants))
+			add(notify.OfVault(grants, at))
 			for _, r := range w.reports {
 				for _, e := range r.Envoys {
 					add(notify.OfEnvoy(e.ID, e.Refused, r.Gate, at))

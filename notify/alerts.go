@@ -3,6 +3,7 @@ package notify
 import (
 	"crypto/x509"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +37,7 @@ const (
 func OfGrant(g grant.Summary, now time.Time, pages Pages) (Alert, bool) {
 	a := Alert{
 		Key: "grant/" + g.Name + "/" + string(g.State), Kind: Grant, Subject: g.Name, Severity: Warning, Next: g.Next,
-		URL: pages.at("/grants/" + g.Name),
+		URL: pages.at("/grants/" + url.PathEscape(g.Name)),
 	}
 	serves := !g.Expires.IsZero() && g.Expires.After(now)
 	var text []string
@@ -93,13 +94,13 @@ func OfGrant(g grant.Summary, now time.Time, pages Pages) (Alert, bool) {
 }
 
 // OfVault is a vault that does not answer, as the grants show that need it.
-func OfVault(grants []grant.Summary) (Alert, bool) {
+func OfVault(grants []grant.Summary, pages Pages) (Alert, bool) {
 	for _, g := range grants {
 		if g.State == grant.VaultUnavailable {
 			return Alert{
 				Key: "vault", Kind: Vault, Subject: "vault", Severity: Critical, Wait: minute,
 				Title: "the vault does not answer", Text: "Requests whose tokens are not in memory are refused.",
-				Next: "check that it is up, unsealed and lets the gate in: wayleave doctor",
+				Next: "check that it is up, unsealed and lets the gate in: wayleave doctor", URL: pages.at("/"),
 			}, true
 		}
 	}
@@ -107,7 +108,7 @@ func OfVault(grants []grant.Summary) (Alert, bool) {
 }
 
 // OfRoots is a root authority that ends before workers can have trusted another. signs is the first.
-func OfRoots(roots []*x509.Certificate, now time.Time) (Alert, bool) {
+func OfRoots(roots []*x509.Certificate, now time.Time, pages Pages) (Alert, bool) {
 	if len(roots) == 0 {
 		return Alert{}, false
 	}
@@ -118,7 +119,7 @@ func OfRoots(roots []*x509.Certificate, now time.Time) (Alert, bool) {
 	a := Alert{
 		Key: "ca/root", Kind: CA, Subject: roots[0].Subject.CommonName, Severity: Warning,
 		Title: "the certificate authority that workers trust ends " + clock(roots[0].NotAfter),
-		Text:  "After that no worker can connect through the gate.", Next: next,
+		Text:  "After that no worker can connect through the gate.", Next: next, URL: pages.at("/"),
 	}
 	if roots[0].NotAfter.Sub(now) < 14*24*time.Hour {
 		a.Severity = Critical
@@ -134,7 +135,7 @@ func OfEnvoy(node, refused, gate string, pages Pages) (Alert, bool) {
 	return Alert{
 		Key: "envoy/" + gate + "/" + node, Kind: Envoy, Subject: node, Severity: Critical, Wait: moment, Local: true,
 		Title: "the Envoy " + node + " refuses its configuration", Text: "It goes on with what it took before. It says: " + refused,
-		Next: "mend the configuration, and see that `wayleave config check` finds no fault", URL: pages.at("/"),
+		Next: "mend the configuration, and see that `wayleave config check` finds no fault", URL: pages.at("/fleet"),
 	}, true
 }
 
@@ -173,7 +174,7 @@ func OfRollout(s rollout.State, now time.Time, pages Pages) (Alert, bool) {
 func OfHost(host, fault string, pages Pages) Alert {
 	return Alert{
 		Key: "configuration/" + host, Kind: Configuration, Subject: host, Severity: Critical, Title: host + " is refused: the configuration has a fault",
-		Text: fault, Next: "mend it, see that `wayleave config check` finds no other, and start the gate again", URL: pages.at("/routes"),
+		Text: fault, Next: "mend it, see that `wayleave config check` finds no other, and start the gate again", URL: pages.at("/routes?find=" + url.QueryEscape(host)),
 	}
 }
 

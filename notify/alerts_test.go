@@ -72,7 +72,7 @@ func TestOfRoots(t *testing.T) {
 		"it ends soon":        {[]*x509.Certificate{root("a", 13*day)}, Critical, "wayleave ca prepare"},
 		"another is prepared": {[]*x509.Certificate{root("a", 13*day), root("b", 900*day)}, Critical, "wayleave ca activate"},
 	} {
-		a, wrong := OfRoots(c.roots, now)
+		a, wrong := OfRoots(c.roots, now, nil)
 		if wrong != (c.severity != "") || a.Severity != c.severity || !strings.Contains(a.Next, c.next) {
 			t.Errorf("%s: %v %+v", name, wrong, a)
 		}
@@ -80,10 +80,10 @@ func TestOfRoots(t *testing.T) {
 }
 
 func TestOfVaultAndEnvoy(t *testing.T) {
-	if _, wrong := OfVault([]grant.Summary{{State: grant.Healthy}}); wrong {
+	if _, wrong := OfVault([]grant.Summary{{State: grant.Healthy}}, nil); wrong {
 		t.Error("a vault that answers is in trouble")
 	}
-	if a, wrong := OfVault([]grant.Summary{{State: grant.Healthy}, {State: grant.VaultUnavailable}}); !wrong || a.Key != "vault" || a.Severity != Critical {
+	if a, wrong := OfVault([]grant.Summary{{State: grant.Healthy}, {State: grant.VaultUnavailable}}, nil); !wrong || a.Key != "vault" || a.Severity != Critical {
 		t.Errorf("vault: %+v", a)
 	}
 	if _, wrong := OfEnvoy("n", "", "gate", nil); wrong {

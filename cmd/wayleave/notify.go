@@ -21,6 +21,7 @@ import (
 	"wayleave/notify"
 	"wayleave/oauth"
 	"wayleave/webhook"
+	"wayleave/xds"
 )
 
 // targets are where operators are told.
@@ -103,8 +104,8 @@ func (g gate) needs(holder, gate string, live *revisions, member *fleet.Member, 
 			summaries = append(summaries, s)
 			add(notify.OfGrant(s, now, pages))
 		}
-		add(notify.OfVault(summaries))
-		add(notify.OfRoots(live.authority.Roots(), now))
+		add(notify.OfVault(summaries, pages))
+		add(notify.OfRoots(live.authority.Roots(), now, pages))
 		ours := connected(live.envoys, holder)
 		for _, n := range ours {
 			add(notify.OfEnvoy(n.ID, n.Refused, holder, pages))
@@ -126,8 +127,8 @@ func (g gate) needs(holder, gate string, live *revisions, member *fleet.Member, 
 		for _, a := range board.Waiting() {
 			add(notify.OfApproval(a, pages), true)
 		}
-		for _, f := range hostFaults(served.stable.cfg, served.stable.resources.Quarantined) {
-			add(notify.OfHost(f.Key, f.What, pages), true)
+		for _, a := range takenOut(served.stable.resources.Quarantined, pages) {
+			add(a, true)
 		}
 		return all
 	}
@@ -140,6 +141,16 @@ type needs func(notify.Pages) []need
 type need struct {
 	notify.Alert
 	elsewhere bool // another gate sees it better, and tells it
+}
+
+// takenOut are the hosts that are refused for a fault.
+func takenOut(all []xds.Quarantined, pages notify.Pages) (alerts []notify.Alert) {
+	for _, q := range all {
+		for _, host := range q.Hosts {
+			alerts = append(alerts, notify.OfHost(host, q.Fault.Error(), pages))
+		}
+	}
+	return alerts
 }
 
 // nothingPasses is a fleet without an Envoy.
