@@ -71,6 +71,7 @@ var corpusFields = []fieldsEntry{
 	{"te: trailers and more", also("te", "trailers, deflate"), "reset"},
 	{"transfer-encoding: identity", also("transfer-encoding", "identity"), "reset"},
 	{"expect: 100-continue", also("expect", "100-continue"), "/a real"},
+	{"refused before it continues", also("expect", "100-continue", ":path", "/a?k={ph}"), "400 misplaced_placeholder"},
 	{"two Hosts", also("host", "{host}", "host", "evil.example"), "reset"},
 	{"a placeholder in a second Host", also("host", "{ph}"), "/a real"},
 	{"a late pseudo header", append(also(), [2]string{"+:path", "/b"}), "reset"},

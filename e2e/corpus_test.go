@@ -270,6 +270,8 @@ var corpusHTTP1 = slices.Concat(
 		{"continue, and more", post("/a", "abcd", bearer, "Content-Length: 4", "Expect: 100-continue, x"), good("/a")},
 		{"continue, behind something", post("/a", "abcd", bearer, "Content-Length: 4", "Expect: y 100-continue"), good("/a")},
 		{"continue twice", post("/a", "abcd", bearer, "Content-Length: 4", "Expect: 100-continue", "Expect: 100-continue"), good("/a")},
+		{"refused before it continues", post("/a?k={ph}", "", bearer, "Content-Length: 4", "Expect: 100-continue"), bad("400 misplaced_placeholder")},
+		{"refused, and it had not waited", post("/a?k={ph}", smuggle, bearer, "Content-Length: 4", "Expect: 100-continue"), bad("400 misplaced_placeholder")},
 		{"expecting something else", post("/a", "abcd", bearer, "Content-Length: 4", "Expect: 200-ok"), good("/a")},
 		// Envoy does not take out what Connection names where there is an upgrade.
 		{"a WebSocket that names the credential", get("/a", bearer, "Connection: Upgrade, Authorization", "Upgrade: websocket", "Sec-WebSocket-Version: 13"), bad("400 duplicate_credential")},
