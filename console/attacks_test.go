@@ -95,6 +95,36 @@ func TestSessionFixation(t *testing.T) {
 	}
 }
 
+// Nobody is logged in as somebody else without knowing: neither by a form of another site that has the other's link, nor by an answer of the
+// identity provider to the other's log-in.
+func TestLogInForgery(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	victim, attacker := w.browser(), w.browser()
+	r := victim.request(http.MethodPost, "/login", url.Values{"token": {w.once()}}.Encode())
+	r.Header.Set("Sec-Fetch-Site", "cross-site")
+	r.Header.Set("Origin", "https://evil.example")
+	a := victim.do(r)
+	victim.wants("the attacker's link", a, http.StatusForbidden, "page of another site")
+	if len(a.header.Values("Set-Cookie")) > 0 {
+		t.Errorf("cookies %v", a.header.Values("Set-Cookie"))
+	}
+	begun := w.browser()
+	p.begin(begun) // a log-in of its own
+	back := p.begin(attacker)
+	for what, b := range map[string]*browser{"in no log-in": victim, "in another log-in": begun} {
+		b.wants("the attacker's answer "+what, b.get(back), http.StatusForbidden, "not begun in this browser")
+		if a := b.get("/"); a.status != http.StatusSeeOther {
+			t.Errorf("the victim %s is logged in: %d", what, a.status)
+		}
+	}
+	w.later(time.Minute) // which forgives
+	if a := attacker.get(back); a.to() != "/workers" {
+		t.Errorf("the attacker's own log-in: %d", a.status)
+	}
+}
+
 // Cookies know hosts and no ports: two consoles of one host leave each other's alone.
 func TestTwoConsolesOfOneHost(t *testing.T) {
 	one, two := newWorld(t, nil), newWorld(t, nil)

@@ -3,6 +3,8 @@ package console
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"html"
 	"maps"
@@ -123,8 +125,8 @@ func TestLogInByOIDC(t *testing.T) {
 	if a := b.get(back); a.to() != "/workers" {
 		t.Fatalf("%d %s %s", a.status, a.to(), a.body)
 	}
-	if p.posted.Get("code_verifier") == "" {
-		t.Error("no code_verifier was sent")
+	if sum := sha256.Sum256([]byte(p.posted.Get("code_verifier"))); base64.RawURLEncoding.EncodeToString(sum[:]) != p.asked.Get("code_challenge") {
+		t.Error("the code is not bound to this log-in (RFC 7636)")
 	}
 	b.wants("in", b.get("/"), http.StatusOK, "maria@example.com", "operator, logged in by oidc", `href="/configuration"`)
 	if a := b.do(b.request(http.MethodPost, "/rollouts/promote", "csrf="+b.csrf)); a.status != http.StatusForbidden {

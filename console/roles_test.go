@@ -150,6 +150,9 @@ func TestEveryDoor(t *testing.T) {
 				r.Header.Set("Authorization", header)
 			}
 			a := nobody.head(r)
+			if h := a.header; h.Get("Content-Security-Policy") != contentPolicy || h.Get("X-Frame-Options") != "DENY" || h.Get("X-Content-Type-Options") != "nosniff" {
+				t.Errorf("%s: %v", pattern, h)
+			}
 			shut := a.status == http.StatusUnauthorized || strings.HasPrefix(a.to(), "/login?")
 			if shut != (stated[pattern] != everybody) {
 				t.Errorf("%s by %s: %d %s", pattern, what, a.status, a.to())
@@ -184,6 +187,52 @@ func TestEveryDoor(t *testing.T) {
 				t.Errorf("%s by a program that is %s: %d %.300s", pattern, role, a.status, a.body)
 			}
 		}
+	}
+}
+
+// Whatever changes something is done for a page of ours alone, that this log-in has seen: not for another site that sends a form or a
+// request, with the browser's cookie and even with the token of the page, nor without that token.
+func TestEveryChangeIsAskedForHere(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	before := w.events()
+	for pattern, needs := range stated {
+		method, path, _ := strings.Cut(pattern, " ")
+		if method != http.MethodPost && method != http.MethodPut && method != http.MethodDelete {
+			continue
+		}
+		path = strings.NewReplacer("{grant}", "acme", "{worker}", "ci", "{id}", "none", "{token}", "none", "{envoy}", "envoy-1").Replace(path)
+		send := func(change func(*http.Request), fields ...string) answer {
+			r := b.request(method, path, strings.Join(fields, "&"))
+			if isAPI(r) {
+				r = b.request(method, path, "{}")
+				r.Header.Set("Content-Type", "application/json")
+			}
+			change(r)
+			return b.do(r)
+		}
+		token := func(r *http.Request) { r.Header.Set("X-Csrf-Token", b.csrf) }
+		for from, change := range map[string]func(*http.Request){
+			"another site":      func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") },
+			"a sister site":     func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-site") },
+			"another port":      func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "http://127.0.0.1:1") },
+			"no origin that is": func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "null") },
+		} {
+			if a := send(func(r *http.Request) { token(r); change(r) }, "token="+w.once()); a.status != http.StatusForbidden || !strings.Contains(a.body, "page of another site") {
+				t.Errorf("%s from %s: %d %.200s", pattern, from, a.status, a.body)
+			}
+		}
+		if needs == everybody { // the log-in by link: its token is what others do not have
+			continue
+		}
+		for what, change := range map[string]func(*http.Request){"no token": func(*http.Request) {}, "another's": func(r *http.Request) { r.Header.Set("X-Csrf-Token", strings.Repeat("A", 26)) }} {
+			if a := send(change); a.status != http.StatusForbidden || !strings.Contains(a.body, "his page is from an earlier log-in") {
+				t.Errorf("%s with %s: %d %.200s", pattern, what, a.status, a.body)
+			}
+		}
+	}
+	if after := w.events(); after != before {
+		t.Errorf("something was done:\n%s", strings.TrimPrefix(after, before))
 	}
 }
 
