@@ -168,7 +168,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, who actor) {
 		case <-s.flows.ctx.Done():
 			return
 		case topic := <-heard:
-			if who.login != nil && !s.logins.live(who.login) {
+			if !s.stands(r.Context(), who) {
 				send("over")
 				return
 			}

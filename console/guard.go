@@ -94,6 +94,18 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 	return n.actor, nil
 }
 
+// stands reports whether somebody who was let in would still be. A store that does not answer shuts nobody out.
+func (s *Server) stands(ctx context.Context, who actor) bool {
+	if who.login != nil {
+		return s.logins.live(who.login)
+	}
+	all, err := s.tokens.load(ctx)
+	if err != nil {
+		return true
+	}
+	return s.tokens.may(all, all.Tokens[who.token]) != ""
+}
+
 // isLive reports whether a page asks by itself, with nobody there.
 func isLive(r *http.Request) bool { return r.URL.Query().Has("live") }
 

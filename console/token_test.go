@@ -1,6 +1,7 @@
 package console
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -204,6 +205,43 @@ func TestTokensFollowTheirOperator(t *testing.T) {
 	w.breakStore()
 	if _, page := enter("maria", "leads"); page.status != http.StatusServiceUnavailable {
 		t.Errorf("without Vault: %d", page.status)
+	}
+}
+
+// A stream ends with the token that it was begun with.
+func TestStreamsEndWithTheirToken(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	p := b.makeToken("listens", Viewer, "")
+	resp, err := p.http.Do(p.authorized("/events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	heard := make(chan string)
+	go func() {
+		defer close(heard)
+		for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+			heard <- lines.Text()
+		}
+	}()
+	until := func(want string) (all []string) {
+		for line := range heard {
+			if all = append(all, line); line == want {
+				break
+			}
+		}
+		return all
+	}
+	until("event: " + topicGrants)
+	w.console.hub.publish(topicDecisions)
+	if all := until("event: " + topicDecisions); slices.Contains(all, "event: over") {
+		t.Fatalf("it ended before: %q", all)
+	}
+	b.post("/access/tokens/listens/end")
+	w.console.hub.publish(topicFleet)
+	if all := until(""); !slices.Contains(append(all, until("nothing")...), "event: over") {
+		t.Errorf("the stream goes on: %q", all)
 	}
 }
 
