@@ -93,6 +93,8 @@ var corpusFields = []fieldsEntry{
 	{"two lengths", also("content-length", "0", "content-length", "4"), "reset"},
 
 	{"no :authority", also(":authority", ""), "reset"},
+	{"no :authority, and a Host", also(":authority", "", "host", "{host}"), "/a real"},
+	{"no :authority, and another Host", also(":authority", "", "host", "evil.example"), "421 misdirected"},
 	{"another :authority", also(":authority", "evil.example"), "421 misdirected"},
 	{"an :authority with a port", also(":authority", "{host}:444"), "421 misdirected"},
 	{"an :authority with a user", also(":authority", "x@{host}"), "reset"},
@@ -263,7 +265,9 @@ var corpusFrames = []framesEntry{
 	{name: "a priority that depends on itself", write: then(raw(http2.FramePriority, 0, 1, "\x00\x00\x00\x01\x00"), asked), want: good("/a")}, // nobody heeds priorities
 	{name: "a window after the end of the request", write: then(asked, raw(http2.FrameWindowUpdate, 0, 1, "\x00\x00\x00\x64")), want: good("/a")},
 	{name: "a reset after the end of the request", write: then(asked, raw(http2.FrameRSTStream, 0, 1, "\x00\x00\x00\x08"), askedOn(3)), want: good("/a"), streams: []uint32{3}},
-	{name: "a smaller table", write: func(f *http2.Framer, head []byte) error { return whole(f, 1, append([]byte("\x20\x3f\xe1\x1f"), head...)) }, want: good("/a")},
+	{name: "a smaller table", write: func(f *http2.Framer, head []byte) error {
+		return whole(f, 1, append([]byte("\x20\x3f\xe1\x1f"), head...))
+	}, want: good("/a")},
 	{name: "a header that is never indexed", write: behind("\x10\x01x\x01y"), want: good("/a")},
 	{name: "a header in the letters' code", write: behind("\x00\x81\xf3\x01y"), want: good("/a")},
 	{name: "a header of the table, again", write: behind("\x40\x01x\x01y\xbe\xbe"), want: good("/a")},

@@ -84,7 +84,11 @@ avoid /v1/oauth/token
 absent x-http-method
 absent x-http-method-override
 absent x-method-override
+absent x-original-method
+absent x-original-uri
 absent x-original-url
+absent x-override-url
+absent x-rewrite-uri
 absent x-rewrite-url
 ensure anthropic-beta oauth-2025-04-20
 under /v1/messages

@@ -12,8 +12,8 @@ import (
 
 // Those headers, as canonical has them. A parameter of the query does the same by the name of a header for methods, or by _method.
 var (
-	methodHeaders = []string{"x-http-method", "x-http-method-override", "x-method-override"}
-	targetHeaders = []string{"x-original-url", "x-rewrite-url"}
+	methodHeaders = []string{"x-http-method", "x-http-method-override", "x-method-override", "x-original-method"}
+	targetHeaders = []string{"x-original-uri", "x-original-url", "x-override-url", "x-rewrite-uri", "x-rewrite-url"}
 )
 
 const overridden = "a header or a parameter asks the server for another method or path than the request has; send the request without it, and its method in upper case"

@@ -27,6 +27,9 @@ func readings(path string) (all []string, few bool) {
 				if next := percentDecode(reading); round < maxDecodings && next != reading {
 					next, _, _ = strings.Cut(next, "?")
 					decoded = append(decoded, next)
+					if short := overlong.Replace(next); short != next {
+						decoded = append(decoded, short)
+					}
 				}
 			}
 		}
@@ -34,6 +37,15 @@ func readings(path string) (all []string, few bool) {
 	}
 	return all, true
 }
+
+// overlong makes letters of what are none in UTF-8 (RFC 3629 section 3), and letters to old decoders: / and . are written so to be overlooked.
+var overlong = func() *strings.Replacer {
+	var pairs []string
+	for c := range byte(0x80) {
+		pairs = append(pairs, string([]byte{0xc0 | c>>6, 0x80 | c&0x3f}), string(rune(c)))
+	}
+	return strings.NewReplacer(pairs...)
+}()
 
 // maxReadings is how long the readings of one path may be together, in bytes; it bounds the time they take.
 const maxReadings = 256 << 10
@@ -127,10 +139,14 @@ func ruleFor(list []Rule, methods, paths []string) (rule *Rule, plain bool) {
 	return &list[first], true
 }
 
-// alike reports whether some servers take a for b: letter case and a final slash are nothing to many. What is denied is denied however it
-// is written; what else a rule says holds for its own spelling.
-func alike(a, b string) bool {
-	return strings.TrimSuffix(rules.Fold(a), "/") == strings.TrimSuffix(rules.Fold(b), "/")
+// alike reports whether some servers take path, as one of its readings, for b: letter case and a final slash are nothing to many, final dots
+// and spaces to Windows, and what follows # or a NUL to a few. What is denied is denied however it is written; what else a rule says holds
+// for its own spelling.
+func alike(path, b string) bool {
+	if i := strings.IndexAny(path, "#\x00"); i >= 0 {
+		path = path[:i]
+	}
+	return strings.TrimRight(rules.Fold(path), "/. ") == strings.TrimRight(rules.Fold(b), "/. ")
 }
 
 // deniedUnder reports whether some server could take one of the paths for one that starts with one of the prefixes.
