@@ -58,6 +58,16 @@ local function masked(value, texts)
   return value
 end
 
+-- Whether a text is in the name of a header, which Envoy has in lower case.
+local function named(name, texts)
+  for _, text in ipairs(texts) do
+    if find(name, text:lower(), 1, true) then
+      return true
+    end
+  end
+  return false
+end
+
 -- Nearly every answer holds none of the texts: that is found out without making anything. Envoy wants each pairs() brought to
 -- its end before the map is changed.
 local function holds(map, texts)
@@ -65,8 +75,12 @@ local function holds(map, texts)
   if count == 0 then
     return false
   end
-  for _, value in pairs(map) do
-    hit = hit or find(value, first, 1, true)
+  local shortest = #first
+  for i = 2, count do
+    shortest = math.min(shortest, #texts[i])
+  end
+  for name, value in pairs(map) do
+    hit = hit or #name >= shortest and named(name, texts) or find(value, first, 1, true)
     for i = 2, count do
       hit = hit or find(value, texts[i], 1, true)
     end
@@ -86,8 +100,11 @@ local function scrub(map, texts)
     hit[name] = hit[name] or clean ~= value
   end
   for name in pairs(hit) do
-    if hit[name] then
+    local whole = named(name, texts)
+    if hit[name] or whole then
       map:remove(name)
+    end
+    if hit[name] and not whole then
       for _, value in ipairs(values[name]) do
         map:add(name, value)
       end
