@@ -763,6 +763,53 @@ func TestStoreDown(t *testing.T) {
 	}
 }
 
+// Where a grant that nobody had connected is looked for and the store does not say, it is not said either that nobody has: another gate, or an
+// operator, may have done it.
+func TestStoreDownBeforeConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		k, _ := w.run(Options{})
+		w.refused(k, NeverConnected)
+		w.connect()
+		w.mem.Inject(func(op, path string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
+		time.Sleep(time.Millisecond)
+		for range 3 {
+			if u := w.refused(k, VaultUnavailable); !errors.Is(u, vault.ErrUnavailable) {
+				t.Errorf("refusal %v", u)
+			}
+			if s := k.Summary("claude"); s.State != VaultUnavailable {
+				t.Errorf("state %s", s.State)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		w.mem.Inject(nil)
+		time.Sleep(5 * time.Second)
+		w.token(k)
+	})
+}
+
+// The same for a request that cannot wait until the store says something.
+func TestStoreSlowBeforeConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		k, _ := w.run(Options{})
+		w.refused(k, NeverConnected)
+		w.connect()
+		w.mem.Inject(func(op, path string) vaulttest.Fault {
+			time.Sleep(time.Second)
+			return vaulttest.Fault{}
+		})
+		time.Sleep(time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		_, err := k.Token(ctx, "claude", nil)
+		if u, ok := errors.AsType[*Unusable](err); !ok || u.State != VaultUnavailable || u.RetryAfter == 0 {
+			t.Errorf("got %v", err)
+		}
+		w.token(k)
+	})
+}
+
 // A store that reads but does not write is as good as down for an expired token, and no reason to spin.
 func TestStoreReadOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -46,5 +46,6 @@ var (
 	errNoRefresh     = errors.New("its token has expired and the provider gave no refresh token")
 	errStillWorking  = errors.New("still waiting for the refresh")
 	errNotRead       = errors.New("not read yet")
+	errNotLooked     = errors.New("not looked at since the request came")
 	errNotRefreshed  = errors.New("its token has expired and no gate has refreshed it")
 )

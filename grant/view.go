@@ -62,6 +62,8 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 	missing := oauth.MissingScopes(r.Granted, required)
 	switch {
 	case r.Epoch == "" && spec.Kind == Machine: // about to get its first token
+	case !r.connected() && (v.storeErr != nil || v.readAt < came.run): // it may be by now, and nobody is to be told otherwise who does not know
+		return Token{}, retry(VaultUnavailable, cmp.Or(v.storeErr, errNotLooked), storeWait), storeWait <= soon
 	case !r.connected():
 		refusal = refuse(NeverConnected, nil)
 	case r.foreign(spec):
@@ -116,7 +118,7 @@ func (v *view) summary(spec Spec, now moment) Summary {
 			return s.in(Degraded)
 		}
 		return s
-	case !v.loaded, !usable(v.rec, now) && v.rec.connected() && s.State != NeedsReconnect:
+	case !v.loaded, s.State == NeverConnected, !usable(v.rec, now) && v.rec.connected() && s.State != NeedsReconnect:
 		s = s.in(VaultUnavailable)
 	case s.State == Healthy || s.State == Refreshing:
 		s = s.in(Degraded)
