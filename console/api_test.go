@@ -6,6 +6,7 @@ import (
 	"flag"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -298,11 +299,32 @@ func TestEvents(t *testing.T) {
 		}
 		t.Errorf("the stream ended before %q", topic)
 	}
-	next(topicGrants) // at the start
+	next(topicAll) // at the start
 	w.console.Decisions.Add(Decision{At: w.now(), Outcome: Passed, Host: "pypi.org"})
 	next(topicDecisions)
 	access, refresh := w.demo.Provider.Issue("read", "write")
 	w.store("acme", access, refresh, []string{"read", "write"})
 	eventually(t, "the gate has it", func() bool { return w.console.Grants.Summary("acme").State == grant.Healthy })
 	next(topicGrants)
+}
+
+// Who is slow misses nothing, and hears of each topic once.
+func TestHubForgetsNothing(t *testing.T) {
+	h := newHub()
+	l := h.listen()
+	for range 1000 {
+		for _, topic := range []string{topicGrants, topicFleet, topicDecisions} {
+			h.publish(topic)
+		}
+	}
+	h.publish(topicApprovals)
+	<-l.news
+	if heard := h.heard(l); !slices.Equal(heard, []string{topicApprovals, topicDecisions, topicFleet, topicGrants}) {
+		t.Errorf("heard %q", heard)
+	}
+	h.publish(topicTick)
+	<-l.news
+	if heard := h.heard(l); !slices.Equal(heard, []string{topicTick}) {
+		t.Errorf("then %q", heard)
+	}
 }

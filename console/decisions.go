@@ -27,7 +27,12 @@ type Decision struct {
 	Route   string    `json:"route,omitempty"`
 	Grant   string    `json:"grant,omitempty"`
 	Request string    `json:"request,omitempty"` // id of the request, which its answer carries too
+
+	number uint64 // of those that were remembered
 }
+
+// Number tells it from the others.
+func (d Decision) Number() uint64 { return d.number }
 
 // Decisions keeps the latest decisions of this gate, and counts all of them by the minute. It is safe for concurrent use.
 type Decisions struct {
@@ -61,6 +66,7 @@ func (d *Decisions) Add(x Decision) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.total++
+	x.number = d.total
 	if len(d.ring) < cap(d.ring) {
 		d.ring = append(d.ring, x)
 	} else {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -13,8 +14,9 @@ import (
 	"wayleave/grant"
 )
 
-// What pages hear of. Events have no content: who hears of one asks again.
+// What pages hear of. Events have no content: who hears of one asks again. console.js knows them by name.
 const (
+	topicAll       = "all"       // the stream has begun: anything may not be as it was
 	topicGrants    = "grants"    // a grant or a connect is not as it was
 	topicFleet     = "fleet"     // an Envoy or a rollout is not as it was
 	topicDecisions = "decisions" // there were requests
@@ -32,35 +34,50 @@ const (
 // hub tells everybody who listens.
 type hub struct {
 	mu        sync.Mutex
-	listeners map[chan string]bool // guarded by mu
+	listeners map[*listener]bool // guarded by mu
 }
 
-func newHub() *hub { return &hub{listeners: map[chan string]bool{}} }
+// listener hears of each topic once, however often it was published since it looked last.
+type listener struct {
+	news    chan struct{}   // there are some
+	pending map[string]bool // guarded by the hub's mu
+}
 
-func (h *hub) listen() chan string {
-	c := make(chan string, 16)
+func newHub() *hub { return &hub{listeners: map[*listener]bool{}} }
+
+func (h *hub) listen() *listener {
+	l := &listener{news: make(chan struct{}, 1), pending: map[string]bool{}}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.listeners[c] = true
-	return c
+	h.listeners[l] = true
+	return l
 }
 
-func (h *hub) leave(c chan string) {
+func (h *hub) leave(l *listener) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.listeners, c)
+	delete(h.listeners, l)
 }
 
-// publish tells those who keep up; the others hear of the next event, which says as much.
 func (h *hub) publish(topic string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for c := range h.listeners {
+	for l := range h.listeners {
+		l.pending[topic] = true
 		select {
-		case c <- topic:
+		case l.news <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// heard is what was published since.
+func (h *hub) heard(l *listener) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	topics := slices.Sorted(maps.Keys(l.pending))
+	clear(l.pending)
+	return topics
 }
 
 func (h *hub) anybody() bool {
@@ -155,10 +172,10 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, who actor) {
 		}
 		return out.Flush() == nil
 	}
-	heard := s.hub.listen()
-	defer s.hub.leave(heard)
-	// What changed before we listened is heard of too: who reconnects has missed it.
-	if !send(topicGrants) {
+	l := s.hub.listen()
+	defer s.hub.leave(l)
+	// Whoever comes, or comes again, may have missed anything.
+	if !send(topicAll) {
 		return
 	}
 	for {
@@ -167,11 +184,13 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, who actor) {
 			return
 		case <-s.flows.ctx.Done():
 			return
-		case topic := <-heard:
-			if !s.stands(r.Context(), who) {
-				send("over")
-				return
-			}
+		case <-l.news:
+		}
+		if !s.stands(r.Context(), who) {
+			send("over")
+			return
+		}
+		for _, topic := range s.hub.heard(l) {
 			if !send(topic) {
 				return
 			}

@@ -14,6 +14,7 @@ import (
 
 // need is something that needs an operator, as the overview shows it.
 type need struct {
+	Key    string // which tells it from the others
 	Tone   string
 	Title  string
 	Text   string
@@ -62,9 +63,9 @@ func (s *Server) needs(held approval.Held) (shown []need, more []rest) {
 	switch n := len(waiting); n {
 	case 0:
 	case 1:
-		shown = append(shown, need{Tone: "warn", Title: "A request waits for an operator", Text: "Whoever sent it waits for the answer.", URL: "/approvals", Label: "Decide"})
+		shown = append(shown, need{Key: "approvals", Tone: "warn", Title: "A request waits for an operator", Text: "Whoever sent it waits for the answer.", URL: "/approvals", Label: "Decide"})
 	default:
-		shown = append(shown, need{Tone: "warn", Title: fmt.Sprintf("%d requests wait for an operator", n), Text: "Whoever sent them waits for the answers.", URL: "/approvals", Label: "Decide"})
+		shown = append(shown, need{Key: "approvals", Tone: "warn", Title: fmt.Sprintf("%d requests wait for an operator", n), Text: "Whoever sent them waits for the answers.", URL: "/approvals", Label: "Decide"})
 	}
 	slices.SortStableFunc(all, func(a, b notify.Alert) int { return cmp.Compare(a.Severity, b.Severity) }) // critical before warning
 	hidden := map[notify.Kind]int{}
@@ -84,7 +85,7 @@ func (s *Server) needs(held approval.Held) (shown []need, more []rest) {
 func (s *Server) need(a notify.Alert) need {
 	place := places[a.Kind]
 	n := need{
-		Tone: map[notify.Severity]string{notify.Critical: "bad", notify.Warning: "warn"}[a.Severity], Title: a.Title, Text: a.Text, Next: a.Next,
+		Key: a.Key, Tone: map[notify.Severity]string{notify.Critical: "bad", notify.Warning: "warn"}[a.Severity], Title: a.Title, Text: a.Text, Next: a.Next,
 		URL: a.URL, Label: place.label,
 	}
 	if n.URL == "" || n.URL == "/" { // which is where it is shown

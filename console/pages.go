@@ -27,7 +27,7 @@ type view struct {
 	Title  string
 	Nav    string // which entry of the menu it belongs to
 	Path   string // where it is asked for again, with its query
-	Topics string // what it is asked for again upon, as hx-trigger has it; empty: nothing
+	Topics string // what it is asked for again upon; empty: nothing
 	Me     *Me    // nil: nobody is logged in
 	CSRF   string
 	Notice notice
@@ -124,13 +124,14 @@ func (s *Server) form(needs Role, action string, f func(*http.Request, actor) (w
 	})
 }
 
+// What pages are brought up to date upon, beside all.
 const (
-	liveGrants    = "sse:grants, sse:tick"
-	liveRequests  = "sse:decisions, sse:tick"
-	liveApprovals = "sse:approvals, sse:tick"
-	liveFleet     = "sse:fleet, sse:tick"
-	liveSessions  = "sse:sessions, sse:grants, sse:tick"
-	liveAll       = "sse:grants, sse:fleet, sse:decisions, sse:approvals, sse:tick"
+	liveGrants    = topicGrants + " " + topicTick
+	liveRequests  = topicDecisions + " " + topicTick
+	liveApprovals = topicApprovals + " " + topicTick
+	liveFleet     = topicFleet + " " + topicTick
+	liveSessions  = topicSessions + " " + topicTick
+	liveAll       = topicGrants + " " + topicFleet + " " + topicDecisions + " " + topicApprovals + " " + topicTick
 )
 
 // pages registers the pages and their forms.
@@ -159,7 +160,7 @@ func (s *Server) pages(mux doors) (err error) {
 	mux.Handle("GET /rollouts", s.page(Viewer, "rollouts", liveFleet, s.rolloutsPage))
 	mux.Handle("GET /rollouts/{from}/{to}", s.page(Operator, "difference", "", s.differencePage))
 	mux.Handle("GET /routes", s.page(Viewer, "routes", liveGrants, s.routesPage))
-	mux.Handle("GET /configuration", s.page(Operator, "configuration", "", s.configurationPage))
+	mux.Handle("GET /configuration", s.page(Operator, "configuration", liveFleet, s.configurationPage))
 	mux.Handle("GET /audit", s.page(Operator, "audit", "", s.auditPage))
 	mux.Handle("GET /access", s.page(Viewer, "access", "", s.accessPage))
 

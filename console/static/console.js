@@ -1,5 +1,171 @@
-// What htmx does not do: copying, asking before something ends, and saying whether this page is up to date.
+// What htmx does not do: staying up to date with one stream for all tabs, changing a page under somebody's hands, coming back after a
+// log-in, copying, and asking before something ends.
 "use strict";
+
+const page = () => document.getElementById("live"); // what is brought up to date, if it has topics
+const fields = "input:not([type=hidden]), textarea, select";
+
+// Whether somebody has changed a field, or is about to decide something.
+function changed(field) {
+  if (field.matches("select")) return [...field.options].some((o) => o.selected !== o.defaultSelected);
+  return field.matches("[type=checkbox], [type=radio]") ? field.checked !== field.defaultChecked : field.value !== field.defaultValue;
+}
+const written = (within) => [...document.querySelectorAll(within + " :is(input:not([type=hidden]), textarea)")].some(changed);
+
+// What the page waits for: a button must not move away under somebody who decides, nor text under somebody who copies it.
+function busy() {
+  if (document.activeElement?.closest("form.decide") || written("form.decide")) return "waits while you write";
+  const selection = getSelection();
+  return !selection.isCollapsed && selection.containsNode(page(), true) ? "waits while you select" : "";
+}
+
+// A page is changed in place. What somebody writes, has opened or has sent is left as it is.
+if (window.Idiomorph) {
+  Idiomorph.defaults.callbacks.beforeNodeMorphed = (old) =>
+    !(old.nodeType === Node.ELEMENT_NODE && old.matches(fields) && (old === document.activeElement || changed(old)));
+  Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, element) =>
+    !(name === "open" && element.matches("details") || element.matches("button[aria-busy]"));
+}
+
+// It is asked for once for all that is new at a time.
+let due = 0;
+function refresh() {
+  due ||= setTimeout(() => {
+    due = 0;
+    if (page()?.dataset.topics) htmx.trigger(page(), "stale");
+  }, 50);
+}
+let kept = false; // something new is kept back
+function keepBack(event) {
+  if (event.target.id !== "live" || !busy()) return;
+  kept = true;
+  show();
+  if (event.type === "htmx:beforeSwap") event.detail.shouldSwap = false;
+  else event.preventDefault();
+}
+document.addEventListener("htmx:beforeRequest", keepBack);
+document.addEventListener("htmx:beforeSwap", keepBack);
+for (const type of ["focusout", "input", "selectionchange"]) {
+  document.addEventListener(type, () => kept && setTimeout(() => {
+    if (!busy()) {
+      kept = false;
+      refresh();
+    }
+    show();
+  }));
+}
+
+// Whoever is not logged in any more is led to the log-in and back, unless they would lose what they wrote.
+document.addEventListener("htmx:beforeOnLoad", (event) => {
+  if (!event.detail.xhr.getResponseHeader("HX-Redirect")) return;
+  event.preventDefault();
+  const login = "/login?next=" + encodeURIComponent(location.pathname + location.search);
+  if (written("main")) show(login);
+  else location.assign(login);
+});
+
+let state = ""; // of the stream: live, lost, or not known yet
+function show(login) {
+  const shown = document.getElementById("connection");
+  if (!shown) return;
+  shown.classList.toggle("lost", state === "lost" || Boolean(login));
+  if (login) {
+    const link = document.createElement("a");
+    [link.href, link.textContent] = [login, "log in again"];
+    shown.replaceChildren(link);
+  } else {
+    shown.textContent = state === "lost" ? "not up to date" : kept && busy() || state;
+  }
+}
+
+// All tabs hear of what is new, from the one that has the stream: over HTTP/1.1 a browser has six connections for all of them. It is one
+// that is seen, since browsers put others to sleep.
+const tabs = new BroadcastChannel("wayleave");
+function hear(said) {
+  if (said.state) {
+    if (!state) refresh(); // for what was new since this page was made
+    state = said.state;
+    show();
+  }
+  const topics = page()?.dataset.topics?.split(" ") ?? [];
+  if (topics.includes(said.topic) || said.topic === "all" || said.topic === "over") refresh();
+}
+function tell(said) {
+  hear(said);
+  tabs.postMessage(said);
+}
+
+let leave; // ends having the stream, or waiting for it; undefined: this tab does neither
+function join() {
+  if (leave || document.hidden || !page()?.dataset.topics) return;
+  const waiting = new AbortController();
+  let stream, again;
+  const open = () => {
+    stream = new EventSource("/events");
+    stream.onopen = () => tell({ state: "live" });
+    stream.onerror = () => {
+      tell({ state: "lost" });
+      if (stream.readyState !== EventSource.CLOSED) return; // the browser tries again
+      tell({ topic: "all" }); // who is not logged in any more finds out by asking
+      again = setTimeout(open, 5000);
+    };
+    for (const topic of ["all", "grants", "fleet", "decisions", "approvals", "sessions", "tick", "over"]) {
+      stream.addEventListener(topic, () => tell({ topic }));
+    }
+  };
+  const ended = new Promise((end) => {
+    leave = () => {
+      leave = undefined;
+      waiting.abort();
+      clearTimeout(again);
+      stream?.close();
+      end();
+    };
+  });
+  if (!navigator.locks) { // over HTTP, but for this machine: each tab that is seen has its own
+    open();
+    return;
+  }
+  navigator.locks.request("wayleave events", { signal: waiting.signal }, () => {
+    if (waiting.signal.aborted) return undefined;
+    open();
+    return ended;
+  }).catch((error) => {
+    if (error.name !== "AbortError") throw error;
+  });
+  ask();
+}
+const ask = () => tabs.postMessage({ question: "state" });
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    leave?.();
+  } else {
+    join();
+    refresh(); // for what was new meanwhile
+  }
+});
+addEventListener("pagehide", () => leave?.());
+
+const login = document.querySelector(".login");
+tabs.onmessage = ({ data }) => {
+  if (login) {
+    if (data.loggedIn) location.replace(login.dataset.next);
+  } else if (data.question === "state") {
+    if (leave && state) tabs.postMessage({ state });
+  } else {
+    hear(data);
+  }
+};
+if (login) { // a link that was printed for one log-in knows of no page: this tab may have come from one
+  const next = login.querySelector("input[name=next]");
+  if (next && next.value === "/") next.value = sessionStorage.getItem("next") ?? "/";
+  else sessionStorage.setItem("next", login.dataset.next);
+} else if (window.htmx) {
+  sessionStorage.removeItem("next");
+  tabs.postMessage({ loggedIn: true });
+  join();
+}
 
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
@@ -25,32 +191,14 @@ document.addEventListener("submit", (event) => {
   if (button) setTimeout(() => { button.disabled = true; button.setAttribute("aria-busy", "true"); });
 });
 
-// A page that comes back from the browser's own memory is not busy any more.
-addEventListener("pageshow", () => {
+// A page that comes back from the browser's own memory is not busy any more, and may be old.
+addEventListener("pageshow", (event) => {
   for (const button of document.querySelectorAll("button[aria-busy]")) {
     button.disabled = false;
     button.removeAttribute("aria-busy");
   }
+  if (event.persisted && window.htmx) {
+    join();
+    refresh();
+  }
 });
-
-// Somebody who is about to decide keeps what they have written: the page is asked for again with the next event, and what was
-// asked for before they began is not shown.
-function deciding() {
-  const form = document.activeElement && document.activeElement.closest("form.decide");
-  return form || [...document.querySelectorAll("form.decide input:not([type=hidden])")].some((input) => input.value);
-}
-document.addEventListener("htmx:beforeRequest", (event) => {
-  if (event.target.id === "live" && deciding()) event.preventDefault();
-});
-document.addEventListener("htmx:beforeSwap", (event) => {
-  if (event.target.id === "live" && deciding()) event.detail.shouldSwap = false;
-});
-
-function connection(text, lost) {
-  const shown = document.getElementById("connection");
-  if (!shown) return;
-  shown.textContent = text;
-  shown.classList.toggle("lost", lost);
-}
-document.addEventListener("htmx:sseOpen", () => connection("live", false));
-document.addEventListener("htmx:sseError", () => connection("not up to date", true));
