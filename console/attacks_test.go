@@ -1,10 +1,12 @@
 package console
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +124,49 @@ func TestLogInForgery(t *testing.T) {
 	w.later(time.Minute) // which forgives
 	if a := attacker.get(back); a.to() != "/workers" {
 		t.Errorf("the attacker's own log-in: %d", a.status)
+	}
+}
+
+// Whoever begins log-ins without end, or logs in without end, takes memory from nobody and ends nobody else's.
+func TestLogInsAreBounded(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	begin := func(source string) string {
+		t.Helper()
+		_, cookie, err := w.console.oidc.begin(t.Context(), source, "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return digest(cookie)
+	}
+	pending := func(key string) bool { _, there := w.console.oidc.asked[key]; return there }
+	maria, first := begin("192.0.2.1"), begin("192.0.2.2")
+	for range askedOfOne {
+		begin("192.0.2.2")
+	}
+	if !pending(maria) || pending(first) || len(w.console.oidc.asked) != askedOfOne+1 {
+		t.Errorf("%d have begun; maria's is there: %v, the attacker's first too: %v", len(w.console.oidc.asked), pending(maria), pending(first))
+	}
+
+	l := w.console.logins
+	in := func(id string) bool { _, there := l.find(id, false); return there }
+	marias := l.begin(actor{Name: "maria", Role: Viewer, id: "maria"}, "")
+	eves := l.begin(actor{Name: "eve", Role: Viewer, id: "eve"}, "")
+	for range loginsOfOne {
+		l.begin(actor{Name: "eve", Role: Viewer, id: "eve"}, "")
+	}
+	if !in(marias) || in(eves) || len(l.byID) != loginsOfOne+1 {
+		t.Errorf("%d are logged in; maria is: %v, eve's first too: %v", len(l.byID), in(marias), in(eves))
+	}
+
+	all := map[string]int{} // by name, when it came
+	for i := range 10 {
+		makeRoom(all, 2, 5, func(at int) (bool, time.Time) { return false, time.Unix(int64(at), 0) })
+		all[strconv.Itoa(i)] = i
+	}
+	if want := map[string]int{"5": 5, "6": 6, "7": 7, "8": 8, "9": 9}; !maps.Equal(all, want) {
+		t.Errorf("%v, want %v", all, want)
 	}
 }
 

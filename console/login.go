@@ -39,7 +39,36 @@ type notice struct {
 	Secret string // shown once, beside the text
 }
 
-const maxLogins = 10_000
+// So many browsers may be logged in, in all and of one operator.
+const (
+	maxLogins   = 10_000
+	loginsOfOne = 50
+)
+
+// makeRoom leaves room for one more of somebody in m: the oldest gives way, of their own when there are so many of them, else of all.
+func makeRoom[T any](m map[string]T, ofOne, ofAll int, look func(T) (mine bool, at time.Time)) {
+	var oldest, own string
+	var since, ownSince time.Time
+	mine := 0
+	for key, x := range m {
+		is, at := look(x)
+		if oldest == "" || at.Before(since) {
+			oldest, since = key, at
+		}
+		if is {
+			mine++
+			if own == "" || at.Before(ownSince) {
+				own, ownSince = key, at
+			}
+		}
+	}
+	switch {
+	case mine >= ofOne:
+		delete(m, own)
+	case len(m) >= ofAll:
+		delete(m, oldest)
+	}
+}
 
 func newLogins(idle, life time.Duration, now func() time.Time) *logins {
 	return &logins{idle: idle, life: life, now: now, byID: map[string]*login{}}
@@ -57,16 +86,7 @@ func (l *logins) begin(a actor, old string) (id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.byID, digest(old))
-	if len(l.byID) >= maxLogins {
-		for key, other := range l.byID {
-			if l.over(other, now) {
-				delete(l.byID, key)
-			}
-		}
-		if len(l.byID) >= maxLogins {
-			clear(l.byID)
-		}
-	}
+	makeRoom(l.byID, loginsOfOne, maxLogins, func(other *login) (bool, time.Time) { return other.actor.id == a.id, other.used })
 	n := &login{key: digest(id), csrf: rand.Text(), created: now, used: now}
 	a.login = n
 	n.actor = a

@@ -63,7 +63,7 @@ func (s *Server) loginStart(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, http.StatusNotFound, errNoPage)
 		return
 	}
-	to, cookie, err := s.oidc.begin(r.Context(), local(r.URL.Query().Get("next")))
+	to, cookie, err := s.oidc.begin(r.Context(), source(r), local(r.URL.Query().Get("next")))
 	if err != nil {
 		s.fail(w, r, http.StatusBadGateway, err)
 		return

@@ -23,7 +23,12 @@ import (
 // askedFor is how long somebody may take to log in at the identity provider.
 const askedFor = 10 * time.Minute
 
-const maxAsked = 1000
+// So many log-ins may have begun, in all and from one source. The oldest gives way, and to its own source first: whoever begins many
+// ends nobody else's.
+const (
+	maxAsked   = 10_000
+	askedOfOne = 50
+)
 
 // oidcLogin logs operators in with OpenID Connect: code flow, PKCE, state and nonce.
 type oidcLogin struct {
@@ -41,6 +46,7 @@ type oidcLogin struct {
 type asked struct {
 	state, nonce, verifier string
 	next                   string
+	source                 string // see source
 	until                  time.Time
 }
 
@@ -74,24 +80,15 @@ func (o *oidcLogin) config(p *oidc.Provider) oauth2.Config {
 }
 
 // begin returns where to send the browser, and what its cookie is to hold.
-func (o *oidcLogin) begin(ctx context.Context, next string) (url, cookie string, err error) {
+func (o *oidcLogin) begin(ctx context.Context, source, next string) (url, cookie string, err error) {
 	p, err := o.discover(ctx)
 	if err != nil {
 		return "", "", err
 	}
-	a := asked{state: rand.Text(), nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: next, until: o.now().Add(askedFor)}
+	a := asked{state: rand.Text(), nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: next, source: source, until: o.now().Add(askedFor)}
 	cookie = rand.Text()
 	o.mu.Lock()
-	if len(o.asked) >= maxAsked {
-		for key, other := range o.asked {
-			if o.now().After(other.until) {
-				delete(o.asked, key)
-			}
-		}
-		if len(o.asked) >= maxAsked {
-			clear(o.asked)
-		}
-	}
+	makeRoom(o.asked, askedOfOne, maxAsked, func(other asked) (bool, time.Time) { return other.source == source, other.until })
 	o.asked[digest(cookie)] = a
 	o.mu.Unlock()
 	c := o.config(p)
