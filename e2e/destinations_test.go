@@ -357,9 +357,10 @@ func TestTunnelledHosts(t *testing.T) {
 			fmt.Fprintf(c, "%s, and an answer", b)
 		}
 	})
-	g := startIn(t, w, base("  - {hosts: [api.demo.test], grant: claude, connect_to: \"$API\"}\n",
+	config := base("  - {hosts: [api.demo.test], grant: claude, connect_to: \"$API\"}\n",
 		fmt.Sprintf(`, dns_resolvers: ["%s"], allow_private: [127.0.0.0/8]`, dns.address),
-		fmt.Sprintf("tunnel: [\"tunnel.demo.test:%s\", \"half.demo.test:%s\"]\n", up.port(), port(half))), "claude")
+		fmt.Sprintf("tunnel: [\"tunnel.demo.test:%s\", \"half.demo.test:%s\", \"*.covered.demo.test:%[1]s\", \"named.covered.demo.test:%[1]s\"]\n", up.port(), port(half)))
+	g := startIn(t, w, strings.Replace(config, "refused_hosts: []", "refused_hosts: [login.covered.demo.test/oauth/token, tokens.covered.demo.test, named.covered.demo.test/oauth/token]", 1), "claude")
 	me := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
 	own := x509.NewCertPool()
 	own.AppendCertsFromPEM(w.CA.PEM())
@@ -381,6 +382,13 @@ func TestTunnelledHosts(t *testing.T) {
 	}
 	if b, err := io.ReadAll(c); err != nil || string(b) != question+", and an answer" {
 		t.Errorf("after the client's end: %d bytes of %d, %v", len(b), len(question), err)
+	}
+	// What gives out tokens is no tunnel because a wildcard covers it: a client that refreshes by itself would reach its provider there.
+	for name, status := range map[string]int{"login": 403, "tokens": 403, "LOGIN": 403, "named": 200, "other": 200} {
+		authority := name + ".covered.demo.test:" + up.port()
+		if a := ask(t, g.dial(t), "CONNECT "+authority+" HTTP/1.1\r\nHost: "+authority+"\r\n"+me.proxyAuthorization()+"\r\n"); a.status != status || status == 403 && !strings.Contains(a.body, "gives out tokens") {
+			t.Errorf("CONNECT %s: %v; want %d", authority, a, status)
+		}
 	}
 	for _, serverName := range []string{"api.demo.test", "evil.example"} {
 		c := tls.Client(g.tunnel(t, me, "tunnel.demo.test:"+up.port()), &tls.Config{ServerName: serverName, RootCAs: own})
