@@ -1,6 +1,9 @@
 package policy
 
-import "testing"
+import (
+	"testing"
+	"unicode"
+)
 
 // Letter case is nobody's way around a rule: what is denied is denied in any, and what is allowed is allowed in its own where that is not
 // another way of writing what is not.
@@ -78,5 +81,18 @@ func TestUnknownPathsInAnyCase(t *testing.T) {
 	}
 	if v := s.Decide(&Facts{Opaque: true}); v.Action != Deny {
 		t.Errorf("in a tunnel: %+v", v)
+	}
+}
+
+// Letters that some fold into one another (Unicode's simple case folding) are one.
+func TestFold(t *testing.T) {
+	for r := rune(0); r <= unicode.MaxRune; r++ {
+		folded := Fold(string(r))
+		if again := Fold(folded); again != folded {
+			t.Errorf("%U becomes %+q, which becomes %+q", r, folded, again)
+		}
+		if other := Fold(string(unicode.SimpleFold(r))); other != folded {
+			t.Errorf("%U becomes %+q, and %U %+q", r, folded, unicode.SimpleFold(r), other)
+		}
 	}
 }
