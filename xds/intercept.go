@@ -221,7 +221,8 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		InternalAddressConfig:      nobodyInternal(),
 		GenerateRequestId:          yes(),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
-		StreamIdleTimeout:          durationpb.New(0), // an event stream may be silent for hours
+		SchemeHeaderTransformation: &corev3.SchemeHeaderTransformation{Transformation: &corev3.SchemeHeaderTransformation_SchemeToOverwrite{SchemeToOverwrite: "https"}}, // whatever a worker writes
+		StreamIdleTimeout:          durationpb.New(0),                                                                                                                    // an event stream may be silent for hours
 		RequestHeadersTimeout:      seconds(headersTimeout),
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
