@@ -27,6 +27,11 @@ type Record struct {
 	Outcome Outcome `json:"outcome"`
 	// Reason is the x-wayleave-reason of a refusal, and the error of what failed.
 	Reason string `json:"reason,omitempty"`
+	// Cause is, where a placeholder was not the one that was due, how it differed: other_session, other_worker, other_credential, altered or
+	// unknown_key; of a gap it is why records are missing.
+	Cause string `json:"cause,omitempty"`
+	// PlaceholderOf is the session of such a placeholder, if it has one.
+	PlaceholderOf string `json:"placeholder_of,omitempty"`
 
 	// Of requests.
 	Worker   string `json:"worker,omitempty"`
@@ -72,7 +77,6 @@ type Record struct {
 
 	// Of gaps.
 	Dropped     uint64   `json:"dropped,omitempty"`     // records that are missing
-	Cause       string   `json:"cause,omitempty"`       // why
 	Requests    []string `json:"requests,omitempty"`    // ids of those, as far as they are known
 	Sink        string   `json:"sink,omitempty"`        // that did not get Undelivered records, which the file has
 	Undelivered uint64   `json:"undelivered,omitempty"` //
@@ -192,7 +196,7 @@ func (r *Record) grantTarget() string {
 
 // says reports whether some text of the record has this in it, which is in lower case.
 func (r *Record) says(text string) bool {
-	for _, s := range []string{r.Reason, r.Worker, r.Session, r.Grant, r.Route, r.Host, r.Method, r.Path, r.Request, r.Source, r.Actor, r.From, r.Action, r.Target, r.Token, r.Fingerprint, r.Rule, r.Trace, r.Details, r.Flags, r.Upstream} {
+	for _, s := range []string{r.Reason, r.Cause, r.PlaceholderOf, r.Worker, r.Session, r.Grant, r.Route, r.Host, r.Method, r.Path, r.Request, r.Source, r.Actor, r.From, r.Action, r.Target, r.Token, r.Fingerprint, r.Rule, r.Trace, r.Details, r.Flags, r.Upstream} {
 		if strings.Contains(strings.ToLower(s), text) {
 			return true
 		}

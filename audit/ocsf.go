@@ -137,7 +137,7 @@ func (o object) request(r Record) {
 	o.success(r.Outcome != Refused && r.Status < 400, r.Reason)
 	o.part("firewall_rule", object{}.set("name", r.Rule))
 	o.part("trace", object{}.set("uid", r.Trace))
-	rest := object{}.set("outcome", string(r.Outcome)).set("grant", r.Grant).set("route", r.Route).set("revision", r.Revision).set("token", r.Token).set("fingerprint", r.Fingerprint).set("lane", r.Lane)
+	rest := object{}.set("outcome", string(r.Outcome)).set("grant", r.Grant).set("route", r.Route).set("revision", r.Revision).set("token", r.Token).set("fingerprint", r.Fingerprint).set("lane", r.Lane).set("cause", r.Cause).set("placeholder_of", r.PlaceholderOf)
 	rest.set("flags", r.Flags).set("details", r.Details).set("run", r.Run).number("attempts", int64(r.Attempts))
 	if r.Open {
 		rest["open"] = true

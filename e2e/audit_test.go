@@ -17,12 +17,13 @@ import (
 
 // auditLine is a line of an audit, as far as these tests look.
 type auditLine struct {
-	Kind, Outcome, Worker, Request, Fingerprint, Cause, Host, Path, Lane string
-	Open                                                                 bool
-	Status                                                               int
-	Sent                                                                 int64 `json:"bytes_sent"`
-	Dropped                                                              int
-	Requests                                                             []string
+	Kind, Outcome, Reason, Worker, Request, Fingerprint, Cause, Host, Path, Lane string
+	Open                                                                         bool
+	Status                                                                       int
+	Sent                                                                         int64  `json:"bytes_sent"`
+	PlaceholderOf                                                                string `json:"placeholder_of"`
+	Dropped                                                                      int
+	Requests                                                                     []string
 }
 
 // auditLines are those of the files in a directory that match.

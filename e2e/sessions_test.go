@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 const twoCredentials = `
@@ -31,6 +33,7 @@ audit: {file: audit.jsonl}
 workers:
   a: {profile: default}
   b: {profile: default}
+audit: {file: audit.jsonl}
 `
 
 // created is what 'wayleave session create --json' prints.
@@ -81,6 +84,7 @@ func TestReplays(t *testing.T) {
 	if _, err := arrived(mine.client(t, true), mine.worker); err != nil {
 		t.Fatal(err)
 	}
+	due := map[string]string{} // what the audit is to say of each request
 	// refused sends a placeholder over the connection of a session.
 	refused := func(t *testing.T, c *http.Client, host, placeholder, reason, cause string) {
 		t.Helper()
@@ -89,9 +93,14 @@ func TestReplays(t *testing.T) {
 		if err != nil || a.reason != reason || !a.explained() {
 			t.Errorf("%v, %v; want %s", a, err, reason)
 		}
-		if err := g.waitLine("request_id="+a.header.Get("X-Request-Id"), "reason="+reason, cause); err != nil {
+		id := a.header.Get("X-Request-Id")
+		if err := g.waitLine("request_id="+id, "reason="+reason, cause); err != nil {
 			t.Error(err)
 		}
+		if !strings.HasPrefix(cause, "cause=") {
+			cause = ""
+		}
+		due[id] = strings.TrimSpace("reason=" + reason + " " + cause)
 	}
 	t.Run("another session", func(t *testing.T) {
 		refused(t, second.client(t, true), "api.demo.test", mine.placeholder, "not_your_placeholder", "cause=other_session placeholder_of="+mine.session)
@@ -159,6 +168,26 @@ func TestReplays(t *testing.T) {
 			t.Errorf("a new connection: %v", err)
 		}
 	})
+	if err := eventually(func() error {
+		said := map[string]string{}
+		for _, l := range auditLines(t, g.saved("audit.jsonl")) {
+			if _, asked := due[l.Request]; asked {
+				said[l.Request] = "reason=" + l.Reason
+				if l.Cause != "" {
+					said[l.Request] += " cause=" + l.Cause
+				}
+				if l.PlaceholderOf != "" && l.Cause != "altered" { // where what was altered is not what says whose it is
+					said[l.Request] += " placeholder_of=" + l.PlaceholderOf
+				}
+			}
+		}
+		if diff := cmp.Diff(due, said); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	}); err != nil {
+		t.Errorf("the audit: %v", err)
+	}
 	if g.API.Saw(placeholderMarker) || g.API.Saw(strings.TrimPrefix(mine.placeholder, "sk-ant-oat01-")[14:]) {
 		t.Error("a placeholder, or what is left of one, reached the API")
 	}

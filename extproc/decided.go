@@ -14,26 +14,28 @@ import (
 // Decided is what became of one request, or of one connection that was refused, for whoever watches. It has nothing of what the
 // request carried.
 type Decided struct {
-	At          time.Time
-	Swapped     bool   // a placeholder was replaced
-	Answered    bool   // the gate answered in the provider's place
-	Reason      string // of a refusal; empty: it was let through
-	Worker      string
-	Session     string
-	Source      string // the worker's address
-	Host        string
-	Method      string
-	Path        string // without its query
-	Route       string
-	Grant       string
-	Token       string // version of the token that was sent; it tells it from others and is no secret
-	Fingerprint string // of the same token, by which one that somebody holds is found
-	Rule        string // of the policy, that decided; empty: none did
-	RequestID   string
-	Revision    string        // of the configuration that decided, as it is shown
-	Leased      bool          // Envoy gave the answer that was leased to the connection; what is told then is told when the request has ended
-	Trace       string        // id of its trace; empty: it is not traced
-	Took        time.Duration // from Envoy's question on, but while an operator was asked
+	At            time.Time
+	Swapped       bool   // a placeholder was replaced
+	Answered      bool   // the gate answered in the provider's place
+	Reason        string // of a refusal; empty: it was let through
+	Cause         string // of a placeholder that was not the one that was due: how it differed, a worker.Mismatch
+	PlaceholderOf string // of such a one: the session that it is of, if that is known
+	Worker        string
+	Session       string
+	Source        string // the worker's address
+	Host          string
+	Method        string
+	Path          string // without its query
+	Route         string
+	Grant         string
+	Token         string // version of the token that was sent; it tells it from others and is no secret
+	Fingerprint   string // of the same token, by which one that somebody holds is found
+	Rule          string // of the policy, that decided; empty: none did
+	RequestID     string
+	Revision      string        // of the configuration that decided, as it is shown
+	Leased        bool          // Envoy gave the answer that was leased to the connection; what is told then is told when the request has ended
+	Trace         string        // id of its trace; empty: it is not traced
+	Took          time.Duration // from Envoy's question on, but while an operator was asked
 }
 
 // tell tells who watches of a decision, and counts it. When it cannot be told of, nothing is let out: d is refused then. What
@@ -48,7 +50,7 @@ func (s *Server) tell(ctx context.Context, d *decision, r *request, token grant.
 		x.Route, x.Grant = d.route.Name, d.route.Credential
 	}
 	if d.refusal != nil {
-		x.Reason = d.refusal.reason
+		x.Reason, x.Cause, x.PlaceholderOf = d.refusal.reason, string(d.refusal.mismatch), d.refusal.owner
 	} else {
 		x.Swapped, x.Answered = d.swap != nil, d.answer != nil
 	}

@@ -147,6 +147,8 @@ const (
 	noteFingerprint
 	noteTrace
 	noteScopes // of a swap: RFC 6749 section 3.3: none has a space in it
+	noteCause
+	noteOwner
 	noteLines
 )
 
@@ -155,6 +157,7 @@ func noteOf(x Decided, scopes []string) string {
 	lines := [noteLines]string{
 		noteRequest: x.RequestID, noteReason: x.Reason, noteWorker: x.Worker, noteSession: x.Session, noteSource: x.Source, noteRoute: x.Route,
 		noteGrant: x.Grant, noteRule: x.Rule, noteRevision: x.Revision, noteVersion: x.Token, noteFingerprint: x.Fingerprint, noteTrace: x.Trace,
+		noteCause: x.Cause, noteOwner: x.PlaceholderOf,
 	}
 	if corev3.RequestMethod_value[x.Method] == 0 {
 		lines[noteMethod] = x.Method
@@ -189,5 +192,6 @@ func readNote(note string) (x Decided, scopes []string) {
 		RequestID: lines[noteRequest], Reason: lines[noteReason], Method: lines[noteMethod], Worker: lines[noteWorker], Session: lines[noteSession],
 		Source: lines[noteSource], Route: lines[noteRoute], Grant: lines[noteGrant], Rule: lines[noteRule], Revision: lines[noteRevision],
 		Token: lines[noteVersion], Fingerprint: lines[noteFingerprint], Trace: lines[noteTrace],
+		Cause: lines[noteCause], PlaceholderOf: lines[noteOwner],
 	}, strings.Fields(lines[noteScopes])
 }

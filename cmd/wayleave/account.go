@@ -173,7 +173,7 @@ func (a account) record(d extproc.Decided) audit.Record {
 	r := audit.Record{
 		Time: d.At.UTC(), Kind: audit.Request, Gate: a.gate, Outcome: became(d), Reason: d.Reason, Worker: d.Worker, Session: d.Session, Grant: d.Grant,
 		Route: d.Route, Host: strings.TrimSuffix(d.Host, ":443"), Method: d.Method, Path: d.Path, Request: d.RequestID, Source: d.Source, Revision: d.Revision,
-		Token: d.Token, Fingerprint: d.Fingerprint, Rule: d.Rule, Trace: d.Trace,
+		Token: d.Token, Fingerprint: d.Fingerprint, Rule: d.Rule, Trace: d.Trace, Cause: d.Cause, PlaceholderOf: d.PlaceholderOf,
 	}
 	if d.Leased {
 		r.Lane = audit.FastLane

@@ -47,7 +47,7 @@ Clients differ in which status they show and which they retry, so a provider may
 	b.WriteString(`
 Words in braces are filled in; ` + "`policy_denied`" + ` gives the reason that the configuration or the rule states.
 
-Whose placeholder was sent is not for the worker to know. The gate's log says it of each ` + "`not_your_placeholder`" + `: ` + "`session`" + ` is the one that sent it,
+Whose placeholder was sent is not for the worker to know. The gate's log and the [audit](audit.md) say it of each ` + "`not_your_placeholder`" + `: ` + "`session`" + ` is the one that sent it,
 ` + "`placeholder_of`" + ` the one it was made for, where that is known, and ` + "`cause`" + ` is
 
 | cause | the placeholder is |
