@@ -117,8 +117,14 @@ func TestBehindAReverseProxy(t *testing.T) {
 		t.Errorf("a program elsewhere is shut out: %d", status)
 	}
 	w.later(time.Minute)
-	if status := guesser.call("GET", "/me", "", nil); status != http.StatusUnauthorized {
-		t.Errorf("still shut: %d", status)
+	for i := range triesAtOnce + 1 {
+		want := http.StatusUnauthorized
+		if i == triesAtOnce {
+			want = http.StatusTooManyRequests
+		}
+		if status := guesser.call("GET", "/me", "", nil); status != want {
+			t.Errorf("guess %d: %d, want %d", i+1, status, want)
+		}
 	}
 }
 

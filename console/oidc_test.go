@@ -122,6 +122,8 @@ func TestLogInByOIDC(t *testing.T) {
 	if !strings.HasPrefix(back, w.address+"/login/callback?") || p.asked.Get("code_challenge_method") != "S256" || p.asked.Get("nonce") == "" || p.asked.Get("state") == "" {
 		t.Fatalf("%s, asked %v", back, p.asked)
 	}
+	at, _ := url.Parse(w.address)
+	asked := b.http.Jar.Cookies(at)
 	if a := b.get(back); a.to() != "/workers" {
 		t.Fatalf("%d %s %s", a.status, a.to(), a.body)
 	}
@@ -133,6 +135,12 @@ func TestLogInByOIDC(t *testing.T) {
 		t.Errorf("an operator promotes a rollout: %d", a.status)
 	}
 	b.wants("replayed", b.get(back), http.StatusForbidden, "is over; begin again")
+	thief := w.browser() // who has the cookie too
+	thief.http.Jar.SetCookies(at, asked)
+	thief.wants("replayed with the cookie", thief.get(back), http.StatusForbidden, "is over; begin again")
+	if a := thief.get("/"); a.status != http.StatusSeeOther {
+		t.Errorf("the thief is in: %d", a.status)
+	}
 }
 
 func TestRolesByClaim(t *testing.T) {
