@@ -54,6 +54,7 @@ var meant = []struct{ file, kind string }{
 	{"/stranger.pem", "a private key"},
 	{"/plain.pem", "a private key"},
 	{"/hook.key", "a key of messages"},
+	{"/mail.key", "a mail password"},
 	{"/robot.secret", "a client secret"}, // where 'provider discover --register' was told to write it
 	{"/page", "an authorization code"},   // which the operator sees, and pastes
 }
