@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,7 +124,9 @@ func valueOf[T any](b tab, action chromedp.Action[T]) T {
 
 // text is what the page says, in one line; "" while there is none.
 func (b tab) text() string {
-	text, err := chromedp.Run(b, chromedp.Evaluate[string](`document.body ? document.body.innerText : ""`))
+	ctx, late := context.WithTimeout(b, patience) // a page that does not come says nothing
+	defer late()
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body ? document.body.innerText : ""`))
 	if err != nil {
 		return ""
 	}
@@ -202,27 +205,43 @@ func TestConsole(t *testing.T) {
 	}
 	b.sees("■ host not allowed")
 
-	// A configuration that asks for more needs one reconnect.
-	if err := g.stop(); err != nil {
+	// A file that asks for more needs one reconnect, which the open page says by itself. What the grant can do goes on working.
+	b.do("the overview", chromedp.Navigate("http://"+address+"/"), visible("#live"))
+	b.is(connection, "live")
+	b.js("window.unloaded = false")
+	wider := strings.NewReplacer(
+		"scopes: [user:inference], account", "scopes: [user:inference, user:sessions:claude_code], account", "required_scopes: [user:inference]", "required_scopes: [user:sessions:claude_code]",
+	).Replace(text) + "rollout: {steps: [{share: 50, dwell: 10m}, {share: 100, dwell: 1s}]}\n"
+	if err := w.configure(wider); err != nil {
 		t.Fatal(err)
 	}
-	wider := strings.Replace(strings.Replace(text, "scopes: [user:inference], account", "scopes: [user:inference, user:sessions:claude_code], account", 1),
-		"required_scopes: [user:inference]", "required_scopes: [user:sessions:claude_code]", 1)
-	g = startIn(t, w, wider)
-	b.logIn(g)
 	began := time.Now()
 	b.sees("It needs one reconnect: the configuration asks for user:sessions:claude_code")
-	t.Logf("what needs the operator is seen %v after the log-in", time.Since(began).Round(time.Millisecond))
-	if out, _ := call("/v1/code/sessions"); !strings.Contains(out, "scope") {
-		t.Errorf("a scope that is missing: %s", out)
+	t.Logf("the open page says what needs the operator %v after the file has changed", time.Since(began).Round(time.Millisecond))
+	b.is("window.unloaded", "false")
+	if out, err := call("/v1/code/sessions"); err != nil || !strings.Contains(out, "permission_error") {
+		t.Errorf("the provider itself, before the reconnect: %v %s", err, out)
+	}
+	if out, err := call("/echo"); err != nil || !strings.Contains(out, `"host":"api.demo.test"`) {
+		t.Errorf("what it can do, before the reconnect: %v %s", err, out)
 	}
 	b.shots(address, "before")
 	b.do("reconnect", click("#connect-acme"))
 	b.sees("acme is connected.")
-	b.sees("● healthy")
-	if out, err := call("/v1/code/sessions"); err != nil || strings.Contains(out, "scope_missing") || strings.Contains(out, "lacks scopes") {
-		t.Errorf("after the reconnect: %v %s", err, out)
+	b.sees("user:sessions:claude_code ● yes")
+
+	// With that it is rolled out, which an operator leads.
+	b.do("the rollout", chromedp.Navigate("http://"+address+"/rollouts"))
+	b.sees("Step 1 of 2 (50 %): 1 of 1 Envoy")
+	b.shot("rollout-under-way")
+	b.do("promote", chromedp.Evaluate[chromedp.Void](`window.confirm = () => true`), click("#promote"))
+	b.sees("Every Envoy gets the new revision now.")
+	b.sees("● completed")
+	b.is("location.pathname", "/rollouts")
+	if out, err := call("/v1/code/sessions"); err != nil || !strings.Contains(out, `"session"`) {
+		t.Errorf("the worker's next call after the reconnect: %v %s", err, out)
 	}
+	b.do("the grant", chromedp.Navigate("http://"+address+"/grants/acme"))
 
 	// A refresh that is asked for is made, and drawn.
 	for range 3 {
@@ -241,11 +260,19 @@ func TestConsole(t *testing.T) {
 		t.Fatalf("%s: %v %s", page, err, out)
 	}
 	b.sees("workers can use it")
+	b.shot("connected")
 
-	// Paste.
+	// Paste. Whoever says no at the provider has connected nothing.
 	b.do("paste", chromedp.Navigate("http://"+address+"/grants/billing"), click("#connect"))
 	b.sees("Paste what it shows")
 	b.shot("paste")
+	flow := valueOf(b, chromedp.Location())
+	b.do("a refusal", chromedp.SendKeys(chromedp.CSS("#answer"), "http://127.0.0.1/callback?error=access_denied&state="+stateOf(t, valueOf(b, chromedp.AttributeValue(chromedp.CSS("ol a"), "href")).Value)),
+		click("form.paste button"))
+	b.sees("That did not work.")
+	b.do("what came of it", chromedp.Navigate(flow))
+	b.sees("not connected")
+	b.shot("connect-failed")
 
 	// A request that waits is decided about.
 	held := make(chan string, 1)
@@ -291,6 +318,37 @@ func TestConsole(t *testing.T) {
 	if err := eventually(func() error { return says(said, "40") }); err != nil {
 		t.Error(err)
 	}
+
+	// A change that cannot be watched goes back, and both pages say so by themselves.
+	b.do("rollouts", chromedp.Navigate("http://"+address+"/rollouts"))
+	halted := strings.NewReplacer("tunnel: [pypi.org]", "tunnel: [pypi.org, npmjs.com]", "{share: 50, dwell: 10m}", "{group: canary, dwell: 1s}", "rollout: {", "rollout: {take_time: 5s, ").Replace(wider)
+	if err := w.configure(halted); err != nil {
+		t.Fatal(err)
+	}
+	b.sees("group canary")
+	b.sees("■ rolled back")
+	b.shot("rollout-halted")
+	b.do("what it was", click("tbody td a"))
+	b.sees("npmjs.com")
+	b.shot("difference")
+	b.do("the overview", chromedp.Navigate("http://"+address+"/"))
+	b.sees("was halted")
+	b.shot("halted")
+
+	// Whoever has no log-in is told how to get one.
+	b.do("leave", click(".who button"), visible(".login"))
+	b.sees("this prints a link that logs you in once")
+	b.shot("login")
+}
+
+// stateOf is the state that an address of a consent page carries.
+func stateOf(t *testing.T, page string) string {
+	t.Helper()
+	u, err := url.Parse(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Query().Get("state")
 }
 
 func says(o *output, text string) error {
