@@ -36,7 +36,7 @@ func TestWorkersPageIsBounded(t *testing.T) {
 		t.Helper()
 		before := store.calls.Load()
 		page := b.get(path)
-		b.wants(path, page, http.StatusOK, append(texts, "101 workers have 10000 sessions")...)
+		b.wants(path, page, http.StatusOK, append(texts, "10000 sessions of 101 workers")...)
 		if calls := store.calls.Load() - before; calls > 3 { // the requests that wait, and the names of grants, for the warning
 			t.Errorf("%s: the store was asked %d times", path, calls)
 		}
@@ -65,7 +65,7 @@ func TestWorkersPageIsBounded(t *testing.T) {
 	if a := b.post("/workers/ci/revoke", "one", "ci"); a.to() != "/workers?worker=ci" {
 		t.Errorf("after the revocation: %d %s", a.status, a.to())
 	}
-	b.wants("revoked", b.get("/workers?worker=ci"), http.StatusOK, "All sessions of ci are ended", "It has no live session.", "101 workers have 5000 sessions")
+	b.wants("revoked", b.get("/workers?worker=ci"), http.StatusOK, "All sessions of ci are ended", "It has no live session.", "5000 sessions of 101 workers")
 }
 
 // The other lists that grow are cut too, and say so.
