@@ -49,7 +49,7 @@ func (r *request) readOverrides() *overrides {
 			o.targets = append(o.targets, value)
 		}
 	}
-	if _, query, ok := strings.Cut(r.path, "?"); ok && (strings.Contains(query, "%") || containsFold(query, "method")) { // as few
+	if _, query, ok := strings.Cut(r.path, "?"); ok && containsFold(percentDecode(query), "method") { // as few
 		for name, values := range parameterMap(query, "&;") {
 			if name = canonical(strings.ToLower(name)); name != "-method" && !slices.Contains(methodHeaders, name) {
 				continue

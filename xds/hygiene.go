@@ -3,8 +3,10 @@ package xds
 import (
 	"strings"
 
+	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
@@ -28,6 +30,23 @@ func hygiene(first ...*mutationv3.HeaderMutation) *hcmv3.HttpFilter {
 			RequestTrailersMutations: []*mutationv3.HeaderMutation{removeMatching(".*")},
 		},
 	})
+}
+
+// lowerAuthority writes the name that a request is for in lower case. DNS has no upper case, but Envoy resolves a name, and keeps connections
+// to it, for each of its spellings: a worker could fill the place that it has for names with those of one.
+func lowerAuthority() *hcmv3.HttpFilter {
+	return onlyWhen("wayleave.authority", single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
+		Input: matchExtension("header", &matcherv3.HttpRequestHeaderMatchInput{HeaderName: ":authority"}),
+		Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcher.StringMatcher{
+			MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{
+				EngineType: &matcher.RegexMatcher_GoogleRe2{GoogleRe2: &matcher.RegexMatcher_GoogleRE2{}}, Regex: ".*[A-Z].*",
+			}},
+		}},
+	}), "envoy.filters.http.lua", &luav3.Lua{ClearRouteCache: no(), DefaultSourceCode: inlineString(`function envoy_on_request(handle)
+  local headers = handle:headers()
+  headers:replace(":authority", headers:get(":authority"):lower())
+end
+`)})
 }
 
 // removeMatching removes the headers whose whole name the expression matches.

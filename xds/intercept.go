@@ -233,6 +233,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 			[]*hcmv3.HttpFilter{
 				setState([]*setstatecommon.FilterStateValue{stateValue(stateRequestID, hashableString, streamID)}),
 				hygiene(showTraceparent(p.tracing)...),
+				lowerAuthority(),
 			},
 			laneFilters(p),
 			[]*hcmv3.HttpFilter{

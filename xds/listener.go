@@ -108,7 +108,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		AccessLog:                  append(accessLog(p.accessLog, "connect", httpLog(streamID)), httpEnds(p, filterAuthz)...),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,
 		HttpFilters: slices.Concat(
-			[]*hcmv3.HttpFilter{setState([]*setstatecommon.FilterStateValue{nodeState()}), httpFilter(filterAuthz, connectAuthz(p)), setState(tunnelState())},
+			[]*hcmv3.HttpFilter{setState([]*setstatecommon.FilterStateValue{nodeState()}), lowerAuthority(), httpFilter(filterAuthz, connectAuthz(p)), setState(tunnelState())},
 			plainFilters(p),
 			[]*hcmv3.HttpFilter{router()},
 		),

@@ -37,6 +37,22 @@ func TestMoreNamesThanAreKept(t *testing.T) {
 	}
 }
 
+// A name in other letters is no other name: one worker would fill what Envoy keeps with a host's thousand spellings.
+func TestNamesInOtherLetters(t *testing.T) {
+	var port string
+	s := start(t, func(c *Config) {
+		_, port, _ = strings.Cut(c.Routes[0].ConnectTo, ":")
+		c.Routes = append(c.Routes, Route{Name: "wild", Hosts: []string{"*.wild.localhost:" + port}})
+		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	}, func(r *Resources) { keepNames(t, r, 2) })
+	ann := s.worker("ann")
+	for _, name := range []string{"one", "ONE", "One", "oNe", "onE", "oNE", "two"} {
+		if a := get(t, ann, fmt.Sprintf("https://%s.wild.localhost:%s/", name, port)); a.status != 200 {
+			t.Errorf("%s: %d %q", name, a.status, a.body)
+		}
+	}
+}
+
 // keepNames has Envoy keep no more names than that.
 func keepNames(t *testing.T, r *Resources, most uint32) {
 	t.Helper()

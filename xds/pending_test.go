@@ -30,6 +30,7 @@ func TestManyWaitForAName(t *testing.T) {
 		c.Routes = append(c.Routes, Route{Name: "late", Hosts: []string{"late.provider.test:" + port}})
 		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 		c.DNSResolvers = []string{slowResolver(t, release)}
+		c.MessageTimeout = time.Minute // the gate is asked about all at once, on a machine that may be busy
 	}, nil)
 	var asked atomic.Int64
 	undecided := make(chan struct{}, 32) // more at once would only wait for a slow machine, and not all of them in time
