@@ -221,8 +221,9 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		InternalAddressConfig:      nobodyInternal(),
 		GenerateRequestId:          yes(),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
-		SchemeHeaderTransformation: &corev3.SchemeHeaderTransformation{Transformation: &corev3.SchemeHeaderTransformation_SchemeToOverwrite{SchemeToOverwrite: "https"}}, // whatever a worker writes
-		StreamIdleTimeout:          durationpb.New(0),                                                                                                                    // an event stream may be silent for hours
+		// Whatever a worker writes: http would go on as it is, over TLS.
+		SchemeHeaderTransformation: &corev3.SchemeHeaderTransformation{Transformation: &corev3.SchemeHeaderTransformation_SchemeToOverwrite{SchemeToOverwrite: "https"}},
+		StreamIdleTimeout:          durationpb.New(0), // an event stream may be silent for hours
 		RequestHeadersTimeout:      seconds(headersTimeout),
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
 		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
