@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -34,7 +35,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	}
 	r := newProxyRequest(asked)
 	r.asked(ctx, in.GetAttributes().GetContextExtensions())
-	r.source = in.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress()
+	r.source = sourceOf(in.GetAttributes())
 	policy := s.live.Load().by(r.revision)
 	r.came = s.now()
 	d := arrive(policy, s.sessions, &r, r.came)
@@ -70,6 +71,15 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 		out.DynamicMetadata = kept.message()
 	}
 	return out, nil
+}
+
+// sourceOf is the address that a connection comes from; empty when it is none.
+func sourceOf(a *authv3.AttributeContext) string {
+	address, err := netip.ParseAddr(a.GetSource().GetAddress().GetSocketAddress().GetAddress())
+	if err != nil {
+		return ""
+	}
+	return address.Unmap().String()
 }
 
 // newProxyRequest reads what ext_authz sends of a request: repeated headers are joined, and pseudo headers are among them.

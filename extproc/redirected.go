@@ -23,7 +23,7 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 	port := a.GetDestination().GetAddress().GetSocketAddress().GetPortValue()
 	r := request{
 		method: http.MethodConnect, authority: net.JoinHostPort(a.GetTlsSession().GetSni(), strconv.Itoa(int(port))),
-		source: a.GetSource().GetAddress().GetSocketAddress().GetAddress(),
+		source: sourceOf(a),
 	}
 	r.asked(ctx, a.GetContextExtensions())
 	r.came = s.now()
@@ -48,12 +48,11 @@ func (s *Server) checkRedirected(ctx context.Context, a *authv3.AttributeContext
 func redirected(p *policy, r *request, now time.Time) decision {
 	d := decision{by: p, host: shown(r.authority)}
 	address, err := netip.ParseAddr(r.source)
-	name, known := p.workerAt(address.Unmap())
+	name, known := p.workerAt(address)
 	if err != nil || !known {
 		d.refusal = &refusal{reason: proxyAuthRequired}
 		return d
 	}
-	r.source = address.Unmap().String()
 	d.session = worker.Session{Worker: name, Profile: p.workers[name]}
 	p.admit(&d, r)
 	switch {

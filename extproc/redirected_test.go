@@ -93,7 +93,7 @@ func TestTunnelsAreCheckedAlike(t *testing.T) {
 	cfg.Refused = append(slices.Clone(cfg.Refused), "console.anthropic.com/v1/oauth/token", "answered.anthropic.com/v1/oauth/token")
 	limited := cfg.Profiles["default"]
 	limited.Answers = []Answer{{Host: "answered.anthropic.com", Path: "/v1/oauth/token", Method: "POST", Credential: "claude", Token: true}}
-	limited.Rules = []rules.Rule{{Name: "r", When: `host == "ruled.pythonhosted.org"`, Action: rules.Deny, Words: "no"}}
+	limited.Rules = []rules.Rule{{Name: "r", When: `host == "ruled.pythonhosted.org" && cidr("10.1.2.0/24").containsIP(source)`, Action: rules.Deny, Words: "no"}}
 	cfg.Profiles = map[string]Profile{"default": limited, "poor": cfg.Profiles["poor"]}
 	limited.Limit = limit.Limit{PerMinute: 1, Burst: 1}
 	counted := cfg
@@ -140,6 +140,7 @@ func TestTunnelsAreCheckedAlike(t *testing.T) {
 			connect := checkRequest("CONNECT", net.JoinHostPort(c.host, strconv.Itoa(int(c.port))), basicAuth(f.session.ID, f.token.Reveal()))
 			for name, asked := range map[string]*authv3.CheckRequest{"CONNECT": connect, "redirected": redirectedTo("10.1.2.3", c.host, c.port)} {
 				judged := 0
+				asked.Attributes.Source = redirectedTo("::ffff:10.1.2.3", "", 0).GetAttributes().GetSource()
 				s := New(c.cfg, f.sessions, &vault{}, Options{Now: func() time.Time { return now }, Recording: Recording{To: func(rules.Judged) { judged++ }}})
 				var out *authv3.CheckResponse
 				var err error
