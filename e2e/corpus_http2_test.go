@@ -359,6 +359,14 @@ var corpusFrames = []framesEntry{
 		}
 		return nil
 	}, streams: []uint32{9999}},
+	{name: "more requests at a time than there may be", most: 256, want: reset(), or: ended(), write: func(f *http2.Framer, head []byte) error {
+		for i := range uint32(257) {
+			if err := open(f, 2*i+1, head); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, streams: []uint32{513}},
 	{name: "a flood of empty data", write: then(opened, many(20_000, raw(http2.FrameData, 0, 1, ""))), want: ended()},
 }
 

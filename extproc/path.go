@@ -152,8 +152,11 @@ func alike(path, b string) bool {
 // deniedUnder reports whether some server could take one of the paths for one that starts with one of the prefixes.
 func deniedUnder(paths, prefixes []string) bool {
 	return slices.ContainsFunc(paths, func(path string) bool {
-		path = rules.Fold(path) + "/"
-		return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(path, rules.Fold(prefix)) })
+		path = rules.Fold(path)
+		return slices.ContainsFunc(prefixes, func(prefix string) bool {
+			prefix = rules.Fold(prefix)
+			return strings.HasPrefix(path, prefix) || path == strings.TrimSuffix(prefix, "/")
+		})
 	})
 }
 
