@@ -44,7 +44,7 @@ type Machine struct {
 // returns.
 func Preferences(env []string, credentials []Credential, m Machine) ([]string, []Preference) {
 	vars, _ := index(env)
-	found := m.claudeCode(vars, credentials)
+	found := append(m.claudeCode(vars, credentials), m.codex(vars, credentials)...)
 	more := map[string]string{}
 	for _, p := range []func(map[string]string, []Credential, map[string]string) []Preference{m.netrc, m.proxies} {
 		found = append(found, p(vars, credentials, more)...)
@@ -118,6 +118,30 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 			}
 			if len(names) > 0 {
 				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "Claude Code prefers to the placeholder for " + c.Grant})
+			}
+		}
+	}
+	return found
+}
+
+var codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
+
+// codex are the files of Codex.
+func (m Machine) codex(vars map[string]string, credentials []Credential) (found []Preference) {
+	paths := []string{"/etc/codex/managed_config.toml", "/etc/codex/config.toml", filepath.Join(cmp.Or(vars["CODEX_HOME"], filepath.Join(vars["HOME"], ".codex")), "config.toml")}
+	if m.Dir != "" {
+		paths = append(paths, filepath.Join(m.Dir, ".codex", "config.toml"))
+	}
+	for _, path := range paths {
+		var names []string
+		for _, line := range codexElsewhere.FindAllSubmatch(m.read(path), -1) {
+			if value := strings.TrimSpace(string(line[2])); !strings.HasPrefix(value, `"openai"`) && !strings.HasPrefix(value, `'openai'`) { // which is the default
+				names = append(names, string(line[1]))
+			}
+		}
+		for _, c := range credentials {
+			if len(names) > 0 && c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] != "" {
+				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "leads Codex elsewhere than the placeholder for " + c.Grant + " is for"})
 			}
 		}
 	}

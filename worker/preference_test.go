@@ -56,6 +56,11 @@ func TestPreferences(t *testing.T) {
 			"/work/.claude/settings.local.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude: take that out of the file",
 			"/.claude/settings.local.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude: take that out of the file",
 		}},
+		"Codex's": {credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.codex/config.toml": "model_provider = \"value-1\"\nopenai_base_url='value-2'\n[model_providers.x]\nbase_url=\"value-3\"\n", "/work/.codex/config.toml": "model = \"m\"\n# chatgpt_base_url = \"value-4\"\nmodel_provider = \"openai\"\n",
+		}, want: []string{
+			"/home/me/.codex/config.toml has model_provider, openai_base_url, which leads Codex elsewhere than the placeholder for codex is for: take that out of the file",
+		}},
 		"log-ins": {credentials: []Credential{claude, github}, files: map[string]string{"/home/me/.netrc": netrc}, set: map[string]string{"NETRC": "/dev/null"}, want: []string{
 			"/home/me/.netrc has an entry for api.github.com, which programs prefer to the placeholder for hub: " + toTheGate,
 		}},
