@@ -67,6 +67,12 @@ func someValue(name string) string {
 	return theirs + "-" + name
 }
 
+// leadAway leads Claude Code away by itself, as was tried with 2.1.331: whatever the page says, these have to go.
+var leadAway = []string{
+	"CLAUDE_CODE_USE_MANTLE=1", "CLAUDE_CODE_USE_ANTHROPIC_AWS=1", "CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD=1", "ANTHROPIC_UNIX_SOCKET=/" + theirs, "ANTHROPIC_PROFILE=" + theirs,
+	"ANTHROPIC_IDENTITY_TOKEN=" + theirs, "ANTHROPIC_FEDERATION_RULE_ID=fdrl_" + theirs, "ANTHROPIC_ORGANIZATION_ID=11111111-1111-1111-1111-111111111111",
+}
+
 // watch notes which requests carry something inherited.
 type watch struct {
 	mu   sync.Mutex
@@ -165,7 +171,7 @@ func TestInheritedEnvironment(t *testing.T) {
 			home := g.newHome(t)
 			run := g.command("wayleave", append([]string{"run", "--worker", c.worker, "--"}, command...)...)
 			run.Dir = filepath.Join(home, "project")
-			run.Env = append(append(run.Env, inherited(t, c.kind)...), "HOME="+home, "CODEX_HOME="+home, "NODE_PATH="+g.getenv("NODE_CLIENTS"), "DISABLE_AUTOUPDATER=1")
+			run.Env = append(append(append(run.Env, inherited(t, c.kind)...), leadAway...), "HOME="+home, "CODEX_HOME="+home, "NODE_PATH="+g.getenv("NODE_CLIENTS"), "DISABLE_AUTOUPDATER=1")
 			if out, err := run.CombinedOutput(); err != nil || !strings.Contains(string(out), c.says) {
 				t.Errorf("%s, %s: %v\n%s", c.kind, filepath.Base(command[0]), err, out)
 			}
