@@ -61,7 +61,7 @@ var stated = map[string]Role{
 	"GET /rollouts/{from}/{to}":              Operator,
 	"GET /routes":                            Viewer,
 	"GET /static/console.js":                 everybody,
-	"GET /static/htmx-sse.js":                everybody,
+	"GET /static/htmx-morph.js":              everybody,
 	"GET /static/htmx.js":                    everybody,
 	"GET /static/icon.svg":                   everybody,
 	"GET /static/style.css":                  everybody,
