@@ -70,7 +70,7 @@ func TestConsoleTabs(t *testing.T) {
 
 	// What operators would be told of is there, and leads on.
 	first.sees("faulty.demo.test is refused: the configuration has a fault")
-	first.do("where that is mended", click(`.card.bad a.button[href="/routes"]`), visible("h1"))
+	first.do("where that is mended", click(`.card.bad a.button[href="/routes?find=faulty.demo.test"]`), visible("h1"))
 	first.is("location.pathname", "/routes")
 	first.do("back", chromedp.Navigate(at+"/"), visible("#live"))
 
