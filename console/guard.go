@@ -181,6 +181,8 @@ func (s *Server) unknown(w http.ResponseWriter, r *http.Request, err error) {
 	case isAPI(r):
 		w.Header().Set("WWW-Authenticate", `Bearer realm="wayleave"`)
 		s.fail(w, r, http.StatusUnauthorized, err)
+	case r.URL.Path == "/events": // no page, to which a log-in could lead
+		s.fail(w, r, http.StatusUnauthorized, err)
 	case r.Header.Get("HX-Request") != "":
 		w.Header().Set("HX-Redirect", "/login")
 		w.WriteHeader(http.StatusNoContent)
