@@ -197,6 +197,11 @@ func TestCookies(t *testing.T) {
 		if got := rec.Header().Get("Set-Cookie"); got != want {
 			t.Errorf("%s: %s, want %s", address, got, want)
 		}
+		rec = httptest.NewRecorder()
+		(&Server{Config: Config{URL: at}}).setCookie(rec, nextCookie, "x")
+		if got := rec.Header().Get("Set-Cookie"); !strings.Contains(got, "; Max-Age=600; HttpOnly") { // else it leads astray days later
+			t.Errorf("where somebody wanted to go: %s", got)
+		}
 	}
 }
 

@@ -191,16 +191,21 @@ func (s *Server) cookieName(name string) string {
 const (
 	loginCookie = "wayleave"       // a log-in
 	askedCookie = "wayleave-asked" // a log-in at the identity provider that has begun
-	nextCookie  = "wayleave-next"  // where somebody wanted to go, who has to open a link first
+	nextCookie  = "wayleave-next"  // where somebody wanted to go, who has to open a link first; for a while
 )
+
+const nextFor = 10 * time.Minute
 
 // setCookie sets a cookie for the browser's session. Lax: it must come along when the provider sends the browser back.
 func (s *Server) setCookie(w http.ResponseWriter, name, value string) {
 	c := &http.Cookie{
 		Name: s.cookieName(name), Value: value, Path: "/", HttpOnly: true, Secure: s.secure(), SameSite: http.SameSiteLaxMode,
 	}
-	if value == "" {
+	switch {
+	case value == "":
 		c.MaxAge = -1
+	case name == nextCookie:
+		c.MaxAge = int(nextFor.Seconds())
 	}
 	http.SetCookie(w, c)
 }

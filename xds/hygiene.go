@@ -35,7 +35,7 @@ func hygiene(first ...*mutationv3.HeaderMutation) *hcmv3.HttpFilter {
 // lowerAuthority writes the name that a request is for in lower case. DNS has no upper case, but Envoy resolves a name, and keeps connections
 // to it, for each of its spellings: a worker could fill the place that it has for names with those of one.
 func lowerAuthority() *hcmv3.HttpFilter {
-	return onlyWhen("wayleave.authority", single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
+	return httpFilter("wayleave.authority", onlyWhen(single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
 		Input: matchExtension("header", &matcherv3.HttpRequestHeaderMatchInput{HeaderName: ":authority"}),
 		Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcher.StringMatcher{
 			MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{
@@ -46,7 +46,7 @@ func lowerAuthority() *hcmv3.HttpFilter {
   local headers = handle:headers()
   headers:replace(":authority", headers:get(":authority"):lower())
 end
-`)})
+`)}))
 }
 
 // removeMatching removes the headers whose whole name the expression matches.
