@@ -19,7 +19,7 @@ func TestMoreNamesThanAreKept(t *testing.T) {
 		_, port, _ = strings.Cut(c.Routes[0].ConnectTo, ":")
 		c.Routes = append(c.Routes, Route{Name: "wild", Hosts: []string{"*.wild.localhost:" + port}})
 		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	}, func(r *Resources) { keepNames(t, r, 3) })
+	}, func(r *Resources) { editDNS(t, r, keepNames(3)) })
 	ann, bob := s.worker("ann"), s.worker("bob")
 	url := func(i int) string { return fmt.Sprintf("https://n%d.wild.localhost:%s/", i, port) }
 	for i := range 3 {
@@ -44,7 +44,7 @@ func TestNamesInOtherLetters(t *testing.T) {
 		_, port, _ = strings.Cut(c.Routes[0].ConnectTo, ":")
 		c.Routes = append(c.Routes, Route{Name: "wild", Hosts: []string{"*.wild.localhost:" + port}})
 		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	}, func(r *Resources) { keepNames(t, r, 2) })
+	}, func(r *Resources) { editDNS(t, r, keepNames(2)) })
 	ann := s.worker("ann")
 	for _, name := range []string{"one", "ONE", "One", "oNe", "onE", "oNE", "two"} {
 		if a := get(t, ann, fmt.Sprintf("https://%s.wild.localhost:%s/", name, port)); a.status != 200 {
@@ -54,16 +54,20 @@ func TestNamesInOtherLetters(t *testing.T) {
 }
 
 // keepNames has Envoy keep no more names than that.
-func keepNames(t *testing.T, r *Resources, most uint32) {
+func keepNames(most uint32) func(*dfpcommon.DnsCacheConfig) {
+	return func(c *dfpcommon.DnsCacheConfig) { c.MaxHosts = number(most) }
+}
+
+// editDNS changes how Envoy resolves names for requests.
+func editDNS(t *testing.T, r *Resources, edit func(*dfpcommon.DnsCacheConfig)) {
 	t.Helper()
-	limit := func(c *dfpcommon.DnsCacheConfig) { c.MaxHosts = number(most) }
 	for _, c := range r.Clusters {
 		var settings dfpclusterv3.ClusterConfig
 		if packed := c.GetClusterType().GetTypedConfig(); packed.MessageIs(&settings) {
 			if err := packed.UnmarshalTo(&settings); err != nil {
 				t.Fatal(err)
 			}
-			limit(settings.GetDnsCacheConfig())
+			edit(settings.GetDnsCacheConfig())
 			if err := packed.MarshalFrom(&settings); err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +80,7 @@ func keepNames(t *testing.T, r *Resources, most uint32) {
 				if err := packed.UnmarshalTo(&settings); err != nil {
 					t.Fatal(err)
 				}
-				limit(settings.GetDnsCacheConfig())
+				edit(settings.GetDnsCacheConfig())
 				if err := packed.MarshalFrom(&settings); err != nil {
 					t.Fatal(err)
 				}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	dfpcommon "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"golang.org/x/net/dns/dnsmessage"
 
@@ -22,7 +23,7 @@ import (
 
 // All who wait for the same name to be looked up are served, however many they are.
 func TestManyWaitForAName(t *testing.T) {
-	const workers, each = 8, 200
+	const workers, each = 8, 150
 	release := make(chan struct{})
 	var port string
 	s := start(t, func(c *Config) {
@@ -31,7 +32,9 @@ func TestManyWaitForAName(t *testing.T) {
 		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 		c.DNSResolvers = []string{slowResolver(t, release)}
 		c.MessageTimeout = time.Minute // the gate is asked about all at once, on a machine that may be busy
-	}, nil)
+	}, func(r *Resources) {
+		editDNS(t, r, func(c *dfpcommon.DnsCacheConfig) { c.DnsQueryTimeout = seconds(time.Minute) })
+	})
 	var asked atomic.Int64
 	undecided := make(chan struct{}, 32) // more at once would only wait for a slow machine, and not all of them in time
 	s.gate.decide = func(r request) *extprocv3.ProcessingResponse {
