@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	dfpcommon "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
 	dfpfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	snidfpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3"
 )
 
 // When Envoy has the addresses of as many names as it keeps, who asks for another one is told so, and known names go on.
@@ -43,12 +45,23 @@ func TestNamesInOtherLetters(t *testing.T) {
 	s := start(t, func(c *Config) {
 		_, port, _ = strings.Cut(c.Routes[0].ConnectTo, ":")
 		c.Routes = append(c.Routes, Route{Name: "wild", Hosts: []string{"*.wild.localhost:" + port}})
+		c.Tunnel = []string{"*.tunnel.localhost:" + port}
 		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	}, func(r *Resources) { editDNS(t, r, keepNames(2)) })
+	}, func(r *Resources) { editDNS(t, r, keepNames(3)) })
 	ann := s.worker("ann")
 	for _, name := range []string{"one", "ONE", "One", "oNe", "onE", "oNE", "two"} {
 		if a := get(t, ann, fmt.Sprintf("https://%s.wild.localhost:%s/", name, port)); a.status != 200 {
 			t.Errorf("%s: %d %q", name, a.status, a.body)
+		}
+	}
+	for _, name := range []string{"one", "ONE", "One", "oNe"} {
+		host := name + ".tunnel.localhost"
+		raw, err := s.dialTunnel(host + ":" + port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tls.Client(raw, &tls.Config{ServerName: host, InsecureSkipVerify: true}).HandshakeContext(t.Context()); err != nil {
+			t.Errorf("a tunnel to %s: %v", name, err)
 		}
 	}
 }
@@ -70,6 +83,15 @@ func editDNS(t *testing.T, r *Resources, edit func(*dfpcommon.DnsCacheConfig)) {
 			edit(settings.GetDnsCacheConfig())
 			if err := packed.MarshalFrom(&settings); err != nil {
 				t.Fatal(err)
+			}
+		}
+	}
+	for _, l := range r.Listeners {
+		for _, f := range networkFilters(l) {
+			var settings snidfpv3.FilterConfig
+			if f.GetTypedConfig().UnmarshalTo(&settings) == nil {
+				edit(settings.GetDnsCacheConfig())
+				f.ConfigType = networkFilter(f.GetName(), &settings).ConfigType
 			}
 		}
 	}
