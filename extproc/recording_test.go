@@ -264,4 +264,10 @@ func TestExplain(t *testing.T) {
 	if x := e.Explain(f, "/v1/x/../admin", true); x.Reason != hostNotAllowed || !strings.Contains(x.Words, "use https") {
 		t.Errorf("in the clear: %+v", x)
 	}
+	// As it is decided: in any letter case, and with what stands for another method.
+	for target, words := range map[string]string{"/V1/Admin": "the operator's words", "/v1/models?_method=put": "asks the server for another"} {
+		if x := e.Explain(f, target, false); x.Verdict != rules.Deny || !strings.Contains(x.Words, words) {
+			t.Errorf("%s: %+v", target, x)
+		}
+	}
 }
