@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bufio"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,7 +14,8 @@ const twoProfiles = `
 listen: {proxy: $PROXY}
 upstream: {ca_files: [api-ca.pem]}
 providers:
-  anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true, refused_hosts: [login.demo.test/token, api.demo.test/token]}
+  anthropic: {authorize_url: $PROVIDER/authorize, token_url: $PROVIDER/token, client_id: $CLIENT_ID, redirect_url: "", allow_insecure: true, refused_hosts: [login.demo.test/token, api.demo.test/token],
+    answers: [{host: api.demo.test, path: /nothing, status: 204}, {host: api.demo.test, path: /unchanged, status: 304}, {host: api.demo.test, path: /there, method: HEAD, json: '{"a": 1}'}]}
 grants:
   claude: {provider: anthropic}
 routes:
@@ -58,6 +62,23 @@ func TestClientsOwnRefresh(t *testing.T) {
 				t.Errorf("%s: headers %v", url, a.header)
 			}
 		}
+	}
+	// An answer without a body has none, or it would be taken for the next answer.
+	conn, err := g.inside(t, answered, "api.demo.test", "api.demo.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	for _, c := range []struct {
+		method, path string
+		status       int
+	}{{"GET", "/nothing", 204}, {"GET", "/unchanged", 304}, {"HEAD", "/there", 200}, {"GET", "/public", 200}} {
+		fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: api.demo.test\r\n\r\n", c.method, c.path)
+		resp, err := http.ReadResponse(in, &http.Request{Method: c.method})
+		if err != nil || resp.StatusCode != c.status {
+			t.Fatalf("%s: %v, %v", c.path, resp, err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
 	}
 	if _, err := arrived(answered.client(t, true), answered); err != nil {
 		t.Error(err)

@@ -71,14 +71,14 @@ func (s *Server) ownAnswer(ctx context.Context, d decision) *extprocv3.Processin
 		placeholder = s.sessions.Placeholder(d.session, a.Credential, a.PlaceholderPrefix)
 	}
 	expiresIn := int(s.sessions.Ends(d.session).Sub(s.now()).Seconds())
-	out := answer{
-		status:  cmp.Or(a.Status, http.StatusOK),
-		headers: [][2]string{{"content-type", "application/json"}, {"cache-control", "no-store"}},
-	}
+	out := answer{status: cmp.Or(a.Status, http.StatusOK), headers: [][2]string{{"cache-control", "no-store"}}}
 	if a.Token {
 		out.body = tokenResponse(placeholder, t.Scopes, expiresIn)
 	} else {
 		out.body = []byte(fill(a.JSON, placeholder, t, expiresIn))
+	}
+	if len(out.body) > 0 {
+		out.headers = append(out.headers, [2]string{"content-type", "application/json"})
 	}
 	return immediate(out, "answered")
 }

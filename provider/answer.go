@@ -20,7 +20,7 @@ type Answer struct {
 	Path string `yaml:"path"`
 	// Method of the request. Default: GET.
 	Method string `yaml:"method,omitempty"`
-	// Status of the answer, 200 to 599. Default: 200.
+	// Status of the answer, 200 to 599; 204, 205 and 304 go without json. Default: 200.
 	Status int `yaml:"status,omitempty"`
 	// JSON is the body, a template: {placeholder}, {scopes} and {scopes_json} as elsewhere, {expires_in}, the seconds until the session ends,
 	// and each of facts by its name, which is empty while it is not known. None of them is ever a secret.
@@ -68,6 +68,10 @@ func (p Provider) answerFaults(key string, list []Answer) []oauth.FieldError {
 			fault("status", "is %d: write one from 200 to 599", a.Status)
 		}
 		switch {
+		case a.Status == http.StatusNoContent || a.Status == http.StatusResetContent || a.Status == http.StatusNotModified: // RFC 9110 section 15
+			if a.Token || a.JSON != "" {
+				fault("status", "is %d, whose answers have no body: leave json and token out, or write another status", a.Status)
+			}
 		case a.Token && a.JSON != "":
 			fault("json", "goes with token: true in no answer: keep one of them")
 		case !a.Token:

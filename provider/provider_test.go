@@ -289,6 +289,7 @@ func TestValidate(t *testing.T) {
 	p.LocalAnswers = []Answer{
 		{Host: "h.example", Path: "/ok", JSON: `{"a":"{plan}","b":{scopes_json},"c":{expires_in},"d":"{placeholder}"}`}, {Host: "h.example", Path: "/ok", Token: true},
 		{Host: "H.example:1", Path: "x", Method: "get", Status: 100, JSON: "{"}, {Host: "h.example", Path: "/x?y", Token: true, JSON: "{}"}, {Host: "h.example", Path: "/", JSON: `"{org}"`},
+		{Host: "h.example", Path: "/", Status: 204}, {Host: "h.example", Path: "/", Status: 204, JSON: "{}"}, {Host: "h.example", Path: "/", Status: 304, Token: true},
 	}
 	p.TokenURL = "http://as.example"
 	var keys []string
@@ -298,7 +299,7 @@ func TestValidate(t *testing.T) {
 	want := []string{
 		"token_url", "facts.Account", "facts.plan", "facts.plan", "facts.plan", "placeholder_prefix", "env", "env.B", "unset", "default_mode", "env_modes.n.env.A", "env_modes.n.files.ok/x.json",
 		"env_modes.n.files", "env_modes.n.files", "env_modes.n.files", "env_modes.n.note", "ensure_headers.bad name", "ensure_paths", "rewrite_headers.X-Account", "rewrite_headers.x-org",
-		"answers[2].host", "answers[2].path", "answers[2].method", "answers[2].status", "answers[2].json", "answers[3].path", "answers[3].json", "answers[4].json", "error_format",
+		"answers[2].host", "answers[2].path", "answers[2].method", "answers[2].status", "answers[2].json", "answers[3].path", "answers[3].json", "answers[4].json", "answers[6].status", "answers[7].status", "error_format",
 		"refusal_status.needs_reconnect", "refused_hosts", "refused_hosts", "refused_hosts", "alpn", "basic_user",
 	}
 	if diff := cmp.Diff(want, keys); diff != "" {
