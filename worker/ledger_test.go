@@ -416,3 +416,60 @@ func TestRevokeTogether(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 }
+
+// What is known here of sessions, by their workers, is what the store lists; and whoever looks whether it has changed is told when it has,
+// and not otherwise.
+func TestSessionsOfWorkers(t *testing.T) {
+	clock := now
+	docs := vaulttest.NewMemory()
+	all := replicas(t, docs, &clock, 2)
+	a, b := all[0], all[1]
+	changes := func(what string, at *Sessions, want bool, do func()) {
+		t.Helper()
+		before := at.Changes()
+		do()
+		if got := at.Changes() != before; got != want {
+			t.Errorf("%s: it changed: %v", what, got)
+		}
+	}
+	var last Session
+	changes("a session here", a, true, func() {
+		for range 3 {
+			last = enrolled(t, a, "ci", clock)
+		}
+		enrolled(t, a, "nightly", clock)
+	})
+	changes("sessions elsewhere", b, true, func() { turn(t, a, b) })
+	changes("nothing", b, false, func() { turn(t, a, b) })
+	check := func(what string, ci int) {
+		t.Helper()
+		turn(t, a, b)
+		listed, err := ListSessions(t.Context(), docs, clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed = slices.DeleteFunc(listed, func(l Live) bool { return l.Worker != "ci" })
+		of := b.Of(clock, "ci", "nobody")
+		if counts := b.Counts(clock); counts["ci"] != ci || len(listed) != ci || counts["nightly"] != 1 || len(of) != 2 || len(of["nobody"]) != 0 {
+			t.Errorf("%s: %v, %v", what, counts, of)
+		}
+		if !slices.EqualFunc(of["ci"], listed, func(x, y Live) bool { return x.ID == y.ID && same(x.Record, y.Record) }) {
+			t.Errorf("%s: known are %v, and listed %v", what, of["ci"], listed)
+		}
+	}
+	check("as they began", 3)
+	changes("a renewal elsewhere", b, true, func() { a.Renew(last, clock.Add(2*time.Hour)); turn(t, a, b) })
+	check("renewed", 3)
+	if err := Revoke(t.Context(), docs, Revocation{Sessions: []string{last.ID}}, clock); err != nil {
+		t.Fatal(err)
+	}
+	changes("a revocation", b, true, func() {
+		if err := b.Reread(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := b.Counts(clock)["ci"]; got != 2 {
+		t.Errorf("%d are left at once", got)
+	}
+	check("revoked", 2)
+}
