@@ -67,7 +67,7 @@ var pageExits = map[string][]int{
 	"wayleave ca activate": {3}, // too early: somebody may not trust it yet
 	"wayleave ca retire":   {3}, // likewise
 	"wayleave config diff wayleave.yaml new.yaml --exit-code": {1},
-	"wayleave fleet drain":    {1},                  // the only one
+	"wayleave fleet drain":    {3},                  // the only one
 	"wayleave grant list":     {10, 11, 12, 13, 14}, // some are not connected
 	"wayleave policy test":    {1},                  // decided differently
 	"wayleave rollout status": {20, 21},             // one is under way, or was aborted
