@@ -16,8 +16,8 @@ import (
 
 // What pages hear of. Events have no content: who hears of one asks again. console.js knows them by name.
 const (
-	topicAll       = "all"       // the stream has begun: anything may not be as it was
-	topicGrants    = "grants"    // a grant or a connect is not as it was
+	topicAll       = "all"       // anything may not be as it was: the stream has begun, or the store answers again or does not
+	topicGrants    = "grants"    // a grant, a connect or what needs an operator is not as it was
 	topicFleet     = "fleet"     // an Envoy or a rollout is not as it was
 	topicDecisions = "decisions" // there were requests
 	topicApprovals = "approvals" // a request waits for an operator, or does not any more
@@ -86,32 +86,54 @@ func (h *hub) anybody() bool {
 	return len(h.listeners) > 0
 }
 
-// watch looks for changes until ctx ends, as long as somebody listens. Of approvals, which any gate may have, it asks the store; of
-// all else this gate's memory.
+// watch looks for changes until ctx ends, as long as somebody listens. Of what only the store knows it asks the store, which may take its
+// time; of all else this gate's memory.
 func (s *Server) watch(ctx context.Context) {
-	look, ask, tick := time.NewTicker(lookEvery), time.NewTicker(askEvery), time.NewTicker(tickEvery)
-	defer look.Stop()
+	var both sync.WaitGroup
+	both.Go(func() { s.watchStore(ctx) })
+	both.Go(func() { s.watchGate(ctx) })
+	both.Wait()
+}
+
+func (s *Server) watchStore(ctx context.Context) {
+	ask := time.NewTicker(askEvery)
 	defer ask.Stop()
+	var held [sha256.Size]byte
+	answered := true
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ask.C:
+		}
+		if !s.hub.anybody() {
+			continue
+		}
+		v := s.askHeld(ctx)
+		s.last.Store(&v)
+		if now := digestOf(v.held); now != held {
+			held = now
+			s.hub.publish(topicApprovals)
+		}
+		if is := v.err == nil; is != answered {
+			answered = is
+			s.hub.publish(topicAll) // each says so
+		}
+	}
+}
+
+func (s *Server) watchGate(ctx context.Context) {
+	look, tick := time.NewTicker(lookEvery), time.NewTicker(tickEvery)
+	defer look.Stop()
 	defer tick.Stop()
 	var seen, fleet [sha256.Size]byte
 	var decisions, sessions uint64
-	var held [sha256.Size]byte
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 			s.hub.publish(topicTick)
-		case <-ask.C:
-			if !s.hub.anybody() {
-				continue
-			}
-			v := s.askHeld(ctx)
-			s.last.Store(&v)
-			if now := digestOf(v.held); v.err == nil && now != held {
-				held = now
-				s.hub.publish(topicApprovals)
-			}
 		case <-look.C:
 			if !s.hub.anybody() {
 				continue
@@ -146,13 +168,13 @@ func (s *Server) fleetNow() [sha256.Size]byte {
 	return digestOf([]any{v.State, reports})
 }
 
-// fingerprint changes with every grant that does.
+// fingerprint changes with every grant and with what needs an operator.
 func (s *Server) fingerprint() [sha256.Size]byte {
 	var all []grant.Summary
 	for _, spec := range s.Desk().Specs {
 		all = append(all, s.Grants.Summary(spec.Name))
 	}
-	return digestOf(all)
+	return digestOf([]any{all, s.Needs()})
 }
 
 func digestOf(v any) [sha256.Size]byte {

@@ -93,10 +93,10 @@ func (s *Server) storeSays(ctx context.Context, live bool) *stored {
 		return last
 	}
 	v, _, _ := s.asking.Do("", func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askEvery)
-		defer cancel()
-		v := s.askHeld(ctx)
+		v := s.askHeld(context.WithoutCancel(ctx))
 		if v.err == nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askEvery)
+			defer cancel()
 			v.strays, v.err = s.Desk().Strays(ctx)
 		}
 		s.last.Store(&v)
@@ -105,13 +105,18 @@ func (s *Server) storeSays(ctx context.Context, live bool) *stored {
 	return v.(*stored)
 }
 
-// askHeld is what the store says of requests that wait, beside what it has said.
+// askHeld asks the store for the requests that wait. What it does not say is as it has said.
 func (s *Server) askHeld(ctx context.Context) (v stored) {
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
 	if last := s.last.Load(); last != nil {
-		v.strays = last.strays
+		v = *last
+	}
+	held, err := s.Desk().Approvals(ctx)
+	if v.err = err; err == nil {
+		v.held = held
 	}
 	v.at = s.now()
-	v.held, v.err = s.Desk().Approvals(ctx)
 	return v
 }
 

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/chromedp/chromedp"
@@ -161,6 +162,13 @@ func TestConsoleTabs(t *testing.T) {
 	b.js(`document.activeElement.value = ""; document.activeElement.blur()`)
 	b.is(`document.querySelectorAll("form.decide").length`, "2")
 	b.is(connection, "live")
+
+	// A Vault that does not answer is said, and what the gate remembers is shown; it is over by itself.
+	g.hit(t, baoPID, syscall.SIGSTOP)
+	tabs["/"].sees("Vault does not answer; this is what this gate remembers")
+	tabs["/"].sees("The vault does not answer Requests whose tokens are not in memory are refused.")
+	g.hit(t, baoPID, syscall.SIGCONT)
+	tabs["/"].is(`document.body.innerText.includes("Vault does not answer")`, "false")
 
 	// A gate that was away is found again, and so is the log-in.
 	if err := g.stop(); err != nil {
