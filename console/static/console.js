@@ -5,7 +5,7 @@
 const page = () => document.getElementById("live"); // what is brought up to date, if it has topics
 const fields = "input:not([type=hidden]), textarea, select";
 
-// Whether somebody has changed a field, or is about to decide something.
+// Whether somebody has changed a field.
 function changed(field) {
   if (field.matches("select")) return [...field.options].some((o) => o.selected !== o.defaultSelected);
   return field.matches("[type=checkbox], [type=radio]") ? field.checked !== field.defaultChecked : field.value !== field.defaultValue;
