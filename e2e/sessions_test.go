@@ -29,7 +29,6 @@ routes:
   - {hosts: [other.demo.test], grant: github, connect_to: "$API"}
 profiles:
   default: {grants: [claude, github], session_ttl: 1m, max_session: 1m}
-audit: {file: audit.jsonl}
 workers:
   a: {profile: default}
   b: {profile: default}

@@ -174,7 +174,7 @@ func OfRollout(s rollout.State, now time.Time, pages Pages) (Alert, bool) {
 func OfHost(host, fault string, pages Pages) Alert {
 	return Alert{
 		Key: "configuration/" + host, Kind: Configuration, Subject: host, Severity: Critical, Title: host + " is refused: the configuration has a fault",
-		Text: fault, Next: "mend it, see that `wayleave config check` finds no other, and start the gate again", URL: pages.at("/routes?find=" + url.QueryEscape(host)),
+		Text: fault, Next: "mend it, see that `wayleave config check` finds no other; it is rolled out by itself, or with `wayleave rollout start`", URL: pages.at("/routes?find=" + url.QueryEscape(host)),
 	}
 }
 

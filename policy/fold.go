@@ -75,8 +75,9 @@ func (f *folder) fold(e celast.Expr) bool {
 		return over
 	case celast.CallKind:
 		return f.call(e.AsCall())
+	default: // a constant
+		return false
 	}
-	return false
 }
 
 // all folds each, and reports whether some are made of the path.
