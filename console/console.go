@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -123,6 +124,7 @@ type Server struct {
 	began     time.Time
 
 	asking singleflight.Group
+	saying sync.Mutex             // held by whoever changes last
 	last   atomic.Pointer[stored] // nil: the store was not asked yet
 }
 

@@ -110,7 +110,6 @@ func (s *Server) watchStore(ctx context.Context) {
 			continue
 		}
 		v := s.askHeld(ctx)
-		s.last.Store(&v)
 		if now := digestOf(v.held); now != held {
 			held = now
 			s.hub.publish(topicApprovals)

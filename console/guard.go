@@ -187,8 +187,22 @@ func (s *Server) unknown(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("HX-Redirect", "/login")
 		w.WriteHeader(http.StatusNoContent)
 	default:
-		http.Redirect(w, r, "/login?"+url.Values{"next": {r.URL.RequestURI()}}.Encode(), http.StatusSeeOther)
+		http.Redirect(w, r, "/login?"+url.Values{"next": {backFrom(r)}}.Encode(), http.StatusSeeOther)
 	}
+}
+
+// backFrom is where somebody goes on after a log-in: the page they wanted, or the one whose form they sent.
+func backFrom(r *http.Request) string {
+	switch {
+	case r.URL.Path == "/callback": // a code is nothing to keep
+	case r.Method == http.MethodGet || r.Method == http.MethodHead:
+		return r.URL.RequestURI()
+	default:
+		if page, err := url.Parse(r.Referer()); err == nil && page.Host == r.Host {
+			return page.RequestURI()
+		}
+	}
+	return "/"
 }
 
 // statusOf is the HTTP status of a failure.

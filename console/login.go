@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -92,6 +94,13 @@ func (l *logins) begin(a actor, old string) (id string) {
 	n.actor = a
 	l.byID[n.key] = n
 	return id
+}
+
+// follow ends the log-ins of somebody who is not at the identity provider any more what they were then.
+func (l *logins) follow(a actor) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.byID, func(_ string, n *login) bool { return n.actor.id == a.id && !slices.Equal(n.actor.is, a.is) })
 }
 
 func (l *logins) over(n *login, now time.Time) bool {
@@ -218,9 +227,12 @@ func (s *Server) cookie(r *http.Request, name string) string {
 	return c.Value
 }
 
+// maxLocal bounds what is kept of whoever only begins to log in.
+const maxLocal = 2 << 10
+
 // local is an address of this console, or the first page for everything else: nobody is sent elsewhere after a log-in.
 func local(path string) string {
-	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsAny(path, "\\\r\n\t") {
+	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsAny(path, "\\\r\n\t") || len(path) > maxLocal {
 		return "/"
 	}
 	return path

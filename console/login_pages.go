@@ -20,7 +20,7 @@ func (s *Server) showLogin(w http.ResponseWriter, r *http.Request, status int, p
 	switch kept, err := url.QueryUnescape(s.cookie(r, nextCookie)); {
 	case q.Get("token") == "" && next != "/":
 		s.setCookie(w, nextCookie, url.QueryEscape(next))
-	case q.Get("token") != "" && !q.Has("next") && err == nil:
+	case !q.Has("next") && err == nil: // a link that was printed for one log-in knows of no page
 		next = local(kept)
 	}
 	s.show(w, r, status, "login", nil, view{Title: "Log in", Data: loginView{
@@ -84,6 +84,7 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 	who, next, err := s.oidc.finish(r, s.cookie(r, askedCookie))
 	s.setCookie(w, askedCookie, "")
 	if who.id != "" { // it is known who they are, whether they may come in or not
+		s.logins.follow(who)
 		if err := s.tokens.know(r.Context(), who); err != nil {
 			s.Log.Warn("the tokens of somebody who logged in may do what they could before", "operator", who.Name, "err", err, "fix", "once Vault answers, log in again or end the tokens")
 		}

@@ -60,22 +60,27 @@ func (s *Server) needs(held approval.Held) (shown []need, more []rest) {
 		}
 	}
 	maps.DeleteFunc(waiting, func(_ string, waits bool) bool { return !waits })
+	var waits []need // shown whatever else there is: somebody waits for the answer
 	switch n := len(waiting); n {
 	case 0:
 	case 1:
-		shown = append(shown, need{Key: "approvals", Tone: "warn", Title: "A request waits for an operator", Text: "Whoever sent it waits for the answer.", URL: "/approvals", Label: "Decide"})
+		waits = append(waits, need{Key: "approvals", Tone: "warn", Title: "A request waits for an operator", Text: "Whoever sent it waits for the answer.", URL: "/approvals", Label: "Decide"})
 	default:
-		shown = append(shown, need{Key: "approvals", Tone: "warn", Title: fmt.Sprintf("%d requests wait for an operator", n), Text: "Whoever sent them waits for the answers.", URL: "/approvals", Label: "Decide"})
+		waits = append(waits, need{Key: "approvals", Tone: "warn", Title: fmt.Sprintf("%d requests wait for an operator", n), Text: "Whoever sent them waits for the answers.", URL: "/approvals", Label: "Decide"})
 	}
 	slices.SortStableFunc(all, func(a, b notify.Alert) int { return cmp.Compare(a.Severity, b.Severity) }) // critical before warning
 	hidden := map[notify.Kind]int{}
 	for i, a := range all {
+		if a.Severity != notify.Critical {
+			shown, waits = append(shown, waits...), nil
+		}
 		if i < shownNeeds {
 			shown = append(shown, s.need(a))
 		} else {
 			hidden[a.Kind]++
 		}
 	}
+	shown = append(shown, waits...)
 	for _, kind := range slices.Sorted(maps.Keys(hidden)) {
 		more = append(more, rest{plural(hidden[kind], places[kind].each), places[kind].url})
 	}

@@ -32,10 +32,10 @@ func TestOverviewHasWhatIsTold(t *testing.T) {
 	page := b.get("/").body
 	from := 0
 	for _, want := range []string{
-		"What needs you", `<a href="/approvals">2 requests wait for an operator</a>`,
+		"What needs you",
 		`<a href="/#grants">The vault does not answer</a>`, "Next: check that it is up.", `<a href="/fleet">No Envoy is connected to any gate</a>`,
 		`<a href="/routes?find=faulty.example">faulty.example is refused: the configuration has a fault</a>`, "it is in two routes",
-		`<a href="/grants/acme">acme</a>`, "Nobody has connected it yet.", `id="connect-acme"`, `href="/grants/key#import"`,
+		`<a href="/approvals">2 requests wait for an operator</a>`, `<a href="/grants/acme">acme</a>`, "Nobody has connected it yet.", `id="connect-acme"`, `href="/grants/key#import"`,
 		`<a href="/rollouts">The certificate authority that workers trust ends`, "Next: make its successor: <code>wayleave ca prepare</code>.",
 		`<a href="/rollouts">The rollout of revision abc was halted</a>`, "It &lt;i&gt;fails",
 	} {

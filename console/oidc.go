@@ -7,11 +7,13 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/oauth2"
@@ -88,6 +90,8 @@ func (o *oidcLogin) begin(ctx context.Context, source, next string) (url, cookie
 	a := asked{state: rand.Text(), nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: next, source: source, until: o.now().Add(askedFor)}
 	cookie = rand.Text()
 	o.mu.Lock()
+	now := o.now()
+	maps.DeleteFunc(o.asked, func(_ string, other asked) bool { return now.After(other.until) })
 	makeRoom(o.asked, askedOfOne, maxAsked, func(other asked) (bool, time.Time) { return other.source == source, other.until })
 	o.asked[digest(cookie)] = a
 	o.mu.Unlock()
@@ -149,25 +153,29 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	o.distrust(claims)
 	if len(values(claims, o.cfg.RolesClaim)) == 0 && p.UserInfoEndpoint() != "" {
 		info, err := p.UserInfo(ctx, oauth2.StaticTokenSource(tok))
-		if err == nil && info.Subject == id.Subject { // OpenID Connect Core section 5.3.2
-			more := map[string]any{}
-			if err := info.Claims(&more); err != nil {
-				return actor{}, fmt.Errorf("reading what the identity provider says of you: %w", err)
-			}
-			o.distrust(more)
-			for k, v := range more {
-				if _, known := claims[k]; !known {
-					claims[k] = v
-				}
+		switch { // without it nobody knows whether they have a role
+		case err != nil:
+			return actor{}, fmt.Errorf("the identity provider does not say what you may; try again: %w", err)
+		case info.Subject != id.Subject: // OpenID Connect Core section 5.3.2
+			return actor{}, errors.New("the identity provider says of somebody else what they may; tell whoever runs it")
+		}
+		more := map[string]any{}
+		if err := info.Claims(&more); err != nil {
+			return actor{}, fmt.Errorf("reading what the identity provider says of you: %w", err)
+		}
+		o.distrust(more)
+		for k, v := range more {
+			if _, known := claims[k]; !known {
+				claims[k] = v
 			}
 		}
 	}
 	text := func(claim string) string { s, _ := claims[claim].(string); return s }
 	name := cmp.Or(text("email"), id.Subject)
 	if called := text("preferred_username"); name == id.Subject && called != "" && called != name { // which people may choose (OpenID Connect Core section 5.7)
-		name = called + " (" + id.Subject + ")"
+		name = shortened(called, 40) + " (" + id.Subject + ")"
 	}
-	a := actor{Name: shortened(name), Via: "oidc", id: o.id(id.Subject), is: o.counted(values(claims, o.cfg.RolesClaim))}
+	a := actor{Name: shortened(name, 100), Via: "oidc", id: o.id(id.Subject), is: o.counted(values(claims, o.cfg.RolesClaim))}
 	a.Role = o.role(a.is)
 	if a.Role == "" {
 		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s)", a.Name, o.cfg.RolesClaim)
@@ -230,16 +238,16 @@ func values(claims map[string]any, path string) []string {
 	return nil
 }
 
-// shortened is a name that fits a page and a log.
-func shortened(s string) string {
+// shortened is a name that fits a page and a log, without what is not seen and changes what is (Unicode's Cc and Cf).
+func shortened(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.In(r, unicode.Cc, unicode.Cf) {
 			return -1
 		}
 		return r
 	}, s)
-	if r := []rune(s); len(r) > 100 {
-		return string(r[:100]) + "…"
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
 	}
 	return s
 }

@@ -152,15 +152,17 @@ func TestRolesByClaim(t *testing.T) {
 		claims func(map[string]any) map[string]any
 		info   map[string]any
 		role   Role
+		why    string // there is none
 	}{
-		{"a list", with("groups", []string{"other", "engineering"}), nil, Viewer},
-		{"a string", with("groups", "leads"), nil, Admin},
-		{"the highest", with("groups", []string{"engineering", "leads", "platform"}), nil, Admin},
-		{"none that counts", with("groups", []string{"sales"}), nil, ""},
-		{"no claim", with("groups", nil), nil, ""},
-		{"something else", with("groups", map[string]any{"platform": true}), nil, ""},
-		{"in userinfo", with("groups", nil), map[string]any{"sub": "u1", "groups": []string{"platform"}}, Operator},
-		{"in somebody else's userinfo", with("groups", nil), map[string]any{"sub": "u2", "groups": []string{"leads"}}, ""},
+		{"a list", with("groups", []string{"other", "engineering"}), nil, Viewer, ""},
+		{"a string", with("groups", "leads"), nil, Admin, ""},
+		{"the highest", with("groups", []string{"engineering", "leads", "platform"}), nil, Admin, ""},
+		{"none that counts", with("groups", []string{"sales"}), nil, "", "none of the roles"},
+		{"no claim", with("groups", nil), map[string]any{"sub": "u1"}, "", "none of the roles"},
+		{"something else", with("groups", map[string]any{"platform": true}), map[string]any{"sub": "u1"}, "", "none of the roles"},
+		{"in userinfo", with("groups", nil), map[string]any{"sub": "u1", "groups": []string{"platform"}}, Operator, ""},
+		{"in somebody else's userinfo", with("groups", nil), map[string]any{"sub": "u2", "groups": []string{"leads"}}, "", "of somebody else"},
+		{"in a userinfo that fails", with("groups", nil), map[string]any{"sub": 1}, "", "does not say what you may"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w.later(10 * time.Minute)
@@ -168,7 +170,7 @@ func TestRolesByClaim(t *testing.T) {
 			b := w.browser()
 			a := b.get(p.begin(b))
 			if tt.role == "" {
-				if a.status != http.StatusForbidden || !strings.Contains(a.body, "none of the roles") {
+				if a.status != http.StatusForbidden || !strings.Contains(a.body, tt.why) {
 					t.Errorf("%d %s", a.status, a.body)
 				}
 				return

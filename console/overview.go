@@ -83,7 +83,8 @@ type stored struct {
 	at     time.Time
 	held   approval.Held   // by all gates
 	strays []grant.Summary // grants that the configuration does not have any more
-	err    error
+	err    error           // what it said last of held
+	other  error           // of strays
 }
 
 // storeSays asks the store, once for all who want to know at the same time. A page that is brought up to date by itself makes do with
@@ -94,39 +95,55 @@ func (s *Server) storeSays(ctx context.Context, live bool) *stored {
 	}
 	v, _, _ := s.asking.Do("", func() (any, error) {
 		v := s.askHeld(context.WithoutCancel(ctx))
-		if v.err == nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askEvery)
-			defer cancel()
-			v.strays, v.err = s.Desk().Strays(ctx)
+		if v.err != nil {
+			return v, nil
 		}
-		s.last.Store(&v)
-		return &v, nil
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askEvery)
+		defer cancel()
+		strays, err := s.Desk().Strays(ctx)
+		return s.said(func(v *stored) {
+			if v.other = err; err == nil {
+				v.strays = strays
+			}
+		}), nil
 	})
 	return v.(*stored)
 }
 
-// askHeld asks the store for the requests that wait. What it does not say is as it has said.
-func (s *Server) askHeld(ctx context.Context) (v stored) {
-	ctx, cancel := context.WithTimeout(ctx, askEvery)
-	defer cancel()
+// said changes what the store has said.
+func (s *Server) said(change func(*stored)) *stored {
+	s.saying.Lock()
+	defer s.saying.Unlock()
+	var v stored
 	if last := s.last.Load(); last != nil {
 		v = *last
 	}
+	change(&v)
+	s.last.Store(&v)
+	return &v
+}
+
+// askHeld asks the store for the requests that wait. What it does not say is as it has said.
+func (s *Server) askHeld(ctx context.Context) *stored {
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
 	held, err := s.Desk().Approvals(ctx)
-	if v.err = err; err == nil {
-		v.held = held
-	}
-	v.at = s.now()
-	return v
+	return s.said(func(v *stored) {
+		if v.err = err; err == nil {
+			v.held = held
+		}
+		v.at = s.now()
+	})
 }
 
 // warning says that some of what is shown may be old.
 func (v *stored) warning() string {
-	switch {
-	case v.err == nil:
+	switch err := cmp.Or(v.err, v.other); {
+	case err == nil:
 		return ""
-	case errors.Is(v.err, vault.ErrUnavailable), errors.Is(v.err, context.DeadlineExceeded):
-		return fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", v.err)
+	case errors.Is(err, vault.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Sprintf("Vault does not answer; this is what this gate remembers: %v", err)
+	default:
+		return fmt.Sprintf("Vault could not be asked; this is what this gate knows by itself: %v", err)
 	}
-	return fmt.Sprintf("Vault could not be asked; this is what this gate knows by itself: %v", v.err)
 }

@@ -45,6 +45,7 @@ type actor struct {
 	// is what they are at the identity provider, as far as it gives a role.
 	is    []string
 	token string    // the name of the token they came with; empty: none
+	key   string    // its digest
 	until time.Time // when that ends
 
 	login *login // nil: came with a token

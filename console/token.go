@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"wayleave/grant"
 	"wayleave/operate"
@@ -46,7 +49,8 @@ type Token struct {
 type storedToken struct {
 	Token
 	SHA256 string `json:"sha256"`
-	Owner  string `json:"owner"` // actor.id
+	Owner  string `json:"owner"`            // actor.id
+	Parent string `json:"parent,omitempty"` // the digest of the token that it was made with, with which it ends
 }
 
 // tokenBook is the document.
@@ -69,26 +73,39 @@ type tokens struct {
 	// roleOf is what an operator may now.
 	roleOf func(id string, is []string) Role
 
-	mu   sync.Mutex
-	read time.Time  // guarded by mu
-	all  *tokenBook // guarded by mu; not changed once read
+	asking singleflight.Group
+
+	mu      sync.Mutex
+	read    time.Time  // guarded by mu
+	all     *tokenBook // guarded by mu; not changed once read
+	changes int        // guarded by mu; made here
 }
 
-// load reads them, unless that was done a moment ago. A store that does not answer leaves those known to be believed for a while
-// longer.
+// load reads them, unless that was done a moment ago, once for all who want to know at the same time.
 func (t *tokens) load(ctx context.Context) (*tokenBook, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	now := t.now()
-	if t.all != nil && now.Sub(t.read) < tokensFor {
-		return t.all, nil
+	t.mu.Lock()
+	all, read, changes := t.all, t.read, t.changes
+	t.mu.Unlock()
+	if all != nil && now.Sub(read) < tokensFor {
+		return all, nil
 	}
-	all, _, err := t.get(ctx)
+	v, err, _ := t.asking.Do(strconv.Itoa(changes), func() (any, error) {
+		all, _, err := t.get(context.WithoutCancel(ctx))
+		if err != nil {
+			return nil, err
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.changes == changes { // else it may be of before
+			t.read, t.all = now, all
+		}
+		return all, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	t.read, t.all = now, all
-	return all, nil
+	return v.(*tokenBook), nil
 }
 
 func (t *tokens) get(ctx context.Context) (*tokenBook, int, error) {
@@ -126,7 +143,7 @@ func (t *tokens) find(ctx context.Context, sent string) (a actor, known bool, er
 		if subtle.ConstantTimeCompare(sum, []byte(k.SHA256)) != 1 {
 			continue
 		}
-		a := actor{Name: k.Name + " of " + k.By, Role: t.may(all, k), Via: "token", id: k.Owner, is: all.Owners[k.Owner].Is, token: k.Name, until: k.Expires}
+		a := actor{Name: k.Name + " of " + k.By, Role: t.may(all, k), Via: "token", id: k.Owner, is: all.Owners[k.Owner].Is, token: k.Name, key: k.SHA256, until: k.Expires}
 		switch {
 		case a.Role != "":
 		case !t.now().Before(k.Expires):
@@ -155,8 +172,10 @@ func (t *tokens) list(ctx context.Context, who actor) ([]Token, error) {
 	return out, nil
 }
 
-// owns reports whether somebody may see and end a token.
-func (a actor) owns(k storedToken) bool { return a.Role.may(Admin) || a.id != "" && a.id == k.Owner }
+// owns reports whether somebody may see and end a token. Who came with a token does not rule over one that may more.
+func (a actor) owns(k storedToken) bool {
+	return a.Role.may(Admin) || a.id != "" && a.id == k.Owner && (a.token == "" || a.Role.may(k.Role))
+}
 
 // create makes a token of who's, which is shown once. It ends after some days, 0: tokenDays; and one that is made with a token no
 // later than that one.
@@ -179,8 +198,12 @@ func (t *tokens) create(ctx context.Context, who actor, name string, role Role, 
 	made := Token{Name: name, Role: role, Created: now, Expires: now.AddDate(0, 0, days), By: who.Name, Now: role}
 	text := tokenPrefix + rand.Text() + rand.Text()
 	err := t.change(ctx, func(all *tokenBook) error {
-		if who.token != "" { // what somebody stole ends with it
-			made.By = all.Tokens[who.token].By
+		if who.token != "" { // what somebody makes with one that is stolen ends with it
+			parent, there := all.Tokens[who.token]
+			if !there || parent.SHA256 != who.key {
+				return &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("the token %s is ended, and makes no others", who.token)}
+			}
+			made.By = parent.By
 			if made.Expires.After(who.until) {
 				made.Expires = who.until
 			}
@@ -197,8 +220,8 @@ func (t *tokens) create(ctx context.Context, who actor, name string, role Role, 
 		if mine >= tokensOfOne {
 			return &operate.Refusal{Kind: operate.NotNow, Words: fmt.Sprintf("you have %d tokens, and there may be no more of one operator; end some", mine)}
 		}
-		all.Tokens[name] = storedToken{made, digest(text), who.id}
-		if who.token == "" {
+		all.Tokens[name] = storedToken{made, digest(text), who.id, who.key}
+		if _, known := all.Owners[who.id]; !known { // else it is as of the last log-in, which may be another than this one
 			all.Owners[who.id] = owner{who.is}
 		}
 		return nil
@@ -232,14 +255,19 @@ func (t *tokens) know(ctx context.Context, who actor) error {
 	})
 }
 
-// tidy forgets tokens that ended long ago, and who has none.
+// tidy forgets tokens that ended long ago, those made with one that is gone, and who has none.
 func (b *tokenBook) tidy(now time.Time) {
-	have := map[string]bool{}
-	for name, k := range b.Tokens {
-		if now.Sub(k.Expires) > tokenShown {
-			delete(b.Tokens, name)
-			continue
+	maps.DeleteFunc(b.Tokens, func(_ string, k storedToken) bool { return now.Sub(k.Expires) > tokenShown })
+	for before := -1; before != len(b.Tokens); {
+		before = len(b.Tokens)
+		there := map[string]bool{"": true}
+		for _, k := range b.Tokens {
+			there[k.SHA256] = true
 		}
+		maps.DeleteFunc(b.Tokens, func(_ string, k storedToken) bool { return !there[k.Parent] })
+	}
+	have := map[string]bool{}
+	for _, k := range b.Tokens {
 		have[k.Owner] = true
 	}
 	maps.DeleteFunc(b.Owners, func(id string, _ owner) bool { return !have[id] })
@@ -264,6 +292,7 @@ func (t *tokens) change(ctx context.Context, f func(*tokenBook) error) error {
 		if err == nil {
 			t.mu.Lock()
 			t.all = nil
+			t.changes++
 			t.mu.Unlock()
 		}
 		return err

@@ -95,6 +95,51 @@ func TestTokensExpire(t *testing.T) {
 	}
 }
 
+// A token takes along what was made with it, makes no others when it is ended, and rules over none that may more.
+func TestTokensOfTokens(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	strong, weak, other := b.makeToken("strong", Operator, ""), b.makeToken("weak", Viewer, ""), b.makeToken("other", Viewer, "")
+	make := func(p *program, name string) *program {
+		t.Helper()
+		var made NewToken
+		if status := p.call("POST", "/tokens", `{"name":"`+name+`","role":"viewer","days":1}`, &made); status != http.StatusOK {
+			t.Fatalf("%s: %d", name, status)
+		}
+		return &program{w.browser(), made.Secret}
+	}
+	child := make(strong, "child")
+	grandchild := make(child, "grandchild")
+	if status := weak.call("DELETE", "/tokens/strong", "", nil); status != http.StatusNotFound {
+		t.Errorf("a viewer's token ends an operator's: %d", status)
+	}
+	var seen TokenList
+	if weak.call("GET", "/tokens", "", &seen); slices.ContainsFunc(seen.Tokens, func(k Token) bool { return k.Name == "strong" }) || len(seen.Tokens) != 4 {
+		t.Errorf("a viewer's token sees %+v", seen)
+	}
+	all, _, err := w.console.tokens.get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := all.Tokens["strong"]
+	b.post("/access/tokens/strong/end")
+	w.later(tokensFor)
+	for name, p := range map[string]*program{"it": strong, "its child": child, "its child's": grandchild} {
+		if status := p.call("GET", "/me", "", nil); status != http.StatusUnauthorized {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	for name, p := range map[string]*program{"another": weak, "yet another": other} {
+		if status := p.call("GET", "/me", "", nil); status != http.StatusOK {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	who := actor{Role: Operator, id: ended.Owner, token: "strong", key: ended.SHA256, until: ended.Expires} // as a gate that has not heard of the end knows it
+	if k, _, err := w.console.tokens.create(t.Context(), who, "late", Viewer, 1); err == nil {
+		t.Errorf("an ended token made %+v", k)
+	}
+}
+
 // expiry is when a token ends, by the store.
 func (w *world) expiry(name string) time.Time {
 	w.t.Helper()
@@ -177,14 +222,29 @@ func TestTokensFollowTheirOperator(t *testing.T) {
 		t.Errorf("a token makes one that may more: %d", status)
 	}
 
-	// And then she has no role: she does not come in, and neither do her tokens.
+	// And then she has no role: she does not come in, nor go on where she is, and neither do her tokens.
 	if _, page := enter("maria", "sales"); page.status != http.StatusSeeOther {
 		t.Fatalf("in without a role: %d", page.status)
+	}
+	if page := maria.get("/access"); page.status != http.StatusSeeOther {
+		t.Errorf("her log-in of before goes on: %d", page.status)
+	}
+	before := actor{Name: "maria", Role: Admin, id: w.console.oidc.id("maria"), is: []string{"leads"}} // at another gate, which has not heard of it
+	if _, _, err := w.console.tokens.create(t.Context(), before, "late", Admin, 1); err != nil {
+		t.Fatal(err)
 	}
 	may("maria, who may not come in", asAdmin, "")
 	may("maria, who may not come in, a viewer's token", asViewer, "")
 	maria, _ = enter("maria", "leads")
 	may("maria, an admin again", asAdmin, Admin)
+
+	// An identity provider that does not say what she may changes nothing.
+	p.info = map[string]any{"sub": 1}
+	if _, page := enter("maria"); page.status != http.StatusSeeOther {
+		t.Fatalf("in without a role: %d", page.status)
+	}
+	may("maria, of whom nothing is known", asAdmin, Admin)
+	p.info = nil
 
 	// The roles of the configuration are those of now.
 	console := func(change func(*config.OIDC)) {

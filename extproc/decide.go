@@ -109,6 +109,9 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		return refuse(about)
 	}
 	// TRACE echoes the request with its credential (RFC 9110 section 9.3.8), CONNECT leaves what was checked.
+	if r.overrides().many {
+		return because(policyDenied, overridden)
+	}
 	methods := append([]string{r.method}, r.overrides().methods...)
 	for _, method := range methods {
 		if !validMethod(method) {

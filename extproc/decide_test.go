@@ -449,6 +449,8 @@ func TestDecideRefuses(t *testing.T) {
 		{policyDenied, "a denied path and a NUL", at("/v1/organizations%00x")},
 		{policyDenied, "a denied path and a fragment", at("/v1/organizations%23x")},
 		{policyDenied, "a denied path and final dots and spaces", at("/v1/organizations.%20.")},
+		{policyDenied, "a denied path with a dot at the end of a name", at("/v1./organizations")},
+		{policyDenied, "more methods than anybody means", at("/v1/messages?" + strings.Repeat("_method=PUT&_method=", 10) + "A&_method=B&_method=C&_method=D&_method=E&_method=F&_method=G&_method=H")},
 		{policyDenied, "a denied path in another such header", more("x-override-url", "/v1/organizations")},
 		{policyDenied, "a denied path and a slash", at("/v1/organizations/")},
 		{policyDenied, "a denied path in another case and a slash, encoded", at("/v1/%4frganizations%2f")},

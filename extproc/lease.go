@@ -78,7 +78,7 @@ func (d *decision) lease(r *request, lasts time.Duration, retry bool) string {
 		}
 	}
 	for _, rule := range route.Rules {
-		say(leaseAvoid, rule.PathPrefix+rule.PathExact)
+		say(leaseAvoid, rule.PathPrefix+strings.TrimRight(rule.PathExact, "/. ")) // see loose
 	}
 	for _, prefix := range p.refusedPaths(d.to) {
 		say(leaseAvoid, prefix)

@@ -19,7 +19,13 @@ var (
 const overridden = "a header or a parameter asks the server for another method or path than the request has; send the request without it, and its method in upper case"
 
 // overrides are the methods and targets that a server may read in place of the request's own.
-type overrides struct{ methods, targets []string }
+type overrides struct {
+	methods, targets []string
+	many             bool // more of them than anybody means, and not all are here
+}
+
+// maxOverrides bounds what one request has judged.
+const maxOverrides = 8
 
 // overrides reads them once.
 func (r *request) overrides() *overrides {
@@ -32,7 +38,11 @@ func (r *request) overrides() *overrides {
 func (r *request) readOverrides() *overrides {
 	o := &overrides{}
 	method := func(value string) {
-		if value = strings.ToUpper(value); value != r.method && !slices.Contains(o.methods, value) {
+		switch value = strings.ToUpper(value); {
+		case value == r.method || slices.Contains(o.methods, value):
+		case len(o.methods) == maxOverrides:
+			o.many = true
+		default:
 			o.methods = append(o.methods, value)
 		}
 	}
@@ -45,7 +55,11 @@ func (r *request) readOverrides() *overrides {
 		case value == "":
 		case slices.Contains(methodHeaders, name):
 			method(value)
-		case slices.Contains(targetHeaders, name) && value != r.path:
+		case slices.Contains(targetHeaders, name) && value != r.path && !slices.Contains(o.targets, value):
+			if len(o.targets) == maxOverrides {
+				o.many = true
+				continue
+			}
 			o.targets = append(o.targets, value)
 		}
 	}

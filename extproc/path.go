@@ -111,24 +111,28 @@ func (c cleaner) clean(path string) string {
 // ruleFor returns the rule that decides for method and path, or nil when none does. It reports false when different
 // readings of them lead to different rules: then nobody knows which rule the upstream's reading would have needed.
 func ruleFor(list []Rule, methods, paths []string) (rule *Rule, plain bool) {
-	found := func(method, path string) int {
+	all := make([]loose, len(paths))
+	for i, path := range paths {
+		all[i] = loosely(path)
+	}
+	found := func(method string, i int) int {
 		return slices.IndexFunc(list, func(r Rule) bool {
 			if len(r.Methods) > 0 && !slices.Contains(r.Methods, method) {
 				return false
 			}
 			switch {
 			case r.PathExact != "":
-				return path == r.PathExact || r.Deny != "" && alike(path, r.PathExact)
+				return paths[i] == r.PathExact || r.Deny != "" && all[i].is(r.PathExact)
 			case r.Deny != "":
-				return deniedUnder([]string{path}, []string{r.PathPrefix})
+				return all[i].under(r.PathPrefix)
 			}
-			return strings.HasPrefix(path, r.PathPrefix)
+			return strings.HasPrefix(paths[i], r.PathPrefix)
 		})
 	}
-	first := found(methods[0], paths[0])
+	first := found(methods[0], 0)
 	for _, method := range methods {
-		for _, path := range paths {
-			if found(method, path) != first {
+		for i := range paths {
+			if found(method, i) != first {
 				return nil, false
 			}
 		}
@@ -139,25 +143,50 @@ func ruleFor(list []Rule, methods, paths []string) (rule *Rule, plain bool) {
 	return &list[first], true
 }
 
-// alike reports whether some servers take path, as one of its readings, for b: letter case and a final slash are nothing to many, final dots
-// and spaces to Windows, and what follows # or a NUL to a few. What is denied is denied however it is written; what else a rule says holds
-// for its own spelling.
-func alike(path, b string) bool {
-	if i := strings.IndexAny(path, "#\x00"); i >= 0 {
-		path = path[:i]
+// loose is a reading of a path as servers take it that tell less apart: letter case and a final slash are nothing to many, final dots and
+// spaces of a name to Windows, and what follows # or a NUL to a few. What is denied is denied however it is written; what else a rule says
+// holds for its own spelling.
+type loose struct {
+	folded string
+	short  string // without final dots and spaces of its names
+	whole  string // short, as far as # or a NUL, without a final slash
+}
+
+func loosely(path string) loose {
+	l := loose{folded: rules.Fold(path)}
+	l.short = withoutFinal(l.folded)
+	l.whole = l.short
+	if i := strings.IndexAny(l.whole, "#\x00"); i >= 0 {
+		l.whole = withoutFinal(l.whole[:i])
 	}
-	return strings.TrimRight(rules.Fold(path), "/. ") == strings.TrimRight(rules.Fold(b), "/. ")
+	l.whole = strings.TrimRight(l.whole, "/")
+	return l
+}
+
+// withoutFinal is a path without the dots and spaces at the end of its names.
+func withoutFinal(path string) string {
+	if !strings.Contains(path, "./") && !strings.Contains(path, " /") && !strings.HasSuffix(path, ".") && !strings.HasSuffix(path, " ") {
+		return path // as nearly all
+	}
+	names := strings.Split(path, "/")
+	for i := range names {
+		names[i] = strings.TrimRight(names[i], ". ")
+	}
+	return strings.Join(names, "/")
+}
+
+// is reports whether some server could take the path for this one.
+func (l loose) is(path string) bool { return l.whole == loosely(path).whole }
+
+// under reports whether some server could take it for one that starts with the prefix.
+func (l loose) under(prefix string) bool {
+	prefix = rules.Fold(prefix)
+	return strings.HasPrefix(l.folded, prefix) || strings.HasPrefix(l.short, prefix) || l.short == strings.TrimSuffix(prefix, "/")
 }
 
 // deniedUnder reports whether some server could take one of the paths for one that starts with one of the prefixes.
 func deniedUnder(paths, prefixes []string) bool {
-	return slices.ContainsFunc(paths, func(path string) bool {
-		path = rules.Fold(path)
-		return slices.ContainsFunc(prefixes, func(prefix string) bool {
-			prefix = rules.Fold(prefix)
-			return strings.HasPrefix(path, prefix) || path == strings.TrimSuffix(prefix, "/")
-		})
-	})
+	return len(prefixes) > 0 && slices.ContainsFunc(paths, func(path string) bool { return slices.ContainsFunc(prefixes, loosely(path).under) })
 }
 
 // underAny reports whether some reading of the path starts with one of the prefixes.

@@ -63,6 +63,9 @@ local function plain(lease, path)
     return false
   end
   only = only .. "/"
+  if only:find("./", 1, true) then -- some servers leave out the dot
+    return false
+  end
   for i = 1, #lease.avoid do
     if only:sub(1, #lease.avoid[i]) == lease.avoid[i] then
       return false

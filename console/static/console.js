@@ -32,7 +32,7 @@ let due = 0;
 function refresh() {
   due ||= setTimeout(() => {
     due = 0;
-    if (page()?.dataset.topics) htmx.trigger(page(), "stale");
+    if (page()?.dataset.topics && !document.hidden) htmx.trigger(page(), "stale");
   }, 50);
 }
 let kept = false; // something new is kept back
@@ -157,12 +157,7 @@ tabs.onmessage = ({ data }) => {
     hear(data);
   }
 };
-if (login) { // a link that was printed for one log-in knows of no page: this tab may have come from one
-  const next = login.querySelector("input[name=next]");
-  if (!next) sessionStorage.setItem("next", login.dataset.next);
-  else if (!new URLSearchParams(location.search).has("next")) next.value = sessionStorage.getItem("next") ?? next.value;
-} else if (window.htmx) {
-  sessionStorage.removeItem("next");
+if (!login && window.htmx) {
   tabs.postMessage({ loggedIn: true });
   join();
 }
