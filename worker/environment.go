@@ -38,7 +38,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		git, env := splitGit(c.Env)
 		for _, s := range git {
 			if _, rule := s.rule(); rule { // is in the file
-				if set[gitSystem] = f.GitConfig; vars[gitNoSystem] != "" {
+				if set[gitSystem] = f.GitConfig; !gitFalse(vars[gitNoSystem]) {
 					why[gitNoSystem] = "programs would otherwise not use the placeholder for " + c.Grant
 				}
 				continue
@@ -56,6 +56,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	}
 	added := addGit(settings, vars)
 	maps.Copy(set, added)
+	_, rest := splitGit(vars)
 
 	var changes []string // "removed %s: why", in order
 	changed := map[string][]string{}
@@ -70,13 +71,13 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		value, ours := set[name]
 		reason, unset := why[name]
 		_, further := added[name]
-		further = further || name == gitSystem
+		_, other := rest[name]
 		switch {
 		case ownVariable(name):
 			// The gate's own: the worker token is not for the programs it starts.
 		case slices.Contains(e.Proofs, name):
 			change("removed %s: programs could prove with it that they are this worker", name)
-		case ours && (name == "JAVA_TOOL_OPTIONS" || further):
+		case further, !other, ours && (name == "JAVA_TOOL_OPTIONS" || name == gitSystem):
 			// Added to, not replaced.
 		case ours && (old == value || old == ""):
 		case ours && unset:

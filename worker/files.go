@@ -66,8 +66,15 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
 		f.TrustStore: store,
 	}
-	if rules := gitSystemFile(e.Credentials, getenv); rules != "" {
-		f.GitConfig = filepath.Join(at, "gitconfig")
+	git := filepath.Join(at, "gitconfig")
+	machines := gitMachines(git, getenv, func(path string) ([]byte, error) {
+		if path == git {
+			path = filepath.Join(dir, "gitconfig")
+		}
+		return os.ReadFile(path)
+	})
+	if rules := gitSystemFile(e.Credentials, machines); rules != "" {
+		f.GitConfig = git
 		common[f.GitConfig] = []byte(rules)
 	}
 	for path, content := range common {

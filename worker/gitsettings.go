@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -49,22 +50,27 @@ func gitSettings(env map[string]string) (settings []gitSetting) {
 	return settings
 }
 
-// addGit are the variables that add settings to those that an environment has, unless they are its last already.
+// addGit are the variables that have settings behind those of an environment, each once: what an earlier session left there goes, its proxy (with
+// a password of its own) too.
 func addGit(settings []gitSetting, vars map[string]string) map[string]string {
 	if len(settings) == 0 {
 		return nil
 	}
-	before := gitSettings(vars)
-	if from := len(before) - len(settings); from >= 0 && slices.Equal(before[from:], settings) {
-		before = before[:from]
-	}
-	set := map[string]string{gitCount: strconv.Itoa(len(before) + len(settings))}
-	for i, s := range settings {
-		n := strconv.Itoa(len(before) + i)
+	proxy := slices.ContainsFunc(settings, gitSetting.proxy)
+	all := slices.DeleteFunc(gitSettings(vars), func(s gitSetting) bool {
+		return slices.Contains(settings, s) || proxy && s.proxy() // of a setting with one value the last counts
+	})
+	all = append(all, settings...)
+	set := map[string]string{gitCount: strconv.Itoa(len(all))}
+	for i, s := range all {
+		n := strconv.Itoa(i)
 		set[gitKey+n], set[gitValue+n] = s.key, s.value
 	}
 	return set
 }
+
+// proxy reports whether a setting is the proxy for all addresses.
+func (s gitSetting) proxy() bool { return strings.EqualFold(s.key, "http.proxy") }
 
 // rule splits the key of a rule for addresses.
 func (s gitSetting) rule() (base string, is bool) {
@@ -88,8 +94,8 @@ func gitRules(settings []gitSetting) map[string][]string {
 func gitBases(settings []gitSetting) []string { return slices.Sorted(maps.Keys(gitRules(settings))) }
 
 // gitSystemFile is the content of a file of git's with the rules of credentials, each for pushing too and each base for itself, so that no other
-// rule leads away from it, and with what the machine's file has behind them. Empty: there are no rules.
-func gitSystemFile(credentials []Credential, getenv func(string) string) string {
+// rule leads away from it, and with what the machine's file has behind them, if there is one. Empty: there are no rules.
+func gitSystemFile(credentials []Credential, machines string) string {
 	var b strings.Builder
 	for _, c := range credentials {
 		rules := gitRules(gitSettings(c.Env))
@@ -100,17 +106,59 @@ func gitSystemFile(credentials []Credential, getenv func(string) string) string 
 			}
 		}
 	}
-	if b.Len() == 0 {
-		return ""
-	}
-	system := getenv(gitSystem)
-	if system == "" {
-		system = "/etc/gitconfig"
-	}
-	if none := getenv(gitNoSystem); none == "" || none == "0" || none == "false" {
-		fmt.Fprintf(&b, "[include]\n\tpath = %s\n", gitQuoted(system)) // git takes no offence at one that is not there
+	if b.Len() > 0 && machines != "" {
+		b.WriteString(gitInclude + gitQuoted(machines) + "\n") // git takes no offence at one that is not there
 	}
 	return b.String()
+}
+
+const gitInclude = "[include]\n\tpath = "
+
+// gitIncluded is the file behind the rules in one of gitSystemFile's; empty: none.
+func gitIncluded(content string) string {
+	_, quoted, _ := strings.Cut(content, gitInclude)
+	quoted = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(quoted), `"`), `"`)
+	return strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n").Replace(quoted)
+}
+
+// gitMachines is the machine's file, which comes behind our rules; empty: git is to read none. Path is where git finds ours, and read has the file
+// at a path. In the environment of an earlier session the machine's file is that session's, which may be the very one that is written now, or
+// have it behind it: then what that one has behind it stays, so that it does not come to include itself, which git refuses.
+func gitMachines(path string, getenv func(string) string, read func(string) ([]byte, error)) string {
+	const standard = "/etc/gitconfig"
+	if !gitFalse(getenv(gitNoSystem)) {
+		return ""
+	}
+	behind := func(path string) (string, bool) {
+		content, err := read(path)
+		return gitIncluded(string(content)), err == nil
+	}
+	returns := func(from string) bool {
+		for range 10 { // as deep as git goes
+			if from == "" || from == path {
+				return from == path
+			}
+			from, _ = behind(from)
+		}
+		return true
+	}
+	named := cmp.Or(getenv(gitSystem), standard)
+	if !returns(named) {
+		return named
+	}
+	if own, has := behind(path); has && !returns(own) {
+		return own
+	}
+	return standard
+}
+
+// gitFalse reports whether a variable of git's is not set or says no.
+func gitFalse(value string) bool {
+	switch strings.ToLower(value) {
+	case "", "0", "false", "no", "off":
+		return true
+	}
+	return false
 }
 
 func gitQuoted(s string) string {

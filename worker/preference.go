@@ -328,7 +328,7 @@ func (m Machine) git(env []string, credentials []Credential) (found []Preference
 				// A longer rule than ours counts, and one that leads a name of its own to where ours would lead back from: rules are followed once.
 				leaves := !leads(base) && (slices.ContainsFunc(ours, longer) || here && !slices.ContainsFunc(ours, shorter))
 				if leaves {
-					found = append(found, Preference{File: path, Has: "url.….insteadOf for " + value, Means: "leads git past the placeholder for " + c.Grant})
+					found = append(found, Preference{File: path, Has: "url.….insteadOf for " + withoutUser(value), Means: "leads git past the placeholder for " + c.Grant})
 				}
 			}
 		}
@@ -336,7 +336,7 @@ func (m Machine) git(env []string, credentials []Credential) (found []Preference
 	return found
 }
 
-var userInfo = regexp.MustCompile(`//[^/@]*@`)
+var userInfo = regexp.MustCompile(`//[^/]*@`)
 
-// withoutUser is a key of git's without the user and the password that an address in it may have.
-func withoutUser(key string) string { return userInfo.ReplaceAllString(key, "//") }
+// withoutUser is a key or a value of git's without the user and the password that an address in it may have.
+func withoutUser(s string) string { return userInfo.ReplaceAllString(s, "//") }

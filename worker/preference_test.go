@@ -199,6 +199,8 @@ func TestPreferencesOfGit(t *testing.T) {
 	pushInsteadOf = gh:
 [url "git@github.com:"]
 	insteadOf = hub:
+[url "https://secret@github.com/acme/"]
+	insteadOf = https://me:sec@ret@acme.example/
 [http "https://me:secret@github.com/"]
 	proxy = http://secret@proxy.example:1
 `)
@@ -209,6 +211,7 @@ func TestPreferencesOfGit(t *testing.T) {
 		user + " has url.….insteadOf for https://github.com/acme/, which leads git past the placeholder for hub: take that out of the file",
 		user + " has url.….insteadOf for gh:, which leads git past the placeholder for hub: take that out of the file",
 		user + " has url.….insteadOf for hub:, which leads git past the placeholder for hub: take that out of the file",
+		user + " has url.….insteadOf for https://acme.example/, which leads git past the placeholder for hub: take that out of the file",
 		user + " has http.https://github.com/.proxy, which leads git around the gate: take that out of the file",
 		filepath.Join(repository, ".git/config") + " has remote.r.proxy, which leads git around the gate: take that out of the file",
 	}
