@@ -1,6 +1,9 @@
 package policy
 
 import (
+	"maps"
+	"regexp/syntax"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -32,8 +35,9 @@ func folded(tree *cel.Ast) (inAnyCase *cel.Ast, changed bool, err error) {
 		return nil, false, err
 	}
 	inAnyCase = cel.CheckedExprToAst(checked)
-	f := folder{ofPath: map[string]bool{"path": true}}
-	f.fold(inAnyCase.NativeRep().Expr())
+	f := folder{tree: inAnyCase.NativeRep(), scope: map[string]binding{"path": {ofPath: true}}}
+	f.lastID = celast.MaxID(f.tree)
+	f.fold(f.tree.Expr())
 	if !f.found || f.minded {
 		return nil, false, nil
 	}
@@ -42,50 +46,66 @@ func folded(tree *cel.Ast) (inAnyCase *cel.Ast, changed bool, err error) {
 
 // folder changes the texts that a condition compares a path with.
 type folder struct {
-	ofPath  map[string]bool // variables that are the path, or parts of it
-	found   bool            // some of them are there
-	minded  bool            // nothing is to be changed
+	tree    *celast.AST
+	lastID  int64 // of an expression
+	scope   map[string]binding
+	found   bool // something is the path
+	minded  bool // nothing is to be changed
 	changed bool
 }
 
-// fold reports whether e is made of the path.
-func (f *folder) fold(e celast.Expr) bool {
-	switch e.Kind() {
-	case celast.IdentKind:
-		is := f.ofPath[e.AsIdent()]
-		f.found = f.found || is
-		return is
-	case celast.SelectKind:
-		return f.fold(e.AsSelect().Operand())
-	case celast.ListKind:
-		return f.all(e.AsList().Elements())
-	case celast.MapKind:
-		var parts []celast.Expr
-		for _, entry := range e.AsMap().Entries() {
-			parts = append(parts, entry.AsMapEntry().Key(), entry.AsMapEntry().Value())
-		}
-		return f.all(parts)
-	case celast.ComprehensionKind:
-		c := e.AsComprehension()
-		over := f.fold(c.IterRange())
-		if over {
-			f.ofPath[c.IterVar()], f.ofPath[c.IterVar2()] = true, true
-		}
-		f.all([]celast.Expr{c.AccuInit(), c.LoopCondition(), c.LoopStep(), c.Result()})
-		return over
-	case celast.CallKind:
-		return f.call(e.AsCall())
-	default: // a constant
-		return false
-	}
+// binding is what a variable stands for.
+type binding struct {
+	ofPath bool     // the path, or parts of it
+	texts  []string // one of these, which are written in the condition; nil: something else
 }
 
-// all folds each, and reports whether some are made of the path.
-func (f *folder) all(list []celast.Expr) (some bool) {
-	for _, e := range list {
-		some = f.fold(e) || some
+// fold reports whether e is text made of the path.
+func (f *folder) fold(e celast.Expr) bool {
+	some := false
+	switch e.Kind() {
+	case celast.IdentKind:
+		some = f.scope[e.AsIdent()].ofPath
+		f.found = f.found || some
+	case celast.SelectKind:
+		some = f.fold(e.AsSelect().Operand())
+	case celast.ListKind:
+		some = f.all(e.AsList().Elements(), nil)
+	case celast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			key, value := f.fold(entry.AsMapEntry().Key()), f.fold(entry.AsMapEntry().Value())
+			f.minded = f.minded || key || value
+		}
+	case celast.ComprehensionKind:
+		some = f.comprehension(e.AsComprehension())
+	case celast.CallKind:
+		some = f.call(e.AsCall())
+	default: // a constant
 	}
-	return some
+	return some && f.canBeText(e)
+}
+
+// canBeText is false for numbers, and for what is true or false.
+func (f *folder) canBeText(e celast.Expr) bool {
+	kind := f.tree.GetType(e.ID()).Kind()
+	return kind != types.BoolKind && kind != types.IntKind
+}
+
+// all folds each, and reports whether some are made of the path; the others are then changed. One of them may be a pattern.
+func (f *folder) all(list []celast.Expr, pattern celast.Expr) bool {
+	var others []celast.Expr
+	for _, e := range list {
+		if !f.fold(e) {
+			others = append(others, e)
+		}
+	}
+	if len(others) == len(list) {
+		return false
+	}
+	for _, o := range others {
+		f.text(o, o == pattern)
+	}
+	return true
 }
 
 func (f *folder) call(c celast.CallExpr) bool {
@@ -93,48 +113,133 @@ func (f *folder) call(c celast.CallExpr) bool {
 	if c.IsMemberFunction() {
 		operands = append([]celast.Expr{c.Target()}, operands...)
 	}
-	var others []celast.Expr
-	for _, o := range operands {
-		if !f.fold(o) {
-			others = append(others, o)
-		}
+	var pattern celast.Expr
+	if c.FunctionName() == overloads.Matches {
+		pattern = operands[1]
 	}
-	if len(others) == len(operands) {
-		return false
-	}
-	switch c.FunctionName() {
-	case operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot, operators.NotStrictlyFalse:
-		return false // which are true or false
-	case operators.Conditional, operators.Index, operators.OptIndex:
-		return true
-	case "lowerAscii", "upperAscii":
+	some := f.all(operands, pattern)
+	if name := c.FunctionName(); some && (name == "lowerAscii" || name == "upperAscii") {
 		f.minded = true
 	}
-	for _, o := range others {
-		f.text(o, c.FunctionName() == overloads.Matches)
+	return some
+}
+
+// comprehension folds what a macro stands for: a loop over a range, or (optMap) a name for AccuInit in Result.
+func (f *folder) comprehension(c celast.ComprehensionExpr) bool {
+	outer := f.scope
+	defer func() { f.scope = outer }()
+	over, start := f.fold(c.IterRange()), c.AccuInit()
+	gathers := over && start.Kind() == celast.ListKind // map and filter, which start with none
+	accu, item := binding{ofPath: f.fold(start) || gathers}, binding{ofPath: over, texts: written(c.IterRange())}
+	f.scope = maps.Clone(outer)
+	f.scope[c.AccuVar()], f.scope[c.IterVar()], f.scope[c.IterVar2()] = accu, item, item
+	f.fold(c.LoopCondition())
+	f.fold(c.LoopStep())
+	return f.fold(c.Result())
+}
+
+// written returns the texts of which e is a list, nil if it has others than those the condition spells out.
+func written(e celast.Expr) (texts []string) {
+	if e.Kind() != celast.ListKind {
+		return nil
 	}
-	return true
+	for _, element := range e.AsList().Elements() {
+		text, ok := literal(element)
+		if !ok {
+			return nil
+		}
+		texts = append(texts, text)
+	}
+	return texts
+}
+
+// literal returns a text that the condition spells out, in one piece or several.
+func literal(e celast.Expr) (text string, ok bool) {
+	if e.Kind() == celast.LiteralKind {
+		text, ok := e.AsLiteral().(types.String)
+		return string(text), ok
+	}
+	if e.Kind() != celast.CallKind || e.AsCall().FunctionName() != operators.Add {
+		return "", false
+	}
+	left, ok := literal(e.AsCall().Args()[0])
+	right, alsoOK := literal(e.AsCall().Args()[1])
+	return left + right, ok && alsoOK
 }
 
 // text changes what a path is compared with.
 func (f *folder) text(e celast.Expr, pattern bool) {
+	if !f.canBeText(e) {
+		return
+	}
+	if text, ok := literal(e); ok {
+		e.SetKindCase(celast.NewExprFactory().NewLiteral(e.ID(), f.inAnyCase(text, pattern)))
+		return
+	}
 	switch e.Kind() {
+	case celast.LiteralKind: // of another type
+		return
 	case celast.ListKind:
 		for _, element := range e.AsList().Elements() {
 			f.text(element, pattern)
 		}
-	case celast.LiteralKind:
-		old, isText := e.AsLiteral().(types.String)
-		if !isText {
+		return
+	case celast.IdentKind:
+		if texts := f.scope[e.AsIdent()].texts; texts != nil {
+			f.lookUp(e, texts, pattern)
 			return
 		}
-		text := types.String(Fold(string(old)))
-		if pattern {
-			text = "(?i)" + old
+	case celast.CallKind:
+		c := e.AsCall()
+		name, takesNothing := c.FunctionName(), len(c.Args()) == 0 && !c.IsMemberFunction() // optional.none()
+		if takesNothing || name == operators.Conditional || name == operators.Add && !pattern {
+			for _, part := range c.Args() {
+				f.text(part, pattern)
+			}
+			return
 		}
-		f.changed = f.changed || text != old
-		e.SetKindCase(celast.NewExprFactory().NewLiteral(e.ID(), text))
-	default:
-		f.minded = true
+	default: // not written in the condition
 	}
+	f.minded = true
+}
+
+// lookUp has the variable e, which is one of texts, changed here alone: p becomes {"/A": "/a"}[p]. Elsewhere in its loop it may be
+// compared with something else.
+func (f *folder) lookUp(e celast.Expr, texts []string, pattern bool) {
+	id := func() int64 { f.lastID++; return f.lastID }
+	build := celast.NewExprFactory()
+	var entries []celast.EntryExpr
+	for _, text := range slices.Compact(slices.Sorted(slices.Values(texts))) {
+		key, value := build.NewLiteral(id(), types.String(text)), build.NewLiteral(id(), f.inAnyCase(text, pattern))
+		entries = append(entries, build.NewMapEntry(id(), key, value, false))
+	}
+	variable := build.NewIdent(id(), e.AsIdent())
+	e.SetKindCase(build.NewCall(e.ID(), operators.Index, build.NewMap(id(), entries), variable))
+}
+
+// inAnyCase returns what a path that Fold has made is compared with instead of text.
+func (f *folder) inAnyCase(text string, pattern bool) types.String {
+	other := Fold(text)
+	if pattern {
+		other = "(?i)" + text
+		re, err := syntax.Parse(text, syntax.Perl)
+		f.minded = f.minded || err != nil || aboutCase(re)
+	}
+	f.changed = f.changed || other != text
+	return types.String(other)
+}
+
+// aboutCase reports whether a pattern asks for upper case: one of its classes has A-Z and nothing of a-z. A class of small letters
+// alone is what most write for "letters".
+func aboutCase(re *syntax.Regexp) bool {
+	if re.Op == syntax.OpCharClass {
+		upper, lower := false, false
+		for i := 0; i < len(re.Rune); i += 2 {
+			from, to := re.Rune[i], re.Rune[i+1]
+			upper = upper || from <= 'A' && to >= 'Z'
+			lower = lower || from <= 'z' && to >= 'a'
+		}
+		return upper && !lower
+	}
+	return slices.ContainsFunc(re.Sub, aboutCase)
 }

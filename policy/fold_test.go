@@ -38,6 +38,37 @@ func TestPathsInAnyCase(t *testing.T) {
 		{Deny, `path.contains(headers["content-type"])`, "/APPLICATION/json", Allow}, // which is not written in the rule
 		{Deny, `timestamp("2026-01-01T00:00:00Z") < now && path == "/A"`, "/a", Deny},
 		{Hold, `path.endsWith("/merge")`, "/x/Merge", Hold},
+		// Texts in several pieces, or by way of a variable.
+		{Deny, `["/admin", "/keys"].exists(p, path.startsWith(p))`, "/Admin", Deny},
+		{Deny, `["/Admin", "/Keys", "/Keys"].exists(p, path.startsWith(p))`, "/keys/1", Deny},
+		{Deny, `["/Admin", "/Keys"].exists(p, path.startsWith("/V1" + p))`, "/v1/admin", Deny},
+		{Deny, `["/Admin", "/Keys"].exists(p, path.startsWith(p))`, "/items", Allow},
+		{Deny, `["^/Admin$", "^/K" + "eys$"].exists(p, path.matches(p))`, "/keys", Deny},
+		{Deny, `["Admin"].exists(p, path.split("/").exists(s, s == p))`, "/x/admin", Deny},
+		{Deny, `["/Admin"].filter(p, path == p).size() == 1`, "/admin", Deny},
+		{Deny, `["/Admin", "POST"].exists(p, path == p) && ["GET", "POST"].exists(p, method == p)`, "/admin", Deny},
+		{Deny, `["/Admin"].exists(p, path == p && ["POST"].exists(p, method == p) && path == p)`, "/admin", Deny},
+		{Deny, `["POST"].exists(p, method == p && path.endsWith(p))`, "/post", Deny}, // p is a method, too
+		{Deny, `[headers["content-type"]].exists(p, path.contains(p))`, "/APPLICATION/json", Allow},
+		{Deny, `path.startsWith("/v1" + "/Admin")`, "/V1/admin", Deny},
+		{Deny, `path.matches("^/[A" + "B]pi$")`, "/api", Deny},
+		{Deny, `path == (method == "POST" ? "/Admin" : "/Keys")`, "/admin", Deny},
+		{Deny, `path.split("/").filter(s, s != "").exists(s, s == "Admin")`, "/admin", Deny},
+		{Deny, `path.split("/").map(s, s + "!").exists(s, s == "Admin!")`, "/admin", Deny},
+		{Deny, `path.substring(path.lastIndexOf("/")) == "/Admin"`, "/v1/admin", Deny},
+		{Deny, `path.split("/")[?1].optMap(s, s == "Admin").orValue(false)`, "/admin", Deny},
+		{Deny, `path.split("/")[?1].optFlatMap(s, optional.of(s)).orValue("") == "Admin"`, "/admin", Deny},
+		// Patterns.
+		{Deny, `path.matches("^/v1/[a-z]+/delete$")`, "/v1/Users/Delete", Deny},
+		{Deny, `!path.matches("^/[a-z]+$")`, "/items", Allow},
+		{Deny, `path.matches("[A-Z]")`, "/items", Allow},
+		{Deny, `path.matches("[A-Z]")`, "/Items", Deny},
+		{Deny, `!path.matches("[A-Z]")`, "/Items", Allow},
+		{Deny, `!path.matches("x|(/[0-9[:upper:]]+)*")`, "/ITEMS", Allow},
+		{Deny, `path.matches("^/\\p{Lu}")`, "/items", Allow},
+		{Deny, `["[A-Z]"].exists(p, path.matches(p))`, "/items", Allow},
+		{Deny, `path.matches("(?i)^/[A-Z]+$")`, "/items", Deny},
+		{Deny, `path.matches("^/Admin/[^/]+$")`, "/admin/x", Deny},
 
 		{Allow, `path.startsWith("/repos/Acme/")`, "/repos/Acme/x", Allow},
 		{Allow, `path.startsWith("/repos/Acme/")`, "/repos/Acme/X", Allow},
@@ -50,6 +81,18 @@ func TestPathsInAnyCase(t *testing.T) {
 		{Allow, `!path.split("/").exists(s, s == "admin")`, "/v1/ADMIN", Deny},
 		{Allow, `!path.matches("/admin")`, "/Admin", Deny},
 		{Allow, `path.lowerAscii() == "/admin"`, "/ADMIN", Allow},
+		{Allow, `!["/Admin"].exists(p, path == p)`, "/admin", Deny},
+		{Allow, `path.matches("[A-Z]")`, "/Items", Allow},
+		{Allow, `!path.matches("[A-Z]")`, "/items", Allow},
+		{Allow, `path.split("/")[?1].optMap(s, s == "Acme").orValue(false)`, "/Acme", Allow},
+		{Allow, `path.split("/")[?1].optFlatMap(s, optional.of(s == "Acme")).orValue(false)`, "/Acme", Allow},
+		// What is not of the path keeps its case.
+		{Allow, `path.split("/").exists(s, s == "v1") && headers["x-team"].split(",").exists(s, s == "Acme")`, "/v1/x", Allow},
+		{Allow, `path.split("/").exists(s, s == "v1") && headers[?"x-team"].optMap(s, s == "Other,Acme").orValue(false)`, "/v1/x", Allow},
+		{Allow, `["Acme", "v1"].exists(p, path.contains(p)) && ["Acme"].exists(p, headers["x-team"].contains(p))`, "/v1/x", Allow},
+		{Allow, `["Acme"].exists(p, path.contains(p) && headers["x-team"].contains(p))`, "/Acme", Allow},
+		{Allow, `(path == "/Acme" ? "Yes" : "No") == "Yes"`, "/Acme", Allow},
+		{Allow, `{"/Acme": "POST"}[path] == method`, "/Acme", Allow},
 	} {
 		fallback := Allow
 		if c.action == Allow {
@@ -61,7 +104,7 @@ func TestPathsInAnyCase(t *testing.T) {
 			continue
 		}
 		f := request()
-		f.Path = c.path
+		f.Path, f.Headers["x-team"] = c.path, "Other,Acme"
 		if v := s.Decide(f); v.Action != c.want || v.Err != nil {
 			t.Errorf("%s %s: %s is %+v, want %s", c.action, c.when, c.path, v, c.want)
 		}
