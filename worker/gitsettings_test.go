@@ -14,6 +14,9 @@ import (
 // A shell takes in the environment of one session after another, of two workers in turn: git works there as after the first, with the machine's own
 // settings, and knows nothing of the sessions before.
 func TestGitSettingsOfSessionAfterSession(t *testing.T) {
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip(err)
+	}
 	home := t.TempDir()
 	machines := filepath.Join(home, `the "machine's" \n`)
 	if err := os.WriteFile(machines, []byte("[acme]\n\tsystem = kept\n"), 0o600); err != nil {
@@ -38,10 +41,7 @@ func TestGitSettingsOfSessionAfterSession(t *testing.T) {
 	setting := func(env []string, name string) string {
 		c := exec.Command("git", "config", "--get", name)
 		c.Dir, c.Env = home, env
-		out, err := c.CombinedOutput()
-		if _, exited := err.(*exec.ExitError); err != nil && !exited {
-			t.Skip(err)
-		}
+		out, _ := c.CombinedOutput() // of a setting that there is not, git says so with a status
 		return strings.TrimSpace(string(out))
 	}
 	base := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
