@@ -101,7 +101,7 @@ func TestConsoleTabs(t *testing.T) {
 
 	// The tab that has the stream is put aside, and then one is closed.
 	other := tabs["/workers"]
-	first.js(`Object.defineProperty(document, "hidden", {get: () => true}); document.dispatchEvent(new Event("visibilitychange"))`)
+	first.js(`Object.defineProperty(document, "hidden", {get: () => true, configurable: true}); document.dispatchEvent(new Event("visibilitychange"))`)
 	other.is(streams, "1 of 8")
 	if err := chromedp.Cancel(tabs["/grants/acme"]); err != nil {
 		t.Fatal(err)
