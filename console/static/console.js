@@ -157,7 +157,12 @@ tabs.onmessage = ({ data }) => {
     hear(data);
   }
 };
-if (!login && window.htmx) {
+if (login) { // a link that was printed for one log-in knows of no page: this tab may have come from one
+  const next = login.querySelector("input[name=next]");
+  if (!next) sessionStorage.setItem("next", login.dataset.next);
+  else if (!new URLSearchParams(location.search).has("next")) next.value = sessionStorage.getItem("next") ?? next.value;
+} else if (window.htmx) {
+  sessionStorage.removeItem("next");
   tabs.postMessage({ loggedIn: true });
   join();
 }
