@@ -414,7 +414,10 @@ func TestHandOver(t *testing.T) {
 	if err := s.envoy.waitOutput("Envoy is live"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := arrived(w.client(t, true), w); err != nil {
+	if err := eventually(func() error { // the one that took over may have been called live only now
+		_, err := arrived(w.client(t, true), w)
+		return err
+	}); err != nil {
 		t.Error(err)
 	}
 
