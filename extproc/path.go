@@ -111,6 +111,9 @@ func (c cleaner) clean(path string) string {
 // ruleFor returns the rule that decides for method and path, or nil when none does. It reports false when different
 // readings of them lead to different rules: then nobody knows which rule the upstream's reading would have needed.
 func ruleFor(list []Rule, methods, paths []string) (rule *Rule, plain bool) {
+	if len(list) == 0 { // as of most routes, and nothing is to be read for it
+		return nil, true
+	}
 	all := make([]loose, len(paths))
 	for i, path := range paths {
 		all[i] = loosely(path)

@@ -152,6 +152,15 @@ func OfApproval(a approval.Approval, pages Pages) Alert {
 // taking the change back.
 const haltedFor = 24 * time.Hour
 
+// OfFleet is an alert about a fleet of so many Envoys, when there is none.
+func OfFleet(envoys int, pages Pages) (Alert, bool) {
+	return Alert{
+		Key: "envoy/none", Kind: Envoy, Subject: "fleet", Severity: Critical, Wait: minute,
+		Title: "no Envoy is connected to any gate", Text: "Nothing can pass.", Next: "start it, or look at its log; `wayleave doctor` says what keeps it away",
+		URL: pages.at("/fleet"),
+	}, envoys == 0
+}
+
 // OfRollout is the last rollout, when it went back by itself. It is over when another one is completed.
 func OfRollout(s rollout.State, now time.Time, pages Pages) (Alert, bool) {
 	i := slices.IndexFunc(s.History, func(r rollout.Rollout) bool { return r.Phase != rollout.Aborted }) // an operator knows of those

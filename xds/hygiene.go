@@ -36,17 +36,20 @@ func hygiene(first ...*mutationv3.HeaderMutation) *hcmv3.HttpFilter {
 // to it, for each of its spellings: a worker could fill the place that it has for names with those of one.
 func lowerAuthority() *hcmv3.HttpFilter {
 	return httpFilter("wayleave.authority", onlyWhen(single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
-		Input: matchExtension("header", &matcherv3.HttpRequestHeaderMatchInput{HeaderName: ":authority"}),
-		Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcher.StringMatcher{
-			MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{
-				EngineType: &matcher.RegexMatcher_GoogleRe2{GoogleRe2: &matcher.RegexMatcher_GoogleRE2{}}, Regex: ".*[A-Z].*",
-			}},
-		}},
+		Input:   matchExtension("header", &matcherv3.HttpRequestHeaderMatchInput{HeaderName: ":authority"}),
+		Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: wholly(".*[A-Z].*")},
 	}), "envoy.filters.http.lua", &luav3.Lua{ClearRouteCache: no(), DefaultSourceCode: inlineString(`function envoy_on_request(handle)
   local headers = handle:headers()
   headers:replace(":authority", headers:get(":authority"):lower())
 end
 `)}))
+}
+
+// wholly matches a text that is all of what the expression matches, in the matcher's own types.
+func wholly(expression string) *matcher.StringMatcher {
+	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{
+		EngineType: &matcher.RegexMatcher_GoogleRe2{GoogleRe2: &matcher.RegexMatcher_GoogleRE2{}}, Regex: expression,
+	}}}
 }
 
 // removeMatching removes the headers whose whole name the expression matches.

@@ -132,10 +132,10 @@ func unlessSet(p plan) *compositev3.Composite {
 			OrMatcher: &matcher.Matcher_MatcherList_Predicate_PredicateList{Predicate: held},
 		}}
 	}
-	return onlyWhen(unless(&matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_AndMatcher{
+	return onlyWhen(not(&matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_AndMatcher{
 		AndMatcher: &matcher.Matcher_MatcherList_Predicate_PredicateList{Predicate: []*matcher.Matcher_MatcherList_Predicate{
 			hasField(metadataLane),
-			unless(placeholder),
+			not(placeholder),
 		}},
 	}}), filterExtProc, extProcSettings(p))
 }
@@ -169,10 +169,6 @@ func fieldIs(name string, value *envoymatcherv3.ValueMatcher) *matcher.Matcher_M
 
 func single(p *matcher.Matcher_MatcherList_Predicate_SinglePredicate) *matcher.Matcher_MatcherList_Predicate {
 	return &matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_{SinglePredicate: p}}
-}
-
-func unless(p *matcher.Matcher_MatcherList_Predicate) *matcher.Matcher_MatcherList_Predicate {
-	return &matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: p}}
 }
 
 // onlyWhen is a filter that is made for the requests for which the condition holds when they come to it. One in match_delegate would be

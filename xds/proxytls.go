@@ -95,14 +95,10 @@ func proxyTLSListener(p plan) *listenerv3.Listener {
 func unnamedOr(chain string, m *matcher.Matcher) *matcher.Matcher {
 	return &matcher.Matcher{
 		MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{
-			Predicate: not(&matcher.Matcher_MatcherList_Predicate{MatchType: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_{
-				SinglePredicate: &matcher.Matcher_MatcherList_Predicate_SinglePredicate{
-					Input: serverName(),
-					Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: &matcher.StringMatcher{
-						MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{EngineType: &matcher.RegexMatcher_GoogleRe2{GoogleRe2: &matcher.RegexMatcher_GoogleRE2{}}, Regex: ".+"}},
-					}},
-				},
-			}}),
+			Predicate: not(single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
+				Input:   serverName(),
+				Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: wholly(".+")},
+			})),
 			OnMatch: chainOf(chain),
 		}}}},
 		OnNoMatch: then(m),

@@ -122,7 +122,7 @@ func (g gate) needs(holder, gate string, live *revisions, member *fleet.Member, 
 				}
 			}
 		}
-		add(nothingPasses(pages), len(ours)+others == 0)
+		add(notify.OfFleet(len(ours)+others, pages))
 		add(notify.OfRollout(view.State, now, pages))
 		for _, a := range board.Waiting() {
 			add(notify.OfApproval(a, pages), true)
@@ -151,18 +151,6 @@ func takenOut(all []xds.Quarantined, pages notify.Pages) (alerts []notify.Alert)
 		}
 	}
 	return alerts
-}
-
-// nothingPasses is a fleet without an Envoy.
-func nothingPasses(pages notify.Pages) notify.Alert {
-	a := notify.Alert{
-		Key: "envoy/none", Kind: notify.Envoy, Subject: "fleet", Severity: notify.Critical, Wait: time.Minute,
-		Title: "no Envoy is connected to any gate", Text: "Nothing can pass.", Next: "start it, or look at its log; `wayleave doctor` says what keeps it away",
-	}
-	if pages != nil {
-		a.URL = pages("/fleet")
-	}
-	return a
 }
 
 // told are what this gate tells.
