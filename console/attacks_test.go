@@ -97,6 +97,65 @@ func TestSessionFixation(t *testing.T) {
 	}
 }
 
+// A log-in that is used goes on under other ids, which changes nothing for what is on the way, nor when an answer is lost. One that
+// somebody took is of no use for long.
+func TestLogInsRotate(t *testing.T) {
+	w := newWorld(t, nil)
+	at, _ := url.Parse(w.address)
+	b := w.loggedIn()
+	id := func() string { return b.http.Jar.Cookies(at)[0].Value }
+	put := func(b *browser, id string) {
+		b.http.Jar.SetCookies(at, []*http.Cookie{{Name: w.console.cookieName(loginCookie), Value: id}})
+	}
+	in := func(id string) bool {
+		other := w.browser()
+		put(other, id)
+		return other.get("/?live=").status == http.StatusOK
+	}
+	first := id()
+	w.later(rotateEvery - time.Second)
+	if b.get("/"); id() != first {
+		t.Error("another id too early")
+	}
+	w.later(time.Second)
+	if b.get("/?live="); id() != first {
+		t.Error("another id for a page that is only open")
+	}
+	b.get("/")
+	second := id()
+	if second == first {
+		t.Fatal("the id has not changed")
+	}
+	put(b, first) // as if the answer were lost
+	if b.get("/"); id() != first {
+		t.Error("two ids were made at once")
+	}
+	w.later(rotateEvery)
+	b.get("/")
+	third := id()
+	if third == first || in(second) || !in(first) {
+		t.Errorf("after a lost answer: changed %v, the lost one is good %v, the one before is %v", third != first, in(second), in(first))
+	}
+	page := b.get("/workers") // the new one has come back now
+	b.wants("with the new id", page, http.StatusOK, "Workers")
+	if !in(first) {
+		t.Error("what was on the way is refused")
+	}
+	w.later(formerFor)
+	if in(first) || !in(third) {
+		t.Errorf("after a while: the former id is good %v, the new one is %v", in(first), in(third))
+	}
+	if a := b.post("/logout"); a.status != http.StatusSeeOther || in(third) {
+		t.Errorf("logged out: %d, in: %v", a.status, in(third))
+	}
+	key, _, _ := strings.Cut(third, ".")
+	for _, bad := range []string{"", ".", key, key + ".", "." + key} {
+		if in(bad) {
+			t.Errorf("the id %q is logged in", bad)
+		}
+	}
+}
+
 // Nobody is logged in as somebody else without knowing: neither by a form of another site that has the other's link, nor by an answer of the
 // identity provider to the other's log-in.
 func TestLogInForgery(t *testing.T) {
@@ -150,14 +209,14 @@ func TestLogInsAreBounded(t *testing.T) {
 	}
 
 	l := w.console.logins
-	in := func(id string) bool { _, there := l.find(id, false); return there }
+	in := func(id string) bool { _, _, there := l.find(id, false); return there }
 	marias := l.begin(actor{Name: "maria", Role: Viewer, id: "maria"}, "")
 	eves := l.begin(actor{Name: "eve", Role: Viewer, id: "eve"}, "")
 	for range loginsOfOne {
 		l.begin(actor{Name: "eve", Role: Viewer, id: "eve"}, "")
 	}
-	if !in(marias) || in(eves) || len(l.byID) != loginsOfOne+1 {
-		t.Errorf("%d are logged in; maria is: %v, eve's first too: %v", len(l.byID), in(marias), in(eves))
+	if !in(marias) || in(eves) || len(l.byKey) != loginsOfOne+1 {
+		t.Errorf("%d are logged in; maria is: %v, eve's first too: %v", len(l.byKey), in(marias), in(eves))
 	}
 
 	all := map[string]int{} // by name, when it came

@@ -26,7 +26,7 @@ const (
 )
 
 const (
-	lookEvery = 500 * time.Millisecond
+	lookEvery = 250 * time.Millisecond
 	askEvery  = 2 * time.Second // the store
 	tickEvery = 30 * time.Second
 )

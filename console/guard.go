@@ -70,8 +70,8 @@ func isAPI(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/api/")
 
 var errWhoAreYou = errors.New("log in first")
 
-// authenticate says whose request this is.
-func (s *Server) authenticate(r *http.Request) (actor, error) {
+// authenticate says whose request this is. A log-in may go on under another id.
+func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (actor, error) {
 	if header := r.Header.Get("Authorization"); header != "" && isAPI(r) {
 		scheme, sent, _ := strings.Cut(header, " ")
 		if !strings.EqualFold(scheme, "bearer") {
@@ -87,9 +87,12 @@ func (s *Server) authenticate(r *http.Request) (actor, error) {
 		}
 		return who, err
 	}
-	n, ok := s.logins.find(s.cookie(r, loginCookie), !isLive(r))
+	n, fresh, ok := s.logins.find(s.cookie(r, loginCookie), !isLive(r))
 	if !ok {
 		return actor{}, errWhoAreYou
+	}
+	if fresh != "" {
+		s.setCookie(w, loginCookie, fresh)
 	}
 	return n.actor, nil
 }
@@ -144,7 +147,7 @@ func (d doors) HandleFunc(pattern string, f http.HandlerFunc) { d.Handle(pattern
 // looked at.
 func (s *Server) guarded(needs Role, next func(http.ResponseWriter, *http.Request, actor)) http.Handler {
 	return guard{needs, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who, err := s.authenticate(r)
+		who, err := s.authenticate(w, r)
 		if err != nil {
 			s.unknown(w, r, err)
 			return

@@ -19,20 +19,33 @@ type logins struct {
 	idle, life time.Duration
 	now        func() time.Time
 
-	mu   sync.Mutex
-	byID map[string]*login // guarded by mu; by the digest of the id, so that memory dumps let nobody in
-	link string            // guarded by mu; the digest of the one-time link's token, "" for none
+	mu    sync.Mutex
+	byKey map[string]*login // guarded by mu
+	link  string            // guarded by mu; the digest of the one-time link's token, "" for none
 }
 
-// login is one browser's. Only used changes, under the mutex of logins.
+// login is one browser's. Its id is the key, which stays, and a secret, which does not: an id that somebody took is of no use after a
+// while, or the browser's own is not, which its operator notices. What may change is guarded by the mutex of logins.
 type login struct {
-	key     string // the digest of its id
+	key     string
 	actor   actor
 	csrf    string // must come with everything that changes something
 	created time.Time
 	used    time.Time
 	notice  notice // what came of the last form, until it has been shown
+
+	// Digests of secrets, so that memory dumps let nobody in.
+
+	secret, next, former string    // next was sent, and has not come back yet; former is what it was in the place of
+	rotated              time.Time // when the newest of them was made
+	formerEnds           time.Time
 }
+
+// A browser that is used gets another secret this often. The one before is good for a while more, for what is on the way.
+const (
+	rotateEvery = 15 * time.Minute
+	formerFor   = time.Minute
+)
 
 // notice is a sentence for whoever sent a form.
 type notice struct {
@@ -73,7 +86,7 @@ func makeRoom[T any](m map[string]T, ofOne, ofAll int, look func(T) (mine bool, 
 }
 
 func newLogins(idle, life time.Duration, now func() time.Time) *logins {
-	return &logins{idle: idle, life: life, now: now, byID: map[string]*login{}}
+	return &logins{idle: idle, life: life, now: now, byKey: map[string]*login{}}
 }
 
 func digest(s string) string {
@@ -83,54 +96,88 @@ func digest(s string) string {
 
 // begin logs somebody in under an id that nobody has seen, and forgets the log-in called old.
 func (l *logins) begin(a actor, old string) (id string) {
-	id = rand.Text() + rand.Text()
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.byID, digest(old))
-	makeRoom(l.byID, loginsOfOne, maxLogins, func(other *login) (bool, time.Time) { return other.actor.id == a.id, other.used })
-	n := &login{key: digest(id), csrf: rand.Text(), created: now, used: now}
+	if n := l.called(old, now); n != nil {
+		delete(l.byKey, n.key)
+	}
+	makeRoom(l.byKey, loginsOfOne, maxLogins, func(other *login) (bool, time.Time) { return other.actor.id == a.id, other.used })
+	n := &login{key: rand.Text(), csrf: rand.Text(), created: now, used: now}
 	a.login = n
 	n.actor = a
-	l.byID[n.key] = n
+	n.secret, id = n.rotate(now)
+	l.byKey[n.key] = n
 	return id
+}
+
+// rotate makes another secret.
+func (n *login) rotate(now time.Time) (hashed, id string) {
+	secret := rand.Text()
+	n.rotated = now
+	return digest(secret), n.key + "." + secret
+}
+
+// called is the log-in of an id, nil when there is none. mu is held.
+func (l *logins) called(id string, now time.Time) *login {
+	key, secret, _ := strings.Cut(id, ".")
+	n := l.byKey[key]
+	if n == nil {
+		return nil
+	}
+	switch digest(secret) {
+	case n.secret:
+	case n.next:
+		n.secret, n.next, n.former, n.formerEnds = n.next, "", n.secret, now.Add(formerFor)
+	case n.former:
+		if !now.Before(n.formerEnds) {
+			return nil
+		}
+	default:
+		return nil
+	}
+	if l.over(n, now) {
+		delete(l.byKey, n.key)
+		return nil
+	}
+	return n
 }
 
 // follow ends the log-ins of somebody who is not at the identity provider any more what they were then.
 func (l *logins) follow(a actor) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	maps.DeleteFunc(l.byID, func(_ string, n *login) bool { return n.actor.id == a.id && !slices.Equal(n.actor.is, a.is) })
+	maps.DeleteFunc(l.byKey, func(_ string, n *login) bool { return n.actor.id == a.id && !slices.Equal(n.actor.is, a.is) })
 }
 
 func (l *logins) over(n *login, now time.Time) bool {
 	return now.Sub(n.used) >= l.idle || now.Sub(n.created) >= l.life
 }
 
-// find is the log-in called id. use says that somebody is there, and not only a page that is open.
-func (l *logins) find(id string, use bool) (*login, bool) {
+// find is the log-in called id. use says that somebody is there, and not only a page that is open: then fresh is what it is to be called
+// from now on, if it is time for that.
+func (l *logins) find(id string, use bool) (n *login, fresh string, ok bool) {
 	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n, ok := l.byID[digest(id)]
-	if !ok {
-		return nil, false
-	}
-	if l.over(n, now) {
-		delete(l.byID, n.key)
-		return nil, false
+	n = l.called(id, now)
+	if n == nil {
+		return nil, "", false
 	}
 	if use {
 		n.used = now
+		if now.Sub(n.rotated) >= rotateEvery {
+			n.next, fresh = n.rotate(now)
+		}
 	}
-	return n, true
+	return n, fresh, true
 }
 
 // end forgets a log-in.
 func (l *logins) end(n *login) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.byID, n.key)
+	delete(l.byKey, n.key)
 }
 
 // tell keeps a notice for the next page.
@@ -153,7 +200,7 @@ func (l *logins) told(n *login) notice {
 func (l *logins) live(n *login) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	known, ok := l.byID[n.key]
+	known, ok := l.byKey[n.key]
 	return ok && !l.over(known, l.now())
 }
 

@@ -89,7 +89,7 @@ func pathOf(r *http.Request) string {
 // failPage says in a page that something could not be done.
 func (s *Server) failPage(w http.ResponseWriter, r *http.Request, status int, err error) {
 	var who *actor
-	if n, ok := s.logins.find(s.cookie(r, loginCookie), false); ok {
+	if n, _, ok := s.logins.find(s.cookie(r, loginCookie), false); ok {
 		who = &n.actor
 	}
 	s.show(w, r, status, "error", who, view{Title: http.StatusText(status), Data: sentence(err.Error())})

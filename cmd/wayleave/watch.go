@@ -14,7 +14,7 @@ import (
 	"wayleave/rollout"
 )
 
-const watchEvery = 500 * time.Millisecond
+const watchEvery = 250 * time.Millisecond
 
 // watchConfig looks at the file of cfg, and at the public files that it names, until ctx ends. It calls changed with the text of the
 // file when something in them is not what cfg was made of, or what it was when changed was called last. They are read, since renamed
