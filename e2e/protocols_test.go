@@ -263,7 +263,7 @@ func newOldUpstream(t *testing.T, ca *demo.CA, host string) string {
 	return serveRaw(t, &tls.Config{Certificates: []tls.Certificate{cert}, MaxVersion: tls.VersionTLS12}, untilClose)
 }
 
-const largePart, largeParts = 1 << 20, 64
+const largePart, largeParts = 8 << 20, 8
 
 // largeAnswer reads a large answer part by part, and looks between the parts at what Envoy keeps of it.
 func largeAnswer(t *testing.T, g *gate, w worker, client *http.Client) {
