@@ -8,16 +8,13 @@ import (
 	"wayleave/oauth"
 )
 
-// missing are the requested scopes that are not granted. Left out is what providers grant under another name, or do not list:
-// the scopes of OpenID Connect, which ask for an identity token, its claims and a refresh token (Core sections 5.4 and 11),
-// and Microsoft's "/.default", which stands for all that was ever granted. Where a route needs one of these, it is missed.
+// missing are the requested scopes that are not granted. Left out is what providers do not list. Where a route needs one of
+// these, it is missed.
 func missing(granted, requested []string) []string {
 	return slices.DeleteFunc(oauth.MissingScopes(granted, requested), func(s string) bool {
-		return slices.Contains(identityScopes, s) || strings.HasSuffix(s, "/.default") && len(granted) > 0
+		return oauth.Unlisted(s) && (len(granted) > 0 || !strings.HasSuffix(s, "/.default"))
 	})
 }
-
-var identityScopes = []string{"openid", "profile", "email", "address", "phone", "offline_access"}
 
 // Gap is why scopes are missing: each has another remedy.
 type Gap struct {

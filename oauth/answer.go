@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -155,7 +156,13 @@ func (c Config) failure(a answer, sent []string) *Error {
 	if a.status >= 500 || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
 		e.Outcome = Unknown
 	} else if a.fault == nil {
-		e.Code = c.code(parameters(a.body), sent)
+		f := parameters(a.body)
+		e.Code = c.code(f, sent)
+		for _, key := range []string{"code", "status"} { // HubSpot's name for it, and others'
+			if s := f.text(key); e.Code == "" && a.status/100 == 4 && (strings.Contains(s, "_") || c.ErrorCodes[s] != "") {
+				e.Code = c.code(fields{"error": f[key]}, sent)
+			}
+		}
 	}
 	if e.Code == "server_error" || e.Code == "temporarily_unavailable" {
 		e.Outcome = Unknown // a failure of the provider's, under whatever status
@@ -170,7 +177,7 @@ func (c Config) failure(a answer, sent []string) *Error {
 
 // code finds the error code of an answer: error (RFC 6749 §5.2), also with a text after it, error.code, error.type,
 // error_code, errors[0].errorType or errors[0].code. What does not look like a code, or could be a piece of what we sent, is
-// not repeated.
+// not repeated. RFC 6749's own codes are known in any letter case.
 func (c Config) code(f fields, sent []string) string {
 	var list []json.RawMessage
 	var first fields
@@ -189,6 +196,9 @@ func (c Config) code(f fields, sent []string) string {
 	if rfc, ok := synonyms[code]; ok {
 		return rfc
 	}
+	if rfc := strings.ToLower(code); slices.Contains(errorCodes, rfc) {
+		return rfc
+	}
 	if !isErrorCode(code) {
 		return ""
 	}
@@ -203,8 +213,12 @@ func (c Config) code(f fields, sent []string) string {
 // synonyms are Microsoft's names, from before RFC 8628.
 var synonyms = map[string]string{"authorization_declined": "access_denied", "code_expired": "expired_token"}
 
-// isErrorCode is narrower than RFC 6749 §5.2 allows, and as wide as codes in use are.
+// isErrorCode is narrower than RFC 6749 §5.2 allows, and as wide as codes in use are. A word with capitals is none: some servers write
+// the reason phrase of the status.
 func isErrorCode(s string) bool {
+	if strings.Contains(s, "_") {
+		s = strings.ToLower(s)
+	}
 	return s != "" && len(s) <= longestCode && !strings.ContainsFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_'
 	})
@@ -239,6 +253,10 @@ func (f fields) until(key string, now time.Time) (float64, bool) {
 func (c Config) expiry(f fields, a answer, notes *[]string) time.Time {
 	sent := a.sent
 	seconds, ok := f.number("expires_in")
+	if left, is := f.until("expires_in", a.there()); is && left > 0 && left <= longestLife.Seconds() {
+		seconds = left
+		*notes = append(*notes, "expires_in is a point in time; taken as that")
+	}
 	for _, key := range []string{"expires_at", "expires_on"} {
 		if !ok {
 			seconds, ok = f.until(key, a.there())
@@ -270,14 +288,18 @@ func refreshExpiry(f fields, sent time.Time) time.Time {
 	return time.Time{}
 }
 
-// scopes reads scope, a list in one string or an array. Absent and empty both mean unchanged: an empty string is no
+// scopes reads scope, which some call scopes, a list in one string or an array. Absent and empty both mean unchanged: an empty string is no
 // scope value (RFC 6749 §3.3), so it cannot mean "no scopes".
 func (c Config) scopes(f fields, notes *[]string) []string {
 	raw, has := f["scope"]
+	if !has {
+		raw, has = f["scopes"]
+	}
 	if !has || string(raw) == "null" {
 		return nil
 	}
-	list := f.text("scope")
+	var list string
+	_ = json.Unmarshal(raw, &list) // an array: below
 	if list == "" {
 		var parts []string
 		if json.Unmarshal(raw, &parts) == nil {

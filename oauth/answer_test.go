@@ -46,6 +46,9 @@ func TestLifetimes(t *testing.T) {
 		{`"expires_in":1e999,`, 0, year, true},
 		{`"expires_in":"Inf",`, 0, year, true},
 		{`"expires_in":31536000,`, 0, year, false},
+		{`"expires_in":1772370000,`, 0, time.Hour, true},      // 13:00
+		{`"expires_in":"1772370000000",`, 0, time.Hour, true}, // in milliseconds
+		{`"expires_in":1772360000,`, 0, year, true},           // 10:13, which is over
 		{`"expires_in":3600,"ext_expires_in":7200,"expires_on":1,"expires_at":"x",`, 0, time.Hour, false},
 		{`"expires_on":"1772370000",`, time.Minute, time.Hour, false},
 		{`"expires_at":1772370000,`, time.Minute, time.Hour, false},
@@ -158,6 +161,9 @@ func TestScopesOfAnAnswer(t *testing.T) {
 		{`"scope":"b a b",`, "", []string{"a", "b"}, false},
 		{`"scope":"user:inference",`, "", []string{"user:inference"}, false},
 		{`"scope":["b","a"],`, "", []string{"a", "b"}, false},
+		{`"scopes":["b","a"],`, "", []string{"a", "b"}, false},
+		{`"scopes":"b a",`, "", []string{"a", "b"}, false},
+		{`"scope":"a","scopes":["a","b"],`, "", []string{"a"}, false},
 		{`"scope":"repo,gist read:org",`, ",", []string{"gist", "read:org", "repo"}, false},
 		{`"scope":"a,b",`, "", []string{"a,b"}, false},
 		{`"scope":"a b\"c d\\e",`, "", []string{"a"}, true},
@@ -262,6 +268,7 @@ func TestScopeAtRefresh(t *testing.T) {
 		{ScopeRequested, []string{"a", "b"}, []string{"b", "c"}, "b"},
 		{ScopeRequested, nil, []string{"b", "c"}, "b c"},
 		{ScopeRequested, []string{}, []string{"b"}, ""},
+		{ScopeRequested, []string{"api://x/use"}, []string{"api://x/.default", "offline_access", "mail"}, "api://x/.default offline_access"},
 	} {
 		if got := (Config{RefreshScope: tt.mode}).scopeAtRefresh(tt.granted, tt.requested); got != tt.want {
 			t.Errorf("%s, granted %q, requested %q: got %q, want %q", tt.mode, tt.granted, tt.requested, got, tt.want)

@@ -62,14 +62,14 @@ const (
 )
 
 // RefreshScope says what a refresh request carries in scope (RFC 6749 §6). Whatever the mode, scopes known not to be
-// granted are never sent: a refresh cannot widen a grant.
+// granted are never sent: a refresh cannot widen a grant. Those that providers do not list (see [Unlisted]) are not among them.
 type RefreshScope string
 
 // Refresh scope modes. Empty means ScopeOmit.
 const (
 	ScopeOmit      RefreshScope = "omit"      // no scope parameter
 	ScopeGranted   RefreshScope = "granted"   // every granted scope
-	ScopeRequested RefreshScope = "requested" // those of the requested scopes that are granted
+	ScopeRequested RefreshScope = "requested" // those of the requested scopes that are granted, or Unlisted
 )
 
 // Config describes one provider's endpoints and habits. In YAML it is part of a provider.

@@ -55,8 +55,18 @@ func (c Config) joinScopes(scopes []string) string {
 	return strings.Join(scopes, sep)
 }
 
-// scopeAtRefresh returns the scope parameter of a refresh; empty means none is sent. Scopes that the grant does not hold
-// are left out (RFC 6749 §6 forbids widening); nil granted means that nobody knows what it holds.
+// Unlisted reports whether s is a scope that providers grant under another name, or do not list among those they granted: those
+// of OpenID Connect, which ask for an identity token, its claims and a refresh token (Core §5.4 and §11), and Microsoft's
+// "/.default", which stands for all that was ever granted.
+func Unlisted(s string) bool {
+	return slices.Contains(identityScopes, s) || strings.HasSuffix(s, "/.default")
+}
+
+var identityScopes = []string{"openid", "profile", "email", "address", "phone", "offline_access"}
+
+// scopeAtRefresh returns the scope parameter of a refresh; empty means none is sent. Scopes that the grant is known not to
+// hold are left out (RFC 6749 §6 forbids widening); nil granted means that nobody knows what it holds. Microsoft wants those
+// that it does not list at each refresh: without offline_access there comes no new refresh token.
 func (c Config) scopeAtRefresh(granted, requested []string) string {
 	switch c.RefreshScope {
 	case ScopeOmit:
@@ -69,7 +79,7 @@ func (c Config) scopeAtRefresh(granted, requested []string) string {
 		}
 		var both []string
 		for _, s := range requested {
-			if slices.Contains(granted, s) {
+			if slices.Contains(granted, s) || Unlisted(s) {
 				both = append(both, s)
 			}
 		}
