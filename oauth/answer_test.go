@@ -180,6 +180,22 @@ func TestScopesOfAnAnswer(t *testing.T) {
 	}
 }
 
+// Scopes that a listed one brings along are granted too, at any remove and also in a circle.
+func TestImpliedScopes(t *testing.T) {
+	c := Config{ImpliedScopes: map[string][]string{"admin:org": {"write:org"}, "write:org": {"read:org", "admin:org"}, "user": {"user:email"}}}
+	for answer, want := range map[string][]string{
+		"admin:org":      {"admin:org", "read:org", "write:org"},
+		"gist read:org":  {"gist", "read:org"},
+		"user user:mail": {"user", "user:email", "user:mail"},
+		"":               nil,
+	} {
+		tok, err := readBody(c, `{"access_token":"a","expires_in":9,"scope":"`+answer+`"}`)
+		if err != nil || !cmp.Equal(tok.Scopes, want) {
+			t.Errorf("%q: %q, %v; want %q", answer, tok.Scopes, err, want)
+		}
+	}
+}
+
 // No refresh token in the answer means that the one we have stays.
 func TestAbsentRefreshTokenIsZero(t *testing.T) {
 	for _, member := range []string{``, `,"refresh_token":""`, `,"refresh_token":null`, `,"refresh_token":false`} {

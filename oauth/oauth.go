@@ -120,6 +120,9 @@ type Config struct {
 	// ScopeSeparator stands between scopes in requests and answers; default one space. White space always separates
 	// scopes in answers.
 	ScopeSeparator string `yaml:"scope_separator,omitempty"`
+	// ImpliedScopes are scopes that come with another one, by that one: where a provider that was asked for both lists only the wider one,
+	// as GitHub does, the others are granted too.
+	ImpliedScopes map[string][]string `yaml:"implied_scopes,omitempty"`
 	// RedirectURL is the redirect address registered for the client when it is a fixed one, whose page shows a code to
 	// paste. Empty: a callback on loopback, chosen at connect time (RFC 8252 §7.3).
 	RedirectURL string `yaml:"redirect_url,omitempty"`

@@ -39,6 +39,19 @@ func splitScopes(list, separator string) (scopes []string, dropped int) {
 	return slices.Compact(scopes), dropped
 }
 
+// withImplied returns scopes, sorted and each once, and those that come with them.
+func (c Config) withImplied(scopes []string) []string {
+	for i := 0; i < len(scopes); i++ { // also of those that are added here
+		for _, s := range c.ImpliedScopes[scopes[i]] {
+			if !slices.Contains(scopes, s) {
+				scopes = append(scopes, s)
+			}
+		}
+	}
+	slices.Sort(scopes)
+	return scopes
+}
+
 // isScope reports whether s is a scope-token of RFC 6749 §3.3.
 func isScope(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
