@@ -123,12 +123,12 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 		do = revoke
 	case r.Epoch == "" && spec.Kind == Machine:
 		do = refresh
-	case open && w.asked.Do == AskRefresh && !r.refreshable():
+	case open && w.asked.Do == AskRefresh && !r.askable():
 		return decline, 0
-	case !r.connected(), !r.refreshable():
-		return rest, 0
 	case open && w.asked.Do == AskRefresh:
 		do = refresh
+	case !r.connected(), !r.refreshable():
+		return rest, 0
 	case w.rejected != "" && w.rejected == r.version() && r.cooling(now) <= 0:
 		do, wait = refresh, r.paused(now)
 	case r.Access.IsZero(), r.Kind == Machine && w.rescope:

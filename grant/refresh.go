@@ -238,6 +238,9 @@ func (m *minder) lease(ctx context.Context, do move) bool {
 	if cur.Epoch == "" { // the first token of a machine's grant
 		cur = begun(m.spec, id)
 	}
+	if do == refresh {
+		cur.Dead = false // an operator has it tried again: the provider's last word counts
+	}
 	next := cur.leased(l, m.mine)
 	m.mine = id
 	if err := m.put(ctx, next, m.ver); err != nil {
@@ -271,7 +274,11 @@ func (m *minder) decline(context.Context) {
 	now := m.now()
 	o := &outcome{base: m.rec, next: m.rec, ver: m.ver}
 	o.next.Operation = rand.Text()
-	m.leave(o, Event{At: now.day, By: m.holder, What: Declined, Error: "there is no refresh token that could be presented"}, AskRefresh)
+	why := "there is no refresh token that could be presented"
+	if !m.rec.Refresh.IsZero() {
+		why = cmp.Or(m.rec.LastError, why)
+	}
+	m.leave(o, Event{At: now.day, By: m.holder, What: Declined, Error: why}, AskRefresh)
 }
 
 // save stores the outcome of a call. It is called until it has, or until the store holds something newer.

@@ -122,6 +122,45 @@ func TestAskDuringRefresh(t *testing.T) {
 	})
 }
 
+// A provider in trouble may call every refresh token invalid. Operators have one tried again when that is over, and need not connect the grant
+// anew; and what fails meanwhile is retried like any other failure.
+func TestAskRefreshOfWhatWasCalledInvalid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		k, _ := w.run(Options{})
+		w.run(Options{})
+		answers := func(err error) func(*authority) {
+			return func(a *authority) { a.fail = func(int) error { return err } }
+		}
+		invalid := &oauth.Error{Outcome: oauth.InvalidGrant, Status: 400, Code: "invalid_grant"}
+		w.as.set(answers(invalid))
+		time.Sleep(2 * time.Hour)
+		w.refused(k, NeedsReconnect)
+		calls := w.as.count()
+		if calls != 1 {
+			t.Errorf("%d calls", calls)
+		}
+		if s := w.ask(AskRefresh); s.State != NeedsReconnect || s.ErrorKind != oauth.KindInvalidGrant || s.History[len(s.History)-1].What != Ended {
+			t.Errorf("%s, %s, history %+v", s.State, s.ErrorKind, s.History)
+		}
+		time.Sleep(time.Hour)
+		if n := w.as.count(); n != calls+1 {
+			t.Errorf("asked once, %d calls", n-calls)
+		}
+		w.as.set(answers(&oauth.Error{Outcome: oauth.NotSent}))
+		if s := w.ask(AskRefresh); s.State != RefreshUnavailable || s.ErrorKind != oauth.KindUnreachable {
+			t.Errorf("%s, %s", s.State, s.ErrorKind)
+		}
+		w.as.set(func(a *authority) { a.fail = nil })
+		time.Sleep(5 * time.Minute)
+		if s := w.status(); s.State != Healthy || s.Generation != 1 || s.LastError != "" {
+			t.Errorf("%s, generation %d, %q", s.State, s.Generation, s.LastError)
+		}
+		w.token(k)
+	})
+}
+
 // Asking for a refresh that cannot be is answered too.
 func TestAskDeclined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -39,6 +39,7 @@ var words = map[State]struct{ means, next string }{
 
 // remedies are what to do about a refresh that fails, where its kind says more than its state.
 var remedies = map[oauth.Kind]string{
+	oauth.KindInvalidGrant:    "run `wayleave grant connect {name}`: the provider wants the operator to log in again",
 	oauth.KindInvalidClient:   "check client_id, the client's secret or key and auth_style of the provider in the configuration, and start the gate again",
 	oauth.KindInvalidScope:    "check scopes of the grant and refresh_scope of its provider in the configuration, and start the gate again",
 	oauth.KindInvalidRequest:  "check token_format, token_params and refresh_scope of the provider in the configuration, and start the gate again",

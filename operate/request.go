@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wayleave/grant"
+	"wayleave/oauth"
 )
 
 // ErrNotInTime is the cause of a wait's end when nothing else ended it.
@@ -17,7 +18,8 @@ var ErrNotInTime = errors.New("not in time")
 // take longer than that to answer.
 const AnswerTime = 45 * time.Second
 
-// CanRefresh refuses what no gate would refresh. A grant that lacks an operator is a refusal of kind NotNow.
+// CanRefresh refuses what no gate would refresh. A grant that lacks an operator is a refusal of kind NotNow, unless its provider has called the
+// refresh token invalid: that may have been the provider's own failure.
 func (d Desk) CanRefresh(s grant.Summary) error {
 	switch {
 	case d.index(s.Name) < 0:
@@ -26,10 +28,15 @@ func (d Desk) CanRefresh(s grant.Summary) error {
 		return refuse(NotNow, "%s is an imported value, which nothing refreshes; replace it with `wayleave grant import %s`", s.Name, s.Name)
 	case s.State == grant.NeverConnected && s.Kind == grant.Machine:
 		return refuse(NotNow, "no gate has asked for a token of %s yet: it gets one by itself within seconds of its start; look at `wayleave doctor`", s.Name)
-	case NeedsOperator(s):
+	case NeedsOperator(s) && !d.mayBeAlive(s):
 		return refuse(NotNow, "%s cannot be refreshed, it is %s: %s", s.Name, s.State, s.Next)
 	}
 	return nil
+}
+
+// mayBeAlive reports whether a grant ended by what its provider answered, which another answer could take back.
+func (d Desk) mayBeAlive(s grant.Summary) bool {
+	return s.State == grant.NeedsReconnect && s.Kind == grant.Consent && s.Provider == d.Specs[d.index(s.Name)].Provider && s.ErrorKind == oauth.KindInvalidGrant
 }
 
 // NeedsOperator reports whether nothing but a connect or an import helps a grant.

@@ -364,6 +364,17 @@ func TestRefresh(t *testing.T) {
 		o.mu.Unlock()
 		o.wants(d.refresh(ctx, "acme", true, time.Minute), 10, "was not refreshed", "invalid_client")
 		o.wants(d.history(ctx, "acme"), 0, "connected", "refreshed", "gate-1", "no longer granted: write", "failed", "invalid_client: ")
+
+		// What the provider calls invalid can be tried again.
+		o.mu.Lock()
+		o.fail = &oauth.Error{Outcome: oauth.InvalidGrant, Status: 400, Code: "invalid_grant"}
+		o.mu.Unlock()
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 13, "was not refreshed", "invalid_grant")
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 13, "was not refreshed", "invalid_grant")
+		o.mu.Lock()
+		o.fail, o.scopes = nil, []string{"read", "write"}
+		o.mu.Unlock()
+		o.wants(d.refresh(ctx, "acme", true, time.Minute), 0, "healthy")
 		o.reconfigured = true
 		o.wants(o.desk("").refresh(ctx, "acme", true, time.Minute), exitRefused, "not in the configuration any more")
 	})

@@ -22,7 +22,8 @@ func newGrantRefresh() *cobra.Command {
 	c.Use = "refresh NAME"
 	c.Short = "Ask a running gate for a new token now"
 	c.Long = `Refresh asks the running gates for a new token of a grant, whatever the life of the present one and whatever failed before:
-after something at the provider was mended, or to see whether it works. One gate does it, once. Nothing is refreshed without
+after something at the provider was mended, or to see whether it works; also of a grant whose refresh token the provider has
+called invalid. One gate does it, once. Nothing is refreshed without
 a gate: only gates read tokens.
 
 When it fails, what failed is printed. ` + exitsByState() + `
@@ -66,7 +67,7 @@ func (d operator) refresh(ctx context.Context, name string, wait bool, timeout t
 	if err := d.show(s); err != nil {
 		return err
 	}
-	if e := operate.Last(s, grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp); e.What != grant.Refreshed {
+	if e := operate.Last(s, grant.Refreshed, grant.Failed, grant.Ended, grant.GivenUp, grant.Declined); e.What != grant.Refreshed {
 		d.say("wayleave: %s was not refreshed: %s", name, e.Error)
 		return max(exitOf(s.State), exitFailure)
 	}
