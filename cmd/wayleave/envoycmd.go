@@ -44,6 +44,7 @@ At debug and trace the parts of Envoy that print requests stay at info: after th
   wayleave envoy --log-level debug -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			outliveReaders()
 			if drain < time.Second {
 				return usageError{errors.New("--drain is shorter than a second; give clients the time to go elsewhere")}
 			}

@@ -55,6 +55,12 @@ func realMain() int {
 	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 
+// outliveReaders keeps the process going when nobody reads its output any more, as when what collects the logs is restarted. By itself a Go
+// program then ends at its next line: fine for a command in front of `head`, and not for a gate, or what an Envoy dies with.
+func outliveReaders() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // which nobody reads: the write fails instead
+}
+
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)

@@ -48,6 +48,7 @@ the others take over; alone, a gate hands over to a second one that was started 
   wayleave envoy -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			outliveReaders()
 			cfg, err := loadConfig(c, configPath)
 			if err != nil {
 				return err

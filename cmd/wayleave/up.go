@@ -38,6 +38,7 @@ Standard error has warnings and errors only; gate.log in the state directory has
 	st := addStateFlag(c)
 	addConfigFlag(c, &configPath)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		outliveReaders()
 		cfg, err := loadConfig(c, configPath)
 		if err != nil {
 			return err
