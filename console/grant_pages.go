@@ -91,7 +91,11 @@ func (s *Server) answerForm(r *http.Request, who actor) (string, notice, error) 
 // outcome is what came of a connect.
 func outcome(f api.Flow) notice {
 	if f.State == api.FlowConnected {
-		return notice{Text: f.Grant + " is connected."}
+		text := f.Grant + " is connected."
+		if note := f.Stored.Note(); note != "" {
+			text += " " + sentence(note)
+		}
+		return notice{Text: text}
 	}
 	return notice{Text: fmt.Sprintf("connecting %s: %s", f.Grant, f.Error), Failed: true}
 }

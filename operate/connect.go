@@ -2,6 +2,7 @@ package operate
 
 import (
 	"context"
+	"fmt"
 
 	"wayleave/grant"
 	"wayleave/oauth"
@@ -97,6 +98,16 @@ func (c *Consent) Exchange(ctx context.Context, code secret.Text) (oauth.Token, 
 type Stored struct {
 	Grant     grant.Summary `json:"grant"`
 	Refreshes bool          `json:"refreshes"` // there is a refresh token, so a gate can get another one
+	// Before is the account that the grant had until now, where that was another one: consent pages take whichever is logged in.
+	Before string `json:"account_before,omitempty"`
+}
+
+// Note says what whoever connected the grant may not have meant; "" for nothing.
+func (s *Stored) Note() string {
+	if s == nil || s.Before == "" {
+		return ""
+	}
+	return fmt.Sprintf("its account was %s before, and is %s now; if that is not meant, log out at the provider and connect it again", s.Before, s.Grant.Account)
 }
 
 // Connect stores tokens as a new consent.
@@ -105,7 +116,12 @@ func (d Desk) Connect(ctx context.Context, name string, t oauth.Token) (Stored, 
 	if err != nil {
 		return Stored{}, err
 	}
+	was, _ := d.Find(ctx, name) // for a word about it only
 	s, err := grant.Connect(ctx, d.Docs, spec, t, d.Now())
 	s.Requested, s.Granted = append([]string{}, s.Requested...), append([]string{}, s.Granted...) // lists in JSON, too
-	return Stored{s, !t.Refresh.IsZero()}, err
+	stored := Stored{Grant: s, Refreshes: !t.Refresh.IsZero()}
+	if was.Provider == s.Provider && was.Account != s.Account && s.Account != "" {
+		stored.Before = was.Account
+	}
+	return stored, err
 }

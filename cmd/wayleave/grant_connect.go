@@ -88,6 +88,9 @@ func (d operator) connect(ctx context.Context, name string, o connectOptions) er
 // stored prints a grant that was just stored, when a gate has taken it over if that is to be waited for.
 func (d operator) stored(ctx context.Context, got operate.Stored, wait bool) error {
 	s := got.Grant
+	if note := got.Note(); note != "" {
+		d.say("warning: %s", note)
+	}
 	if wait {
 		var err error
 		if s, err = d.takenOver(ctx, got); err != nil {

@@ -474,7 +474,15 @@ func TestStoreWaits(t *testing.T) {
 		}
 		return o.desk("").stored(t.Context(), got, true)
 	}
+	token.Account = "ops@acme.example"
 	o.wants(store(), 0, "healthy", "refreshes")
+	err := store()
+	if strings.Contains(o.err.String(), "account") {
+		t.Errorf("the same account is said to be another: %s", &o.err)
+	}
+	o.wants(err, 0, "healthy")
+	token.Account = "eve@acme.example"
+	o.wants(store(), 0, "its account was ops@acme.example before, and is eve@acme.example now")
 	token.Refresh = secret.Text{}
 	o.wants(store(), 0, "no refresh token")
 }
