@@ -48,6 +48,31 @@ func (m Message) about(kinds []Kind) Message {
 	return m
 }
 
+// What a message for people has at most. Chat services refuse or cut one that is longer than some 10,000 to 40,000 characters.
+const (
+	listed = 20  // alerts of each sort
+	worded = 500 // characters of what an alert says
+)
+
+// short is m as people read it, and what is left out; empty: nothing.
+func (m Message) short() (Message, string) {
+	firing, over := len(m.Firing)-listed, len(m.Over)-listed
+	m.Firing, m.Over = slices.Clone(m.Firing[:min(len(m.Firing), listed)]), m.Over[:min(len(m.Over), listed)]
+	for i, a := range m.Firing {
+		if words := []rune(a.Text); len(words) > worded {
+			m.Firing[i].Text = string(words[:worded]) + "…"
+		}
+	}
+	var more []string
+	if firing > 0 {
+		more = append(more, fmt.Sprintf("%d more in trouble", firing))
+	}
+	if over > 0 {
+		more = append(more, fmt.Sprintf("%d more over", over))
+	}
+	return m, strings.Join(more, ", and ")
+}
+
 // Subject is m in one line.
 func (m Message) Subject() string {
 	more := func(first string, n int) string {
@@ -69,6 +94,7 @@ func (m Message) Subject() string {
 
 // Text is m in plain words.
 func (m Message) Text() string {
+	m, more := m.short()
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	if m.Test {
@@ -94,6 +120,9 @@ func (m Message) Text() string {
 			line("")
 		}
 		line("OVER: %s", a.Title)
+	}
+	if more != "" {
+		line("\nBeside these: %s.", more)
 	}
 	if m.Others > 0 {
 		line("\nStill so: %d more that you know of.", m.Others)

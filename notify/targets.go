@@ -23,7 +23,7 @@ type Target struct {
 	Sender Sender
 }
 
-// Sender sends one message, and is tried again when it fails, unless the error is Permanent.
+// Sender sends one message, and is tried again when it fails, unless the error is Permanent or Partial.
 type Sender interface {
 	Send(ctx context.Context, m Message) error
 }
@@ -36,6 +36,15 @@ func (p Permanent) Error() string { return p.Err.Error() }
 
 // Unwrap is for errors.As.
 func (p Permanent) Unwrap() error { return p.Err }
+
+// Partial says that a message has reached somebody, and whom it did not. It is not sent again.
+type Partial struct{ Err error }
+
+// Error implements error.
+func (p Partial) Error() string { return p.Err.Error() }
+
+// Unwrap is for errors.As.
+func (p Partial) Unwrap() error { return p.Err }
 
 // poster is a [webhook.Client].
 type poster interface {
@@ -70,6 +79,7 @@ func (s slack) Send(ctx context.Context, m Message) error {
 
 // slackText is m in the markup of Slack.
 func slackText(m Message) string {
+	m, more := m.short()
 	var lines []string
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	if m.Test {
@@ -92,6 +102,9 @@ func slackText(m Message) string {
 	}
 	for _, a := range m.Over {
 		say(":white_check_mark: over: %s", slackEscapes.Replace(a.Title))
+	}
+	if more != "" {
+		say("Beside these: %s.", more)
 	}
 	if m.Others > 0 {
 		say("Still so: %d more that you know of.", m.Others)
@@ -159,23 +172,64 @@ func (s SMTP) Send(ctx context.Context, m Message) error {
 	if err != nil {
 		return Permanent{err}
 	}
-	msg := mail.NewMsg(mail.WithNoDefaultUserAgent())
-	if err := errors.Join(msg.From(s.From), msg.To(s.To...)); err != nil {
+	msg, err := s.write(m, s.To...)
+	if err != nil {
 		return Permanent{err}
+	}
+	err = deliver(ctx, client, msg)
+	var sending *mail.SendError
+	if errors.As(err, &sending) && sending.Reason == mail.ErrSMTPRcptTo && len(s.To) > 1 {
+		err = s.each(ctx, client, m)
+	}
+	var some Partial
+	switch {
+	case err == nil, errors.As(err, &some):
+		return err
+	case errors.As(err, &sending) && sending.ErrorCode() >= 500:
+		return Permanent{err}
+	}
+	return fmt.Errorf("sending mail by %s: %w", s.Address, err)
+}
+
+// each sends to one recipient at a time, so that one whom the server refuses keeps the message from no other.
+func (s SMTP) each(ctx context.Context, client *mail.Client, m Message) error {
+	var refused []string
+	var last error
+	for _, to := range s.To {
+		msg, err := s.write(m, to)
+		if err == nil {
+			err = deliver(ctx, client, msg)
+		}
+		if err != nil {
+			refused, last = append(refused, to), err
+		}
+	}
+	if last == nil || len(refused) == len(s.To) {
+		return last
+	}
+	return Partial{fmt.Errorf("mail by %s does not reach %s: %w", s.Address, strings.Join(refused, ", "), last)}
+}
+
+// write makes the mail.
+func (s SMTP) write(m Message, to ...string) (*mail.Msg, error) {
+	msg := mail.NewMsg(mail.WithNoDefaultUserAgent())
+	if err := errors.Join(msg.From(s.From), msg.To(to...)); err != nil {
+		return nil, err
 	}
 	msg.Subject(m.Subject())
 	msg.SetDateWithValue(m.At)
 	msg.SetMessageIDWithValue(m.ID + "@wayleave")
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: nobody's holiday answers it
 	msg.SetBodyString(mail.TypeTextPlain, m.Text())
+	return msg, nil
+}
+
+// deliver sends a mail. Once the server has taken it, how the connection ends is of no matter: some servers answer no QUIT.
+func deliver(ctx context.Context, client *mail.Client, msg *mail.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, mailTime)
 	defer cancel()
-	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
-		var sending *mail.SendError
-		if errors.As(err, &sending) && sending.ErrorCode() >= 500 {
-			return Permanent{err}
-		}
-		return fmt.Errorf("sending mail by %s: %w", s.Address, err)
+	if err := client.DialAndSendWithContext(ctx, msg); !msg.IsDelivered() {
+		return err
 	}
 	return nil
 }
@@ -188,7 +242,8 @@ func persist(ctx context.Context, send func(context.Context) error) error {
 	for _, pause := range pauses {
 		err := send(ctx)
 		var permanent Permanent
-		if err == nil || errors.As(err, &permanent) {
+		var some Partial
+		if err == nil || errors.As(err, &permanent) || errors.As(err, &some) {
 			return err
 		}
 		var status *webhook.StatusError

@@ -2,10 +2,12 @@ package notify
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +17,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 	"github.com/emersion/go-smtp"
@@ -71,6 +74,26 @@ func TestSlackText(t *testing.T) {
 	}
 }
 
+// A message that is told of everything at once is one that a person reads, and that the target takes.
+func TestLongMessage(t *testing.T) {
+	var long Message
+	for i := range 1000 {
+		long.Firing = append(long.Firing, Alert{Kind: Configuration, Title: fmt.Sprintf("fault %03d", i), Text: strings.Repeat("ä", 5000)})
+		long.Over = append(long.Over, Alert{Title: fmt.Sprintf("mended %03d", i)})
+	}
+	for name, text := range map[string]string{"mail": long.Text(), "slack": slackText(long)} {
+		if !strings.Contains(text, "fault 019") || strings.Contains(text, "fault 020") || !strings.Contains(text, "mended 019") || strings.Contains(text, "mended 020") || !strings.Contains(text, "980 more in trouble, and 980 more over") {
+			t.Errorf("%s: %.200s… of %d bytes", name, text, len(text))
+		}
+		if len(text) > 40_000 || !utf8.ValidString(text) {
+			t.Errorf("%s has %d bytes", name, len(text))
+		}
+	}
+	if long.Subject() != "Wayleave: fault 000, and 999 more" || len(long.Firing[0].Text) != 10_000 {
+		t.Errorf("subject %q, and a text of %d bytes", long.Subject(), len(long.Firing[0].Text))
+	}
+}
+
 // Which answers say that it is of no use to try again.
 func TestPermanence(t *testing.T) {
 	for code, permanent := range map[int]bool{400: true, 401: true, 404: true, 410: true, 307: true, 408: false, 425: false, 429: false, 500: false, 503: false} {
@@ -115,6 +138,7 @@ type mailServer struct {
 	address string
 	roots   *x509.CertPool
 	open    bool // nobody needs to log in
+	refuses string
 
 	mu  sync.Mutex
 	got []string // from, to, and the mail
@@ -138,9 +162,31 @@ func newMailServer(t *testing.T, implicit, withTLS bool) *mailServer {
 	case withTLS:
 		srv.TLSConfig = secure
 	}
+	if !withTLS {
+		l = rude{l}
+	}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
 	return m
+}
+
+// rude is a listener of a server that answers no QUIT, but goes.
+type rude struct{ net.Listener }
+
+func (r rude) Accept() (net.Conn, error) {
+	c, err := r.Listener.Accept()
+	return rudeConn{c}, err
+}
+
+type rudeConn struct{ net.Conn }
+
+func (c rudeConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if bytes.Equal(p[:n], []byte("QUIT\r\n")) {
+		_ = c.Close()
+		return 0, io.EOF
+	}
+	return n, err
 }
 
 func (m *mailServer) NewSession(*smtp.Conn) (smtp.Session, error) {
@@ -171,7 +217,13 @@ func (s *mailSession) Mail(from string, _ *smtp.MailOptions) error {
 	return nil
 }
 
-func (s *mailSession) Rcpt(to string, _ *smtp.RcptOptions) error { s.server.add(to); return nil }
+func (s *mailSession) Rcpt(to string, _ *smtp.RcptOptions) error {
+	if strings.Contains(s.server.refuses, to) {
+		return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "nobody of that name"}
+	}
+	s.server.add(to)
+	return nil
+}
 
 func (s *mailSession) Data(r io.Reader) error {
 	text, err := io.ReadAll(r)
@@ -238,6 +290,50 @@ func TestMail(t *testing.T) {
 			body, _ := io.ReadAll(got.Body)
 			if !strings.Contains(string(body), "https://gate.example.com/grants/claude") {
 				t.Errorf("the mail has no link:\n%s", body)
+			}
+		})
+	}
+}
+
+// Who is refused keeps a message from no other; and what somebody got is not sent again.
+func TestMailToSome(t *testing.T) {
+	for name, c := range map[string]struct {
+		refuses      string
+		got          []string
+		partial, all bool // is what the error says
+	}{
+		"nobody is refused": {"", []string{"a@example.com", "b@example.com", "c@example.com"}, false, false},
+		"one is":            {"b@example.com", []string{"a@example.com", "c@example.com"}, true, false},
+		"all are":           {"a@example.com b@example.com c@example.com", nil, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := newMailServer(t, false, false)
+			srv.refuses = c.refuses
+			s := SMTP{Address: srv.address, Encryption: Plain, From: "gate@example.com", To: []string{"a@example.com", "b@example.com", "c@example.com"}}
+			tries := 0
+			err := persist(t.Context(), func(ctx context.Context) error { tries++; return s.Send(ctx, sample) })
+			var partial Partial
+			var permanent Permanent
+			if tries != 1 || errors.As(err, &partial) != c.partial || errors.As(err, &permanent) != c.all || (err == nil) != (c.refuses == "") {
+				t.Errorf("after %d tries: %v", tries, err)
+			}
+			if c.partial && !strings.Contains(err.Error(), "does not reach b@example.com: ") {
+				t.Errorf("%v does not say whom it does not reach", err)
+			}
+			var got []string // whoever a mail came to
+			var to []string
+			for _, said := range srv.got {
+				switch {
+				case said == s.From:
+					to = nil
+				case strings.Contains(said, "Message-ID:"):
+					got = append(got, to...)
+				default:
+					to = append(to, said)
+				}
+			}
+			if diff := cmp.Diff(c.got, got); diff != "" {
+				t.Error(diff)
 			}
 		})
 	}
