@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -24,7 +25,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	}
 	maps.Copy(set, certificateVariables(f))
 	vars, order := index(base)
-	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(vars["JAVA_TOOL_OPTIONS"] + " " + javaOptions(e, f.TrustStore))
+	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(withoutJavaOptions(vars["JAVA_TOOL_OPTIONS"]) + " " + javaOptions(e, f.TrustStore))
 
 	why := map[string]string{}
 	for _, c := range e.Credentials {
@@ -140,14 +141,10 @@ func proxyVariables(e Enrolment) map[string]string {
 	return set
 }
 
-func certificateVariables(f Files) map[string]string {
-	set := map[string]string{
-		"NODE_EXTRA_CA_CERTS": f.CA,
-		"DENO_CERT":           f.CA,
-		"WGETRC":              f.WgetRC,
-		"GIT_TERMINAL_PROMPT": "0", // git asks a person for a password when a placeholder is refused
-	}
-	for _, name := range []string{
+// Variables that name a file of certificates.
+var (
+	// Whoever has one of these knows nothing but the file.
+	replacingStores = []string{
 		"SSL_CERT_FILE", // OpenSSL, Go, curl, and Rust programs
 		"CURL_CA_BUNDLE",
 		"REQUESTS_CA_BUNDLE",
@@ -162,8 +159,21 @@ func certificateVariables(f Files) map[string]string {
 		"HTTPLIB2_CA_CERTS", // of Google's older Python client, which reads no other
 		"CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
 		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-	} {
+	}
+	// Whoever has one of these adds the file to a store of its own.
+	addingStores = []string{"NODE_EXTRA_CA_CERTS", "DENO_CERT"}
+)
+
+func certificateVariables(f Files) map[string]string {
+	set := map[string]string{
+		"WGETRC":              f.WgetRC,
+		"GIT_TERMINAL_PROMPT": "0", // git asks a person for a password when a placeholder is refused
+	}
+	for _, name := range replacingStores {
 		set[name] = f.Bundle
+	}
+	for _, name := range addingStores {
+		set[name] = f.CA
 	}
 	return set
 }
@@ -192,6 +202,23 @@ func javaOptions(e Enrolment, trustStore string) string {
 		}
 	}
 	return strings.Join(options, " ")
+}
+
+// javaWords are the options in JAVA_TOOL_OPTIONS, which the JVM splits at white space outside of quotes, and javaLeads those that ours take the
+// place of: a proxy, what goes around it, a trust store. An earlier session's are among them.
+var (
+	javaWords = regexp.MustCompile(`(?:[^\s"']|"[^"]*"|'[^']*')+`)
+	javaLeads = regexp.MustCompile(`^["']?-D(?:https?\.(?:proxyHost|proxyPort|nonProxyHosts)|javax\.net\.ssl\.trustStore(?:Type|Password)?)=`)
+)
+
+// withoutJavaOptions are options without those.
+func withoutJavaOptions(options string) string {
+	words := javaWords.FindAllString(options, -1)
+	kept := slices.DeleteFunc(slices.Clone(words), javaLeads.MatchString)
+	if len(kept) == len(words) {
+		return options
+	}
+	return strings.Join(kept, " ")
 }
 
 // ownVariable reports whether a variable belongs to this program rather than to those it starts.

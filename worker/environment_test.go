@@ -211,4 +211,17 @@ func TestJavaOptions(t *testing.T) {
 			t.Errorf("%s does not hold %s", got, want)
 		}
 	}
+	// What is there goes on, but for what would lead elsewhere, an earlier session's too.
+	e := testEnrolment("http://gate:3128")
+	spaced := testFiles
+	spaced.TrustStore = "/with space/t.p12"
+	expected := strings.Replace(javaExpected, "-Djavax.net.ssl.trustStore=/f/truststore.p12", `"-Djavax.net.ssl.trustStore=/with space/t.p12"`, 1)
+	const odd = `-Xmx1g  -Dhttps.proxyHost=corp -Dhttp.nonProxyHosts="*.corp|a b" '-Djavax.net.ssl.trustStore=/corp store' "-Da=b c" -Dmy.https.proxyHost=x`
+	env, _ := Environment(e, []string{"JAVA_TOOL_OPTIONS=" + odd}, spaced)
+	for range 2 {
+		if got, want := environ(env)["JAVA_TOOL_OPTIONS"], `-Xmx1g "-Da=b c" -Dmy.https.proxyHost=x `+expected; got != want {
+			t.Errorf("the options are\n %s, want\n %s", got, want)
+		}
+		env, _ = Environment(e, env, spaced)
+	}
 }

@@ -22,7 +22,8 @@ const trustStorePassword = pkcs12.DefaultPassword
 
 // Files are the paths of what WriteFiles wrote, all absolute.
 type Files struct {
-	// CA is our certificate authority alone, Bundle the system's roots and ours, both PEM.
+	// CA is our certificate authority, Bundle the system's roots and ours, both PEM and with those that whoever starts the worker had for the
+	// variables that name them.
 	CA, Bundle string
 	// WgetRC is a configuration file for wget, which reads no variable for certificates.
 	WgetRC string
@@ -48,7 +49,7 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 	if err := privateDir(dir); err != nil {
 		return Files{}, err
 	}
-	bundle := Bundle(roots, e.CA)
+	bundle := withInherited(Bundle(roots, e.CA), getenv, slices.Concat(replacingStores, addingStores)...)
 	store, err := trustStore(bundle)
 	if err != nil {
 		return Files{}, fmt.Errorf("writing a Java trust store: %w", err)
@@ -61,7 +62,7 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 		Credentials: map[string]string{},
 	}
 	common := map[string][]byte{
-		f.CA:         e.CA,
+		f.CA:         withInherited(e.CA, getenv, addingStores...),
 		f.Bundle:     bundle,
 		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
 		f.TrustStore: store,

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +19,7 @@ func TestWriteFiles(t *testing.T) {
 		{Grant: "github"},
 	}}
 	roots := append(testCA(t), testCA(t)...)
-	f, err := WriteFiles(dir, "", e, roots, os.Getenv)
+	f, err := WriteFiles(dir, "", e, roots, noVariables)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,8 +68,42 @@ func TestWriteFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := WriteFiles(dir, "", e, roots, os.Getenv); err != nil {
+	if _, err := WriteFiles(dir, "", e, roots, noVariables); err != nil {
 		t.Errorf("the second time: %v", err)
+	}
+}
+
+// Authorities that whoever starts the worker trusts, of a company's own proxy for instance, are trusted by the worker's programs too.
+func TestInheritedAuthorities(t *testing.T) {
+	e, roots, corporate, nodes := Enrolment{CA: testCA(t)}, testCA(t), testCA(t), testCA(t)
+	dir := t.TempDir()
+	env := map[string]string{"NIX_SSL_CERT_FILE": filepath.Join(dir, "gone"), "NODE_EXTRA_CA_CERTS": filepath.Join(dir, "nodes"), "REQUESTS_CA_BUNDLE": filepath.Join(dir, "bundle"), "GIT_SSL_CAINFO": dir}
+	for name, content := range map[string][]byte{"nodes": append([]byte("# ours\n"), nodes...), "bundle": append(slices.Clone(roots), corporate...)} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	getenv := func(name string) string { return env[name] }
+	for range 2 { // and again where an earlier session's files are named
+		f, err := WriteFiles(filepath.Join(dir, "files"), "", e, roots, getenv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, want := range map[string][][]byte{f.CA: {e.CA, nodes}, f.Bundle: {roots, e.CA, corporate, nodes}} {
+			content, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := certificates(content); len(got) != len(want) {
+				t.Errorf("%s holds %d certificates, want %d", path, len(got), len(want))
+			}
+			for i, c := range want {
+				if !bytes.Contains(content, bytes.TrimSpace(c)) {
+					t.Errorf("%s lacks the %d. of its certificates", path, i+1)
+				}
+			}
+		}
+		env = map[string]string{"NODE_EXTRA_CA_CERTS": f.CA, "REQUESTS_CA_BUNDLE": f.Bundle}
 	}
 }
 
@@ -96,7 +131,7 @@ func TestWriteFilesRefuses(t *testing.T) {
 	t.Run("a real login", func(t *testing.T) {
 		dir := private(t)
 		path := put(t, dir, `{"accessToken":"real"}`)
-		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil, os.Getenv); err == nil || !strings.Contains(err.Error(), "real login") {
+		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil, noVariables); err == nil || !strings.Contains(err.Error(), "real login") {
 			t.Errorf("err = %v", err)
 		}
 		if got, _ := os.ReadFile(path); string(got) != `{"accessToken":"real"}` {
@@ -116,7 +151,7 @@ func TestWriteFilesRefuses(t *testing.T) {
 		if err := os.Symlink(real, path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil, os.Getenv); err == nil {
+		if _, err := WriteFiles(dir, "", credential("login.json", Marker), nil, noVariables); err == nil {
 			t.Error("no error")
 		}
 		if got, _ := os.ReadFile(real); string(got) != "real" {
@@ -126,13 +161,13 @@ func TestWriteFilesRefuses(t *testing.T) {
 	t.Run("a placeholder is replaced", func(t *testing.T) {
 		dir := private(t)
 		put(t, dir, "old "+Marker)
-		if _, err := WriteFiles(dir, "", credential("login.json", "new "+Marker), nil, os.Getenv); err != nil {
+		if _, err := WriteFiles(dir, "", credential("login.json", "new "+Marker), nil, noVariables); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("a file outside", func(t *testing.T) {
 		dir := private(t)
-		if _, err := WriteFiles(dir, "", credential("../../ca.pem", "x"), nil, os.Getenv); err == nil {
+		if _, err := WriteFiles(dir, "", credential("../../ca.pem", "x"), nil, noVariables); err == nil {
 			t.Error("no error")
 		}
 	})
@@ -141,7 +176,7 @@ func TestWriteFilesRefuses(t *testing.T) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := WriteFiles(dir, "", credential("x", "x"), nil, os.Getenv); err == nil || !strings.Contains(err.Error(), "chmod 0700") {
+		if _, err := WriteFiles(dir, "", credential("x", "x"), nil, noVariables); err == nil || !strings.Contains(err.Error(), "chmod 0700") {
 			t.Errorf("err = %v", err)
 		}
 	})
@@ -188,3 +223,5 @@ func TestBundle(t *testing.T) {
 		}
 	}
 }
+
+func noVariables(string) string { return "" }

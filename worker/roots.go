@@ -2,8 +2,11 @@ package worker
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // rootFiles are where systems keep their root certificates as one PEM file.
@@ -52,4 +55,30 @@ func Bundle(roots, ca []byte) []byte {
 		out = append(bytes.Clone(out), '\n')
 	}
 	return append(append(out, ca...), '\n')
+}
+
+// withInherited adds to bundle, in PEM, the certificates of the files that variables name and that it lacks: somebody chose them, of their company's
+// authority most often, and a program that finds ours in their place would refuse hosts that it knew before. A file that cannot be read helped nobody.
+func withInherited(bundle []byte, getenv func(string) string, names ...string) []byte {
+	var has []*x509.Certificate
+	for _, name := range names {
+		path := getenv(name)
+		if path == "" {
+			continue
+		}
+		file, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		for _, c := range certificates(file) {
+			if has == nil { // which is most often not needed
+				has = certificates(bundle)
+			}
+			if !slices.ContainsFunc(has, c.Equal) {
+				has = append(has, c)
+				bundle = Bundle(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+			}
+		}
+	}
+	return bundle
 }
