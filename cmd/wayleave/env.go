@@ -23,7 +23,7 @@ func newEnv() *cobra.Command {
 		Long: `Env enrols like 'wayleave run', and prints the environment that run would give its command, in the form that --format
 says:
 
-  shell             export and unset, for: eval "$(wayleave env)"
+  shell             export and unset, for: eval "$(wayleave env)", which fails when this command does
   dotenv            NAME="value", for programs that read an .env file
   json              the variables, those to remove, the session and the files
   docker            NAME=value, for docker run --env-file
@@ -48,7 +48,12 @@ command does not.`,
 	c.Flags().StringVar(&at, "at", "", "where the worker finds --dir (default there; /var/run/wayleave for kubernetes)")
 	c.Flags().StringVar(&name, "name", "wayleave", "name of the Secrets, for kubernetes")
 	c.Flags().StringSliceVar(&containers, "container", nil, "names of the containers to patch, for kubernetes-patch")
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	c.RunE = func(c *cobra.Command, _ []string) (err error) {
+		defer func() {
+			if err != nil && format == "shell" { // eval is content with nothing, and the script would go on in the environment that it had
+				fmt.Fprintln(c.OutOrStdout(), "false")
+			}
+		}()
 		write, ok := envWriters[format]
 		if !ok {
 			return usageError{fmt.Errorf("--format %s is none of %s", format, strings.Join(envFormats(), ", "))}
