@@ -30,7 +30,7 @@ const (
 	bufferLimit       = 64 << 10
 	connectionIdle    = time.Hour // without one request or tunnel
 	headersTimeout    = 30 * time.Second
-	authzTimeout      = 5 * time.Second
+	authzTimeout      = 15 * time.Second // keepalive ends the connection to a gate that hangs before this; a machine may be busy for as long
 	streamsPerH2      = 256
 	requestsPerProxy  = 700 // of one connection; see proxyManager
 	hashableString    = "envoy.hashable_string"
