@@ -516,7 +516,7 @@ func TestCorpus(t *testing.T) {
 					t.Errorf("%s: %s", e.name, diff)
 				}
 			}
-			// Envoy closes a second after an answer to what it could not read.
+			// Envoy closes some seconds after an answer to what it could not read.
 			for name, rest := range rests {
 				if b, _ := io.ReadAll(rest); len(b) > 0 {
 					t.Errorf("%s: behind the answers came %q", name, b)

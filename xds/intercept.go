@@ -223,6 +223,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
 		// Whatever a worker writes: http would go on as it is, over TLS.
 		SchemeHeaderTransformation: &corev3.SchemeHeaderTransformation{Transformation: &corev3.SchemeHeaderTransformation_SchemeToOverwrite{SchemeToOverwrite: "https"}},
+		DelayedCloseTimeout:        seconds(unreadFor),
 		StreamIdleTimeout:          durationpb.New(0), // an event stream may be silent for hours
 		RequestHeadersTimeout:      seconds(headersTimeout),
 		MaxRequestHeadersKb:        number(maxHeadersKiB),

@@ -23,6 +23,11 @@ import (
 //	                                                      407, 403                        │
 //	                                   the internal listener "intercept" ◀────────────────┘
 
+// unreadFor is how long a worker may read nothing of what is left of an answer with which its connection ends (Connection: close), before
+// that is lost. Envoy's own is a second, which a worker that writes to a pipe or a slow disk passes. It is also how long a worker goes on
+// sending, unread, what was refused by then, before it is stopped by a reset; so it is not long either.
+const unreadFor = 10 * time.Second
+
 const (
 	proxyChainName    = "proxy"
 	httpManager       = "envoy.filters.network.http_connection_manager"
@@ -99,6 +104,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		ForwardClientCertDetails: hcmv3.HttpConnectionManager_SANITIZE,
 		GenerateRequestId:        yes(), // and so %STREAM_ID%; from a worker none is taken
 		StreamIdleTimeout:        durationpb.New(0),
+		DelayedCloseTimeout:      seconds(unreadFor),
 		RequestHeadersTimeout:    seconds(headersTimeout),
 		MaxRequestHeadersKb:      number(maxHeadersKiB),
 		// Clients end a tunnel by a reset, and 1,000 resets of HTTP/2 streams, or some 33 a second after that, end a connection
