@@ -71,7 +71,9 @@ var corpusAnswers = []answerEntry{
 	{"another protocol", "ICY 200 OK\r\nContent-Length: 2\r\n\r\nok", brokeOff},
 	{"an upgrade nobody asked for", "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\npoison", "cut"},
 	{"a long header", okHead + "X: " + strings.Repeat("x", 200<<10) + "\r\nContent-Length: 2\r\n\r\nok", brokeOff},
-	{"many headers", okHead + strings.Repeat("X: y\r\n", 300) + "Content-Length: 2\r\n\r\nok", brokeOff},
+	{"too many headers", okHead + strings.Repeat("X: y\r\n", 2000) + "Content-Length: 2\r\n\r\nok", brokeOff},
+	{"many headers", okHead + strings.Repeat("X: y\r\n", 900) + "Content-Length: 2\r\n\r\nok", "200 ok"},
+	{"as long a header as may be", okHead + "X: " + strings.Repeat("x", 90<<10) + "\r\nContent-Length: 2\r\n\r\nok", "200 ok"},
 	{"a flood of hints", strings.Repeat("HTTP/1.1 103 Early Hints\r\nX: "+strings.Repeat("x", 1000)+"\r\n\r\n", 500) + okHead + "Content-Length: 2\r\n\r\nok", "200 ok"},
 	{"nothing", "", "503 upstream_broke_off"},
 	{"half a head", okHead + "Content-Le", brokeOff},
@@ -130,7 +132,15 @@ type frameAnswer struct {
 }
 
 func headed(f *http2.Framer, stream uint32, block []byte, end bool) error {
-	return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndHeaders: true, EndStream: end})
+	const frame = 16 << 10
+	first := block[:min(len(block), frame)]
+	err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: first, EndHeaders: len(first) == len(block), EndStream: end})
+	for rest := block[len(first):]; err == nil && len(rest) > 0; {
+		part := rest[:min(len(rest), frame)]
+		rest = rest[len(part):]
+		err = f.WriteContinuation(stream, len(rest) == 0, part)
+	}
+	return err
 }
 
 func withFields(end bool, fields ...string) func(f *http2.Framer, stream uint32, _ []byte) error {
@@ -149,6 +159,8 @@ func withFields(end bool, fields ...string) func(f *http2.Framer, stream uint32,
 var corpusFrameAnswers = []frameAnswer{
 	{"the right answer", withFields(false, ":status", "200"), "200 ok"},
 	{"speaking for the gate", withFields(false, ":status", "200", "x-wayleave-reason", "x", "proxy-authenticate", "Basic"), "200 ok"},
+	{"many headers", withFields(false, append([]string{":status", "200"}, slices.Repeat([]string{"x", "y"}, 900)...)...), "200 ok"},
+	{"as long headers as may be", withFields(false, append([]string{":status", "200"}, slices.Repeat([]string{"x", strings.Repeat("x", 9<<10)}, 10)...)...), "200 ok"},
 	{"no status", withFields(false, "x", "y"), brokeOff},
 	{"two statuses", withFields(false, ":status", "200", ":status", "201"), brokeOff},
 	{"a status that is none", withFields(false, ":status", "2x0"), brokeOff},

@@ -18,6 +18,14 @@ import (
 const (
 	connectTimeout = 5 * time.Second
 	upstreamIdle   = 5 * time.Minute // a connection without requests
+
+	// Servers of gRPC end a connection, with all its streams, on which they are pinged more often than every five minutes (gRFC A8); one
+	// whose streams are silent is pinged for as long as they are.
+	upstreamPings = 6 * time.Minute
+
+	// An answer's head may be as long as a request's. How many headers are in it is bounded by that, and no concern of ours: Envoy's own
+	// limit is 100.
+	headersInAnswer = 1000
 )
 
 func clusters(p plan) []*clusterv3.Cluster {
@@ -146,6 +154,11 @@ func tlsParameters() *tlsv3.TlsParameters {
 // verifiedTLS trusts the CA in the secret of that name; the name to expect comes from the request (upstreamHTTP).
 func verifiedTLS(ca string) *tlsv3.UpstreamTlsContext {
 	parameters := tlsParameters()
+	parameters.CipherSuites = []string{ // Envoy's own, and of TLS 1.2 those without AEAD, which are all that some servers have; only who has no other takes one
+		"ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-CHACHA20-POLY1305",
+		"ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384",
+		"ECDHE-ECDSA-AES128-SHA", "ECDHE-RSA-AES128-SHA", "ECDHE-ECDSA-AES256-SHA", "ECDHE-RSA-AES256-SHA",
+	}
 	parameters.SignatureAlgorithms = []string{ // Envoy's own, and those of keys for Ed25519 and P-521
 		"ecdsa_secp256r1_sha256", "rsa_pss_rsae_sha256", "rsa_pkcs1_sha256", "ecdsa_secp384r1_sha384", "rsa_pss_rsae_sha384", "rsa_pkcs1_sha384",
 		"rsa_pss_rsae_sha512", "rsa_pkcs1_sha512", "ed25519", "ecdsa_secp521r1_sha512",
@@ -163,15 +176,17 @@ func verifiedTLS(ca string) *tlsv3.UpstreamTlsContext {
 func upstreamHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	return &upstreamhttpv3.HttpProtocolOptions{
 		UpstreamHttpProtocolOptions: &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true},
-		CommonHttpProtocolOptions:   &corev3.HttpProtocolOptions{IdleTimeout: seconds(upstreamIdle)},
-		HttpFilters:                 filters,
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			IdleTimeout: seconds(upstreamIdle), MaxHeadersCount: number(headersInAnswer), MaxResponseHeadersKb: number(maxHeadersKiB),
+		},
+		HttpFilters: filters,
 	}
 }
 
 // anyHTTP speaks HTTP/2 or HTTP/1.1, as the upstream chooses by ALPN.
 func anyHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	h2 := http2Options()
-	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(time.Minute), Timeout: seconds(20 * time.Second)}
+	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(upstreamPings), Timeout: seconds(20 * time.Second)}
 	o := upstreamHTTP(filters)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
 		HttpProtocolOptions:  http1(),

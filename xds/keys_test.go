@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,8 @@ import (
 // curves are those that Go has.
 var curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
 
-// Upstreams are reached whatever their certificates' keys are, and whichever way of agreeing on keys is the only one they have.
+// Upstreams are reached whatever their certificates' keys are, and whichever way of agreeing on keys, or cipher of TLS 1.2 that is no known
+// hazard, is the only one they have.
 func TestKeysOfUpstreams(t *testing.T) {
 	ec := func(c elliptic.Curve) func() (crypto.Signer, error) {
 		return func() (crypto.Signer, error) { return ecdsa.GenerateKey(c, rand.Reader) }
@@ -50,6 +52,15 @@ func TestKeysOfUpstreams(t *testing.T) {
 	for i, c := range curves {
 		servers = append(servers, server{host: fmt.Sprintf("curve%d", i), key: kinds["p256"], tls: &tls.Config{CurvePreferences: []tls.CurveID{c}}})
 	}
+	for _, suite := range tls.CipherSuites() {
+		if slices.Contains(suite.SupportedVersions, tls.VersionTLS12) {
+			key := kinds["rsa"]
+			if strings.Contains(suite.Name, "ECDSA") {
+				key = kinds["p256"]
+			}
+			servers = append(servers, server{host: fmt.Sprintf("cipher%d", suite.ID), key: key, tls: &tls.Config{CipherSuites: []uint16{suite.ID}, MaxVersion: tls.VersionTLS12}})
+		}
+	}
 	s := start(t, func(c *Config) {
 		for i := range servers {
 			sv := &servers[i]
@@ -64,11 +75,11 @@ func TestKeysOfUpstreams(t *testing.T) {
 			t.Fatal(err)
 		}
 		sv.tls.Certificates = []tls.Certificate{s.upstream.ca.certify(t, key, func(c *x509.Certificate) { c.DNSNames = []string{sv.host + ".provider.test"} })}
-		sv.TLS, sv.EnableHTTP2 = sv.tls, true
+		sv.TLS, sv.EnableHTTP2 = sv.tls, sv.tls.MaxVersion == 0 // HTTP/2 takes few ciphers of TLS 1.2 (RFC 9113 appendix A)
 		sv.StartTLS()
 		t.Cleanup(sv.Close)
 		if a := get(t, ann, "https://"+sv.host+".provider.test/"); a.status != http.StatusOK || a.body != sv.host {
-			t.Errorf("%s, curves %v: %d %.100q", sv.host, sv.tls.CurvePreferences, a.status, a.body)
+			t.Errorf("%s, curves %v, ciphers %v: %d %.100q", sv.host, sv.tls.CurvePreferences, sv.tls.CipherSuites, a.status, a.body)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -251,4 +252,11 @@ func FuzzHostName(f *testing.F) {
 			t.Errorf("%q is a host name, and as a host it is %v, %v", s, h, err)
 		}
 	})
+}
+
+// gRPC servers end a connection that is pinged more than once in five minutes while its streams are silent (gRFC A8).
+func TestUpstreamsArePingedSeldom(t *testing.T) {
+	if every := anyHTTP(nil).GetAutoConfig().GetHttp2ProtocolOptions().GetConnectionKeepalive().GetInterval().AsDuration(); every <= 5*time.Minute {
+		t.Errorf("every %v", every)
+	}
 }
