@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"net/http"
 	"slices"
 	"strconv"
 
@@ -57,6 +58,8 @@ func plainHosts(hosts []host, connect, advice *routev3.Route) *routev3.VirtualHo
 			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: "http"},
 		}},
 	}}
+	read := method(http.MethodGet)
+	read.Headers = append(read.Headers, match.Headers...)
 	on := map[string]*anypb.Any{}
 	for _, name := range []string{filterHygiene, filterRBAC, filterForwardProxy} {
 		on[name] = pack(&routev3.FilterConfig{Config: &anypb.Any{}})
@@ -67,6 +70,7 @@ func plainHosts(hosts []host, connect, advice *routev3.Route) *routev3.VirtualHo
 		ResponseHeadersToRemove: notFromUpstream,
 		Routes: []*routev3.Route{
 			connect,
+			{Name: routePlain, Match: read, Action: &routev3.Route_Route{Route: readFrom(clusterPlain)}, TypedPerFilterConfig: on},
 			{Name: routePlain, Match: match, Action: &routev3.Route_Route{Route: upstreamTo(clusterPlain)}, TypedPerFilterConfig: on},
 			advice,
 		},

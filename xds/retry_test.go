@@ -129,6 +129,56 @@ func TestWhatWasReadIsNotRetried(t *testing.T) {
 	}
 }
 
+// A GET does nothing (RFC 9110 section 9.2.1), so one that may have been read is sent again: most often it has not been, but came as the upstream
+// closed a connection that was idle.
+func TestReadsAreRetried(t *testing.T) {
+	frames := func(broken func(*http2.Framer, uint32) bool) func(*testing.T, *authority) *fickle {
+		return func(t *testing.T, ca *authority) *fickle {
+			return newFickle(t, ca, func(nth int32, f *http2.Framer, stream uint32) bool {
+				if nth == 2 {
+					return broken(f, stream)
+				}
+				return answer200(f, stream)
+			})
+		}
+	}
+	for name, upstream := range map[string]func(*testing.T, *authority) *fickle{
+		"stream reset": frames(func(f *http2.Framer, stream uint32) bool {
+			return f.WriteRSTStream(stream, http2.ErrCodeInternal) == nil
+		}),
+		"connection reset": frames(func(*http2.Framer, uint32) bool { return false }),
+		"the end of an idle connection": func(t *testing.T, ca *authority) *fickle {
+			return newFickle1(t, ca, func(up *fickle, nth int32, _, c net.Conn) {
+				r := bufio.NewReader(c)
+				if up.answerOne(r, c) && nth == 1 {
+					_, _ = http.ReadRequest(r)
+					up.streams.Add(1)
+					return
+				}
+				for up.answerOne(r, c) {
+				}
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var up *fickle
+			s := start(t, func(c *Config) {
+				ca := newAuthority(t)
+				up = upstream(t, ca)
+				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
+			}, nil)
+			for range 2 {
+				if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != http.StatusOK {
+					t.Errorf("got %d %q", a.status, a.body)
+				}
+			}
+			if n := up.streams.Load(); n != 3 {
+				t.Errorf("the upstream got %d requests", n)
+			}
+		})
+	}
+}
+
 func post(t *testing.T, c *http.Client, url string) testAnswer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader("body"))

@@ -106,6 +106,7 @@ func (r plannedRoute) virtualHost() *routev3.VirtualHost {
 		ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
 		Routes: []*routev3.Route{
 			{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
+			{Name: r.name + "/get", Match: method(http.MethodGet), Action: &routev3.Route_Route{Route: readFrom(r.cluster())}},
 			{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
 		},
 	}
@@ -113,7 +114,9 @@ func (r plannedRoute) virtualHost() *routev3.VirtualHost {
 		vh.TypedPerFilterConfig = laneRoute(r.name, *r.lane)
 	}
 	if r.bodies {
-		vh.Routes[len(vh.Routes)-1].TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
+		for _, route := range vh.Routes[1:] {
+			route.TypedPerFilterConfig = map[string]*anypb.Any{filterExtProc: pack(answersToo())}
+		}
 	}
 	if r.answered {
 		vh.Routes = []*routev3.Route{reply(503, requestID, reasonGateUnavailable, "wayleave answers for this host by itself, and cannot at the moment; nothing was sent. Try again")}
@@ -145,7 +148,7 @@ func (r plannedRoute) clusterH1() string {
 const Replayable = 1 << 20
 
 // upstreamTo is routeTo for a provider, with the retries that no provider can notice: those of requests that never
-// reached it. Whatever may have been read is not sent again, since what it did is unknown. To these the gate adds the
+// reached it. What else may have been read is not sent again, since what it did is unknown. To these the gate adds the
 // retry after a 401, for a request it has swapped: that says that nothing was done. See upstreamFilters.
 func upstreamTo(cluster string) *routev3.RouteAction {
 	a := routeTo(cluster)
@@ -154,6 +157,14 @@ func upstreamTo(cluster string) *routev3.RouteAction {
 		RetriableStatusCodes: []uint32{http.StatusUnauthorized}, // where the gate asks for it
 		NumRetries:           wrapperspb.UInt32(2),
 	}
+	return a
+}
+
+// readFrom is upstreamTo for requests that do nothing (RFC 9110 section 9.2.1): these are sent again also when the provider may have read them. It often
+// has not, but closed a connection that was idle while the request was on its way.
+func readFrom(cluster string) *routev3.RouteAction {
+	a := upstreamTo(cluster)
+	a.RetryPolicy.RetryOn += ",reset"
 	return a
 }
 
@@ -183,6 +194,15 @@ func upgradeTo(cluster string) *routev3.RouteAction {
 
 func prefix(p string) *routev3.RouteMatch {
 	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p}}
+}
+
+func method(name string) *routev3.RouteMatch {
+	m := prefix("/")
+	m.Headers = []*routev3.HeaderMatcher{{
+		Name:                 ":method",
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}}},
+	}}
+	return m
 }
 
 func websocket() *routev3.RouteMatch {

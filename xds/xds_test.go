@@ -138,9 +138,9 @@ func TestVirtualHosts(t *testing.T) {
 		}
 	}
 	want := map[string][]string{
-		"a.example.com": {"upstream_h1", "upstream"}, "a.example.com:443": {"upstream_h1", "upstream"},
-		"*.b.example.com": {"upstream_h1", "upstream"}, "*.b.example.com:443": {"upstream_h1", "upstream"},
-		"a.example.com:8443": {"to_p/h1", "to_p"},
+		"a.example.com": {"upstream_h1", "upstream", "upstream"}, "a.example.com:443": {"upstream_h1", "upstream", "upstream"},
+		"*.b.example.com": {"upstream_h1", "upstream", "upstream"}, "*.b.example.com:443": {"upstream_h1", "upstream", "upstream"},
+		"a.example.com:8443": {"to_p/h1", "to_p", "to_p"},
 		"*":                  {"421"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
