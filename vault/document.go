@@ -45,10 +45,29 @@ func CheckPath(path string) error {
 type versioned struct {
 	Data struct {
 		Data     json.RawMessage `json:"data"`
-		Metadata struct {
-			Version int `json:"version"`
-		} `json:"metadata"`
+		Metadata stored          `json:"metadata"`
 	} `json:"data"`
+}
+
+// stored is what the server says of a version, read or written.
+type stored struct {
+	Version int    `json:"version"`
+	Deleted string `json:"deletion_time"` // of one that is there: when the server will delete it by itself; empty: never
+}
+
+// noteDeletion keeps that the mount deletes what is not written for a while: keys and imported values are written once.
+func (c *Client) noteDeletion(path string, s stored) {
+	if s.Deleted != "" && c.deletes.Swap(&s.Deleted) == nil {
+		c.log.Warn("vault will delete documents by itself, and with them keys and grants: set delete_version_after of the mount to 0s, or run `wayleave vault setup`", "mount", c.cfg.Mount, "path", path, "at", s.Deleted)
+	}
+}
+
+// Deletes is when the server deletes the document that was read or written last, by itself, if answers said that it will.
+func (c *Client) Deletes() (at string, will bool) {
+	if found := c.deletes.Load(); found != nil {
+		return *found, true
+	}
+	return "", false
 }
 
 var errNoDocument = errors.New("the answer names no version: it is not the server's own, but of something on the way to it")
@@ -69,6 +88,7 @@ func (c *Client) Get(ctx context.Context, path string, into any) (version int, e
 		err = ErrNotFound
 	}
 	if err == nil {
+		c.noteDeletion(path, v.Data.Metadata)
 		err = json.Unmarshal(v.Data.Data, into)
 	}
 	if err != nil {
@@ -89,15 +109,14 @@ func (c *Client) Put(ctx context.Context, path string, doc any, cas int) (versio
 		return 0, fmt.Errorf("encoding %s: %w", path, err)
 	}
 	body := map[string]any{"options": map[string]int{"cas": cas}, "data": raw}
-	var written struct {
-		Version int `json:"version"`
-	}
+	var written stored
 	if err := c.write(ctx, callTimeout, c.cfg.Mount+"/data/"+path, body, &written); err != nil {
 		return 0, fmt.Errorf("writing %s: %w", path, err)
 	}
 	if written.Version == 0 {
 		return 0, fmt.Errorf("writing %s: %w: %w", path, ErrUnavailable, errNoDocument)
 	}
+	c.noteDeletion(path, written)
 	return written.Version, nil
 }
 

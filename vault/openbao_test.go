@@ -269,7 +269,93 @@ func TestPreflight(t *testing.T) {
 			t.Errorf("mount %s: %v, want %q", mount, err, want)
 		}
 	}
+}
 
+// Log-ins without the policy "default" can do their work all the same; one that may not look itself up is told so.
+func TestNoDefaultPolicy(t *testing.T) {
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	with := func(policy string) vault.Config {
+		var made struct {
+			Auth struct {
+				Token string `json:"client_token"`
+			} `json:"auth"`
+		}
+		if err := json.Unmarshal(s.Raw(t, http.MethodPost, "auth/token/create", fmt.Sprintf(`{"policies":[%q],"no_default_policy":true,"period":"1h"}`, policy)), &made); err != nil {
+			t.Fatal(err)
+		}
+		cfg := s.GatewayConfig
+		cfg.Auth = vault.Auth{Method: "token", Token: secret.New(made.Auth.Token)}
+		return cfg
+	}
+	for _, role := range []vault.Role{vault.Gateway, vault.Operator, vault.Viewer} {
+		c, err := vault.Open(t.Context(), with(role.Policy()), nil)
+		if err != nil {
+			t.Errorf("%s: %v", role, err)
+			continue
+		}
+		if err := c.Preflight(t.Context(), role); err != nil {
+			t.Errorf("%s: %v", role, err)
+		}
+		if l, err := c.LogIn(t.Context()); err != nil || l.Period == 0 {
+			t.Errorf("%s: %+v, %v", role, l, err)
+		}
+		c.Close()
+	}
+	_, err := vault.Open(t.Context(), with("nothing"), nil)
+	if !errors.Is(err, vault.ErrDenied) || !strings.Contains(err.Error(), `must grant "read" on auth/token/lookup-self`) {
+		t.Error(err)
+	}
+}
+
+// A mount that deletes what is not written for a while is said once, and Setup mends it.
+func TestDocumentsAreDeleted(t *testing.T) {
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	ctx := t.Context()
+	put := func(c *vault.Client, path string) {
+		t.Helper()
+		if _, err := c.Put(ctx, path, struct{}{}, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := func(l *logged, want int) {
+		t.Helper()
+		n := 0
+		for message, times := range l.count {
+			if strings.Contains(message, "delete_version_after") {
+				n += times
+			}
+		}
+		if n != want {
+			t.Errorf("told %d times, want %d", n, want)
+		}
+	}
+	c, log := openLogged(t, s.GatewayConfig)
+	put(c, "grants/before")
+	if at, will := c.Deletes(); will {
+		t.Errorf("deletes at %s", at)
+	}
+	s.Raw(t, http.MethodPut, "wayleave/config", `{"delete_version_after":"1h"}`)
+	put(c, "grants/a")
+	put(c, "grants/b")
+	if _, will := c.Deletes(); !will {
+		t.Error("does not delete")
+	}
+	told(log, 1)
+	reader, log := openLogged(t, s.GatewayConfig)
+	if _, err := reader.Get(ctx, "grants/a", &struct{}{}); err != nil {
+		t.Fatal(err)
+	}
+	told(log, 1)
+
+	var notes []string
+	if err := vault.Setup(ctx, s.Root, vault.SetupOptions{Note: func(n string) { notes = append(notes, n) }}); err != nil || len(notes) != 1 || !strings.Contains(notes[0], "delete none by itself") {
+		t.Errorf("%v, did %q", err, notes)
+	}
+	c, log = openLogged(t, s.GatewayConfig)
+	put(c, "grants/c")
+	told(log, 0)
 }
 
 // A second run changes nothing, with two roots neither; other mounts get policies of their own.

@@ -98,22 +98,24 @@ func (s setup) documents(ctx context.Context) error {
 	}
 	var config struct {
 		Data struct {
-			CASRequired bool `json:"cas_required"`
-			MaxVersions int  `json:"max_versions"`
+			CASRequired bool   `json:"cas_required"`
+			MaxVersions int    `json:"max_versions"`
+			DeleteAfter string `json:"delete_version_after"`
 		} `json:"data"`
 	}
 	// A new mount answers 400 or 503 for a moment, while it sets itself up.
 	if err := s.whenUp(ctx, func() error { return s.read(ctx, name+"/config", &config) }); err != nil {
 		return err
 	}
-	if config.Data.CASRequired && config.Data.MaxVersions == 1 {
+	if config.Data.CASRequired && config.Data.MaxVersions == 1 && cmp.Or(config.Data.DeleteAfter, "0s") == "0s" {
 		return nil
 	}
-	// One version: an old one would keep a refresh token readable that the provider still knows the family of.
-	if err := s.post(ctx, name+"/config", map[string]any{"cas_required": true, "max_versions": 1}); err != nil {
+	// One version: an old one would keep a refresh token readable that the provider still knows the family of. That one stays:
+	// keys and imported values are written once.
+	if err := s.post(ctx, name+"/config", map[string]any{"cas_required": true, "max_versions": 1, "delete_version_after": "0s"}); err != nil {
 		return err
 	}
-	s.note("made %s require check-and-set and keep one version", name)
+	s.note("made %s require check-and-set, keep one version, and delete none by itself", name)
 	return nil
 }
 

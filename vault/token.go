@@ -21,6 +21,9 @@ func (c *Client) givenToken(ctx context.Context) (*api.SecretAuth, error) {
 		return nil, err
 	}
 	self, err := a.Auth().Token().LookupSelfWithContext(ctx)
+	if status(err) == http.StatusForbidden && !tokenEnded(err) { // nor are there those of the policy `default`
+		return nil, fmt.Errorf("%w; or unwrap it first, if it wraps another token", explain("read", "auth/token/lookup-self", err))
+	}
 	if status(err) == http.StatusForbidden {
 		return nil, fmt.Errorf("%w: the vault token has expired, was revoked, is of another server or namespace, or wraps another that is to be unwrapped first: get a new one", ErrDenied)
 	}

@@ -119,6 +119,8 @@ type Client struct {
 	healing time.Time             // when the heals were begun to be counted; belongs to whoever fills logging
 	heals   int                   // log-ins that refusals made since; the same
 
+	deletes atomic.Pointer[string] // see Deletes; nil: it does not, as far as we know
+
 	stop        context.CancelFunc
 	ended       chan struct{} // closed when the renewal goroutine has ended
 	lastWarning time.Time     // of a secret id that ends; the renewal goroutine's

@@ -38,7 +38,11 @@ func examineVault(ctx context.Context, cfg *config.Config, identity vault.Config
 			out = append(out, examineRoots(roots, "in Vault", time.Now())...)
 		}
 	}
-	return append(out, examineGrants(ctx, cfg, store)...)
+	out = append(out, examineGrants(ctx, cfg, store)...)
+	if at, will := store.Deletes(); will {
+		out = append(out, warn("vault mount", "deletes documents by itself, one of them at "+at+", and with them keys and grants", "set delete_version_after of the mount to 0s, or let an administrator run 'wayleave vault setup'"))
+	}
+	return out
 }
 
 // examineServer asks what the server tells anybody. It reports whether one can log in to it.

@@ -57,6 +57,11 @@ func TestExamineVault(t *testing.T) {
 	expect(t, examined(t, cluster, vault.Gateway), map[string]string{"vault node https://127.0.0.1:2": "warn | ", "vault": "fail | none of its nodes"})
 
 	s.Raw(t, http.MethodPut, "auth/approle/role/wayleave-gateway", `{"secret_id_ttl":"1h","token_period":"0","token_ttl":"5m"}`)
+	s.Raw(t, http.MethodPut, "wayleave/config", `{"delete_version_after":"1h"}`)
+	if _, err := s.Gateway.Put(t.Context(), "status/a", struct{}{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, examined(t, s.GatewayConfig, vault.Gateway), map[string]string{"vault mount": "warn | deletes documents by itself"})
 	capped, _, err := vault.IssueAppRole(t.Context(), s.Root, "", false)
 	if err != nil {
 		t.Fatal(err)

@@ -68,3 +68,14 @@ path "wayleave-pki/issuers" {
 path "wayleave-pki/issuer/+/json" {
   capabilities = ["read"]
 }
+
+# What the policy "default" lets everybody do, for log-ins without it: look at, and renew, its own log-in.
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}
