@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -66,8 +68,43 @@ func (d *document) syntaxFault(err error, data []byte) {
 			at.line = min(at.line+1, 1+bytes.Count(bytes.TrimRight(data, "\n"), []byte("\n")))
 		}
 	}
+	fix := "mend the syntax on this line or near it"
+	switch found, ok := firstByte(data, unreadable); {
+	case ok && strings.Contains(text, "octet"), ok && strings.Contains(text, "control character"): // of which the library knows no line
+		at, fix = found, "write the file anew as plain UTF-8 text, which what is here is not"
+	case text == "found character that cannot start any token" || strings.Contains(text, "tab character"):
+		if found, ok := firstByte(data, tabbed(at.line)); ok {
+			at, fix = found, "there is a tab here: indent with spaces"
+		}
+	}
 	d.broken[""] = true
-	d.fault("", at, "not YAML: "+text, "mend the syntax on this line or near it")
+	d.fault("", at, "not YAML: "+text, fix)
+}
+
+// firstByte is the place of the first character that is one. Its line counts from 1.
+func firstByte(data []byte, is func(r rune, width, line int) bool) (place, bool) {
+	at := place{1, 1}
+	for i := 0; i < len(data); {
+		r, width := utf8.DecodeRune(data[i:])
+		if is(r, width, at.line) {
+			return at, true
+		}
+		i, at.column = i+width, at.column+1
+		if r == '\n' {
+			at = place{at.line + 1, 1}
+		}
+	}
+	return place{}, false
+}
+
+// unreadable reports whether there is no text at all, or a control character that YAML does not allow (YAML 1.2 section 5.1).
+func unreadable(r rune, width, _ int) bool {
+	return r == utf8.RuneError && width == 1 || unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\u0085", r)
+}
+
+// tabbed finds a tab on a line or the one after, since the library is not sure which it was on.
+func tabbed(line int) func(r rune, width, at int) bool {
+	return func(r rune, _, at int) bool { return r == '\t' && (at == line || at == line+1) }
 }
 
 // value decodes n into v. tag is that of the field v belongs to: its jsonschema part is the only place where enumerations

@@ -10,12 +10,12 @@ import (
 // A Fault is one thing wrong with a configuration: where it is, what is wrong, and what to write instead.
 // Faults never repeat a value that may be a secret.
 type Fault struct {
-	File   string
-	Line   int    // 1-based; a missing key is reported where the section that lacks it starts
-	Column int    // 1-based
-	Key    string // path of the key, such as routes[0].hosts[1]; empty for the file as a whole
-	What   string // what is wrong
-	Fix    string // what to do about it
+	File   string `json:"file"`
+	Line   int    `json:"line"`   // 1-based; a missing key is reported where the section that lacks it starts
+	Column int    `json:"column"` // 1-based
+	Key    string `json:"key"`    // path of the key, such as routes[0].hosts[1]; empty for the file as a whole
+	What   string `json:"what"`   // what is wrong
+	Fix    string `json:"fix"`    // what to do about it
 }
 
 // Error implements error: file:line:column: key: what is wrong; the fix.

@@ -53,10 +53,12 @@ func loadConfig(c *cobra.Command, path string) (*config.Config, error) {
 	return cfg, nil
 }
 
+var errNoConfig = usageError{errors.New("no configuration: name the file with -c or WAYLEAVE_CONFIG")}
+
 // checkConfig reads the configuration alone.
 func checkConfig(c *cobra.Command, path string) (*config.Config, error) {
 	if path == "" {
-		return nil, usageError{errors.New("no configuration: name the file with -c or WAYLEAVE_CONFIG")}
+		return nil, errNoConfig
 	}
 	cfg, err := config.Load(path)
 	if err != nil {
@@ -68,11 +70,49 @@ func checkConfig(c *cobra.Command, path string) (*config.Config, error) {
 	return cfg, nil
 }
 
+// furtherFaults are those that only the files and the resources of a configuration show.
+func furtherFaults(cfg *config.Config) error {
+	if _, err := cfg.Files(); err != nil {
+		return err
+	}
+	return latentFaults(cfg)
+}
+
+// checked is what `config check --json` prints.
+type checked struct {
+	Revision string        `json:"revision,omitempty"` // of a configuration without faults
+	Faults   config.Faults `json:"faults"`
+	Warnings config.Faults `json:"warnings"`
+}
+
+// printFaults prints what is wrong for programs. The exit code says whether there is a fault.
+func printFaults(c *cobra.Command, path string) error {
+	if path == "" {
+		return errNoConfig
+	}
+	found := checked{Faults: config.Faults{}, Warnings: config.Faults{}}
+	cfg, err := config.Load(path)
+	if err == nil {
+		found.Warnings = append(found.Warnings, cfg.Warnings...)
+		err = furtherFaults(cfg)
+	}
+	if err != nil && !errors.As(err, &found.Faults) {
+		return err
+	}
+	if err == nil {
+		found.Revision = cfg.Hash()
+	}
+	if err := printJSON(c.OutOrStdout(), found); err != nil || found.Revision != "" {
+		return err
+	}
+	return exitCode(exitFailure)
+}
+
 // counted says how many faults a configuration has, if that is the error.
 func counted(err error) error {
 	var faults config.Faults
 	if errors.As(err, &faults) {
-		return fmt.Errorf("%d in the configuration; nothing was started or changed\n%w", len(faults), faults)
+		return fmt.Errorf("faults in the configuration: %d; nothing was started or changed\n%w", len(faults), faults)
 	}
 	return err
 }
@@ -86,20 +126,22 @@ func newConfig() *cobra.Command {
 
 func newConfigCheck() *cobra.Command {
 	var path string
+	var asJSON bool
 	c := &cobra.Command{
-		Use:     "check",
-		Short:   "Report every fault of the configuration with its line and its fix",
-		Example: `  wayleave config check -c wayleave.yaml`,
-		Args:    exactArgs(),
+		Use:   "check",
+		Short: "Report every fault of the configuration with its line and its fix",
+		Example: `  wayleave config check -c wayleave.yaml
+  wayleave config check -c wayleave.yaml --json`,
+		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if asJSON {
+				return printFaults(c, path)
+			}
 			cfg, err := checkConfig(c, path)
 			if err != nil {
 				return err
 			}
-			if _, err := cfg.Files(); err != nil {
-				return counted(err)
-			}
-			if err := latentFaults(cfg); err != nil {
+			if err := furtherFaults(cfg); err != nil {
 				return counted(err)
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s is good: revision %.12s, routes: %d, grants: %d, workers: %d\n",
@@ -107,6 +149,7 @@ func newConfigCheck() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	addConfigFlag(c, &path)
 	return c
 }

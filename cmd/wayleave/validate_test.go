@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -54,6 +55,42 @@ func TestValidator(t *testing.T) {
 			}
 			if !slices.Equal(slices.Compact(got), c.objections) || c.says == "" && log.Len() > 0 || !strings.Contains(log.String(), c.says) {
 				t.Errorf("got %v, said %q", err, log.String())
+			}
+		})
+	}
+}
+
+// What people read of a configuration's faults, programs get as JSON, with the same exit code.
+func TestCheckAsJSON(t *testing.T) {
+	isolated(t)
+	const good = "grants: {a: {provider: anthropic}}\nroutes:\n  - {hosts: [api.anthropic.com], grant: a}\n"
+	for name, c := range map[string]struct {
+		text, faulty string
+		code         int
+	}{
+		"good, with a warning":   {good, "", exitOK},
+		"a fault":                {good + "grunts: {}\n", "grunts", exitFailure},
+		"a host with a fault":    {good + "  - {name: wayleave.answers, hosts: [b.example.com], grant: a}\nprofiles: {p: {grants: [a], token_endpoint: placeholder}}\nworkers: {w: {profile: p}}\n", "routes[1]", exitFailure},
+		"a file that is missing": {good + "upstream: {ca_files: [none.pem]}\n", "upstream.ca_files[0]", exitFailure},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "wayleave.yaml")
+			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var out, errs bytes.Buffer
+			if code := run(t.Context(), []string{"config", "check", "-c", file, "--json"}, strings.NewReader(""), &out, &errs); code != c.code || errs.Len() > 0 {
+				t.Errorf("exit code %d, said %q", code, &errs)
+			}
+			var got checked
+			if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+				t.Fatalf("%v in %s", err, &out)
+			}
+			if got.Faults == nil || got.Warnings == nil || (got.Revision == "") != (c.faulty != "") || c.faulty == "" && len(got.Warnings) == 0 {
+				t.Errorf("%s", &out)
+			}
+			if c.faulty != "" && !slices.ContainsFunc(got.Faults, func(f config.Fault) bool { return strings.HasPrefix(f.Key, c.faulty) && f.Line > 0 && f.What != "" }) {
+				t.Errorf("no fault of %s in %s", c.faulty, &out)
 			}
 		})
 	}
