@@ -395,7 +395,7 @@ func readToken(c *cobra.Command) (secret.Text, error) {
 		data, err = readUnseen(c.Context(), tty)
 		fmt.Fprintln(c.ErrOrStderr())
 	} else {
-		data, err = io.ReadAll(io.LimitReader(c.InOrStdin(), most+1))
+		data, err = readAll(c.Context(), io.LimitReader(c.InOrStdin(), most+1))
 	}
 	text := strings.TrimSpace(string(data))
 	switch {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -443,7 +444,7 @@ func testDisconnect(t *testing.T, newOffice func(*testing.T) *office) {
 func TestConfirm(t *testing.T) {
 	o := newOffice(t)
 	for line, want := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "yesterday\n": false} {
-		if got := o.desk(line).confirm("Is it? "); got != want {
+		if got := o.desk(line).confirm(t.Context(), "Is it? "); got != want {
 			t.Errorf("%q: %v", line, got)
 		}
 	}
@@ -485,6 +486,24 @@ func TestStoreWaits(t *testing.T) {
 	o.wants(store(), 0, "its account was ops@acme.example before, and is eve@acme.example now")
 	token.Refresh = secret.Text{}
 	o.wants(store(), 0, "no refresh token")
+}
+
+// An import that waits for what a pipe brings can be interrupted, and changes nothing then.
+func TestImportIsInterrupted(t *testing.T) {
+	o := newOffice(t)
+	in, hold := io.Pipe()
+	defer hold.Close()
+	d := o.desk("")
+	d.in = in
+	ctx, interrupt := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- d.importGrant(ctx, "key", "", false) }()
+	if _, err := hold.Write([]byte("sk-ant-api03-hush")); err != nil { // by then it reads
+		t.Fatal(err)
+	}
+	interrupt()
+	o.wants(<-done, exitFailure, "nothing was changed")
+	o.wants(o.desk("").showGrant(t.Context(), "key", "", 0), 14, "never_connected")
 }
 
 func TestImport(t *testing.T) { everyForm(t, testImport) }

@@ -40,7 +40,7 @@ func (d operator) disconnect(ctx context.Context, name string, yes, revoke bool,
 	if err != nil {
 		return err
 	}
-	if !yes && terminalOf(d.in) != nil && !d.confirm(fmt.Sprintf("Workers lose %s within seconds. Disconnect it? [y/N] ", name)) {
+	if !yes && terminalOf(d.in) != nil && !d.confirm(ctx, fmt.Sprintf("Workers lose %s within seconds. Disconnect it? [y/N] ", name)) {
 		return errors.New("nothing was changed")
 	}
 	end, err := d.Disconnect(ctx, s, revoke, timeout, d.sayWaiting)
@@ -66,10 +66,10 @@ func (d operator) disconnect(ctx context.Context, name string, yes, revoke bool,
 	return err
 }
 
-// confirm asks the operator a question; no answer is no.
-func (d stdio) confirm(question string) bool {
+// confirm asks the operator a question; no answer is no, and so is an interruption.
+func (d stdio) confirm(ctx context.Context, question string) bool {
 	fmt.Fprint(d.err, question)
-	line, _ := bufio.NewReader(d.in).ReadString('\n')
-	answer := strings.ToLower(strings.TrimSpace(line))
+	line, _ := until(ctx, func() ([]byte, error) { return bufio.NewReader(d.in).ReadBytes('\n') })
+	answer := strings.ToLower(strings.TrimSpace(string(line)))
 	return answer == "y" || answer == "yes"
 }

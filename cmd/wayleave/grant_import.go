@@ -79,7 +79,7 @@ func (d operator) readImport(ctx context.Context, name, file string, kind grant.
 	case tty != nil:
 		return nil, usageError{errors.New("tokens are JSON, which a terminal would show: name the file with --from-file, or redirect it")}
 	}
-	data, err := io.ReadAll(io.LimitReader(in, operate.MaxImport+1))
+	data, err := readAll(ctx, io.LimitReader(in, operate.MaxImport+1))
 	if err == nil && len(data) > operate.MaxImport {
 		err = operate.ErrTooLarge
 	}

@@ -189,7 +189,7 @@ func (d operator) revokeSessions(ctx context.Context, q revokeFlags, ids []strin
 		if err != nil {
 			return err
 		}
-		if !d.confirm(fmt.Sprintf("%s, and every worker has to be started again. End all sessions? [y/N] ", liveCount(len(live)))) {
+		if !d.confirm(ctx, fmt.Sprintf("%s, and every worker has to be started again. End all sessions? [y/N] ", liveCount(len(live)))) {
 			return errors.New("nothing was changed")
 		}
 	}
@@ -247,7 +247,7 @@ refused by some.`
 
 func (d desk) rotateKeys(ctx context.Context, endSessions, yes bool, timeout time.Duration) error {
 	if endSessions {
-		if !yes && terminalOf(d.in) != nil && !d.confirm("Every worker has to be started again. End all sessions? [y/N] ") {
+		if !yes && terminalOf(d.in) != nil && !d.confirm(ctx, "Every worker has to be started again. End all sessions? [y/N] ") {
 			return errors.New("nothing was changed")
 		}
 		now := d.Now()

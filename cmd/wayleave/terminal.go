@@ -17,6 +17,31 @@ func terminalOf(in io.Reader) *os.File {
 	return nil
 }
 
+// until is what read gives, unless ctx ends before: reading a terminal or a pipe cannot be interrupted, and then ends with what it reads or
+// with the process.
+func until(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
+	type all struct {
+		text []byte
+		err  error
+	}
+	done := make(chan all, 1)
+	go func() {
+		text, err := read()
+		done <- all{text, err}
+	}()
+	select {
+	case a := <-done:
+		return a.text, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w; nothing was changed", context.Cause(ctx))
+	}
+}
+
+// readAll is io.ReadAll until ctx ends.
+func readAll(ctx context.Context, in io.Reader) ([]byte, error) {
+	return until(ctx, func() ([]byte, error) { return io.ReadAll(in) })
+}
+
 // readUnseen reads a line that is not shown while it is typed. An end of ctx leaves the terminal as it was.
 func readUnseen(ctx context.Context, tty *os.File) ([]byte, error) {
 	fd := int(tty.Fd()) //nolint:gosec // a file descriptor is small
@@ -24,20 +49,9 @@ func readUnseen(ctx context.Context, tty *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	type line struct {
-		text []byte
-		err  error
-	}
-	typed := make(chan line, 1)
-	go func() { // reading a terminal cannot be interrupted: this ends with its line or with the process
-		text, err := term.ReadPassword(fd)
-		typed <- line{text, err}
-	}()
-	select {
-	case l := <-typed:
-		return l.text, l.err
-	case <-ctx.Done():
+	text, err := until(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
+	if ctx.Err() != nil {
 		_ = term.Restore(fd, before)
-		return nil, fmt.Errorf("%w; nothing was changed", context.Cause(ctx))
 	}
+	return text, err
 }

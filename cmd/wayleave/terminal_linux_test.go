@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,6 +61,27 @@ func TestImportFromTerminal(t *testing.T) {
 		t.Error("the terminal is left without an echo")
 	}
 	o.wants(d.importGrant(t.Context(), "acme", "", false), exitUsage, "--from-file")
+}
+
+// A question can be answered by an interruption, which is a no.
+func TestQuestionIsInterrupted(t *testing.T) {
+	_, program := pseudoTerminal(t)
+	o := newOffice(t)
+	o.connect("acme")
+	d := o.desk("")
+	d.in = program
+	ctx, interrupt := context.WithCancel(t.Context())
+	asked, asks := io.Pipe()
+	d.err = asks
+	done := make(chan error, 1)
+	go func() { done <- d.disconnect(ctx, "acme", false, true, time.Minute) }()
+	question := make([]byte, 64)
+	if n, err := asked.Read(question); err != nil || !strings.Contains(string(question[:n]), "Workers lose acme") {
+		t.Fatalf("%q, %v", question[:n], err)
+	}
+	interrupt()
+	o.wants(<-done, exitFailure, "nothing was changed")
+	o.wants(o.desk("").showGrant(t.Context(), "acme", "", 0), 0, "healthy")
 }
 
 // An interrupted command leaves the terminal as it was.
