@@ -121,7 +121,8 @@ type Vault struct {
 	// Namespace of Vault Enterprise or OpenBao. Default: none.
 	Namespace string `yaml:"namespace"`
 
-	// PEM file of the authority that signed the server's certificate. Default: the system's.
+	// PEM file of the authority that signed the server's certificate. It is read again for each connection, so that it can be replaced;
+	// when the server's authority changes, put the new one beside the old before. Default: the system's.
 	CAFile string `yaml:"ca_file"`
 
 	// Path of the KV version 2 mount that holds the grants. It must exist; `wayleave vault setup` makes it.

@@ -42,5 +42,8 @@ func (c *Client) withCertificate(pair *tls.Certificate) (*http.Client, error) {
 	}
 	t = t.Clone()
 	t.TLSClientConfig.Certificates = []tls.Certificate{*pair}
+	if err := trust(t, c.cfg.CAFile); err != nil {
+		return nil, err
+	}
 	return httpClient(t, c.state, c.nodes), nil
 }

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -53,17 +54,59 @@ func dialer(address, caFile string, nodes int) (string, *http.Transport, error) 
 	default:
 		return "", nil, fmt.Errorf("vault address %q: the scheme must be https, http or unix", address)
 	}
-	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
-		if err != nil {
-			return "", nil, fmt.Errorf("reading the CA file for vault: %w", err)
-		}
-		t.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return "", nil, fmt.Errorf("the CA file for vault, %s, holds no PEM certificate", caFile)
-		}
+	if err := trust(t, caFile); err != nil {
+		return "", nil, err
 	}
 	return address, t, nil
+}
+
+// trust makes t trust the authorities of a file, and no others, as they are when a connection is made: who replaces the file need not tell
+// us. One that cannot be read then is as it was. An empty name is the system's authorities.
+func trust(t *http.Transport, caFile string) error {
+	if caFile == "" {
+		return nil
+	}
+	roots, err := readRoots(caFile)
+	if err != nil {
+		return err
+	}
+	var last atomic.Pointer[x509.CertPool]
+	last.Store(roots)
+	t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if roots, err := readRoots(caFile); err == nil {
+			last.Store(roots)
+		}
+		raw, err := t.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		config := t.TLSClientConfig.Clone()
+		config.RootCAs = last.Load()
+		if config.ServerName, _, err = net.SplitHostPort(address); err != nil {
+			return nil, errors.Join(err, raw.Close())
+		}
+		ctx, cancel := context.WithTimeout(ctx, t.TLSHandshakeTimeout)
+		defer cancel()
+		conn := tls.Client(raw, config)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			_ = raw.Close()
+			return nil, err
+		}
+		return conn, nil
+	}
+	return nil
+}
+
+func readRoots(caFile string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA file for vault: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("the CA file for vault, %s, holds no PEM certificate", caFile)
+	}
+	return roots, nil
 }
 
 func httpClient(transport http.RoundTripper, state *clusterState, nodes *nodes) *http.Client {

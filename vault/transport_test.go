@@ -1,9 +1,16 @@
 package vault
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +20,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"wayleave/secret"
 )
@@ -100,6 +108,76 @@ func TestRedirectNeverLeavesTLS(t *testing.T) {
 	_, err := Open(t.Context(), Config{Address: s.URL, Auth: given}, nil)
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("without the CA: %v", err)
+	}
+}
+
+// certificateFor is a self-signed certificate for a name or address, and its PEM.
+func certificateFor(t *testing.T, host string) (tls.Certificate, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		template.IPAddresses = []net.IP{ip}
+	} else {
+		template.DNSNames = []string{host}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// The server's authority can be replaced while we run; what the file is in between changes nothing, and a certificate for another name is as
+// good as none.
+func TestAuthorityIsReplaced(t *testing.T) {
+	s := httptest.NewUnstartedServer(vaultHandler(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, aDocument) }))
+	s.EnableHTTP2 = true
+	var shown atomic.Pointer[tls.Certificate]
+	first, firstPEM := certificateFor(t, "127.0.0.1")
+	second, secondPEM := certificateFor(t, "127.0.0.1")
+	other, otherPEM := certificateFor(t, "vault.example")
+	shown.Store(&first)
+	s.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return &tls.Config{Certificates: []tls.Certificate{*shown.Load()}, NextProtos: []string{"h2"}}, nil
+	}}
+	s.StartTLS()
+	defer s.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	write := func(text []byte) {
+		t.Helper()
+		if err := os.WriteFile(ca, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(firstPEM)
+	c := openAt(t, Config{Address: s.URL, CAFile: ca})
+	for _, step := range []struct {
+		name  string
+		shows *tls.Certificate
+		file  []byte
+		works bool
+	}{
+		{"as it began", &first, firstPEM, true},
+		{"emptied to be written", &first, nil, true},
+		{"something else", &first, []byte("x"), true},
+		{"a new certificate before its authority", &second, []byte("x"), false},
+		{"both authorities", &second, append(firstPEM, secondPEM...), true},
+		{"the new one alone", &second, secondPEM, true},
+		{"the old certificate", &first, secondPEM, false},
+		{"a certificate for another name", &other, otherPEM, false},
+	} {
+		shown.Store(step.shows)
+		write(step.file)
+		c.http.CloseIdleConnections()
+		if _, err := c.Get(t.Context(), "grants/a", &struct{}{}); (err == nil) != step.works || err != nil && !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", step.name, err)
+		}
 	}
 }
 
