@@ -170,6 +170,8 @@ func TestFurtherForms(t *testing.T) {
 		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@ssh.github.com:443/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "git://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		// An agent that keeps keys and tokens from the commands that it runs.
+		{[]string{"sh", "-ec", `unset GIT_CONFIG_COUNT $(env | sed -n 's/^\([A-Za-z_0-9]*\(KEY\|TOKEN\|SECRET\)[A-Za-z_0-9]*\)=.*/\1/p'); exec git ls-remote https://github.com/repo.git`}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"sh", "-ec", gitStory}, "cloned, pushed and cloned", "Basic", "github.com"},
 		{[]string{"npm", "view", "acme", "version"}, "1.2.3", "Bearer", "npm.demo.test"},
 		{[]string{"sh", "-c", `NPM_CONFIG_USERCONFIG=$HOME/.npmrc exec npm view acme version --registry https://npm.demo.test/ "--//npm.demo.test/:_authToken=$(sed -n 's/.*_authToken=//p' "$NPM_CONFIG_USERCONFIG")"`}, "1.2.3", "Bearer", "npm.demo.test"},

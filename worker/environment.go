@@ -33,6 +33,13 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 			why[name] = "programs would otherwise not use the placeholder for " + c.Grant
 		}
 	}
+	for _, name := range order {
+		for _, c := range e.Credentials {
+			if host := npmHost(name); host != "" && c.Env[npmFile] != "" && c.at(host) {
+				why[name] = "programs would otherwise not use the placeholder for " + c.Grant
+			}
+		}
+	}
 	owner := map[string]string{}
 	settings := []gitSetting{{"http.proxy", set["HTTPS_PROXY"]}} // git prefers one in its files to the variables; with an empty one it knows none
 	for _, c := range e.Credentials {
@@ -44,7 +51,11 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 				}
 				continue
 			}
-			settings = append(settings, gitSetting{s.key, inFiles(s.value, f.Credentials[c.Grant])})
+			dir := f.Credentials[c.Grant]
+			if strings.HasPrefix(s.value, "!") { // is for a shell
+				dir = shellWord(dir)
+			}
+			settings = append(settings, gitSetting{s.key, inFiles(s.value, dir)})
 		}
 		for _, name := range slices.Sorted(maps.Keys(env)) {
 			if other := owner[name]; other != "" {
@@ -57,7 +68,6 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	}
 	added := addGit(settings, vars)
 	maps.Copy(set, added)
-	_, rest := splitGit(vars)
 
 	var changes []string // "removed %s: why", in order
 	changed := map[string][]string{}
@@ -72,14 +82,15 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		value, ours := set[name]
 		reason, unset := why[name]
 		_, further := added[name]
-		_, other := rest[name]
 		switch {
 		case ownVariable(name):
 			// The gate's own: the worker token is not for the programs it starts.
 		case slices.Contains(e.Proofs, name):
 			change("removed %s: programs could prove with it that they are this worker", name)
-		case further, !other, ours && (name == "JAVA_TOOL_OPTIONS" || name == gitSystem):
+		case further, ours && (name == "JAVA_TOOL_OPTIONS" || name == gitSystem):
 			// Added to, not replaced.
+		case name == gitCount && gitRefuses(vars):
+			// With what is left of it git would not work at all.
 		case ours && (old == value || old == ""):
 		case ours && unset:
 			change("replaced %s: "+reason, name)
@@ -221,8 +232,28 @@ func withoutJavaOptions(options string) string {
 	return strings.Join(kept, " ")
 }
 
+// shellWord is s as one word of a shell.
+func shellWord(s string) string {
+	if s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-/{}") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
 // ownVariable reports whether a variable belongs to this program rather than to those it starts.
 func ownVariable(name string) bool { return strings.HasPrefix(name, "WAYLEAVE_") }
+
+// npmFile names the .npmrc that holds a placeholder.
+const npmFile = "NPM_CONFIG_USERCONFIG"
+
+// npmHost is the registry that a variable says of how to log in there, as npm_config_//npm.example.com/:_authToken; empty: none.
+func npmHost(name string) string {
+	at, about := strings.CutPrefix(strings.ToLower(name), "npm_config_//")
+	if !about {
+		return ""
+	}
+	return at[:strings.IndexAny(at+"/", ":/")]
+}
 
 // commonProxy reports whether a variable names a proxy for many programs.
 func commonProxy(name string) bool {

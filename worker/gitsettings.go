@@ -4,22 +4,27 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// git reads settings from GIT_CONFIG_KEY_0 and GIT_CONFIG_VALUE_0 on, as many as GIT_CONFIG_COUNT says, after those of its files. Containers and
-// CI have some of their own there (safe.directory), and several credentials may have, so ours come behind those.
+// git reads settings from GIT_CONFIG_PARAMETERS, where its option -c leaves them for what it starts, behind those of its files and of GIT_CONFIG_COUNT. The
+// latter, which containers and CI have settings of their own in (safe.directory), would be as good but for two things: git before 2.31 does not know of it, and
+// agents that keep what is called like a key from the commands they run keep GIT_CONFIG_KEY_0 from them, without which git refuses to work at all.
 //
 // Rules for addresses (url.<base>.insteadOf) are an exception: of two that are equally long the first counts, so ours have to come before those of
 // every file, which is what the file that GIT_CONFIG_SYSTEM names does (git 2.32).
+//
+// What a provider has for git is written as GIT_CONFIG_COUNT is.
 const (
-	gitCount    = "GIT_CONFIG_COUNT"
-	gitKey      = "GIT_CONFIG_KEY_"
-	gitValue    = "GIT_CONFIG_VALUE_"
-	gitSystem   = "GIT_CONFIG_SYSTEM"
-	gitNoSystem = "GIT_CONFIG_NOSYSTEM"
+	gitCount      = "GIT_CONFIG_COUNT"
+	gitKey        = "GIT_CONFIG_KEY_"
+	gitValue      = "GIT_CONFIG_VALUE_"
+	gitParameters = "GIT_CONFIG_PARAMETERS"
+	gitSystem     = "GIT_CONFIG_SYSTEM"
+	gitNoSystem   = "GIT_CONFIG_NOSYSTEM"
 )
 
 type gitSetting struct{ key, value string }
@@ -50,23 +55,51 @@ func gitSettings(env map[string]string) (settings []gitSetting) {
 	return settings
 }
 
-// addGit are the variables that have settings behind those of an environment, each once: what an earlier session left there goes, its proxy (with
+// gitRefuses reports whether git refuses to work for what GIT_CONFIG_COUNT says.
+func gitRefuses(vars map[string]string) bool {
+	n, err := strconv.Atoi(vars[gitCount])
+	return vars[gitCount] != "" && (err != nil || n != len(gitSettings(vars)))
+}
+
+// addGit is the variable that has settings behind those of an environment, each once: what an earlier session left there goes, its proxy (with
 // a password of its own) too.
 func addGit(settings []gitSetting, vars map[string]string) map[string]string {
 	if len(settings) == 0 {
 		return nil
 	}
 	proxy := slices.ContainsFunc(settings, gitSetting.proxy)
-	all := slices.DeleteFunc(gitSettings(vars), func(s gitSetting) bool {
-		return slices.Contains(settings, s) || proxy && s.proxy() // of a setting with one value the last counts
+	words := slices.DeleteFunc(gitWords.FindAllString(vars[gitParameters], -1), func(word string) bool {
+		text := gitUnquoted(word)
+		key, _, _ := strings.Cut(text, "=")
+		return slices.ContainsFunc(settings, func(s gitSetting) bool { return s.String() == text }) || proxy && gitSetting{key: key}.proxy() // of a setting with one value the last counts
 	})
-	all = append(all, settings...)
-	set := map[string]string{gitCount: strconv.Itoa(len(all))}
-	for i, s := range all {
-		n := strconv.Itoa(i)
-		set[gitKey+n], set[gitValue+n] = s.key, s.value
+	for _, s := range settings {
+		words = append(words, s.word())
 	}
-	return set
+	return map[string]string{gitParameters: strings.Join(words, " ")}
+}
+
+// hasGit reports whether GIT_CONFIG_PARAMETERS has a setting.
+func hasGit(vars map[string]string, s gitSetting) bool {
+	return slices.ContainsFunc(gitWords.FindAllString(vars[gitParameters], -1), func(word string) bool { return gitUnquoted(word) == s.String() })
+}
+
+// gitWords are the settings in GIT_CONFIG_PARAMETERS, 'key=value' or, since 2.31, 'key'='value', quoted as for a shell.
+var gitWords = regexp.MustCompile(`(?:'[^']*'|\\['!]|=)+`)
+
+func gitUnquoted(word string) string {
+	return strings.NewReplacer(`'\''`, `'`, `'\!'`, `!`, `'`, ``).Replace(word)
+}
+
+func (s gitSetting) String() string { return s.key + "=" + s.value }
+
+// word is a setting in GIT_CONFIG_PARAMETERS, in the form that every git knows if there is no doubt where the key ends.
+func (s gitSetting) word() string {
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	if strings.Contains(s.key, "=") {
+		return quote(s.key) + "=" + quote(s.value)
+	}
+	return quote(s.String())
 }
 
 // proxy reports whether a setting is the proxy for all addresses.

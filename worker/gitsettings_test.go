@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -47,25 +48,33 @@ func TestGitSettingsOfSessionAfterSession(t *testing.T) {
 	base := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
 	with := func(more ...string) []string { return append(base[:len(base):len(base)], more...) }
 
-	// An http.proxy of the machine's, and two that sessions left behind, make more pairs than there are to be.
-	env := with("GIT_CONFIG_SYSTEM="+machines, "GIT_CONFIG_COUNT=4", "GIT_CONFIG_KEY_0=http.proxy", "GIT_CONFIG_VALUE_0=http://a:wls1.password-a@gate",
-		"GIT_CONFIG_KEY_1=safe.directory", "GIT_CONFIG_VALUE_1=*", "GIT_CONFIG_KEY_2=HTTP.Proxy", "GIT_CONFIG_VALUE_2=http://a:wls1.password-b@gate",
-		"GIT_CONFIG_KEY_3=http.proxy", "GIT_CONFIG_VALUE_3=http://a:wls1.password-c@gate")
+	// The machine's http.proxy, and one that a session left behind, beside settings of others.
+	env := with("GIT_CONFIG_SYSTEM="+machines, "GIT_CONFIG_COUNT=2", "GIT_CONFIG_KEY_0=http.proxy", "GIT_CONFIG_VALUE_0=http://proxy.example:1", "GIT_CONFIG_KEY_1=safe.directory", "GIT_CONFIG_VALUE_1=*",
+		`GIT_CONFIG_PARAMETERS='HTTP.Proxy=http://a:wls1.password-b@gate' 'acme.theirs'='it'\''s'`)
 	for n, dir := range []string{"one", "one", "two", "one", "two", "two"} {
 		env = session(n, dir, env)
-		for name, want := range map[string]string{"acme.system": "kept", "acme.ours": "yes", "safe.directory": "*", "http.proxy": e.ProxyURL()} {
+		for name, want := range map[string]string{"acme.system": "kept", "acme.ours": "yes", "safe.directory": "*", "http.proxy": e.ProxyURL(), "acme.theirs": "it's"} {
 			if got := setting(env, name); got != want {
 				t.Errorf("session %d, in %s: %s is %q", n, dir, name, got)
 			}
 		}
-		if got := environ(env)["GIT_CONFIG_COUNT"]; got != "3" {
-			t.Errorf("session %d: %s settings", n, got)
+		if got := environ(env)["GIT_CONFIG_PARAMETERS"]; strings.Count(got, "=") != 3 {
+			t.Errorf("session %d: %s", n, got)
 		}
 		for _, v := range env {
 			if strings.Contains(v, "password-") && !strings.Contains(v, e.Password.Reveal()) {
 				t.Errorf("session %d: %s", n, v)
 			}
 		}
+	}
+
+	// Commands of an agent that keeps what is called like a key or a token from them.
+	kept := slices.DeleteFunc(slices.Clone(env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return strings.Contains(name, "KEY") || strings.Contains(name, "TOKEN") || name == "GIT_CONFIG_COUNT" // what was there before is its own matter
+	})
+	if got := setting(kept, "acme.ours"); got != "yes" {
+		t.Errorf("without keys and tokens: %q", got)
 	}
 
 	// A file that includes itself is mended.

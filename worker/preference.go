@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -46,6 +47,7 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	vars, _ := index(env)
 	found := append(m.claudeCode(vars, credentials), m.codex(vars, credentials)...)
 	more := map[string]string{}
+	found = append(found, m.npm(credentials)...)
 	for _, p := range []func(map[string]string, []Credential, map[string]string) []Preference{m.netrc, m.proxies} {
 		found = append(found, p(vars, credentials, more)...)
 	}
@@ -79,12 +81,16 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 		own, account = filepath.Join(vars["HOME"], ".claude"), filepath.Join(vars["HOME"], ".claude.json")
 	}
 	paths := []string{account}
+	organizations := map[string]bool{} // which a person cannot change
 	for _, managed := range []string{"/etc/claude-code", "/Library/Application Support/ClaudeCode"} {
 		parts, _ := fs.Glob(m.Files, managed[1:]+"/managed-settings.d/*.json")
 		paths = append(paths, managed+"/managed-settings.json")
 		for _, part := range parts {
 			paths = append(paths, "/"+part)
 		}
+	}
+	for _, path := range paths {
+		organizations[path] = path != account
 	}
 	paths = append(paths, filepath.Join(own, "settings.json"))
 	if m.Dir != "" {
@@ -98,9 +104,17 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 			Env          map[string]any `json:"env"`
 			APIKeyHelper string         `json:"apiKeyHelper"`
 			PrimaryKey   string         `json:"primaryApiKey"`
+			ForcedMethod any            `json:"forceLoginMethod"`
+			ForcedOrg    any            `json:"forceLoginOrgUUID"`
 		}
 		if json.Unmarshal(m.read(path), &settings) != nil { // the client has its own words for that
 			continue
+		}
+		var around []string
+		for _, name := range gateVariables() {
+			if value, text := settings.Env[name].(string); text && path != account && vars[name] != "" && value != vars[name] && !(strings.EqualFold(name, "NO_PROXY") && loopbackOnly(value)) {
+				around = append(around, "env."+name)
+			}
 		}
 		for _, c := range credentials {
 			concerns := slices.Concat(slices.Collect(maps.Keys(c.Env)), c.Unset)
@@ -119,12 +133,45 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 			if len(names) > 0 {
 				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "Claude Code prefers to the placeholder for " + c.Grant})
 			}
+			if !slices.Contains(concerns, "ANTHROPIC_API_KEY") {
+				continue
+			}
+			if len(around) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(around, ", "), Means: "Claude Code, and what it runs, prefer to the way to the gate"})
+				around = nil
+			}
+			forced := map[bool]string{true: "forceLoginMethod", false: "forceLoginOrgUUID"}[settings.ForcedMethod != nil]
+			if organizations[path] && (settings.ForcedMethod != nil || settings.ForcedOrg != nil) && c.Env["ANTHROPIC_AUTH_TOKEN"]+c.Env["ANTHROPIC_API_KEY"] != "" {
+				found = append(found, Preference{File: path, Has: forced, Means: "has Claude Code refuse the placeholder for " + c.Grant + ", which is no log-in to it as one is with claude_code: oauth_env in the profile"})
+			}
 		}
 	}
 	return found
 }
 
-var codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
+// gateVariables are those that lead programs to the gate, and have them trust it.
+func gateVariables() []string {
+	names := slices.Concat(slices.Collect(maps.Keys(proxyVariables(Enrolment{Gate: &url.URL{}}))), replacingStores, addingStores)
+	slices.Sort(names)
+	return names
+}
+
+// loopbackOnly reports whether a NO_PROXY is about this machine alone.
+func loopbackOnly(noProxy string) bool {
+	for entry := range strings.SplitSeq(noProxy, ",") {
+		switch strings.Trim(strings.TrimSpace(entry), "[]") {
+		case "", "localhost", ".localhost", "127.0.0.1", "127.0.0.0/8", "::1":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
+	codexForced    = regexp.MustCompile(`(?m)^[ \t]*forced_login_method[ \t]*=[ \t]*["'](api|chatgpt)["']`)
+)
 
 // codex are the files of Codex.
 func (m Machine) codex(vars map[string]string, credentials []Credential) (found []Preference) {
@@ -133,19 +180,65 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 		paths = append(paths, filepath.Join(m.Dir, ".codex", "config.toml"))
 	}
 	for _, path := range paths {
+		text := m.read(path)
 		var names []string
-		for _, line := range codexElsewhere.FindAllSubmatch(m.read(path), -1) {
+		for _, line := range codexElsewhere.FindAllSubmatch(text, -1) {
 			if value := strings.TrimSpace(string(line[2])); !strings.HasPrefix(value, `"openai"`) && !strings.HasPrefix(value, `'openai'`) { // which is the default
 				names = append(names, string(line[1]))
 			}
 		}
+		keeps := codexKeeps(string(text))
 		for _, c := range credentials {
-			if len(names) > 0 && c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] != "" {
+			logIn := map[bool]string{true: "chatgpt", false: "api"}[c.Env["CODEX_ACCESS_TOKEN"] != ""]
+			if c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] == "" {
+				continue
+			}
+			if len(names) > 0 {
 				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "leads Codex elsewhere than the placeholder for " + c.Grant + " is for"})
+			}
+			if forced := codexForced.FindSubmatch(text); forced != nil && string(forced[1]) != logIn {
+				found = append(found, Preference{File: path, Has: "forced_login_method", Means: "has Codex refuse the placeholder for " + c.Grant})
+			}
+			if len(keeps) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(keeps, ", "), Means: "keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder"})
+				keeps = nil
 			}
 		}
 	}
 	return found
+}
+
+// codexInline is what keeps variables in a table that is written in one line.
+var codexInline = regexp.MustCompile(`inherit[ \t]*=[ \t]*["'](?:core|none)|\b(?:exclude|include_only|filters)\b|ignore_default_excludes[ \t]*=[ \t]*false`)
+
+// codexKeeps are the settings of a config.toml of Codex's by which it keeps variables from the commands that it runs.
+func codexKeeps(text string) (names []string) {
+	const policy = "shell_environment_policy"
+	section := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			section, _, _ = strings.Cut(strings.Trim(line, "["), "]")
+			if section = strings.TrimSpace(section); section == policy+".filters" {
+				names = append(names, section)
+			}
+			continue
+		}
+		key, value, set := strings.Cut(line, "=")
+		key, value = strings.TrimSpace(key), strings.Trim(strings.TrimSpace(value), `"'`)
+		if section != "" {
+			key = section + "." + key
+		}
+		switch {
+		case !set:
+		case key == policy+".inherit" && !strings.HasPrefix(value, "all"),
+			key == policy+".ignore_default_excludes" && strings.HasPrefix(value, "false"),
+			key == policy+".exclude", key == policy+".include_only",
+			key == policy && codexInline.MatchString(value):
+			names = append(names, key)
+		}
+	}
+	return names
 }
 
 // repository is the directory above ours, or ours, that git has its files in; empty: none has.
@@ -158,6 +251,28 @@ func (m Machine) repository() string {
 			return ""
 		}
 	}
+}
+
+// npmLogIn is a line of an .npmrc that says how to log in at a registry.
+var npmLogIn = regexp.MustCompile(`(?m)^[ \t]*//([^/:\s=]+)\S*:(_authToken|_auth|_password)[ \t]*=[ \t]*(\S+)`)
+
+// npm is the project's .npmrc, which npm prefers to the file that NPM_CONFIG_USERCONFIG names.
+func (m Machine) npm(credentials []Credential) (found []Preference) {
+	for dir := m.Dir; dir != ""; dir = filepath.Dir(dir) {
+		if m.read(filepath.Join(dir, "package.json")) == nil && dir != filepath.Dir(dir) {
+			continue
+		}
+		path := filepath.Join(dir, ".npmrc")
+		for _, line := range npmLogIn.FindAllStringSubmatch(string(m.read(path)), -1) {
+			for _, c := range credentials {
+				if c.Env[npmFile] != "" && c.at(line[1]) && !strings.Contains(line[3], Marker) {
+					found = append(found, Preference{File: path, Has: line[2] + " for " + line[1], Means: "npm prefers to the placeholder for " + c.Grant})
+				}
+			}
+		}
+		break
+	}
+	return found
 }
 
 // noEntries is where programs read a .netrc without entries.
@@ -194,13 +309,12 @@ func (m Machine) netrc(vars map[string]string, credentials []Credential, more ma
 	}
 	// git looks at home, whatever NETRC says, before libcurl 8.16. Where it is to ask with an empty name first, it does not look.
 	path, entries = first(homes)
-	settings := gitSettings(vars)
 	var asks []gitSetting
 	for _, c := range credentials {
 		for _, base := range gitBases(gitSettings(c.Env)) {
 			ask := gitSetting{"http." + base + ".emptyAuth", "true"}
 			i := slices.IndexFunc(entries, func(machine string) bool { return machine == "" || strings.HasSuffix(base, "//"+machine+"/") })
-			if i < 0 || slices.Contains(settings, ask) || slices.Contains(asks, ask) {
+			if i < 0 || hasGit(vars, ask) || slices.Contains(asks, ask) {
 				continue
 			}
 			asks = append(asks, ask)

@@ -56,6 +56,35 @@ func TestPreferences(t *testing.T) {
 			"/work/.claude/settings.local.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude: take that out of the file",
 			"/.claude/settings.local.json has env.ANTHROPIC_API_KEY, which Claude Code prefers to the placeholder for claude: take that out of the file",
 		}},
+		"ways around in settings": {env: []string{"HTTPS_PROXY=http://gate", "https_proxy=http://gate", "NO_PROXY=localhost", "no_proxy=localhost", "SSL_CERT_FILE=/f/bundle.pem"}, credentials: []Credential{github, claude}, files: map[string]string{
+			user: `{"env":{"HTTPS_PROXY":"value-1","https_proxy":"","no_proxy":"127.0.0.1, value-2","NO_PROXY":"localhost,[::1]","SSL_CERT_FILE":"value-3","ALL_PROXY":"value-4"}}`, project: `{"env":{"HTTPS_PROXY":"http://gate"}}`,
+		}, want: []string{
+			user + " has env.HTTPS_PROXY, env.SSL_CERT_FILE, env.https_proxy, env.no_proxy, which Claude Code, and what it runs, prefer to the way to the gate: take that out of the file",
+		}},
+		"an organization's log-in": {credentials: []Credential{claude}, files: map[string]string{
+			"/etc/claude-code/managed-settings.json": `{"forceLoginMethod":"value-1","forceLoginOrgUUID":["value-2"]}`, "/etc/claude-code/managed-settings.d/10.json": `{"forceLoginOrgUUID":"value-2"}`, user: `{"forceLoginMethod":"value-1"}`,
+		}, want: []string{
+			"/etc/claude-code/managed-settings.json has forceLoginMethod, which has Claude Code refuse the placeholder for claude, which is no log-in to it as one is with claude_code: oauth_env in the profile: take that out of the file",
+			"/etc/claude-code/managed-settings.d/10.json has forceLoginOrgUUID, which has Claude Code refuse the placeholder for claude, which is no log-in to it as one is with claude_code: oauth_env in the profile: take that out of the file",
+		}},
+		"an organization's log-in that is one": {credentials: []Credential{login}, files: map[string]string{"/etc/claude-code/managed-settings.json": `{"forceLoginMethod":"claudeai"}`}},
+		"what Codex keeps from commands": {credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}}, files: map[string]string{
+			"/home/me/.codex/config.toml":    "forced_login_method = \"api\"\nshell_environment_policy.exclude = [\"value-1\"]\n[shell_environment_policy] # ours\ninherit = 'core'\nignore_default_excludes = false\n[shell_environment_policy.filters]\nX = \"exclude\"\n",
+			"/work/.codex/config.toml":       "forced_login_method = \"chatgpt\"\nshell_environment_policy = { inherit = \"core\", set = { A = \"value-1\" } }\n",
+			"/etc/codex/managed_config.toml": "shell_environment_policy = { inherit = \"all\", set = { A = \"value-1\" } }\n",
+			"/etc/codex/config.toml":         "[shell_environment_policy]\ninherit = \"all\"\nignore_default_excludes = true\n[profiles.x]\ninherit = \"none\"\nexclude = []\n",
+		}, want: []string{
+			"/home/me/.codex/config.toml has forced_login_method, which has Codex refuse the placeholder for codex: take that out of the file",
+			"/home/me/.codex/config.toml has shell_environment_policy.exclude, shell_environment_policy.inherit, shell_environment_policy.ignore_default_excludes, shell_environment_policy.filters, which keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder: take that out of the file",
+			"/work/.codex/config.toml has shell_environment_policy, which keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder: take that out of the file",
+		}},
+		"a project's registry": {credentials: []Credential{github, {Grant: "packages", Hosts: []string{"npm.example.com"}, Env: map[string]string{"NPM_CONFIG_USERCONFIG": "npmrc"}}}, files: map[string]string{
+			"/package.json": "{}", "/.npmrc": "registry=https://npm.example.com/\n//npm.example.com/:_authToken=${value-1}\n//npm.example.com:8443/a/:_password = value-2\n//npm.example.com/:email=value-3\n//other.example.com/:_authToken=value-4\n//npm.example.com/b/:_authToken=" + Marker + "\n",
+			"/home/me/.npmrc": "//npm.example.com/:_authToken=value-5\n",
+		}, want: []string{
+			"/.npmrc has _authToken for npm.example.com, which npm prefers to the placeholder for packages: take that out of the file",
+			"/.npmrc has _password for npm.example.com, which npm prefers to the placeholder for packages: take that out of the file",
+		}},
 		"Codex's": {credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
 			"/home/me/.codex/config.toml": "model_provider = \"value-1\"\nopenai_base_url='value-2'\n[model_providers.x]\nbase_url=\"value-3\"\n", "/work/.codex/config.toml": "model = \"m\"\n# chatgpt_base_url = \"value-4\"\nmodel_provider = \"openai\"\n",
 		}, want: []string{

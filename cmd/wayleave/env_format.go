@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -36,11 +37,15 @@ var envWriters = map[string]func(io.Writer, environment) error{
 	"kubernetes": writeSecrets, "kubernetes-patch": writePatch,
 }
 
+var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
 // writeShell writes POSIX shell.
 func writeShell(w io.Writer, e environment) error {
 	var b strings.Builder
 	for _, name := range e.unset {
-		fmt.Fprintf(&b, "unset %s\n", name)
+		if shellName.MatchString(name) { // no shell can have or unset another
+			fmt.Fprintf(&b, "unset %s\n", name)
+		}
 	}
 	for _, v := range e.set {
 		fmt.Fprintf(&b, "export %s='%s'\n", v.name, strings.ReplaceAll(v.value, "'", `'\''`))
@@ -53,10 +58,14 @@ func writeShell(w io.Writer, e environment) error {
 func writeDotenv(w io.Writer, e environment) error {
 	var b strings.Builder
 	for _, v := range e.set {
-		if strings.ContainsAny(v.value, "'\n") {
-			return fmt.Errorf("the value of %s has a quote or a line break, which .env files have no common form for: use another --dir", v.name)
+		quote := "'" // in single quotes nothing is expanded
+		if strings.Contains(v.value, quote) {
+			quote = `"`
 		}
-		fmt.Fprintf(&b, "%s='%s'\n", v.name, v.value) // in single quotes nothing is expanded
+		if strings.Contains(v.value, "\n") || quote == `"` && strings.ContainsAny(v.value, `"$`+"`"+`\`) {
+			return fmt.Errorf("the value of %s has characters that .env files have no common form for: use another --dir", v.name)
+		}
+		fmt.Fprintf(&b, "%s=%s%s%s\n", v.name, quote, v.value, quote)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -37,7 +37,7 @@ func awkward(t *testing.T) environment {
 			{"JAVA_TOOL_OPTIONS", `-Da=b "-Dtrust=/x y"`},
 			{"ODD", `$HOME #\ ` + "`id` = %41"},
 		},
-		unset:     []string{"ANTHROPIC_API_KEY", "WAYLEAVE_TOKEN"},
+		unset:     []string{"ANTHROPIC_API_KEY", "WAYLEAVE_TOKEN", "npm_config_//npm.example.com/:_authToken"},
 		enrolment: worker.Enrolment{Session: worker.Session{ID: "sid", Worker: "w", Expires: time.Unix(1900000000, 0).UTC()}, Password: secret.New("to~ken"), Credentials: []worker.Credential{{Grant: "claude", Placeholder: "ph"}}},
 		dir:       dir, name: "agents", containers: []string{"main", "side"},
 	}
@@ -80,6 +80,7 @@ func TestEnvForShells(t *testing.T) {
 
 func TestEnvForDotenv(t *testing.T) {
 	e := awkward(t)
+	e.set = append(e.set, variable{"GIT_CONFIG_PARAMETERS", "'a=b' 'c=d #'"})
 	text := written(t, "dotenv", e)
 	out, err := exec.Command("sh", "-c", `set -a; eval "$1"; env`, "sh", text).Output() // shells read the common form too
 	if err != nil {
@@ -97,9 +98,11 @@ func TestEnvForDotenv(t *testing.T) {
 		}
 		sees(t, e, string(out))
 	}
-	e.set = append(e.set, variable{"QUOTED", `it's`})
-	if err := writeDotenv(&bytes.Buffer{}, e); err == nil {
-		t.Error("a value that has no common form was written")
+	for _, value := range []string{`it's $HOME`, `it's "so"`, "it's `id`", `it's \`, "a\nb"} {
+		e.set = []variable{{"QUOTED", value}}
+		if err := writeDotenv(&bytes.Buffer{}, e); err == nil {
+			t.Errorf("%s, which has no common form, was written", value)
+		}
 	}
 }
 

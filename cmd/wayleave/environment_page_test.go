@@ -63,7 +63,9 @@ func environmentPage(t *testing.T) string {
 			}
 			kinds = append(kinds, kind{title, worker.Credential{Grant: preset, Placeholder: "PLACEHOLDER", Env: r.Env, Unset: r.Unset, Files: r.Files, Note: r.Note}})
 			for _, name := range slices.Concat(slices.Collect(maps.Keys(r.Env)), r.Unset) {
-				names[name] = true
+				if !strings.HasPrefix(name, "GIT_CONFIG_") { // which is how a preset writes settings of git
+					names[name] = true
+				}
 			}
 			if len(r.Files) > 0 {
 				files.Credentials[preset] = "{files}/credentials/" + preset
@@ -102,7 +104,7 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 	}
 	fmt.Fprintf(&b, "\nRemoved: %s.\n", strings.Join(gone, ", "))
 
-	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, and so are settings of git (`GIT_CONFIG_…`). What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
+	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, and so is `GIT_CONFIG_PARAMETERS`, which has settings of git. What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
 	isolated := enrolment
 	isolated.Relay = netip.MustParseAddrPort("127.0.0.1:40001")
 	env, _ = worker.Environment(isolated, base, files)
