@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"software.sslmate.com/src/go-pkcs12"
 )
@@ -67,16 +69,15 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
 		f.TrustStore: store,
 	}
-	git := filepath.Join(at, "gitconfig")
-	machines := gitMachines(git, getenv, func(path string) ([]byte, error) {
-		if path == git {
-			path = filepath.Join(dir, "gitconfig")
-		}
-		return os.ReadFile(path)
-	})
-	if rules := gitSystemFile(e.Credentials, machines); rules != "" {
-		f.GitConfig = git
-		common[f.GitConfig] = []byte(rules)
+	if gitSystemFile(e.Credentials, "") != "" {
+		f.GitConfig = filepath.Join(at, "gitconfig")
+		machines := gitMachines(f.GitConfig, getenv, func(path string) ([]byte, error) {
+			if path == f.GitConfig {
+				path = filepath.Join(dir, "gitconfig")
+			}
+			return os.ReadFile(path)
+		})
+		common[f.GitConfig] = []byte(gitSystemFile(e.Credentials, machines))
 	}
 	for path, content := range common {
 		if err := replaceFile(filepath.Join(dir, filepath.Base(path)), content); err != nil {
@@ -93,6 +94,29 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 		}
 	}
 	return f, nil
+}
+
+// freshly is how often the files are made to look new. What cleans directories of temporary files goes by their times: systemd takes what was not used for
+// ten days, macOS for three.
+const freshly = time.Hour
+
+// KeepFiles keeps what WriteFiles wrote into dir from being cleaned away as something that nobody uses, until ctx ends.
+func KeepFiles(ctx context.Context, dir string) {
+	tick := time.NewTicker(freshly)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error { // what cannot be kept is tried again
+				if err == nil {
+					_ = os.Chtimes(path, now, now)
+				}
+				return nil
+			})
+		}
+	}
 }
 
 // inFiles fills in where the files of a credential are.

@@ -2,12 +2,15 @@ package worker
 
 import (
 	"bytes"
+	"context"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"software.sslmate.com/src/go-pkcs12"
 )
@@ -222,6 +225,36 @@ func TestBundle(t *testing.T) {
 			t.Errorf("Bundle(%q, %q) = %q, want %q", c.roots, c.ca, got, c.want)
 		}
 	}
+}
+
+func TestKeepFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	f, err := WriteFiles(dir, "", Enrolment{CA: testCA(t), Credentials: []Credential{{Grant: "claude", Files: map[string]string{"deep/x": Marker}}}}, nil, noVariables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		all := []string{dir, f.CA, f.Bundle, filepath.Join(f.Credentials["claude"], "deep", "x")}
+		for _, path := range all {
+			if err := os.Chtimes(path, began, began); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		go KeepFiles(ctx, dir)
+		time.Sleep(10 * 24 * time.Hour)
+		stop()
+		for _, path := range all {
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if age := time.Since(info.ModTime()); age > time.Hour {
+				t.Errorf("%s looks %v old", path, age)
+			}
+		}
+	})
 }
 
 func noVariables(string) string { return "" }

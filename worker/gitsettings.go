@@ -185,6 +185,18 @@ func gitMachines(path string, getenv func(string) string, read func(string) ([]b
 	return standard
 }
 
+// GitSystem is the file of git's that holds for the whole machine, if there is anything in it: that of a git of Homebrew's or Nix's is not /etc/gitconfig.
+// Empty: git does not say.
+func (m Machine) GitSystem(env []string) string {
+	listed, err := m.Git(env, "config", "--system", "--show-origin", "--null", "--list")
+	if err != nil { // there is no git, or no file
+		return ""
+	}
+	origin, _, _ := strings.Cut(string(listed), "\x00")
+	path, _ := strings.CutPrefix(origin, "file:")
+	return path
+}
+
 // gitFalse reports whether a variable of git's is not set or says no.
 func gitFalse(value string) bool {
 	switch strings.ToLower(value) {

@@ -46,6 +46,16 @@ func TestGitSettingsOfSessionAfterSession(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	base := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
+	m := Machine{Git: func(env []string, args ...string) ([]byte, error) {
+		c := exec.Command("git", args...)
+		c.Env = env
+		return c.Output()
+	}}
+	for file, want := range map[string]string{machines: machines, filepath.Join(home, "none"): ""} {
+		if got := m.GitSystem(append(base, "GIT_CONFIG_SYSTEM="+file)); got != want {
+			t.Errorf("with %s the machine's file is %q", file, got)
+		}
+	}
 	with := func(more ...string) []string { return append(base[:len(base):len(base)], more...) }
 
 	// The machine's http.proxy, and one that a session left behind, beside settings of others.

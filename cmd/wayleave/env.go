@@ -92,7 +92,7 @@ command does not.`,
 		getenv := func(string) string { return "" }
 		here := format == "shell" || format == "github"
 		if here {
-			base, getenv = os.Environ(), os.Getenv
+			base, getenv = os.Environ(), startersEnv
 		}
 		files, err := worker.WriteFiles(dir, at, enrolment, roots, getenv)
 		if err != nil {

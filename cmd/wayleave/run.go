@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,7 +80,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 			}
 			return env
 		}
-		done := keepAlive(c.Context(), enrolment, me.roots.pool, say)
+		done := keepAlive(c.Context(), enrolment, me.roots.pool, filepath.Dir(files.CA), say)
 		var code int
 		if isolated {
 			code, err = runIsolated(child, &enrolment, me.roots, environment, say)
@@ -113,19 +114,26 @@ func thisMachine() worker.Machine {
 	}}
 }
 
-// keepAlive renews a session until done is called, which ends it if that is wanted. A gate that cannot be reached then is no
+// startersEnv is the environment that we were started in, with where the machine's git has its settings.
+func startersEnv(name string) string {
+	value := os.Getenv(name)
+	if name == "GIT_CONFIG_SYSTEM" && value == "" {
+		return thisMachine().GitSystem(os.Environ())
+	}
+	return value
+}
+
+// keepAlive renews a session, and keeps its files in dir, until done is called, which ends it if that is wanted. A gate that cannot be reached then is no
 // failure of the command: the session ends by itself.
-func keepAlive(ctx context.Context, e worker.Enrolment, roots *x509.CertPool, say func(string, ...any)) (done func(end bool)) {
+func keepAlive(ctx context.Context, e worker.Enrolment, roots *x509.CertPool, dir string, say func(string, ...any)) (done func(end bool)) {
 	ctx = context.WithoutCancel(ctx) // the child decides when it is over
 	keep, stop := context.WithCancel(ctx)
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		e.KeepAlive(keep, roots, say)
-	}()
+	var kept sync.WaitGroup
+	kept.Go(func() { e.KeepAlive(keep, roots, say) })
+	kept.Go(func() { worker.KeepFiles(keep, dir) })
 	return func(end bool) {
 		stop()
-		<-kept
+		kept.Wait()
 		if !end {
 			return
 		}
@@ -149,7 +157,7 @@ func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
 		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w", err)
 	}
 	remove := func() { _ = os.RemoveAll(dir) }
-	files, err := worker.WriteFiles(dir, "", e, roots, os.Getenv)
+	files, err := worker.WriteFiles(dir, "", e, roots, startersEnv)
 	if err != nil {
 		remove()
 		return worker.Files{}, nil, err
