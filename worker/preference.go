@@ -20,16 +20,18 @@ type Preference struct {
 	File, Has string
 	// Means is what comes of it; follows "which".
 	Means string
-	// Countered is what the environment of a worker does about it; empty: nothing can be done there, but to take it out of the file.
+	// Countered is what the environment of a worker does about it; empty: nothing can be done there.
 	Countered string
+	// Fix is what a person does about it; empty: takes it out of the file.
+	Fix string
 }
 
 func (p Preference) String() string {
-	return fmt.Sprintf("%s has %s, which %s: %s", p.File, p.Has, p.Means, cmp.Or(p.Countered, TakeOut))
+	return fmt.Sprintf("%s has %s, which %s: %s", p.File, p.Has, p.Means, cmp.Or(p.Countered, p.ToDo()))
 }
 
-// TakeOut is what a person does about a preference.
-const TakeOut = "take that out of the file"
+// ToDo is what a person does about it.
+func (p Preference) ToDo() string { return cmp.Or(p.Fix, "take that out of the file") }
 
 // Machine is where a program starts.
 type Machine struct {
@@ -39,6 +41,8 @@ type Machine struct {
 	Files fs.FS
 	// Git is what git prints when it starts with an environment in Dir.
 	Git func(env []string, args ...string) ([]byte, error)
+	// Listens reports whether a program listens at a unix socket; nil: none does.
+	Listens func(socket string) bool
 }
 
 // Preferences looks for what programs would prefer to an environment that [Environment] made. What it can counter it does in the environment that it
@@ -175,7 +179,19 @@ var (
 
 // codex are the files of Codex.
 func (m Machine) codex(vars map[string]string, credentials []Credential) (found []Preference) {
-	paths := []string{"/etc/codex/managed_config.toml", "/etc/codex/config.toml", filepath.Join(cmp.Or(vars["CODEX_HOME"], filepath.Join(vars["HOME"], ".codex")), "config.toml")}
+	own := cmp.Or(vars["CODEX_HOME"], filepath.Join(vars["HOME"], ".codex"))
+	if daemon := filepath.Join(own, "app-server-control", "app-server-control.sock"); m.Listens != nil && m.Listens(daemon) {
+		for _, c := range credentials {
+			if c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] != "" {
+				found = append(found, Preference{
+					File: daemon, Has: "a Codex that runs already", Means: "takes over what an interactive Codex is told, with the credential and the way out that it was started with",
+					Fix: "stop it with `codex app-server daemon stop`, and start Codex with --disable daemon_auto_start",
+				})
+				break
+			}
+		}
+	}
+	paths := []string{"/etc/codex/managed_config.toml", "/etc/codex/config.toml", filepath.Join(own, "config.toml")}
 	if m.Dir != "" {
 		paths = append(paths, filepath.Join(m.Dir, ".codex", "config.toml"))
 	}

@@ -78,6 +78,12 @@ func TestPreferences(t *testing.T) {
 			"/home/me/.codex/config.toml has shell_environment_policy.exclude, shell_environment_policy.inherit, shell_environment_policy.ignore_default_excludes, shell_environment_policy.filters, which keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder: take that out of the file",
 			"/work/.codex/config.toml has shell_environment_policy, which keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder: take that out of the file",
 		}},
+		"a Codex of before": {env: []string{"CODEX_HOME=/own"}, credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}}, files: map[string]string{
+			"/own/app-server-control/app-server-control.sock": "", "/home/me/.codex/app-server-control/app-server-control.sock": "",
+		}, want: []string{
+			"/own/app-server-control/app-server-control.sock has a Codex that runs already, which takes over what an interactive Codex is told, with the credential and the way out that it was started with: stop it with `codex app-server daemon stop`, and start Codex with --disable daemon_auto_start",
+		}},
+		"a Codex of before for others": {credentials: []Credential{claude}, files: map[string]string{"/home/me/.codex/app-server-control/app-server-control.sock": ""}},
 		"a project's registry": {credentials: []Credential{github, {Grant: "packages", Hosts: []string{"npm.example.com"}, Env: map[string]string{"NPM_CONFIG_USERCONFIG": "npmrc"}}}, files: map[string]string{
 			"/package.json": "{}", "/.npmrc": "registry=https://npm.example.com/\n//npm.example.com/:_authToken=${value-1}\n//npm.example.com:8443/a/:_password = value-2\n//npm.example.com/:email=value-3\n//other.example.com/:_authToken=value-4\n//npm.example.com/b/:_authToken=" + Marker + "\n",
 			"/home/me/.npmrc": "//npm.example.com/:_authToken=value-5\n",
@@ -111,7 +117,8 @@ func TestPreferences(t *testing.T) {
 			files[path[1:]] = &fstest.MapFile{Data: []byte(text)}
 		}
 		env := append(c.env, "HOME=/home/me")
-		now, found := Preferences(env, c.credentials, Machine{Dir: "/work", Files: files, Git: noGit})
+		m := Machine{Dir: "/work", Files: files, Git: noGit, Listens: func(socket string) bool { return files[socket[1:]] != nil }}
+		now, found := Preferences(env, c.credentials, m)
 		var got []string
 		for _, p := range found {
 			got = append(got, p.String())
@@ -124,7 +131,7 @@ func TestPreferences(t *testing.T) {
 		if diff := cmp.Diff(want, environ(now)); diff != "" || len(now) != len(want) {
 			t.Errorf("%s: %s", name, diff)
 		}
-		if _, again := Preferences(now, c.credentials, Machine{Dir: "/work", Files: files, Git: noGit}); slices.ContainsFunc(again, func(p Preference) bool { return p.Countered != "" }) {
+		if _, again := Preferences(now, c.credentials, m); slices.ContainsFunc(again, func(p Preference) bool { return p.Countered != "" }) {
 			t.Errorf("%s: countered, and still told: %v", name, again)
 		}
 	}

@@ -319,3 +319,19 @@ func TestExamineAudit(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestListens(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if !listens(socket) {
+		t.Error("nobody listens where somebody does")
+	}
+	_ = l.Close()
+	if listens(socket) {
+		t.Error("a file that was left behind listens")
+	}
+}

@@ -196,7 +196,7 @@ func examineEnvironment(cfg *config.Config, a around) []finding {
 func (a around) examinePreferences(what string, env []string, credentials []worker.Credential) (out []finding) {
 	_, preferred := worker.Preferences(env, credentials, a.machine)
 	for _, p := range preferred {
-		fix := worker.TakeOut
+		fix := p.ToDo()
 		if p.Countered != "" && !a.isWorkers() {
 			fix = "start programs with 'wayleave run' (" + p.Countered + "), or " + fix
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,13 +106,22 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 // thisMachine is where we were started, for what we start.
 func thisMachine() worker.Machine {
 	here, _ := os.Getwd() // without one there are no settings of a project
-	return worker.Machine{Dir: here, Files: os.DirFS("/"), Git: func(env []string, args ...string) ([]byte, error) {
+	return worker.Machine{Dir: here, Files: os.DirFS("/"), Listens: listens, Git: func(env []string, args ...string) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		c := exec.CommandContext(ctx, "git", args...)
 		c.Env = env
 		return c.Output()
 	}}
+}
+
+// listens reports whether a program of this machine's listens at a socket, which a file that was left behind does not say.
+func listens(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
 }
 
 // startersEnv is the environment that we were started in, with where the machine's git has its settings.
