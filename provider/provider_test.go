@@ -146,8 +146,8 @@ func TestRender(t *testing.T) {
 		},
 		{
 			name: "pip", provider: "pip",
-			want:    Rendered{Env: map[string]string{"PIP_INDEX_URL": "https://__token__:" + ph + "@pkg.example.com/simple/"}},
-			removes: []string{"PIP_EXTRA_INDEX_URL"},
+			want:    Rendered{Env: map[string]string{"PIP_INDEX_URL": "https://__token__:" + ph + "@pkg.example.com/simple/", "UV_DEFAULT_INDEX": "https://__token__:" + ph + "@pkg.example.com/simple/"}},
+			removes: []string{"PIP_EXTRA_INDEX_URL", "UV_INDEX_URL"},
 		},
 		{
 			name: "Google", provider: "google",
