@@ -116,7 +116,7 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 		}
 		var around []string
 		for _, name := range gateVariables() {
-			if value, text := settings.Env[name].(string); text && path != account && vars[name] != "" && value != vars[name] && !(strings.EqualFold(name, "NO_PROXY") && loopbackOnly(value)) {
+			if value, text := settings.Env[name].(string); text && path != account && vars[name] != "" && value != vars[name] && (!strings.EqualFold(name, "NO_PROXY") || !loopbackOnly(value)) {
 				around = append(around, "env."+name)
 			}
 		}
