@@ -245,6 +245,7 @@ var corpusHTTP1 = slices.Concat(
 	group("misplaced", bad("400 misplaced_placeholder"), []entry{
 		{"a cookie", get("/a", bearer, "Cookie: a=b; t={ph}"), nil},
 		{"between bytes that are no text", get("/a", "X: \xff{ph}\xfe"), nil},
+		{"what a worker calls its request", get("/a", bearer, "X-Request-Id: {ph}"), nil},
 		{"a referer", get("/a", "Referer: https://x/?t={ph}"), nil},
 		{"the name of a header", get("/a", bearer, "X-{ph}: 1"), nil},
 		{"another header of credentials", get("/a", "X-Api-Key: {ph}"), nil},
@@ -282,7 +283,7 @@ var corpusHTTP1 = slices.Concat(
 		{"orders to Envoy", get("/a", bearer, "X-Envoy-Original-Path: /evil", "X-Envoy-Retry-On: 5xx", "X-Envoy-Upstream-Rq-Timeout-Ms: 1", "X_Envoy-Retry-On: 5xx"), good("/a")},
 		{"another method and path", get("/a", bearer, "X-HTTP-Method-Override: DELETE", "X-Original-URL: /b"), good("/a")}, // no rule is about them
 		{"for a proxy", get("/a", bearer, "Proxy-Authorization: Basic eDp5", "Proxy-Connection: close", "Proxy_Authorization: x", "Proxy: http://evil.example"), good("/a")},
-		{"on whose behalf", get("/a", bearer, "X-Forwarded-For: 1.2.3.4", "X-Forwarded-Host: evil.example", "X_Forwarded_For: 1.2.3.4", "Forwarded: for=1.2.3.4", "X-Request-Id: mine"), good("/a")},
+		{"on whose behalf", get("/a", bearer, "X-Forwarded-For: 1.2.3.4", "X-Forwarded-Host: evil.example", "X_Forwarded_For: 1.2.3.4", "Forwarded: for=1.2.3.4", "X-Request-Id: mine", "X-Request-Id-Sent: other"), good("/a")},
 	}),
 	group("size", bad("431 malformed"), []entry{
 		{"a long header", get("/a", bearer, "X: "+strings.Repeat("x", 100<<10)), nil},
@@ -350,6 +351,9 @@ func (r *recorder) took(req *http.Request) {
 		if ours.MatchString(name) {
 			r.faults = append(r.faults, "the header "+name+" arrived")
 		}
+		if name == "X-Request-Id" && !slices.Equal(values, []string{"mine"}) { // as the worker has it
+			r.faults = append(r.faults, fmt.Sprintf("the request was called %q", values))
+		}
 		said = append(append(said, name), values...)
 	}
 	if strings.ContainsAny(strings.Join(said, ""), "\r\n\x00") {
@@ -367,7 +371,7 @@ func (r *recorder) fault(format string, args ...any) {
 }
 
 // ours are headers that speak of or to the gate, in either spelling, and those that end at a hop.
-var ours = regexp.MustCompile(`(?i)^(x[-_](wayleave|envoy|forwarded)[-_].*|proxy([-_].*)?|forwarded|x-request-id|transfer_encoding|content_length|http2-settings|keep-alive|upgrade)$`)
+var ours = regexp.MustCompile(`(?i)^(x[-_](wayleave|envoy|forwarded)[-_].*|proxy([-_].*)?|forwarded|x-request-id-sent|transfer_encoding|content_length|http2-settings|keep-alive|upgrade)$`)
 
 // drain returns what arrived since it was last asked, at one path or, when that is empty, at all.
 func (r *recorder) drain(path string) (arrivals []arrival, faults []string) {

@@ -94,14 +94,14 @@ func TestRequestPath(t *testing.T) {
 			t.Errorf("the gate saw the worker at %q", r.source)
 		}
 		got := s.upstream.last.Load()
-		if id := r.header.Get("X-Request-Id"); id == "" || id == "mine" || got.Header.Get("X-Request-Id") != "" {
+		if id := r.header.Get("X-Request-Id"); id == "" || id == "mine" || strings.Join(got.Header.Values("X-Request-Id"), " ") != "mine" {
 			t.Errorf("the gate saw the request id %q, the upstream %q", id, got.Header.Get("X-Request-Id"))
 		}
 		if got.Host != apiHost || got.TLS.ServerName != apiHost || got.Header.Get("X-Api-Version") != "2" {
 			t.Errorf("the upstream saw host %q, server name %q, headers %v", got.Host, got.TLS.ServerName, got.Header)
 		}
 		for name := range got.Header {
-			for _, prefix := range []string{"X-Forwarded-", "X-Envoy-", "Proxy-", "X-Wayleave-"} {
+			for _, prefix := range []string{"X-Forwarded-", "X-Envoy-", "Proxy-", "X-Wayleave-", "X-Request-Id-"} {
 				if strings.HasPrefix(name, prefix) {
 					t.Errorf("the upstream saw %s", name)
 				}

@@ -5,9 +5,11 @@ import (
 
 	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
@@ -19,6 +21,24 @@ const filterHygiene = "envoy.filters.http.header_mutation"
 // HTTP itself only knows with -.
 var notFromWorker = []string{
 	"proxy([-_].*)?", "forwarded", "x[-_]forwarded[-_].*", "x[-_]envoy[-_].*", "x[-_]wayleave[-_].*", "transfer_encoding", "content_length",
+}
+
+// putAway has Envoy not see what a worker calls its request, and its trace. It comes before everything else.
+func putAway(t *Tracing) []*corev3.TypedExtensionConfig {
+	m := []*mutationv3.HeaderMutation{remove(sentName), copyHeader(requestName, sentName)}
+	if t != nil {
+		m = append(m, hideTraceparent()...)
+	}
+	return []*corev3.TypedExtensionConfig{extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{Mutations: m})}
+}
+
+func remove(header string) *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
+}
+
+// copyHeader does nothing when there is no such header.
+func copyHeader(from, to string) *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: overwrite(to, "%REQ("+from+")%")}}
 }
 
 // hygiene removes those, and all trailers of the request: nothing looks into them, and over HTTP/1.1 Envoy forwards
@@ -61,9 +81,15 @@ func removeMatching(expression string) *mutationv3.HeaderMutation {
 	}}
 }
 
-// notToUpstream are request headers that the filters still need and that go no further. The request id is Envoy's
-// own in place of any the worker sent, so that the worker's answer, the gate and the access log agree on it.
-var notToUpstream = []string{"x-request-id"}
+// What a request is called is Envoy's to say, so that the worker's answer, the gate and the access log agree on it. What the worker calls it itself is
+// for the upstream, and waits for that in another header, which the gate looks at as at any other.
+const (
+	requestName = "x-request-id"
+	sentName    = "x-request-id-sent"
+)
+
+// notToUpstream are request headers that the filters still need and that go no further.
+var notToUpstream = []string{requestName}
 
 // notFromUpstream are response headers that an upstream may not send: they would speak for the proxy or the gate, or, as
 // alt-svc (RFC 7838), lead clients around both.

@@ -248,7 +248,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		),
 
 		Tracing:                       tracing(p.tracing, len(p.apiSockets)),
-		EarlyHeaderMutationExtensions: hideTraceparent(p.tracing),
+		EarlyHeaderMutationExtensions: putAway(p.tracing),
 	}
 }
 

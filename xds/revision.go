@@ -198,7 +198,7 @@ func split(configs []*routev3.RouteConfiguration) (routes, hosts []proto.Message
 			routes = append(routes, c)
 			continue
 		}
-		rest := proto.CloneOf(&routev3.RouteConfiguration{Name: c.GetName(), TypedPerFilterConfig: c.GetTypedPerFilterConfig(), Vhds: &routev3.Vhds{ConfigSource: ads()}})
+		rest := proto.CloneOf(&routev3.RouteConfiguration{Name: c.GetName(), RequestHeadersToRemove: c.GetRequestHeadersToRemove(), TypedPerFilterConfig: c.GetTypedPerFilterConfig(), Vhds: &routev3.Vhds{ConfigSource: ads()}})
 		for _, vh := range c.GetVirtualHosts() {
 			if slices.Contains(vh.GetDomains(), "*") {
 				rest.VirtualHosts = append(rest.VirtualHosts, vh)

@@ -80,7 +80,7 @@ func proxyRoutes(p plan) *routev3.RouteConfiguration {
 // interceptRoutes: each route's hosts to its upstream, and any other host nowhere. The fenced ones are named, so that no
 // wildcard has them.
 func interceptRoutes(p plan) *routev3.RouteConfiguration {
-	c := &routev3.RouteConfiguration{Name: routesIntercept, TypedPerFilterConfig: tagProcessing(p.revision)}
+	c := &routev3.RouteConfiguration{Name: routesIntercept, RequestHeadersToRemove: []string{sentName}, TypedPerFilterConfig: tagProcessing(p.revision)}
 	for _, r := range p.routes {
 		c.VirtualHosts = append(c.VirtualHosts, r.virtualHost())
 	}
@@ -103,6 +103,7 @@ func (r plannedRoute) virtualHost() *routev3.VirtualHost {
 		Name:                    r.name,
 		RequestBodyBufferLimit:  wrapperspb.UInt64(Replayable),
 		RequestHeadersToRemove:  notToUpstream,
+		RequestHeadersToAdd:     []*corev3.HeaderValueOption{overwrite(requestName, "%REQ("+sentName+")%")}, // if there is one, and before that is removed
 		ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
 		Routes: []*routev3.Route{
 			{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},

@@ -4,10 +4,8 @@ import (
 	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tracev3 "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	tracingv3 "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -24,8 +22,8 @@ var traceTags = []string{"request", "worker", "route", "grant", metadataVerdict,
 
 const (
 	traceparent = "traceparent" // W3C Trace Context
-	// putAway is where a worker's is meanwhile. hygiene removes it.
-	putAway = "x-wayleave-traceparent"
+	// hiddenTraceparent is where a worker's is meanwhile. hygiene removes it.
+	hiddenTraceparent = "x-wayleave-traceparent"
 	// TagWorkersParent is the tag with the traceparent that the worker sent.
 	TagWorkersParent = "traceparent"
 	// TagPrefix begins the name of each tag of a span that the gate has noted.
@@ -34,13 +32,8 @@ const (
 
 // hideTraceparent keeps the worker's traceparent from Envoy's tracer, which would trace no request with one that says so, and
 // call the trace what it says.
-func hideTraceparent(t *Tracing) []*corev3.TypedExtensionConfig {
-	if t == nil {
-		return nil
-	}
-	return []*corev3.TypedExtensionConfig{extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
-		Mutations: []*mutationv3.HeaderMutation{remove(putAway), copyHeader(traceparent, putAway), remove(traceparent)},
-	})}
+func hideTraceparent() []*mutationv3.HeaderMutation {
+	return []*mutationv3.HeaderMutation{remove(hiddenTraceparent), copyHeader(traceparent, hiddenTraceparent), remove(traceparent)}
 }
 
 // showTraceparent lets it go on to the upstream.
@@ -48,16 +41,7 @@ func showTraceparent(t *Tracing) []*mutationv3.HeaderMutation {
 	if t == nil {
 		return nil
 	}
-	return []*mutationv3.HeaderMutation{copyHeader(putAway, traceparent)}
-}
-
-func remove(header string) *mutationv3.HeaderMutation {
-	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
-}
-
-// copyHeader does nothing when there is no such header.
-func copyHeader(from, to string) *mutationv3.HeaderMutation {
-	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: overwrite(to, "%REQ("+from+")%")}}
+	return []*mutationv3.HeaderMutation{copyHeader(hiddenTraceparent, traceparent)}
 }
 
 // tracing sends spans to the gate, which takes out of them what a worker chose, and knows where they go: Envoy needs neither
