@@ -258,14 +258,15 @@ type Provider struct {
 	// static with kind: static.
 	Preset string `yaml:"preset"`
 
-	// File that holds the client secret. Only for providers that gave the client one; see auth_style.
+	// File that holds the client secret. Only for providers that gave the client one; see auth_style. It is read again for each request, so that
+	// it can be replaced.
 	ClientSecretFile string `yaml:"client_secret_file"`
 
 	// Name of the environment variable that holds the client secret, instead of client_secret_file.
 	ClientSecretEnv string `yaml:"client_secret_env"`
 
 	// PEM file of the client's private key (PKCS #8, PKCS #1 or SEC 1; RSA of 2048 bits or more, EC or Ed25519; unencrypted), for
-	// auth_style private_key_jwt, grant_type jwt_bearer and exchange.actor of a grant.
+	// auth_style private_key_jwt, grant_type jwt_bearer and exchange.actor of a grant. It is read again for each request, too.
 	ClientKeyFile string `yaml:"client_key_file"`
 
 	provider.Provider `yaml:",inline"`

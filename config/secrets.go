@@ -110,6 +110,24 @@ func (c *Config) LoadClient(name string, getenv func(string) string) error {
 	return errors.Join(errs...)
 }
 
+// Renewed is the configuration of a provider with the client's secret and key as their files have them now. What cannot be read stays as it is.
+func (c *Config) Renewed(provider string, of oauth.Config) oauth.Config {
+	p := c.Providers[provider]
+	if p.ClientSecretFile != "" {
+		if s, err := readSecret(c.Path(p.ClientSecretFile)); err == nil {
+			of.ClientSecret = s
+		}
+	}
+	if p.ClientKeyFile != "" {
+		if data, err := os.ReadFile(c.Path(p.ClientKeyFile)); err == nil {
+			if key, err := oauth.ParseKey(data); err == nil {
+				of.ClientKey = key
+			}
+		}
+	}
+	return of
+}
+
 // readSecret reads a file that holds one secret on one line.
 func readSecret(name string) (secret.Text, error) {
 	data, err := os.ReadFile(name)

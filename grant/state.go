@@ -40,9 +40,9 @@ var words = map[State]struct{ means, next string }{
 // remedies are what to do about a refresh that fails, where its kind says more than its state.
 var remedies = map[oauth.Kind]string{
 	oauth.KindInvalidGrant:    "run `wayleave grant connect {name}`: the provider wants the operator to log in again",
-	oauth.KindInvalidClient:   "check client_id, the client's secret or key and auth_style of the provider in the configuration, and start the gate again",
-	oauth.KindInvalidScope:    "check scopes of the grant and refresh_scope of its provider in the configuration, and start the gate again",
-	oauth.KindInvalidRequest:  "check token_format, token_params and refresh_scope of the provider in the configuration, and start the gate again",
+	oauth.KindInvalidClient:   "check client_id, auth_style and the client's secret or key, whose files are read again for each request, of the provider in the configuration",
+	oauth.KindInvalidScope:    "check scopes of the grant and refresh_scope of its provider in the configuration",
+	oauth.KindInvalidRequest:  "check token_format, token_params and refresh_scope of the provider in the configuration",
 	oauth.KindProviderChanged: "check token_url of the provider in the configuration: there is no token endpoint at that address any more",
 	oauth.KindRateLimited:     "wait: the provider limits this client; if it lasts for hours, ask the provider",
 	oauth.KindUnreachable:     "check the network, name resolution and trusted certificates between the gate and the provider's token endpoint",

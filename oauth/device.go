@@ -44,6 +44,7 @@ var errNoDeviceCode = errors.New("the answer has no usable code and verification
 // StartDevice begins a login at the device endpoint (RFC 8628 §3.1). A failure is an *Error; there was nothing that could
 // be spent.
 func (c *Client) StartDevice(ctx context.Context, scopes []string) (Device, error) {
+	c = c.fresh()
 	at := place{"device endpoint", "device_url", c.cfg.DeviceURL}
 	if f := endpointFault(c.cfg.TokenURL, c.cfg.AllowInsecure); f != "" { // AwaitDevice would try until the code expires
 		return Device{}, notSent(c.tokenEndpoint(), errors.New("the endpoint "+f), "correct the provider's endpoints")
@@ -111,6 +112,7 @@ func (c Config) readDevice(a answer, sent []string) (Device, *Error) {
 // not mend; and with the error of ctx. Network failures and failures of the provider's are waited out; should such a
 // failure have cost the answer that had the tokens, the next one is a refusal, and only a new login helps.
 func (c *Client) AwaitDevice(ctx context.Context, d Device) (Token, error) {
+	c = c.fresh()
 	if c.cfg.DeviceFlow == DeviceCodex {
 		return c.awaitCodex(ctx, d)
 	}

@@ -23,6 +23,7 @@ type Exchange struct {
 // TokenExchange trades an access token for another one (RFC 8693). A failure is an *Error; whatever its Outcome, the
 // subject token is as good as before.
 func (c *Client) TokenExchange(ctx context.Context, x Exchange) (Token, error) {
+	c = c.fresh()
 	params := map[string]string{
 		"grant_type":           grantTokenExchange,
 		"subject_token":        x.Subject.Reveal(),

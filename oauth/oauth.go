@@ -193,9 +193,29 @@ type Token struct {
 
 // Client speaks to one provider. It holds no state and may be used concurrently.
 type Client struct {
-	cfg Config
-	hc  *http.Client
-	now func() time.Time
+	cfg     Config
+	hc      *http.Client
+	now     func() time.Time
+	renewed func(Config) Config // nil: cfg is for ever
+}
+
+// Renewing returns a client like c whose secret and key are asked for again before each call, since who replaces them need not tell: renewed gets
+// the configuration, and returns it with those of now.
+func (c *Client) Renewing(renewed func(Config) Config) *Client {
+	own := *c
+	own.renewed = renewed
+	return &own
+}
+
+// fresh is c for one call.
+func (c *Client) fresh() *Client {
+	if c.renewed == nil {
+		return c
+	}
+	own := *c
+	is := c.renewed(c.cfg)
+	own.cfg.ClientSecret, own.cfg.ClientKey, own.renewed = is.ClientSecret, is.ClientKey, nil
+	return &own
 }
 
 // NewClient returns a client for cfg, which should have passed Config.Validate. With a nil hc it uses

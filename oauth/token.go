@@ -12,6 +12,7 @@ import (
 // Exchange trades an authorization code for tokens (RFC 6749 §4.1.3, RFC 7636 §4.5). redirectURL is the one of the
 // authorization URL; empty is the configured one. A failure is an *Error.
 func (c *Client) Exchange(ctx context.Context, code secret.Text, state string, p PKCE, redirectURL string) (Token, error) {
+	c = c.fresh()
 	params := map[string]string{
 		"grant_type":    "authorization_code",
 		"code":          code.Reveal(),
@@ -36,6 +37,7 @@ func (c *Client) Exchange(ctx context.Context, code secret.Text, state string, p
 // With client_credentials and jwt_bearer a new token is fetched with the requested scopes, and refresh is ignored: there
 // is nothing that could be spent.
 func (c *Client) Refresh(ctx context.Context, refresh secret.Text, granted, requested []string) (Token, error) {
+	c = c.fresh()
 	if !c.cfg.NeedsOperator() {
 		return c.mint(ctx, requested)
 	}
@@ -86,6 +88,7 @@ func (c *Client) CanRevoke() bool { return c.cfg.RevokeURL != "" }
 // the provider does not know (any more) is revoked, also where it should have said so with 200 (§2.2). After a failure, an
 // *Error, the token is to be taken as live.
 func (c *Client) Revoke(ctx context.Context, token secret.Text) error {
+	c = c.fresh()
 	if !c.CanRevoke() || token.IsZero() {
 		return nil
 	}

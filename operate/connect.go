@@ -57,10 +57,7 @@ func (d Desk) FixedRedirect(name string) string {
 }
 
 // Client speaks to a grant's provider, with the secrets that are loaded.
-func (d Desk) Client(name string) *oauth.Client {
-	p, _ := d.Config.ProviderOf(name)
-	return oauth.NewClient(p.Config, nil, nil)
-}
+func (d Desk) Client(name string) *oauth.Client { return clientOf(d.Config, name) }
 
 // Consent is one run of the authorization code flow with PKCE (RFC 7636). It is used once.
 type Consent struct {

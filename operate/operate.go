@@ -71,11 +71,18 @@ func Specs(cfg *config.Config) []grant.Spec {
 			spec.Kind = grant.Machine
 			fallthrough
 		default:
-			spec.OAuth = oauth.NewClient(p.Config, nil, nil)
+			spec.OAuth = clientOf(cfg, name)
 		}
 		specs = append(specs, spec)
 	}
 	return specs
+}
+
+// clientOf speaks to a grant's provider, with the client's secret and key as their files have them when it does.
+func clientOf(cfg *config.Config, name string) *oauth.Client {
+	p, _ := cfg.ProviderOf(name)
+	entry := cfg.Grants[name].Provider
+	return oauth.NewClient(p.Config, nil, nil).Renewing(func(c oauth.Config) oauth.Config { return cfg.Renewed(entry, c) })
 }
 
 // Spec is a grant of the configuration.
