@@ -39,6 +39,12 @@ func splitScopes(list, separator string) (scopes []string, dropped int) {
 	return slices.Compact(scopes), dropped
 }
 
+// ReadScopes returns scopes that somebody else took from an answer as an answer of this provider's would have them. Nil stays nil.
+func (c Config) ReadScopes(list []string) []string {
+	scopes, _ := splitScopes(strings.Join(list, " "), c.ScopeSeparator)
+	return c.withImplied(scopes)
+}
+
 // withImplied returns scopes, sorted and each once, and those that come with them.
 func (c Config) withImplied(scopes []string) []string {
 	for i := 0; i < len(scopes); i++ { // also of those that are added here

@@ -92,6 +92,7 @@ func (d Desk) readTokens(name string, data []byte) (t oauth.Token, warning strin
 		return oauth.Token{}, "", fmt.Errorf("this is %s, whose tokens are of preset %s, and the grant's provider is of preset %s", tokens.what, tokens.preset, preset)
 	}
 	p, _ := d.Config.ProviderOf(name)
+	tokens.Scopes = p.ReadScopes(tokens.Scopes)
 	tokens.Facts = p.FactsIn(map[string]string{"access_token": tokens.Access.Reveal(), "id_token": tokens.idToken})
 	if tokens.Refresh.IsZero() {
 		return tokens.Token, "there is no refresh token in it, so the grant ends when its token does", nil

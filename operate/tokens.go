@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -36,7 +37,7 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 		RefreshToken string          `json:"refresh_token"`
 		TokenType    string          `json:"token_type"`
 		ExpiresIn    json.RawMessage `json:"expires_in"`
-		Scope        string          `json:"scope"`
+		Scope        scopes          `json:"scope"`
 		IDToken      string          `json:"id_token"`
 		Error        json.RawMessage `json:"error"`
 
@@ -54,11 +55,11 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 	case f.Codex != nil:
 		t = f.Codex.tokens()
 	case f.AccessToken != "":
-		if f.TokenType != "" && !strings.EqualFold(f.TokenType, "bearer") {
-			return importedTokens{}, errors.New("its token_type is not bearer, and no other kind can be used")
+		if bound := strings.ToLower(f.TokenType); bound == "dpop" || bound == "mac" {
+			return importedTokens{}, fmt.Errorf("its token_type is %s, and a token that is bound to a client's key cannot be used", bound)
 		}
 		t = importedTokens{what: "a token response", Token: oauth.Token{
-			Access: secret.New(f.AccessToken), Refresh: secret.New(f.RefreshToken), Scopes: scopeList(strings.Fields(f.Scope)),
+			Access: secret.New(f.AccessToken), Refresh: secret.New(f.RefreshToken), Scopes: scopeList(f.Scope),
 			Account: accountIn(f.IDToken),
 		}, idToken: f.IDToken}
 		if life := seconds(f.ExpiresIn); life > 0 && f.RefreshToken == "" {
@@ -162,6 +163,21 @@ func seconds(raw json.RawMessage) time.Duration {
 		return 0
 	}
 	return time.Duration(min(n, (365*24*time.Hour).Seconds()) * float64(time.Second))
+}
+
+// scopes are those of a token response: in one string, or in a list as some providers have it.
+type scopes []string
+
+func (s *scopes) UnmarshalJSON(text []byte) error {
+	var one string
+	if err := json.Unmarshal(text, &one); err == nil {
+		*s = strings.Fields(one)
+		return nil
+	}
+	var list []string
+	_ = json.Unmarshal(text, &list) // anything else names none
+	*s = list
+	return nil
 }
 
 // scopeList is a list of scopes as an answer names them; nil when it names none, which is what was asked for.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"wayleave/config"
 	"wayleave/worker"
 )
 
@@ -38,6 +39,8 @@ func TestReadTokens(t *testing.T) {
 		},
 		{"without a refresh token it counts from now", `{"access_token":"at-1","expires_in":"3600"}`, "at-1", "", nil, in(time.Hour), "", ""},
 		{"one that never ends", `{"access_token":"at-1","scope":""}`, "at-1", "", nil, time.Time{}, "", ""},
+		{"scopes in a list, of a type of its own", `{"access_token":"at-1","token_type":"bot","scope":["read","write"]}`, "at-1", "", []string{"read", "write"}, time.Time{}, "", ""},
+		{"scopes that are none", `{"access_token":"at-1","scope":17}`, "at-1", "", nil, time.Time{}, "", ""},
 		{"an expires_in that is none", `{"access_token":"at-1","expires_in":null}`, "at-1", "", nil, time.Time{}, "", ""},
 		{
 			"with an identity", fmt.Sprintf(`{"access_token":"at-1","id_token":%q}`, jwt(map[string]any{"email": "a@b.example", "sub": "1"})),
@@ -74,7 +77,8 @@ func TestReadTokens(t *testing.T) {
 		{"an array", `["hunter2-hunter2"]`, "not a JSON object"},
 		{"another object", `{"hello":"hunter2-hunter2"}`, "no access token in it"},
 		{"a refusal", `{"error":"invalid_grant","error_description":"hunter2-hunter2"}`, "refused"},
-		{"another kind of token", `{"access_token":"hunter2-hunter2","token_type":"mac"}`, "not bearer"},
+		{"another kind of token", `{"access_token":"hunter2-hunter2","token_type":"mac"}`, "bound to a client's key"},
+		{"another kind of token", `{"access_token":"hunter2-hunter2","token_type":"DPoP"}`, "bound to a client's key"},
 		{"a log-out", `{"claudeAiOauth":{"accessToken":"","refreshToken":""}}`, "logged out"},
 		{"a log-in by key", `{"OPENAI_API_KEY":"hunter2-hunter2","tokens":null}`, "openai-api"},
 		{"a token with a line break", `{"access_token":"hunter2\nhunter2"}`, "no header takes"},
@@ -84,6 +88,21 @@ func TestReadTokens(t *testing.T) {
 	} {
 		if _, err := readTokens([]byte(tt.data), now); err == nil || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: got %v; want %q", tt.name, err, tt.says)
+		}
+	}
+}
+
+// Scopes of an imported response are read as the provider writes them.
+func TestImportedScopes(t *testing.T) {
+	cfg, err := config.Parse("wayleave.yaml", []byte("providers: {github: {client_id: us, grant_type: device_code, auth_style: none}}\ngrants: {g: {provider: github}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Desk{Config: cfg, Specs: Specs(cfg), Now: time.Now}
+	for scope, want := range map[string][]string{"repo,gist": {"gist", "repo"}, "read:org admin:gpg_key": {"admin:gpg_key", "read:gpg_key", "read:org", "write:gpg_key"}, "": nil} {
+		got, _, err := d.Read("g", []byte(`{"access_token":"at-1","scope":"`+scope+`"}`))
+		if err != nil || (got.Scopes == nil) != (want == nil) || slices.ContainsFunc(want, func(s string) bool { return !slices.Contains(got.Scopes, s) }) || slices.Contains(got.Scopes, "repo,gist") {
+			t.Errorf("%q: %q, %v; want %q", scope, got.Scopes, err, want)
 		}
 	}
 }
