@@ -164,12 +164,18 @@ func (c Config) hint(key string, status int, code string) string {
 		return "nobody agreed in time: start again"
 	case wantsOperator(code):
 		return "the provider wants the operator to log in again: connect again"
+	case code == "use_dpop_nonce" || code == "invalid_dpop_proof":
+		return "the provider binds this client's tokens to a key (DPoP, RFC 9449), which the gate does not do: register a client whose tokens are bearer tokens"
 	case code == "unsupported_token_type":
 		return "the provider does not revoke tokens of this kind: withdraw the consent on the provider's own page"
 	case code == "invalid_request":
 		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params; or connect again: some providers say so of a dead refresh token", format, scope)
 	case code == "invalid_client" || code == "unauthorized_client" || status == 401 && code == "":
-		return fmt.Sprintf("check client_id, the client's secret or key, auth_style (now %s), and with a key assertion.audience and this machine's clock", style)
+		client := fmt.Sprintf("check client_id, the client's secret or key, auth_style (now %s), and with a key assertion.audience and this machine's clock", style)
+		if code == "unauthorized_client" && key == "token_url" {
+			client += "; if they are right, connect again: some providers say so of a dead refresh token, and error_codes: {unauthorized_client: invalid_grant} tells the gate"
+		}
+		return client
 	case code != "" && key == "token_url":
 		return fmt.Sprintf("look %s up in the provider's documentation; if it means that the refresh token is dead, connect again and write error_codes: {%s: invalid_grant}", code, code)
 	case status == 403:
