@@ -24,6 +24,8 @@ type Enrolment struct {
 	Gate *url.URL
 	// Transparent says that the network leads the worker to the gate, which is no proxy to it then. Not part of the answer.
 	Transparent bool
+	// Direct are hosts that programs are to reach without the gate, as NO_PROXY has them. Not part of the answer.
+	Direct []string
 	// Proofs are the variables that prove who the worker is, which its programs do not get. Not part of the answer.
 	Proofs []string
 	// Session says who the worker is now, and until when.

@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -118,6 +119,26 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	return env, report
 }
 
+var directName = regexp.MustCompile(`^\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
+
+// CheckDirect says what is wrong with Direct; nil when nothing is.
+func (e Enrolment) CheckDirect() error {
+	for _, entry := range e.Direct {
+		if _, err := netip.ParseAddr(entry); err != nil && !directName.MatchString(entry) {
+			return fmt.Errorf("%q is no host to reach without the gate: write a name, a suffix of names, or an address, as elasticsearch, .svc.cluster.local or 10.1.2.3", entry)
+		}
+		name := strings.ToLower(strings.TrimPrefix(entry, "."))
+		for _, c := range e.Credentials {
+			for _, h := range c.Hosts {
+				if host := hostOnly(h); c.at(name) || strings.HasSuffix(host, "."+name) {
+					return fmt.Errorf("%s cannot be reached without the gate: programs would go around it for %s, which wants the placeholder for %s", entry, host, c.Grant)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // proxy is where the worker's programs send their requests, without the session that a gate wants to know of.
 func (e Enrolment) proxy() *url.URL {
 	if e.Relay.IsValid() {
@@ -138,16 +159,16 @@ func (e Enrolment) ProxyURL() string {
 func proxyVariables(e Enrolment) map[string]string {
 	proxy := e.ProxyURL()
 	// Plain host names and addresses, separated by commas: the only form that every client reads alike.
-	const loopback = "localhost,127.0.0.1,::1"
+	direct := strings.Join(append([]string{"localhost,127.0.0.1,::1"}, e.Direct...), ",")
 	set := map[string]string{
-		"NO_PROXY": loopback, "no_proxy": loopback,
+		"NO_PROXY": direct, "no_proxy": direct,
 		"NODE_USE_ENV_PROXY": "1", // Node 22.21, 24 and later read proxy variables only with it
 	}
 	for _, name := range []string{"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"} {
 		set[name], set[strings.ToLower(name)] = proxy, proxy
 	}
 	// These programs prefer what their files say to the common variables, and their own variables to that.
-	set["npm_config_proxy"], set["npm_config_https_proxy"], set["npm_config_noproxy"] = proxy, proxy, loopback
+	set["npm_config_proxy"], set["npm_config_https_proxy"], set["npm_config_noproxy"] = proxy, proxy, direct
 	set["CARGO_HTTP_PROXY"] = proxy
 	return set
 }
@@ -200,6 +221,16 @@ func javaOptions(e Enrolment, trustStore string) string {
 		options = []string{
 			"-Dhttps.proxyHost=" + proxy.Hostname(), "-Dhttps.proxyPort=" + port,
 			"-Dhttp.proxyHost=" + proxy.Hostname(), "-Dhttp.proxyPort=" + port,
+		}
+		if len(e.Direct) > 0 { // which replaces what Java knows of this machine
+			hosts := []string{"localhost", "127.*", "[::1]"}
+			for _, h := range e.Direct {
+				if strings.HasPrefix(h, ".") {
+					h = "*" + h
+				}
+				hosts = append(hosts, h)
+			}
+			options = append(options, "-Dhttp.nonProxyHosts="+strings.Join(hosts, "|"))
 		}
 	}
 	options = append(options,
@@ -268,6 +299,7 @@ func commonProxy(name string) bool {
 func leadsAround(name string) bool {
 	switch strings.ToLower(name) {
 	case "npm_config_proxy", "npm_config_https_proxy", "npm_config_noproxy", "npm_config_https-proxy",
+		"socks_proxy", "ws_proxy", "wss_proxy", // of Python's websockets
 		"pip_proxy", "cargo_http_proxy", "grpc_proxy", "no_grpc_proxy",
 		"yarn_http_proxy", "yarn_https_proxy", "cloudsdk_proxy_type", "cloudsdk_proxy_address", "cloudsdk_proxy_port":
 		return true

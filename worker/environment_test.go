@@ -63,6 +63,31 @@ func TestEnvironment(t *testing.T) {
 }
 
 // Where the network leads to the gate there is no proxy, and none of before either.
+func TestDirect(t *testing.T) {
+	e := testEnrolment("http://gate:3128", Credential{Grant: "hub", Hosts: []string{"github.com:443", "*.hub.example"}})
+	for entry, fault := range map[string]string{
+		"elasticsearch": "", ".svc.cluster.local": "", "10.1.2.3": "", "::2": "", "hub.com": "",
+		"*": "is no host", "": "is no host", "http://x": "is no host", "10.0.0.0/8": "is no host", "a b": "is no host",
+		"GitHub.com": "placeholder for hub", "com": "placeholder for hub", ".example": "placeholder for hub", "a.hub.example": "placeholder for hub",
+	} {
+		e.Direct = []string{entry}
+		if err := e.CheckDirect(); (err == nil) != (fault == "") || err != nil && !strings.Contains(err.Error(), fault) {
+			t.Errorf("%q: %v", entry, err)
+		}
+	}
+	e.Direct = []string{"minio", ".svc"}
+	env, _ := Environment(e, nil, testFiles)
+	got := environ(env)
+	for _, name := range []string{"NO_PROXY", "no_proxy", "npm_config_noproxy"} {
+		if got[name] != "localhost,127.0.0.1,::1,minio,.svc" {
+			t.Errorf("%s is %s", name, got[name])
+		}
+	}
+	if java := got["JAVA_TOOL_OPTIONS"]; !strings.Contains(java, " -Dhttp.nonProxyHosts=localhost|127.*|[::1]|minio|*.svc ") {
+		t.Errorf("Java's options are %s", java)
+	}
+}
+
 func TestTransparentEnvironment(t *testing.T) {
 	e := testEnrolment("http://gate:3128")
 	e.Transparent = true
@@ -101,7 +126,7 @@ func TestEnvironmentCredentials(t *testing.T) {
 		name:        "conflicting variables go, and are named without their values",
 		credentials: []Credential{claude},
 		base: []string{"ANTHROPIC_API_KEY=value-1", "ANTHROPIC_AUTH_TOKEN=value-2", "CLAUDE_CODE_OAUTH_TOKEN=value-3", "ANTHROPIC_BASE_URL=value-4",
-			"HTTPS_PROXY=http://value-5", "SSL_CERT_FILE=/value-6", "no_proxy=value-7", "npm_config_https_proxy=value-8", "NPM_CONFIG_PROXY=value-9", "PIP_PROXY=value-10", "KEEP=1"},
+			"HTTPS_PROXY=http://value-5", "SSL_CERT_FILE=/value-6", "no_proxy=value-7", "npm_config_https_proxy=value-8", "NPM_CONFIG_PROXY=value-9", "PIP_PROXY=value-10", "SOCKS_PROXY=value-11", "wss_proxy=value-12", "KEEP=1"},
 		want: map[string]string{"ANTHROPIC_AUTH_TOKEN": "ph", "CLAUDE_CONFIG_DIR": "/f/credentials/claude", "KEEP": "1", "ANTHROPIC_API_KEY": "",
 			"CLAUDE_CODE_OAUTH_TOKEN": "", "ANTHROPIC_BASE_URL": "", "npm_config_https_proxy": "http://abcdefghijklmnopqrstuvwx:wls1.x.y@gate:3128",
 			"NPM_CONFIG_PROXY": "", "PIP_PROXY": ""},
@@ -109,7 +134,7 @@ func TestEnvironmentCredentials(t *testing.T) {
 			"removed ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN, ANTHROPIC_BASE_URL: programs would otherwise not use the placeholder for claude",
 			"replaced ANTHROPIC_AUTH_TOKEN: the placeholder for claude goes there",
 			"replaced HTTPS_PROXY, SSL_CERT_FILE, no_proxy, npm_config_https_proxy: programs would go around the gate, or not trust it",
-			"removed NPM_CONFIG_PROXY, PIP_PROXY: programs would go around the gate",
+			"removed NPM_CONFIG_PROXY, PIP_PROXY, SOCKS_PROXY, wss_proxy: programs would go around the gate",
 			"claude: a note of two lines",
 		},
 	}, {

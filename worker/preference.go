@@ -382,12 +382,18 @@ func netrcEntries(text string) (machines []string) {
 	return machines
 }
 
+// hostOnly is a host of a route without its port.
+func hostOnly(h string) string {
+	if i := strings.LastIndexByte(h, ':'); i > 0 && !strings.HasSuffix(h, "]") {
+		return h[:i]
+	}
+	return h
+}
+
 // at reports whether the credential is one for a host.
 func (c Credential) at(host string) bool {
 	return slices.ContainsFunc(c.Hosts, func(h string) bool {
-		if i := strings.LastIndexByte(h, ':'); i > 0 && !strings.HasSuffix(h, "]") {
-			h = h[:i]
-		}
+		h = hostOnly(h)
 		suffix, pattern := strings.CutPrefix(h, "*")
 		return h == host || pattern && strings.HasSuffix(host, suffix)
 	})

@@ -42,6 +42,11 @@ func addEnrolFlags(c *cobra.Command) *enrolFlags {
 	return f
 }
 
+// addDirectFlag adds --no-proxy to c.
+func addDirectFlag(c *cobra.Command) *[]string {
+	return c.Flags().StringSlice("no-proxy", nil, "hosts that programs reach without the gate, of services beside the worker: names, suffixes (.svc.cluster.local), addresses")
+}
+
 // enrol becomes a worker of the gate. The authority of --gate-ca is then one the worker's programs trust too, since the gate
 // is their proxy.
 func (f *enrolFlags) enrol(ctx context.Context) (worker.Enrolment, error) {

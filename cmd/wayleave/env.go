@@ -43,6 +43,7 @@ command does not.`,
 		Args: exactArgs(),
 	}
 	me := addEnrolFlags(c)
+	direct := addDirectFlag(c)
 	c.Flags().StringVar(&format, "format", "shell", "one of "+strings.Join(envFormats(), ", "))
 	c.Flags().StringVar(&dir, "dir", "", "directory to write the files to (default one of this worker in the user's cache directory)")
 	c.Flags().StringVar(&at, "at", "", "where the worker finds --dir (default there; /var/run/wayleave for kubernetes)")
@@ -71,6 +72,10 @@ command does not.`,
 		enrolment, err := me.enrol(c.Context())
 		if err != nil {
 			return err
+		}
+		enrolment.Direct = *direct
+		if err := enrolment.CheckDirect(); err != nil {
+			return usageError{err}
 		}
 		if dir == "" {
 			if dir, err = envDir(enrolment.Session.Worker); err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // aroundTheGate are variables of single programs that name a proxy.
-var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy", "YARN_HTTP_PROXY", "YARN_HTTPS_PROXY", "CLOUDSDK_PROXY_TYPE", "CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT"}
+var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy", "SOCKS_PROXY", "WS_PROXY", "WSS_PROXY", "YARN_HTTP_PROXY", "YARN_HTTPS_PROXY", "CLOUDSDK_PROXY_TYPE", "CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT"}
 
 // ownVariables are those of wayleave itself.
 var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN", "WAYLEAVE_TOKEN_FILE", "WAYLEAVE_ID_TOKEN", "WAYLEAVE_CERT", "WAYLEAVE_KEY", "WAYLEAVE_AUDIENCE", "WAYLEAVE_STATE", "WAYLEAVE_API", "WAYLEAVE_API_TOKEN", "WAYLEAVE_API_TOKEN_FILE", "WAYLEAVE_API_CA_FILE"}

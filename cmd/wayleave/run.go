@@ -46,7 +46,8 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 	me := addEnrolFlags(c)
 	c.Flags().BoolVar(&transparent, "transparent", false, "set no proxy: the network redirects this worker's connections to the gate (listen.transparent)")
 	c.Flags().BoolVar(&isolated, "isolate", false, "give the command a network of its own whose only way out is the gate")
-	c.MarkFlagsMutuallyExclusive("transparent", "isolate")
+	direct := addDirectFlag(c)
+	c.MarkFlagsMutuallyExclusive("transparent", "isolate", "no-proxy")
 	c.Flags().BoolVar(&keepSession, "keep-session", false, "leave the session and its files as they are when the command has ended, for what the command has left running")
 	// Everything after the command's name is the command's own.
 	c.Flags().SetInterspersed(false)
@@ -58,7 +59,10 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if err != nil {
 			return err
 		}
-		enrolment.Transparent = transparent
+		enrolment.Transparent, enrolment.Direct = transparent, *direct
+		if err := enrolment.CheckDirect(); err != nil {
+			return usageError{err}
+		}
 		files, remove, err := writeWorkerFiles(enrolment)
 		if err != nil {
 			return err
