@@ -502,10 +502,10 @@ func testGRPC(t *testing.T, g *gate, w worker, rpc *upstream) {
 		}
 		check(s.Trailer())
 	})
-	// A refusal is no answer of gRPC, which shows its text all the same.
+	// A refusal is a status, with the words for its message.
 	t.Run("refused", func(t *testing.T) {
 		ctx := metadata.AppendToOutgoingContext(ctx, "x-note", w.placeholder)
-		if err := conn.Invoke(ctx, "/demo.Talk/Ask", wrapperspb.String("x"), new(wrapperspb.StringValue)); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "wayleave: a placeholder") {
+		if err := conn.Invoke(ctx, "/demo.Talk/Ask", wrapperspb.String("x"), new(wrapperspb.StringValue)); status.Code(err) != codes.InvalidArgument || !strings.HasPrefix(status.Convert(err).Message(), "wayleave: a placeholder is in x-note, ") {
 			t.Errorf("%v", err)
 		}
 	})

@@ -134,7 +134,7 @@ func (s *Server) requestHeaders(ctx context.Context, q *question, p *phases) (pr
 	if d.refusal != nil {
 		s.logRefusal(ctx, d, id)
 		awaitBody(ctx, r)
-		return kept.in(immediate(d.refusal.answer(d.route, id), d.refusal.reason)), nil
+		return kept.in(d.refusal.immediate(r, d.route, id)), nil
 	}
 	if d.swap != nil {
 		if d.route.MaskBody && !d.upgrade {
@@ -257,6 +257,19 @@ const (
 	detailsBrokeOff     = "upstream_reset_after_response_started"
 )
 
+// immediate is the refusal in place of the upstream's answer. Whoever speaks gRPC does not get to see a body: Envoy makes of it the message of a
+// status, and the text alone is what belongs there.
+func (f *refusal) immediate(r *request, route *Route, id string) *extprocv3.ProcessingResponse {
+	a := f.answer(route, id)
+	if !r.speaksGRPC() {
+		return immediate(a, f.reason)
+	}
+	a.body = []byte(f.text())
+	out := immediate(a, f.reason)
+	out.GetImmediateResponse().GrpcStatus = &extprocv3.GrpcStatus{Status: uint32(f.code())}
+	return out
+}
+
 // immediate answers in place of the upstream.
 func immediate(a answer, reason string) *extprocv3.ProcessingResponse {
 	headers := &extprocv3.HeaderMutation{}
@@ -293,7 +306,8 @@ func forward(d *decision, token grant.Token, kept fields) reply {
 			}
 		}
 		if d.route.MaskBody {
-			set("accept-encoding", "identity") // what is compressed cannot be searched
+			set("accept-encoding", "identity")                   // what is compressed cannot be searched
+			out.remove = append(out.remove, "range", "if-range") // nor can half a credential; a server may always send all (RFC 9110 section 14.2)
 		}
 		if d.swap.path != "" {
 			set(":path", d.swap.path)

@@ -62,7 +62,7 @@ func (s *Server) again(ctx context.Context, r *request, was sent, id string) (pr
 		d.session.Worker = was.Worker
 		s.logRefusal(ctx, d, id)
 		kept := fields{{fieldNote, noteOf(now, was.scopes)}, {fieldReason, refused.reason}}
-		return kept.in(immediate(refused.answer(route, id), refused.reason)), nil
+		return kept.in(refused.immediate(r, route, id)), nil
 	}
 	if got.Version == was.Token {
 		return new(reply).message(), nil

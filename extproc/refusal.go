@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"wayleave/grant"
 	"wayleave/worker"
 )
@@ -121,6 +123,22 @@ func (f *refusal) message() string {
 	).Replace(reasonNamed(f.reason).Words)
 }
 
+// text is all that a worker is told in words.
+func (f *refusal) text() string { return f.message() + more(f.reason) }
+
+// code is the refusal as gRPC has it. Clients may try again by themselves on Unavailable alone.
+func (f *refusal) code() codes.Code {
+	switch reason := reasonNamed(f.reason); {
+	case reason.Status == http.StatusTooManyRequests:
+		return codes.ResourceExhausted
+	case reason.Retry:
+		return codes.Unavailable
+	case reason.Status == http.StatusBadRequest:
+		return codes.InvalidArgument
+	}
+	return codes.PermissionDenied
+}
+
 // more names the page of a reason, which every wayleave has in it.
 func more(reason string) string { return " (more: wayleave explain " + reason + ")" }
 
@@ -144,7 +162,7 @@ func (f *refusal) answer(r *Route, requestID string) answer {
 		status, format = cmp.Or(r.Status[f.reason], status), r.ErrorFormat
 	}
 	status = cmp.Or(f.status, status)
-	a := answer{status: status, body: errorBody(format, status, f.reason, f.message()+more(f.reason), requestID)}
+	a := answer{status: status, body: errorBody(format, status, f.reason, f.text(), requestID)}
 	set := func(name, value string) { a.headers = append(a.headers, [2]string{name, value}) }
 	set("content-type", "application/json")
 	set("x-wayleave-reason", f.reason)

@@ -108,6 +108,11 @@ func (r *request) has(name string) bool {
 	return slices.ContainsFunc(r.headers, func(h header) bool { return h.name == name && h.value != "" })
 }
 
+// speaksGRPC reports whether a status is expected in place of an answer of HTTP; as Envoy tells it.
+func (r *request) speaksGRPC() bool {
+	return slices.ContainsFunc(r.values("content-type"), func(v string) bool { return v == "application/grpc" || strings.HasPrefix(v, "application/grpc+") })
+}
+
 // lists reports whether item, in lower case, is in the comma-separated list header called name.
 func (r *request) lists(name string, match func(item string) bool) bool {
 	for _, h := range r.headers {

@@ -88,8 +88,8 @@ func answersToo() *extprocv3.ExtProcPerRoute {
 // socketHeaders are what ext_proc may complete when a request opens a WebSocket.
 var socketHeaders = []string{"sec-websocket-key"}
 
-// bodyHeaders are what ext_proc sets to be able to read an answer.
-var bodyHeaders = []string{"accept-encoding"}
+// bodyHeaders are what ext_proc sets or removes to be able to search an answer.
+var bodyHeaders = []string{"accept-encoding", "if-range", "range"}
 
 // retryHeaders tell the router to try a swapped request once more after a 401 (upstreamTo). They go no further than the router.
 var retryHeaders = []string{"x-envoy-retry-on"}

@@ -19,7 +19,9 @@ func refusalsPage(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString("# Refusals\n\n" + generated + `
 What a worker sees when its request is not forwarded. The body is JSON in the error shape of the provider's own API, so that its clients show the
-text. The text ends with a command, ` + "`wayleave explain <reason>`" + `, which prints the page about that reason; the names below lead to the same pages. The headers are
+text. The text ends with a command, ` + "`wayleave explain <reason>`" + `, which prints the page about that reason; the names below lead to the same pages. To gRPC the
+gate's are a status with the text for its message: UNAVAILABLE where the same call may succeed later, RESOURCE_EXHAUSTED where that is because of a limit, INVALID_ARGUMENT
+for 400, else PERMISSION_DENIED. The headers are
 
 | header | value |
 |---|---|
