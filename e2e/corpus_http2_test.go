@@ -121,7 +121,8 @@ var corpusFields = []fieldsEntry{
 	{"a long header", also("x", strings.Repeat("x", 100<<10)), "reset"},
 	{"a header that is too long when it is packed too", also("x", strings.Repeat("x", 160<<10)), "ended"},
 	{"long headers", also(slices.Repeat([]string{"x", strings.Repeat("x", 40<<10)}, 3)...), "reset"},
-	{"many headers", also(slices.Repeat([]string{"x", "y"}, 200)...), "reset"},
+	{"too many headers", also(slices.Repeat([]string{"x", "y"}, 1100)...), "reset"},
+	{"many cookies, each by itself", also(slices.Repeat([]string{"cookie", "a=b"}, 900)...), "/a real"},
 }
 
 // request is the usual fields, with those of the entry.

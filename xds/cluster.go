@@ -22,10 +22,6 @@ const (
 	// Servers of gRPC end a connection, with all its streams, on which they are pinged more often than every five minutes (gRFC A8); one
 	// whose streams are silent is pinged for as long as they are.
 	upstreamPings = 6 * time.Minute
-
-	// An answer's head may be as long as a request's. How many headers are in it is bounded by that, and no concern of ours: Envoy's own
-	// limit is 100.
-	headersInAnswer = 1000
 )
 
 func clusters(p plan) []*clusterv3.Cluster {
@@ -177,7 +173,7 @@ func upstreamHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptio
 	return &upstreamhttpv3.HttpProtocolOptions{
 		UpstreamHttpProtocolOptions: &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			IdleTimeout: seconds(upstreamIdle), MaxHeadersCount: number(headersInAnswer), MaxResponseHeadersKb: number(maxHeadersKiB),
+			IdleTimeout: seconds(upstreamIdle), MaxHeadersCount: number(headersInHead), MaxResponseHeadersKb: number(maxHeadersKiB),
 		},
 		HttpFilters: filters,
 	}

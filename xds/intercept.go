@@ -227,7 +227,7 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		StreamIdleTimeout:          durationpb.New(0), // an event stream may be silent for hours
 		RequestHeadersTimeout:      seconds(headersTimeout),
 		MaxRequestHeadersKb:        number(maxHeadersKiB),
-		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle)},
+		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxHeadersCount: number(headersInHead)},
 		LocalReplyConfig:           withHelp(interceptReplies(), p.helpURL),
 		AccessLogOptions:           &hcmv3.HttpConnectionManager_HcmAccessLogOptions{AccessLogFlushInterval: seconds(OpenFor)},
 		AccessLog:                  append(accessLog(p.accessLog, "request", httpLog(requestID)), httpEnds(p, metadataNamespace)...),

@@ -28,6 +28,10 @@ import (
 // sending, unread, what was refused by then, before it is stopped by a reset; so it is not long either.
 const unreadFor = 10 * time.Second
 
+// headersInHead is how many headers a request or an answer has at most; how long they are together is what bounds them (maxHeadersKiB). Envoy's own limit
+// is 100, which browsers pass: over HTTP/2 each cookie may be a header (RFC 9113 section 8.2.3).
+const headersInHead = 1000
+
 const (
 	proxyChainName    = "proxy"
 	httpManager       = "envoy.filters.network.http_connection_manager"
@@ -109,7 +113,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		MaxRequestHeadersKb:      number(maxHeadersKiB),
 		// Clients end a tunnel by a reset, and 1,000 resets of HTTP/2 streams, or some 33 a second after that, end a connection
 		// with all its tunnels. So before that clients are sent to another one, and what is open goes on.
-		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxRequestsPerConnection: number(requestsPerProxy)},
+		CommonHttpProtocolOptions:  &corev3.HttpProtocolOptions{IdleTimeout: seconds(connectionIdle), MaxHeadersCount: number(headersInHead), MaxRequestsPerConnection: number(requestsPerProxy)},
 		LocalReplyConfig:           withHelp(proxyReplies(), p.helpURL),
 		AccessLog:                  append(accessLog(p.accessLog, "connect", httpLog(streamID)), httpEnds(p, filterAuthz)...),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_APPEND_IF_ABSENT,

@@ -30,7 +30,7 @@ const (
 	reasonTokenReplaced       = "token_replaced"
 
 	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT. A host that speaks nothing else an operator lists in plain"
-	tooLarge   = "wayleave takes request headers of 96 KiB and 100 lines at most; nothing was sent. Send less, cookies for instance"
+	tooLarge   = "wayleave takes request headers of 96 KiB and 1,000 lines at most; nothing was sent. Send less, cookies for instance"
 
 	// ofEnvoy is true of a failure that nobody has given a reason. A success is the gate's, in the place of an upstream.
 	ofEnvoy = "(response.code >= 400 && !('" + reasonHeader + "' in response.headers))"
