@@ -41,7 +41,8 @@ type Route struct {
 	// What of the provider's answers reaches workers.
 	Response Response `yaml:"response"`
 
-	// What happens to a request without a credential: pass sends it on without one, refuse refuses it.
+	// What happens to a request without a credential: pass sends it on without one, refuse refuses it, but for a browser's question what it may
+	// ask (a CORS preflight), which never has one.
 	NoCredential string `yaml:"no_credential" jsonschema:"enum=pass,enum=refuse,default=pass"`
 
 	// How requests get the credential: auto lets Envoy set it by itself where the gate has just decided the same about the same connection, and

@@ -3,6 +3,7 @@ package extproc
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,7 +189,7 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	case foreign && route.Foreign == Replace && session.ID == "":
 		return because(policyDenied, fmt.Sprintf("without a proxy, route %s replaces nothing but the placeholder for %s: only that shows a session", route.Name, route.Credential))
 	case len(candidates) > 0, foreign && route.Foreign == Replace: // swapped, or refused below
-	case !foreign && route.Absent == Refuse:
+	case !foreign && route.Absent == Refuse && !r.preflight():
 		return because(policyDenied, fmt.Sprintf("route %s wants a credential: send the placeholder for %s in %s", route.Name, route.Credential, route.HeaderIn))
 	case foreign && route.Foreign == Refuse:
 		return because(policyDenied, fmt.Sprintf("route %s takes no other credential than the placeholder for %s", route.Name, route.Credential))
@@ -329,6 +330,11 @@ func (r *request) lacksSocketKey() bool {
 
 func (r *request) opensWebSocket() bool {
 	return r.lists("upgrade", func(item string) bool { return item == "websocket" })
+}
+
+// preflight reports whether a browser asks by it what it may ask (Fetch section 3.3.2). No preflight has a credential.
+func (r *request) preflight() bool {
+	return r.method == http.MethodOptions && r.has("origin") && r.has("access-control-request-method")
 }
 
 // atMost reports whether the body has no more than limit bytes, as far as its length is known beforehand.

@@ -30,7 +30,7 @@ var testConfig = Config{
 	}, {
 		Name: "github", Hosts: []string{"github.com", "api.github.com", "*.githubusercontent.com"}, Credential: "github", PlaceholderPrefix: "gho_", BasicUser: "x-access-token",
 	}, {
-		Name: "keyed", Hosts: []string{"keyed.example.com:8443"}, Credential: "keyed", HeaderIn: "x-api-key", Methods: []string{"GET"},
+		Name: "keyed", Hosts: []string{"keyed.example.com:8443"}, Credential: "keyed", HeaderIn: "x-api-key", Methods: []string{"GET", "OPTIONS"},
 		Foreign: Refuse, Absent: Refuse,
 	}, {
 		Name: "either", Hosts: []string{"either.example.com"}, Credential: "either", HeaderIn: "x-api-key", AlsoIn: "authorization",
@@ -299,6 +299,11 @@ func TestDecideTakesParameters(t *testing.T) {
 // What leaves as it is: another credential, or none, is none of ours.
 func TestDecidePasses(t *testing.T) {
 	f := newFixture(t)
+	keyed := func(method string, headers ...string) request {
+		r := f.to("keyed.example.com", method, "/", headers...)
+		r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+		return r
+	}
 	for _, c := range []struct {
 		name      string
 		request   request
@@ -325,6 +330,7 @@ func TestDecidePasses(t *testing.T) {
 		{"WebSocket with a key", f.anthropic("GET", "/ws", "upgrade", "websocket", "sec-websocket-key", "x"), nil, false},
 		{"another upgrade", f.anthropic("GET", "/ws", "upgrade", "h2c"), nil, false},
 		{"wildcard", f.to("a.b.wild.example.com", "GET", "/"), nil, false},
+		{"a browser's question where a credential is wanted", keyed("OPTIONS", "origin", "https://a.example", "access-control-request-method", "GET"), nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := decide(f.policy, f.sessions, &c.request, now)
@@ -473,6 +479,11 @@ func TestDecideRefuses(t *testing.T) {
 		{policyDenied, "a rule's scopes evaded by encoding", at("/v1/c%6fde/sessions")},
 		{policyDenied, "no path", at("")},
 		{policyDenied, "a path that is a URL", at("https://evil.example.com/")},
+		{policyDenied, "no credential where one is wanted, and no browser's question", func() request {
+			r := f.to("keyed.example.com", "OPTIONS", "/", "origin", "https://a.example")
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
 		{policyDenied, "no credential where one is wanted", func() request {
 			r := f.to("keyed.example.com", "GET", "/")
 			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
