@@ -183,7 +183,7 @@ func TestRefreshAnswers(t *testing.T) {
 			if text := s.LastError + "; " + s.Next; !strings.Contains(text, k.says) {
 				t.Errorf("the list says %q, and not %q", text, k.says)
 			}
-			if k.state == grant.Healthy {
+			if k.state == grant.Healthy && s.Generation == 1 { // later answers, to a token of a minute where the machine is slow, are not edited
 				lives := cmp.Or(k.lives, time.Hour)
 				if got := s.Expires.Sub(s.UpdatedAt); got < lives || got > lives+10*time.Second {
 					t.Errorf("the token is taken to live for %v, want %v", got, lives)
