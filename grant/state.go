@@ -43,7 +43,7 @@ var remedies = map[oauth.Kind]string{
 	oauth.KindInvalidClient:   "check client_id, auth_style and the client's secret or key, whose files are read again for each request, of the provider in the configuration",
 	oauth.KindInvalidScope:    "check scopes of the grant and refresh_scope of its provider in the configuration",
 	oauth.KindInvalidRequest:  "check token_format, token_params and refresh_scope of the provider in the configuration",
-	oauth.KindProviderChanged: "check token_url of the provider in the configuration: there is no token endpoint at that address any more",
+	oauth.KindProviderChanged: "check token_url, and refresh_url if there is one, of the provider in the configuration: there is no token endpoint at that address any more",
 	oauth.KindRateLimited:     "wait: the provider limits this client; if it lasts for hours, ask the provider",
 	oauth.KindUnreachable:     "check the network, name resolution and trusted certificates between the gate and the provider's token endpoint",
 }

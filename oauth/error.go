@@ -140,6 +140,7 @@ func safeCause(err error) error {
 
 // hint names the settings that usually explain an answer of the endpoint that key configures.
 func (c Config) hint(key string, status int, code string) string {
+	tokens := key == "token_url" || key == "refresh_url"
 	style, format, scope := or(c.AuthStyle, AuthNone), or(c.TokenFormat, FormatForm), or(c.RefreshScope, ScopeOmit)
 	switch {
 	case status >= 500:
@@ -172,11 +173,11 @@ func (c Config) hint(key string, status int, code string) string {
 		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params; or connect again: some providers say so of a dead refresh token", format, scope)
 	case code == "invalid_client" || code == "unauthorized_client" || status == 401 && code == "":
 		client := fmt.Sprintf("check client_id, the client's secret or key, auth_style (now %s), and with a key assertion.audience and this machine's clock", style)
-		if code == "unauthorized_client" && key == "token_url" {
+		if code == "unauthorized_client" && tokens {
 			client += "; if they are right, connect again: some providers say so of a dead refresh token, and error_codes: {unauthorized_client: invalid_grant} tells the gate"
 		}
 		return client
-	case code != "" && key == "token_url":
+	case code != "" && tokens:
 		return fmt.Sprintf("look %s up in the provider's documentation; if it means that the refresh token is dead, connect again and write error_codes: {%s: invalid_grant}", code, code)
 	case status == 403:
 		return fmt.Sprintf("provider changed, or a bot wall stands in front of it: check %s, token_headers and user_agent", key)

@@ -81,6 +81,8 @@ type Config struct {
 	AuthorizeURL string `yaml:"authorize_url,omitempty"`
 	// TokenURL is the token endpoint (RFC 6749 §3.2): https, or http on loopback with allow_insecure.
 	TokenURL string `yaml:"token_url,omitempty"`
+	// RefreshURL is where refresh tokens are presented, at providers that have another endpoint for that; empty is TokenURL.
+	RefreshURL string `yaml:"refresh_url,omitempty"`
 	// RevokeURL is the revocation endpoint (RFC 7009); empty when the provider has none.
 	RevokeURL string `yaml:"revoke_url,omitempty"`
 	// RevokeFormat is the body sent to the revocation endpoint: form (default, and all that RFC 7009 knows) or json.

@@ -639,6 +639,34 @@ func TestInsecureEndpointsGetNothing(t *testing.T) {
 	}
 }
 
+// A provider may have another endpoint for refreshes: refresh tokens go there and nowhere else, also without the scope that it refused, and
+// codes to the token endpoint.
+func TestRefreshEndpoint(t *testing.T) {
+	codes := newTokenServer(t, answerJSON(200, goodAnswer))
+	refreshes := newTokenServer(t, func(w http.ResponseWriter, c call) {
+		if c.Params["scope"] != "" {
+			answerJSON(400, `{"error":"invalid_scope"}`)(w, c)
+			return
+		}
+		answerJSON(200, goodAnswer)(w, c)
+	})
+	c := codes.client(func(c *Config) { c.RefreshURL, c.RefreshScope = refreshes.config().TokenURL, ScopeRequested })
+	if _, err := c.Exchange(t.Context(), secret.New("code"), "", NewPKCE(), ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Refresh(t.Context(), secret.New(oldRefresh), nil, []string{"read"}); err != nil {
+		t.Error(err)
+	}
+	if a, b := len(codes.received()), len(refreshes.received()); a != 1 || b != 2 {
+		t.Errorf("%d at the token endpoint, %d at the refresh endpoint", a, b)
+	}
+	gone := newTokenServer(t, answerJSON(404, ``))
+	_, err := codes.client(func(c *Config) { c.RefreshURL = gone.config().TokenURL }).Refresh(t.Context(), secret.New(oldRefresh), nil, nil)
+	if e := asError(t, err); !strings.Contains(e.Error(), "refresh endpoint") || !strings.Contains(e.Hint, "refresh_url") {
+		t.Error(err)
+	}
+}
+
 func TestRefreshWithoutTokenSendsNothing(t *testing.T) {
 	s := newTokenServer(t, answerJSON(200, goodAnswer))
 	_, err := s.client(nil).Refresh(t.Context(), secret.Text{}, nil, nil)

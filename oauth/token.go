@@ -42,21 +42,21 @@ func (c *Client) Refresh(ctx context.Context, refresh secret.Text, granted, requ
 		return c.mint(ctx, requested)
 	}
 	if refresh.IsZero() {
-		return Token{}, notSent(c.tokenEndpoint(), errNoRefresh, "connect again; ask for offline access if the provider needs that")
+		return Token{}, notSent(c.refreshEndpoint(), errNoRefresh, "connect again; ask for offline access if the provider needs that")
 	}
 	params := map[string]string{"grant_type": "refresh_token", "refresh_token": refresh.Reveal()}
 	c.aim(params)
 	scope := c.cfg.scopeAtRefresh(granted, requested)
 	if scope == "" {
-		return c.token(ctx, params)
+		return c.tokenAt(ctx, c.refreshEndpoint(), params)
 	}
 	params["scope"] = scope
-	tok, err := c.token(ctx, params)
+	tok, err := c.tokenAt(ctx, c.refreshEndpoint(), params)
 	if e, ok := errors.AsType[*Error](err); !ok || e.Outcome != Refused || e.Code != "invalid_scope" {
 		return tok, err
 	}
 	delete(params, "scope")
-	if tok, err = c.token(ctx, params); err == nil {
+	if tok, err = c.tokenAt(ctx, c.refreshEndpoint(), params); err == nil {
 		tok.Notes = append(tok.Notes, "the provider refused the scope sent at refresh and took the request without: set refresh_scope to omit")
 	}
 	return tok, err
@@ -116,12 +116,16 @@ func (c *Client) aim(params map[string]string) {
 
 // token makes one request to the token endpoint and reads the answer.
 func (c *Client) token(ctx context.Context, params map[string]string) (Token, error) {
+	return c.tokenAt(ctx, c.tokenEndpoint(), params)
+}
+
+func (c *Client) tokenAt(ctx context.Context, at place, params map[string]string) (Token, error) {
 	for k, v := range c.cfg.TokenParams {
 		if !slices.Contains(tokenReserved, k) {
 			params[k] = v
 		}
 	}
-	a, fail := c.post(ctx, c.tokenEndpoint(), or(c.cfg.TokenFormat, FormatForm), params)
+	a, fail := c.post(ctx, at, or(c.cfg.TokenFormat, FormatForm), params)
 	if fail != nil {
 		return Token{}, fail
 	}

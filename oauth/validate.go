@@ -55,6 +55,7 @@ func (c Config) Validate() []FieldError {
 	oneOf("grant_type", string(c.GrantType), string(GrantCode), string(GrantDevice), string(GrantClient), string(GrantJWT))
 	endpoint("authorize_url", c.AuthorizeURL, grant == GrantCode)
 	endpoint("token_url", c.TokenURL, true)
+	endpoint("refresh_url", c.RefreshURL, false)
 	endpoint("revoke_url", c.RevokeURL, false)
 	oneOf("revoke_format", string(c.RevokeFormat), string(FormatForm), string(FormatJSON))
 	endpoint("device_url", c.DeviceURL, grant == GrantDevice)

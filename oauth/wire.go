@@ -32,6 +32,14 @@ func (p place) String() string {
 
 func (c *Client) tokenEndpoint() place { return place{"token endpoint", "token_url", c.cfg.TokenURL} }
 
+// refreshEndpoint is where refresh tokens are presented.
+func (c *Client) refreshEndpoint() place {
+	if c.cfg.RefreshURL == "" {
+		return c.tokenEndpoint()
+	}
+	return place{"refresh endpoint", "refresh_url", c.cfg.RefreshURL}
+}
+
 // answer is one HTTP answer, read.
 type answer struct {
 	at     place

@@ -260,8 +260,12 @@ func TestRefused(t *testing.T) {
 	}
 	p = Provider{Config: oauth.Config{
 		TokenURL: "https://as.example/t", DeviceURL: "https://as.example/d", RegistrationURL: "https://as.example/r", RevokeURL: "https://as.example/v",
-	}}
-	if diff := cmp.Diff([]string{"as.example/d", "as.example/r", "as.example/t", "as.example/v"}, p.Refused()); diff != "" {
+		RefreshURL: "https://as.example/again",
+	}, RefusedHosts: []string{"old.example/again", "old.example/else"}}
+	if diff := cmp.Diff([]string{"as.example/again", "as.example/d", "as.example/r", "as.example/t", "as.example/v", "old.example/again", "old.example/else"}, p.Refused()); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"as.example/again", "as.example/t", "old.example/again"}, p.TokenEndpoints()); diff != "" {
 		t.Error(diff)
 	}
 	want := []string{"auth.openai.com/api/accounts/deviceauth/token", "auth.openai.com/api/accounts/deviceauth/usercode", "auth.openai.com/oauth/revoke", "auth.openai.com/oauth/token"}

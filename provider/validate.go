@@ -138,6 +138,7 @@ func (p Provider) oauthPart() []oauth.FieldError {
 		{"grant_type", p.GrantType != ""},
 		{"authorize_url", p.AuthorizeURL != ""},
 		{"token_url", p.TokenURL != ""},
+		{"refresh_url", p.RefreshURL != ""},
 		{"revoke_url", p.RevokeURL != ""},
 		{"device_url", p.DeviceURL != ""},
 		{"issuer", p.Issuer != ""},
@@ -152,16 +153,18 @@ func (p Provider) oauthPart() []oauth.FieldError {
 	return faults
 }
 
-// TokenEndpoints returns those of Refused, as host/path, where clients refresh their tokens: TokenURL, and those of
-// RefusedHosts that have its path.
+// TokenEndpoints returns those of Refused, as host/path, where clients refresh their tokens: TokenURL, RefreshURL, and those of
+// RefusedHosts that have the path of one.
 func (p Provider) TokenEndpoints() []string {
-	u, err := url.Parse(p.TokenURL)
-	if err != nil || u.Host == "" {
-		return nil
+	var paths []string
+	for _, endpoint := range []string{p.TokenURL, p.RefreshURL} {
+		if u, err := url.Parse(endpoint); err == nil && u.Host != "" {
+			paths = append(paths, u.EscapedPath())
+		}
 	}
 	return slices.DeleteFunc(p.Refused(), func(e string) bool {
 		_, path, _ := strings.Cut(e, "/")
-		return "/"+path != u.EscapedPath()
+		return !slices.Contains(paths, "/"+path)
 	})
 }
 
@@ -169,7 +172,7 @@ func (p Provider) TokenEndpoints() []string {
 // of the provider where tokens, codes or clients are made or ended. Sorted, each once.
 func (p Provider) Refused() []string {
 	list := slices.Clone(p.RefusedHosts)
-	endpoints := []string{p.TokenURL, p.RevokeURL, p.DeviceURL, p.RegistrationURL}
+	endpoints := []string{p.TokenURL, p.RefreshURL, p.RevokeURL, p.DeviceURL, p.RegistrationURL}
 	if p.DeviceFlow == oauth.DeviceCodex {
 		endpoints = append(endpoints, oauth.CodexPollURL(p.DeviceURL))
 	}

@@ -144,8 +144,11 @@ func examineNames(ctx context.Context, cfg *config.Config, a around) []finding {
 func tokenEndpoints(cfg *config.Config) []string {
 	all := map[string]bool{}
 	for name := range cfg.Grants {
-		if p, _ := cfg.ProviderOf(name); p.TokenURL != "" {
-			all[p.TokenURL] = true
+		p, _ := cfg.ProviderOf(name)
+		for _, endpoint := range []string{p.TokenURL, p.RefreshURL} {
+			if endpoint != "" {
+				all[endpoint] = true
+			}
 		}
 	}
 	return slices.Sorted(maps.Keys(all))
