@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// A stop lets what is under way finish: an event stream that still has events to come is not cut.
+// A stop lets what is under way finish: an event stream that still has events to come is not cut. Here it is the terminal that is closed; the
+// others stop by Ctrl-C.
 func TestStopLetsRequestsFinish(t *testing.T) {
 	t.Parallel()
 	const events = 20
@@ -23,7 +24,7 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		if strings.HasPrefix(lines.Text(), "event: ") {
 			if got++; got == 1 { // it has begun, and has two seconds to go
-				if err := g.cmd.Process.Signal(syscall.SIGINT); err != nil {
+				if err := g.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -42,7 +42,7 @@ func closedPipe(t *testing.T) *os.File {
 	return writer
 }
 
-// A gate goes on when whoever read its log is gone, and is told to stop as always.
+// A gate goes on when whoever read its log is gone, and at a SIGHUP, and is told to stop as always.
 func TestGateOutlivesWhoReadsItsLog(t *testing.T) {
 	s := vaulttest.StartDev(t, vaulttest.Binary(t))
 	isolated(t)
@@ -74,8 +74,10 @@ func TestGateOutlivesWhoReadsItsLog(t *testing.T) {
 			ready = answer.StatusCode == http.StatusOK
 		}
 	}
-	if err := gate.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGTERM} {
+		if err := gate.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("the gate ended with %v", err)

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,7 +45,8 @@ It starts no other process. Vault is the one in the configuration or VAULT_ADDR;
 with the bootstrap that 'wayleave config render --bootstrap' prints, and reaches the gate over a unix socket in --run-dir.
 
 SIGTERM ends it without failing a request: what is under way is answered first. Where listen.replicas names several gates,
-the others take over; alone, a gate hands over to a second one that was started with the same --run-dir beforehand.`,
+the others take over; alone, a gate hands over to a second one that was started with the same --run-dir beforehand.
+SIGHUP does nothing: a change of the configuration file is seen without it.`,
 		Example: `  wayleave serve -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave
   wayleave envoy -c /etc/wayleave/wayleave.yaml --run-dir /run/wayleave`,
 		Args: exactArgs(),
@@ -76,6 +79,7 @@ the others take over; alone, a gate hands over to a second one that was started 
 				return err
 			}
 			log := slog.New(levels.Handler(newLog(c.ErrOrStderr(), slog.LevelDebug).Handler()))
+			defer noteHangups(log)()
 			return gate{cfg: cfg, file: absolute(configPath), vault: identity, workers: workers, sockets: runDir, replica: replica, spool: absolute(spoolDir), caFile: filepath.Join(runDir, "ca.pem"), console: consolePlace{listen: cfg.Console.Listen, link: filepath.Join(runDir, consoleLink)}, audit: auditOf(cfg), accessLog: "/dev/stdout", levels: levels, log: log}.serve(c.Context(), func(serving) {
 				log.Info("serving", "sockets", runDir, "proxy", cfg.Listen.Proxy)
 			})
@@ -86,6 +90,18 @@ the others take over; alone, a gate hands over to a second one that was started 
 	c.Flags().StringVar(&replica, "replica", "", "which of listen.replicas this gate is; required where there are some")
 	c.Flags().StringVar(&spoolDir, "spool-dir", "", "directory that keeps new tokens, encrypted, until Vault has them; on a disk it survives a reboot too (default spool/ in --run-dir, or spool.REPLICA/)")
 	return c
+}
+
+// noteHangups keeps a SIGHUP, which other servers reload their configuration at, from ending the gate in the middle of everything, until stop.
+func noteHangups(log *slog.Logger) (stop func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for range hangups {
+			log.Info("a SIGHUP changes nothing: the gate sees by itself when its configuration file changes, and SIGTERM ends it")
+		}
+	}()
+	return func() { signal.Stop(hangups); close(hangups) }
 }
 
 // privateDir makes the directory, or sees that nobody else could put a socket of their own in place of ours.

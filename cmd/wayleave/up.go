@@ -7,8 +7,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +30,7 @@ func newUp() *cobra.Command {
 		Use:   "up -c wayleave.yaml",
 		Short: "Run everything on this machine: OpenBao, the gate and Envoy",
 		Long: `Up starts an OpenBao of its own (unless the configuration or VAULT_ADDR names a Vault), the gate, and Envoy, keeps
-them running, and stops them with Ctrl-C. What it makes is kept in --state; the next start resumes it.
+them running, and stops them with Ctrl-C, or when its terminal is closed. What it makes is kept in --state; the next start resumes it.
 
 Standard error has warnings and errors only; gate.log in the state directory has everything the gate logs.`,
 		Example: `  wayleave up -c wayleave.yaml
@@ -43,9 +45,19 @@ Standard error has warnings and errors only; gate.log in the state directory has
 		if err != nil {
 			return err
 		}
-		return upper{cfg: cfg, configPath: absolute(configPath), state: *st, out: c.OutOrStdout(), errs: c.ErrOrStderr()}.up(c.Context())
+		ctx, stop := untilHangup(c.Context())
+		defer stop()
+		return upper{cfg: cfg, configPath: absolute(configPath), state: *st, out: c.OutOrStdout(), errs: c.ErrOrStderr()}.up(ctx)
 	}
 	return c
+}
+
+// untilHangup ends the context when the terminal is closed, unless it was started to outlive that, as by nohup.
+func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
 // upper is one `wayleave up`.
