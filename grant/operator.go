@@ -32,15 +32,28 @@ func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now 
 	return s, nil
 }
 
+// storeFor is how long a store that does not answer is tried with a consent, which is lost otherwise: another node of it may be about to.
+const storeFor, storeAgain = 15 * time.Second, time.Second
+
 // overwrite writes r over any version. A gateway that is just refreshing may get in between a few times.
 func overwrite(ctx context.Context, docs Documents, name string, r record) error {
-	for try := 1; ; try++ {
+	within, cancel := context.WithTimeout(ctx, storeFor)
+	defer cancel()
+	for conflicts := 0; ; {
 		version, err := docs.Version(ctx, grantPath(name))
-		if err != nil {
+		if err == nil {
+			_, err = putRecord(ctx, docs, name, r, version)
+		}
+		switch {
+		case errors.Is(err, vault.ErrConflict) && conflicts < writeTries-1:
+			conflicts++
+			continue
+		case !errors.Is(err, vault.ErrUnavailable):
 			return err
 		}
-		_, err = putRecord(ctx, docs, name, r, version)
-		if !errors.Is(err, vault.ErrConflict) || try == writeTries {
+		select {
+		case <-time.After(storeAgain):
+		case <-within.Done():
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -133,11 +134,41 @@ func TestConnectOverOthers(t *testing.T) {
 	if s, err := Connect(t.Context(), mem, spec, tok, t0); !errors.Is(err, vault.ErrDenied) || s.State != Healthy {
 		t.Errorf("without status: %s, %v", s.State, err)
 	}
-	mem.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
-	if s, err := Connect(t.Context(), mem, spec, tok, t0); !errors.Is(err, vault.ErrUnavailable) || s.Name != "" {
-		t.Errorf("without store: %+v, %v", s, err)
-	}
 	if _, err := Connect(t.Context(), mem, spec, oauth.Token{}, t0); err == nil {
 		t.Error("connected without a token")
+	}
+}
+
+// A consent is not lost because the store changes its active node just then; nor does anybody wait for one that stays away.
+func TestConnectWaitsForTheStore(t *testing.T) {
+	for name, tt := range map[string]struct {
+		away   time.Duration
+		fault  vaulttest.Fault
+		stored bool
+	}{
+		"not answering":   {5 * time.Second, vaulttest.Fault{Before: vault.ErrUnavailable}, true},
+		"answers lost":    {5 * time.Second, vaulttest.Fault{After: vault.ErrUnavailable}, true},
+		"away for longer": {time.Hour, vaulttest.Fault{Before: vault.ErrUnavailable}, false},
+		"refusing":        {5 * time.Second, vaulttest.Fault{Before: vault.ErrDenied}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				mem, began := vaulttest.NewMemory(), time.Now()
+				mem.Inject(func(string, string) vaulttest.Fault {
+					if time.Since(began) < tt.away {
+						return tt.fault
+					}
+					return vaulttest.Fault{}
+				})
+				tok := oauth.Token{Access: secret.New("a1"), Refresh: secret.New("r1"), Expiry: t0.Add(time.Hour)}
+				s, err := Connect(t.Context(), mem, spec, tok, t0)
+				if (err == nil) != tt.stored || (s.Name != "") != tt.stored {
+					t.Errorf("%+v, %v", s, err)
+				}
+				if took := time.Since(began); took > storeFor+2*storeAgain || !tt.stored && errors.Is(tt.fault.Before, vault.ErrDenied) && took > 0 {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
 	}
 }
