@@ -110,6 +110,25 @@ func (c *Config) LoadClient(name string, getenv func(string) string) error {
 	return errors.Join(errs...)
 }
 
+// OwnFiles are the files by which the gate proves who it is to Vault and to providers, by the keys that name them: who reads one can pose as the
+// gate.
+func (c *Config) OwnFiles() map[string]string {
+	a, all := c.Vault.Auth, map[string]string{}
+	named := map[string]string{
+		"vault.auth.token_file": a.TokenFile, "vault.auth.secret_id_file": a.SecretIDFile, "vault.auth.key_file": a.KeyFile, // a JWT is the platform's, and short-lived
+	}
+	for name, p := range c.Providers {
+		named[join("providers", name)+".client_secret_file"] = p.ClientSecretFile
+		named[join("providers", name)+".client_key_file"] = p.ClientKeyFile
+	}
+	for key, file := range named {
+		if file != "" {
+			all[key] = c.Path(file)
+		}
+	}
+	return all
+}
+
 // Renewed is the configuration of a provider with the client's secret and key as their files have them now. What cannot be read stays as it is.
 func (c *Config) Renewed(provider string, of oauth.Config) oauth.Config {
 	p := c.Providers[provider]

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wayleave/ca"
+	"wayleave/config"
 	"wayleave/envoy/envoytest"
 	"wayleave/vault/vaulttest"
 )
@@ -105,6 +106,48 @@ func TestDoctor(t *testing.T) {
 	t.Run("secrets that cannot be read", func(t *testing.T) {
 		isolated(t)
 		expect(t, doctor(t, 1, "-c", "testdata/wiring.yaml"), map[string]string{"secrets": "vault.auth.secret_id_file"})
+	})
+	t.Run("secrets that everybody can read", func(t *testing.T) {
+		isolated(t)
+		dir := t.TempDir()
+		shut := filepath.Join(dir, "shut")
+		if err := os.Mkdir(shut, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, "wayleave.yaml")
+		for name, text := range map[string]string{
+			file: `
+providers:
+  open: {authorize_url: https://a.example/a, token_url: https://a.example/t, client_id: us, auth_style: client_secret_post, client_secret_file: open.secret}
+  shut: {authorize_url: https://a.example/a, token_url: https://a.example/t, client_id: us, auth_style: client_secret_post, client_secret_file: shut/in.secret}
+  linked: {authorize_url: https://a.example/a, token_url: https://a.example/t, client_id: us, auth_style: client_secret_post, client_secret_file: linked.secret}
+`, filepath.Join(dir, "open.secret"): "s", filepath.Join(shut, "in.secret"): "s",
+		} {
+			if err := os.WriteFile(name, []byte(text), 0o644); err != nil { //nolint:gosec // that is what is looked for
+				t.Fatal(err)
+			}
+		}
+		for _, path := range []string{dir, filepath.Dir(dir)} { // whatever the umask
+			if err := os.Chmod(path, 0o755); err != nil { //nolint:gosec // likewise
+				t.Fatal(err)
+			}
+		}
+		for at := filepath.Dir(dir); at != "/"; at = filepath.Dir(at) {
+			if info, err := os.Stat(at); err != nil || info.Mode().Perm()&1 == 0 {
+				t.Skipf("%s is closed to others", at)
+			}
+		}
+		if err := os.Symlink("shut/in.secret", filepath.Join(dir, "linked.secret")); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := examineOwnFiles(cfg)
+		if len(found) != 1 || found[0].Status != "warn" || !strings.Contains(found[0].Detail, "providers.open.client_secret_file: every user") || !strings.Contains(found[0].Fix, "chmod o-r") {
+			t.Errorf("%+v", found)
+		}
 	})
 	t.Run("a gate that runs, one that is away, one without its half", func(t *testing.T) {
 		st := isolated(t)

@@ -129,7 +129,40 @@ func examineConfig(path string) (*config.Config, []finding) {
 	if err := cfg.LoadSecrets(os.Getenv); err != nil {
 		return nil, append(out, fail("secrets", err.Error(), "make the files and variables readable that the configuration names"))
 	}
-	return cfg, out
+	return cfg, append(out, examineOwnFiles(cfg)...)
+}
+
+// examineOwnFiles looks who may read what the gate proves itself with: on a machine with workers they could be it.
+func examineOwnFiles(cfg *config.Config) (out []finding) {
+	files := cfg.OwnFiles()
+	for _, key := range slices.Sorted(maps.Keys(files)) {
+		if everybodyReads(files[key]) {
+			out = append(out, warn("secrets", key+": every user of this machine can read "+files[key], "chmod o-r "+files[key]+", and replace what is in it if others use this machine"))
+		}
+	}
+	return out
+}
+
+// everybodyReads reports whether a file, and the way to it, is open to all users. Where links lead counts.
+func everybodyReads(file string) bool {
+	const read, enter = 0o004, 0o001
+	at, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return false // which is said elsewhere, if it matters
+	}
+	if at, err = filepath.Abs(at); err != nil {
+		return false
+	}
+	for needs := os.FileMode(read); ; needs = enter {
+		info, err := os.Stat(at)
+		if err != nil || info.Mode().Perm()&needs == 0 {
+			return false
+		}
+		if at == filepath.Dir(at) {
+			return true
+		}
+		at = filepath.Dir(at)
+	}
 }
 
 func examineProgram(ctx context.Context, what string, find func(context.Context) (program.Binary, error)) finding {
