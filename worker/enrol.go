@@ -57,7 +57,22 @@ func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presente
 	return e, nil
 }
 
-// present asks for a session, and again when the gate says that it cannot now and when it can.
+// restarts are the pauses before a gate that is away is asked again: a job must not fail because it began while the gate was replaced.
+var restarts = []time.Duration{time.Second, 2 * time.Second}
+
+// away reports whether what should be the gate is not there now, while its address is: nobody listens, or what is before it says so.
+func away(resp *http.Response, err error) bool {
+	if err != nil {
+		return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
+	}
+	switch resp.StatusCode {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return resp.Header.Get(reasonHeader) == ""
+	}
+	return false
+}
+
+// present asks for a session, and again when the gate is away, or says that it cannot now and when it can.
 func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presented) (resp *http.Response, body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
 	defer cancel()
@@ -79,6 +94,10 @@ func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presen
 		resp, body, err := exchange(ctx, config, req)
 		if why := notTaken(err); why != "" && me.Certificate != nil {
 			return nil, nil, fmt.Errorf("the gate %s does not take this worker's certificate (%s): is it still valid, and of the authority that the gate's listen.client_ca_file names?", gate, why)
+		}
+		if away(resp, err) && attempt <= len(restarts) && ctx.Err() == nil {
+			pause(ctx, nil, restarts[attempt-1])
+			continue
 		}
 		if err != nil {
 			return nil, nil, unreachable(gate, err)

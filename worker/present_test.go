@@ -251,7 +251,7 @@ func TestProofsAreNotPassedOn(t *testing.T) {
 	}
 }
 
-// A gate that cannot enrol a worker now, and says when it can, is asked again; one that says nothing is not.
+// A gate that cannot enrol a worker now, and says when it can, is asked again, and so is one that is away; one that says nothing is not.
 func TestEnrolTriesAgain(t *testing.T) {
 	g := newGate(t)
 	for _, c := range []struct {
@@ -265,6 +265,8 @@ func TestEnrolTriesAgain(t *testing.T) {
 		{"not soon enough", 3, "0", 3, false},
 		{"much later", 1, "3600", 1, false},
 		{"without a word when", 1, "", 1, false},
+		{"of who is before it", 2, "away", 3, true},
+		{"by hanging up", 2, "hangs up", 3, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var asked atomic.Int32
@@ -272,6 +274,13 @@ func TestEnrolTriesAgain(t *testing.T) {
 				if int(asked.Add(1)) > c.refused {
 					g.Config.Handler.ServeHTTP(w, r)
 					return
+				}
+				switch c.after {
+				case "away":
+					http.Error(w, "no healthy upstream", http.StatusServiceUnavailable)
+					return
+				case "hangs up":
+					panic(http.ErrAbortHandler)
 				}
 				w.Header().Set(reasonHeader, "issuer_unavailable")
 				if c.after != "" {
