@@ -170,6 +170,8 @@ func TestFurtherForms(t *testing.T) {
 		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@ssh.github.com:443/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "git://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		// A program that keeps git's variables from it, as pre-commit does, but for GIT_ASKPASS.
+		{[]string{"env", "-u", "GIT_CONFIG_PARAMETERS", "-u", "GIT_CONFIG_SYSTEM", "HOME=/nowhere", "git", "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		// An agent that keeps keys and tokens from the commands that it runs.
 		{[]string{"sh", "-ec", `unset GIT_CONFIG_COUNT $(env | sed -n 's/^\([A-Za-z_0-9]*\(KEY\|TOKEN\|SECRET\)[A-Za-z_0-9]*\)=.*/\1/p'); exec git ls-remote https://github.com/repo.git`}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"sh", "-ec", gitStory}, "cloned, pushed and cloned", "Basic", "github.com"},

@@ -134,7 +134,15 @@ func TestRender(t *testing.T) {
 				"GIT_CONFIG_KEY_5": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_5": "ssh://git@ssh.github.com:443/",
 				"GIT_CONFIG_KEY_6": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_6": "git://github.com/",
 				"GIT_CONFIG_KEY_7": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_7": "http://github.com/", "CARGO_NET_GIT_FETCH_WITH_CLI": "true",
-			}, Files: map[string]string{"git-credential": "test \"$1\" = get && echo username=x-access-token && echo password=" + ph + "\n"}},
+				"GIT_ASKPASS": "{files}/git-credential",
+			}, Files: map[string]string{"git-credential": `#!/bin/sh
+case $1 in
+get) echo username=x-access-token; echo password=` + ph + ` ;;
+"Username for 'https://github.com': " | "Username for 'https://github.com/"*) echo x-access-token ;;
+"Password for 'https://x-access-token@github.com': " | "Password for 'https://x-access-token@github.com/"*) echo ` + ph + ` ;;
+*) exit 1 ;;
+esac
+`}},
 		},
 		{
 			name: "npm", provider: "npm",

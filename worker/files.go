@@ -138,7 +138,10 @@ func writeCredentialFile(dir, name, content string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return replaceFile(path, []byte(content))
+	if err := replaceFile(path, []byte(content)); err != nil || !strings.HasPrefix(content, "#!") {
+		return err
+	}
+	return os.Chmod(path, 0o700) // a program
 }
 
 func privateDir(dir string) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ import (
 func TestWriteFiles(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	e := Enrolment{CA: testCA(t), Credentials: []Credential{
-		{Grant: "claude", Files: map[string]string{".credentials.json": `{"token":"` + Marker + `"}`, "deep/er/x": "in {files}"}},
+		{Grant: "claude", Files: map[string]string{".credentials.json": `{"token":"` + Marker + `"}`, "deep/er/x": "in {files}", "program": "#!/bin/sh\necho {files}"}},
 		{Grant: "github"},
 	}}
 	roots := append(testCA(t), testCA(t)...)
@@ -51,6 +52,9 @@ func TestWriteFiles(t *testing.T) {
 	}
 	if got := read(filepath.Join(f.Credentials["claude"], "deep/er/x")); string(got) != "in "+f.Credentials["claude"] {
 		t.Errorf("deep file: %q", got)
+	}
+	if out, err := exec.Command(filepath.Join(f.Credentials["claude"], "program")).Output(); string(out) != f.Credentials["claude"]+"\n" {
+		t.Errorf("a program says %q, %v", out, err)
 	}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

@@ -175,7 +175,11 @@ func writePatch(w io.Writer, e environment) error {
 	}
 	var items, containers []object
 	for _, key := range slices.Sorted(maps.Keys(paths)) {
-		items = append(items, object{"key": key, "path": paths[key]})
+		item := object{"key": key, "path": paths[key]}
+		if info, err := os.Stat(filepath.Join(e.dir, paths[key])); err == nil && info.Mode()&0o100 != 0 {
+			item["mode"] = 0o555 // a program
+		}
+		items = append(items, item)
 	}
 	for _, c := range e.containers {
 		containers = append(containers, object{

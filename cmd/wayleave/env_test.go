@@ -204,12 +204,18 @@ func TestEnvForKubernetes(t *testing.T) {
 						Name   string
 						Secret struct {
 							SecretName string
-							Items      []struct{ Key, Path string }
+							Items      []struct {
+								Key, Path string
+								Mode      int
+							}
 						}
 					}
 				}
 			}
 		}
+	}
+	if err := os.Chmod(filepath.Join(e.dir, "ca.pem"), 0o700); err != nil { // as if it were a program
+		t.Fatal(err)
 	}
 	if err := yaml.Unmarshal([]byte(written(t, "kubernetes-patch", e)), &patch); err != nil {
 		t.Fatal(err)
@@ -219,7 +225,7 @@ func TestEnvForKubernetes(t *testing.T) {
 		t.Errorf("containers: %+v", pod.Containers)
 	}
 	items := pod.Volumes[0].Secret.Items
-	if len(items) != 2 || items[1].Key != "credentials_claude_.credentials.json" || items[1].Path != "credentials/claude/.credentials.json" {
+	if len(items) != 2 || items[0].Mode != 0o555 || items[1].Mode != 0 || items[1].Key != "credentials_claude_.credentials.json" || items[1].Path != "credentials/claude/.credentials.json" {
 		t.Errorf("items: %+v", items)
 	}
 }
