@@ -39,6 +39,8 @@ type Way struct {
 	Ports, PlainPorts []uint16
 	// Search are the suffixes that resolvers append to names (resolv.conf(5)). Names below them do not exist inside.
 	Search []string
+	// Hosts are the names of addresses that programs know from elsewhere than from us, see HostsFile.
+	Hosts map[netip.Addr]string
 	// Refused is told once of each destination the program did not reach, in words. May be nil.
 	Refused func(destination, why string)
 }
@@ -60,4 +62,25 @@ func SearchList(resolvConf []byte) []string {
 		}
 	}
 	return list
+}
+
+// HostsFile returns the names of addresses by a hosts(5) file, which programs read before they ask for a name: of each address but
+// those of this machine, the first.
+func HostsFile(hosts []byte) map[netip.Addr]string {
+	names := map[netip.Addr]string{}
+	for line := range strings.Lines(string(hosts)) {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		address, err := netip.ParseAddr(fields[0])
+		if err != nil || address.IsLoopback() || address.IsUnspecified() || address.IsMulticast() {
+			continue
+		}
+		if address = address.Unmap(); names[address] == "" {
+			names[address] = strings.ToLower(fields[1])
+		}
+	}
+	return names
 }

@@ -83,6 +83,7 @@ func probe() {
 	say("captured", echo("api.test:443"))
 	say("captured by address", echo("192.0.2.7:443"))
 	say("captured by IPv6 address", echo("[2001:db8::7]:443"))
+	say("captured by an address of hosts(5)", echo("192.0.2.9:443"))
 	say("captured port", echo("ssh.test:22"))
 	say("denied", echo("denied.test:443"))
 	say("another port", echo("api.test:444"))
@@ -152,6 +153,7 @@ func prepare(t *testing.T, g *gate, command string, args ...string) (cmd *exec.C
 	cmd = exec.Command(command, args...)
 	child, err := Prepare(cmd, []string{"testOnlyEnter"}, Way{
 		Gate: u, User: "session", Password: secret.New("token"), Search: []string{"search.test"}, Ports: []uint16{22}, PlainPorts: []uint16{8080},
+		Hosts: HostsFile([]byte("127.0.0.1 localhost\n192.0.2.9\tHosts.test alias.test # 192.0.2.7 x\n192.0.2.9 other.test\n::1 ip6-localhost\n192.0.2.8\n")),
 		Refused: func(destination, why string) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -210,12 +212,14 @@ func TestIsolated(t *testing.T) {
 		"captured by address":      "192.0.2.7:443 says ping",
 		"captured by IPv6 address": "[2001:db8::7]:443 says ping",
 		"captured port":            "ssh.test:22 says ping",
-		"denied":                   "reset",
-		"another port":             "refused",
-		"the gate itself":          "refused", // its port is none of the network's
-		"below the search list":    "true",
-		"uid":                      fmt.Sprint(os.Getuid()),
-		"environment":              "this",
+
+		"captured by an address of hosts(5)": "hosts.test:443 says ping",
+		"denied":                             "reset",
+		"another port":                       "refused",
+		"the gate itself":                    "refused", // its port is none of the network's
+		"below the search list":              "true",
+		"uid":                                fmt.Sprint(os.Getuid()),
+		"environment":                        "this",
 	} {
 		if got[what] != want {
 			t.Errorf("%s: %q, want %q", what, got[what], want)
@@ -229,7 +233,7 @@ func TestIsolated(t *testing.T) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if all, _ := json.Marshal(g.asked); strings.Contains(string(all), "as nobody") || len(g.asked) != 8 {
+	if all, _ := json.Marshal(g.asked); strings.Contains(string(all), "as nobody") || len(g.asked) != 9 {
 		t.Errorf("the gate was asked %s", all)
 	}
 }

@@ -178,6 +178,9 @@ func (r *relay) capture(ctx context.Context, conn net.Conn) {
 	}
 	address, _ := netip.AddrFromSlice(to.IP)
 	host, known := r.names.at(address)
+	if !known {
+		host, known = r.way.Hosts[address.Unmap()]
+	}
 	if !known { // an address the program has from elsewhere; the gate says what it thinks of it
 		host = address.Unmap().String()
 	}

@@ -20,9 +20,10 @@ const isolatedCommand = "isolated"
 // it calls environment.
 func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environment func() []string, say func(string, ...any)) (int, error) {
 	resolv, _ := os.ReadFile("/etc/resolv.conf") // without one there is no search list
+	hosts, _ := os.ReadFile("/etc/hosts")        // nor are there names in it
 	network, err := isolate.Prepare(child, []string{isolatedCommand}, isolate.Way{
 		Gate: e.Gate, Roots: roots.pool, User: e.Session.ID, Password: e.Password,
-		Ports: e.Ports.TLS, PlainPorts: e.Ports.Plain, Search: isolate.SearchList(resolv),
+		Ports: e.Ports.TLS, PlainPorts: e.Ports.Plain, Search: isolate.SearchList(resolv), Hosts: isolate.HostsFile(hosts),
 		Refused: func(destination, why string) { say("%s was refused: %s", destination, why) },
 	})
 	if err != nil {
