@@ -24,7 +24,7 @@ grants:
   index: {provider: pip}
   google: {provider: google, scopes: [openid]}
 routes:
-  - {hosts: [github.com], grant: hub, connect_to: "$GIT"}
+  - {hosts: [github.com], grant: hub, connect_to: "$GIT", foreign_bearer: refuse}
   - {hosts: [api.github.com], grant: hub, connect_to: "$HUB"}
   - {hosts: [npm.demo.test], grant: packages, connect_to: "$NPM"}
   - {hosts: [pip.demo.test], grant: index, connect_to: "$PIP"}

@@ -182,7 +182,7 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 	}
 
 	d.remove, d.upgrade, d.addSocketKey, d.replayable = r.unforwarded(), r.opensWebSocket(), r.lacksSocketKey(), r.atMost(p.replayable)
-	foreign := len(candidates) == 0 && (value != "" || len(others) > 0)
+	foreign := len(candidates) == 0 && (value != "" && (route.Foreign == Replace || !credential.nobody()) || len(others) > 0)
 	switch {
 	case foreign && route.Foreign != Replace && r.bindsConnection():
 		return because(policyDenied, connectionBound)

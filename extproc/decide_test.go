@@ -49,6 +49,8 @@ var testConfig = Config{
 	}, {
 		Name: "replaced", Hosts: []string{"replaced.example.com"}, Credential: "replaced", Foreign: Replace,
 	}, {
+		Name: "own", Hosts: []string{"own.example.com"}, Credential: "plain", Foreign: Refuse,
+	}, {
 		Name: "other", Hosts: []string{"other.example.com", "faulty.example.com"}, Credential: "others",
 	}, {
 		Name: "wild", Hosts: []string{"*.wild.example.com"}, Credential: "plain",
@@ -331,6 +333,7 @@ func TestDecidePasses(t *testing.T) {
 		{"another upgrade", f.anthropic("GET", "/ws", "upgrade", "h2c"), nil, false},
 		{"wildcard", f.to("a.b.wild.example.com", "GET", "/"), nil, false},
 		{"a browser's question where a credential is wanted", keyed("OPTIONS", "origin", "https://a.example", "access-control-request-method", "GET"), nil, false},
+		{"nobody's name, which asks for a challenge, where no other credential is taken", f.to("own.example.com", "GET", "/", "authorization", basicAuth("", "")), nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := decide(f.policy, f.sessions, &c.request, now)
@@ -408,6 +411,10 @@ func TestDecideRefuses(t *testing.T) {
 		{sessionExpired, "long over", identity(worker.Session{ID: f.session.ID, Worker: "ci", Profile: "default", Expires: now.Add(-1000 * time.Hour)}.Identity())},
 		{sessionExpired, "the worker is gone", as("gone", "default", good(func(*request) {}))},
 		{sessionExpired, "the worker has another profile now", as("moved", "default", good(func(*request) {}))},
+
+		{policyDenied, "another user's name", f.to("own.example.com", "GET", "/", "authorization", basicAuth("me", ""))},
+		{policyDenied, "nobody's password", f.to("own.example.com", "GET", "/", "authorization", basicAuth("", "own"))},
+		{policyDenied, "nobody's name, and a key", f.to("own.example.com", "GET", "/", "authorization", basicAuth("", ""), "x-api-key", "own")},
 
 		{policyDenied, "TRACE", method("TRACE")},
 		{policyDenied, "trace in lower case", method("trace")},
