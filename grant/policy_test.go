@@ -164,7 +164,7 @@ func TestPlan(t *testing.T) {
 		{"asked before a reconnect", hour(nil), spec, due.Add(-time.Minute), ask(AskRevoke, "op0"), refresh, time.Minute},
 		{"asked long ago", hour(nil), spec, at(10 * time.Minute), ask(AskRevoke, "op1"), refresh, 45 * time.Minute},
 		{"asked for a refresh of what the provider calls invalid", hour(func(r *record) { r.Dead = true }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
-		{"asked for a refresh of what may be spent", hour(func(r *record) { r.Dead, r.Unanswered = true, maxPresented }), spec, due, ask(AskRefresh, "op1"), decline, 0},
+		{"asked for a refresh of what may be spent", hour(func(r *record) { r.Dead, r.Unanswered = true, 1 }), spec, due, ask(AskRefresh, "op1"), decline, 0},
 		{"asked for a refresh of an imported value", hour(func(r *record) { r.Kind = Static }), Spec{Provider: "anthropic", Kind: Static}, due, ask(AskRefresh, "op1"), decline, 0},
 		{"asked to revoke", hour(nil), spec, due, ask(AskRevoke, "op1"), revoke, 0},
 		{"asked to revoke what is dead", hour(func(r *record) { r.Dead = true }), spec, due, ask(AskRevoke, "op1"), revoke, 0},

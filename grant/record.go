@@ -105,9 +105,9 @@ func (r record) refreshable() bool {
 
 // askable reports whether an operator may have r refreshed. That includes one whose refresh token the provider has called invalid: some say
 // so while they fail themselves, or of a client that is configured wrongly, and to hear it once more costs nothing. One that was presented
-// without an answer too often is left alone.
+// without an answer before is left alone: it is most likely spent.
 func (r record) askable() bool {
-	return r.refreshable() || r.Kind == Consent && !r.Refresh.IsZero() && r.Unanswered < maxPresented
+	return r.refreshable() || r.Kind == Consent && !r.Refresh.IsZero() && r.Unanswered == 0
 }
 
 // leased is r with l in place of the lease it has. A lease that was left behind counts as presented without an answer,

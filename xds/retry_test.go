@@ -167,8 +167,9 @@ func TestReadsAreRetried(t *testing.T) {
 				up = upstream(t, ca)
 				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
 			}, nil)
+			ann := s.worker("ann") // of another connection another thread of Envoy would take care, with upstream connections of its own
 			for range 2 {
-				if a := get(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != http.StatusOK {
+				if a := get(t, ann, "https://"+apiHost+"/"); a.status != http.StatusOK {
 					t.Errorf("got %d %q", a.status, a.body)
 				}
 			}
