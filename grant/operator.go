@@ -35,17 +35,31 @@ func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now 
 // storeFor is how long a store that does not answer is tried with a consent, which is lost otherwise: another node of it may be about to.
 const storeFor, storeAgain = 15 * time.Second, time.Second
 
-// overwrite writes r over any version. A gateway that is just refreshing may get in between a few times.
+var errUnsure = errors.New("nor did it say whether it has it: look at `wayleave grant list`, and connect again if it is not there")
+
+// overwrite writes r over any version. A gateway that is just refreshing may get in between a few times. A write without an answer may have been
+// applied, and gateways may have the tokens by then and another refresh token: it is tried again over the same version only.
 func overwrite(ctx context.Context, docs Documents, name string, r record) error {
 	within, cancel := context.WithTimeout(ctx, storeFor)
 	defer cancel()
-	for conflicts := 0; ; {
-		version, err := docs.Version(ctx, grantPath(name))
-		if err == nil {
-			_, err = putRecord(ctx, docs, name, r, version)
+	var unsure error // of that write
+	for version, conflicts := 0, 0; ; {
+		var err error
+		if unsure == nil {
+			version, err = docs.Version(ctx, grantPath(name))
 		}
-		switch {
-		case errors.Is(err, vault.ErrConflict) && conflicts < writeTries-1:
+		if err == nil {
+			if _, err = putRecord(ctx, docs, name, r, version); errors.Is(err, vault.ErrUnavailable) {
+				unsure = err
+			}
+		}
+		switch conflict := errors.Is(err, vault.ErrConflict); {
+		case conflict && unsure != nil: // we wrote, or somebody else: a gateway soon says what it found
+			if s, statusErr := getStatus(ctx, docs, name); statusErr == nil && s.Epoch == r.Epoch {
+				return nil
+			}
+			err = fmt.Errorf("%w; %w", unsure, errUnsure)
+		case conflict && conflicts < writeTries-1:
 			conflicts++
 			continue
 		case !errors.Is(err, vault.ErrUnavailable):

@@ -172,3 +172,61 @@ func TestConnectWaitsForTheStore(t *testing.T) {
 		})
 	}
 }
+
+// A gateway may have refreshed what a write without an answer stored: written again, the refresh token that is spent would be another gateway's to
+// present. Nor is a consent reported that is not there.
+func TestConnectIsNotStoredTwice(t *testing.T) {
+	const path = "grants/claude"
+	for name, tt := range map[string]struct {
+		fault  vaulttest.Fault
+		meant  func(t *testing.T, mem *vaulttest.Memory) // by a gateway, before the second try
+		stored bool
+	}{
+		"refreshed since": {vaulttest.Fault{After: vault.ErrUnavailable}, func(t *testing.T, mem *vaulttest.Memory) {
+			r, version, err := getRecord(t.Context(), mem, "claude")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r = r.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2")}, "refreshed", t0, t0)
+			if _, err := putRecord(t.Context(), mem, "claude", r, version); err != nil {
+				t.Fatal(err)
+			}
+			if err := putStatus(t.Context(), mem, summarize(r, spec, moment{day: t0})); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		"nobody says": {vaulttest.Fault{After: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, false},
+		"not written": {vaulttest.Fault{Before: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, true},
+		"not written, and somebody else did": {vaulttest.Fault{Before: vault.ErrUnavailable}, func(t *testing.T, mem *vaulttest.Memory) {
+			if _, err := putRecord(t.Context(), mem, "claude", begun(spec, "other"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				mem, puts, meanwhile := vaulttest.NewMemory(), 0, 0
+				mem.Inject(func(op, at string) vaulttest.Fault {
+					if op == "put" && at == path {
+						switch puts++; puts {
+						case 1:
+							return tt.fault
+						case 2:
+							tt.meant(t, mem)
+							meanwhile, _ = mem.Version(t.Context(), path)
+						}
+					}
+					return vaulttest.Fault{}
+				})
+				tok := oauth.Token{Access: secret.New("a1"), Refresh: secret.New("r1"), Expiry: t0.Add(time.Hour)}
+				_, err := Connect(t.Context(), blind{mem}, spec, tok, t0)
+				if (err == nil) != tt.stored || err != nil && !errors.Is(err, errUnsure) {
+					t.Errorf("%v", err)
+				}
+				if version, _ := mem.Version(t.Context(), path); meanwhile > 0 && version != meanwhile {
+					t.Errorf("written over version %d, of somebody else or of our own", meanwhile)
+				}
+			})
+		})
+	}
+}
