@@ -332,9 +332,10 @@ func (r *request) opensWebSocket() bool {
 	return r.lists("upgrade", func(item string) bool { return item == "websocket" })
 }
 
-// preflight reports whether a browser asks by it what it may ask (Fetch section 3.3.2). No preflight has a credential.
+// preflight reports whether a browser asks by it what it may ask (Fetch section 3.3.2), and no server can take it for anything else. No preflight has
+// a credential.
 func (r *request) preflight() bool {
-	return r.method == http.MethodOptions && r.has("origin") && r.has("access-control-request-method")
+	return r.method == http.MethodOptions && len(r.overrides().methods) == 0 && r.has("origin") && r.has("access-control-request-method")
 }
 
 // atMost reports whether the body has no more than limit bytes, as far as its length is known beforehand.

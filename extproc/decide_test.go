@@ -491,6 +491,11 @@ func TestDecideRefuses(t *testing.T) {
 			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
 			return r
 		}()},
+		{policyDenied, "no credential where one is wanted, and a browser's question in name only", func() request {
+			r := f.to("keyed.example.com", "OPTIONS", "/", "origin", "https://a.example", "access-control-request-method", "GET", "x-http-method-override", "GET")
+			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
+			return r
+		}()},
 		{policyDenied, "no credential where one is wanted", func() request {
 			r := f.to("keyed.example.com", "GET", "/")
 			r.authority, r.connectAuthority = "keyed.example.com:8443", "keyed.example.com:8443"
