@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"net/http"
 	"slices"
 	"strconv"
 
@@ -58,7 +57,7 @@ func plainHosts(hosts []host, connect, advice *routev3.Route) *routev3.VirtualHo
 			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: "http"},
 		}},
 	}}
-	read := method(http.MethodGet)
+	read := reading()
 	read.Headers = append(read.Headers, match.Headers...)
 	on := map[string]*anypb.Any{}
 	for _, name := range []string{filterHygiene, filterRBAC, filterForwardProxy} {

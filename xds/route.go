@@ -107,7 +107,7 @@ func (r plannedRoute) virtualHost() *routev3.VirtualHost {
 		ResponseHeadersToRemove: slices.Concat(notFromUpstream, r.withheld),
 		Routes: []*routev3.Route{
 			{Name: r.name + "/websocket", Match: websocket(), Action: &routev3.Route_Route{Route: upgradeTo(r.clusterH1())}},
-			{Name: r.name + "/get", Match: method(http.MethodGet), Action: &routev3.Route_Route{Route: readFrom(r.cluster())}},
+			{Name: r.name + "/read", Match: reading(), Action: &routev3.Route_Route{Route: readFrom(r.cluster())}},
 			{Name: r.name, Match: prefix("/"), Action: &routev3.Route_Route{Route: upstreamTo(r.cluster())}},
 		},
 	}
@@ -197,11 +197,14 @@ func prefix(p string) *routev3.RouteMatch {
 	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p}}
 }
 
-func method(name string) *routev3.RouteMatch {
+// reading is met by the requests of readFrom.
+func reading() *routev3.RouteMatch {
 	m := prefix("/")
 	m.Headers = []*routev3.HeaderMatcher{{
-		Name:                 ":method",
-		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}}},
+		Name: ":method",
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: "GET|HEAD"}},
+		}},
 	}}
 	return m
 }
