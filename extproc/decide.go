@@ -294,6 +294,9 @@ func (r *request) otherCredentials(p *policy, in string) []string {
 	return slices.Compact(out)
 }
 
+// sentName is the header in which Envoy has what a worker calls its request, in X-Request-Id; as in xds.
+const sentName = "x-request-id-sent"
+
 // misplaced says where a placeholder is outside the header called in and, of path and query, in rest, or returns "".
 func (r *request) misplaced(in, rest string) string {
 	if holdsMarker(rest) {
@@ -303,7 +306,11 @@ func (r *request) misplaced(in, rest string) string {
 		if holdsMarker(h.name) {
 			return "the name of a header"
 		}
-		if h.name != in && holdsMarker(h.value) {
+		switch {
+		case h.name == in, !holdsMarker(h.value):
+		case h.name == sentName:
+			return "x-request-id"
+		default:
 			return shown(h.name)
 		}
 	}

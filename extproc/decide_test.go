@@ -799,3 +799,14 @@ func TestDecideByAddress(t *testing.T) {
 		})
 	}
 }
+
+// A worker is told of the header that it sent, by whatever name Envoy keeps it.
+func TestDecideNamesTheWorkersHeader(t *testing.T) {
+	f := newFixture(t)
+	for sent, want := range map[string]string{"x-request-id-sent": "x-request-id", "x-note": "x-note"} {
+		r := f.anthropic("GET", "/", sent, f.placeholder("claude", "sk-ant-oat01-"))
+		if d := decide(f.policy, f.sessions, &r, now); d.refusal == nil || d.refusal.reason != misplacedPlaceholder || d.refusal.detail != want {
+			t.Errorf("%s: %+v", sent, d.refusal)
+		}
+	}
+}
