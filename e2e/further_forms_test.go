@@ -147,10 +147,14 @@ func TestFurtherForms(t *testing.T) {
 		}
 	}
 	others := inherited(t, "github-token, git", "npm, file", "pip", "google, adc")
+	odd := filepath.Join(home, "it's a place") // in which the files are that variables name
+	if err := os.Mkdir(odd, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	run := func(worker string, command ...string) (string, error) {
 		c := g.command("wayleave", append([]string{"run", "--worker", worker, "--"}, command...)...)
 		c.Dir = home
-		c.Env = append(append(c.Env, others...), "HOME="+home)
+		c.Env = append(append(c.Env, others...), "HOME="+home, "TMPDIR="+odd)
 		out, err := c.CombinedOutput()
 		return string(out), err
 	}
@@ -164,7 +168,7 @@ func TestFurtherForms(t *testing.T) {
 		says, scheme string // as it arrives
 		host         string
 	}{
-		{[]string{"git", "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"env", "-u", "GIT_ASKPASS", "git", "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "-C", checkedOut, "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "git@github.com:repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},

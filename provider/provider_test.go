@@ -127,7 +127,7 @@ func TestRender(t *testing.T) {
 				"GH_TOKEN": ph, "GITHUB_TOKEN": ph, "GIT_CONFIG_COUNT": "8",
 				"GIT_CONFIG_KEY_0": "credential.https://github.com.helper", "GIT_CONFIG_VALUE_0": "",
 				"GIT_CONFIG_KEY_1":   "credential.https://github.com.helper",
-				"GIT_CONFIG_VALUE_1": `!sh "{files}/git-credential"`,
+				"GIT_CONFIG_VALUE_1": "!sh {files}/git-credential",
 				"GIT_CONFIG_KEY_2":   "http.https://github.com/.extraheader", "GIT_CONFIG_VALUE_2": "",
 				"GIT_CONFIG_KEY_3": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_3": "git@github.com:",
 				"GIT_CONFIG_KEY_4": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_4": "ssh://git@github.com/",
