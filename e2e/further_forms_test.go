@@ -194,6 +194,12 @@ func TestFurtherForms(t *testing.T) {
 			t.Errorf("%s: no request of it was accepted with %s", p.command, p.scheme)
 		}
 	}
+	for _, user := range []string{"", "git@"} { // whom an address may name
+		ask := "echo url=https://" + user + "github.com/repo.git | env -u GIT_CONFIG_PARAMETERS HOME=/nowhere git credential fill"
+		if out, err := run("w", "sh", "-c", ask); err != nil || !strings.Contains(out, "password=ghp_") {
+			t.Errorf("%s: %v\n%s", ask, err, out)
+		}
+	}
 	if out, err := run("w", "git", "config", "acme.setting"); err != nil || !strings.Contains(out, "kept\n") {
 		t.Errorf("git's settings that were there before: %v\n%s", err, out)
 	}

@@ -139,7 +139,7 @@ func TestRender(t *testing.T) {
 case $1 in
 get) echo username=x-access-token; echo password=` + ph + ` ;;
 "Username for 'https://github.com': " | "Username for 'https://github.com/"*) echo x-access-token ;;
-"Password for 'https://x-access-token@github.com': " | "Password for 'https://x-access-token@github.com/"*) echo ` + ph + ` ;;
+"Password for 'https://"*"@github.com': " | "Password for 'https://x-access-token@github.com/"*) echo ` + ph + ` ;;
 *) exit 1 ;;
 esac
 `}},
