@@ -95,7 +95,7 @@ func present(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presen
 		if why := notTaken(err); why != "" && me.Certificate != nil {
 			return nil, nil, fmt.Errorf("the gate %s does not take this worker's certificate (%s): is it still valid, and of the authority that the gate's listen.client_ca_file names?", gate, why)
 		}
-		if away(resp, err) && attempt <= len(restarts) && ctx.Err() == nil {
+		if away(resp, err) && attempt <= len(restarts) {
 			pause(ctx, nil, restarts[attempt-1])
 			continue
 		}
@@ -166,6 +166,8 @@ func unreachable(gate *url.URL, err error) error {
 		return fmt.Errorf("the gate %s does not speak TLS on this port: write http:// instead of https://", gate)
 	case notTrusted || unknownCA:
 		return fmt.Errorf("the gate %s has a certificate this machine does not trust: %w; name the file of its authority: --gate-ca ca.pem", gate, err)
+	case errors.Is(err, context.Canceled): // by Ctrl-C, which says nothing of the gate
+		return fmt.Errorf("waiting for the gate %s was interrupted", gate)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the gate %s did not answer in %v: is it running, and does the network let this machine reach it?", gate, enrolTimeout)
 	}

@@ -305,6 +305,23 @@ func TestEnrolTriesAgain(t *testing.T) {
 	}
 }
 
+// Who is interrupted while a gate is away is not told to look for a fault.
+func TestEnrolIsInterrupted(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		interrupt()
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(s.Close)
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Enrol(ctx, u, nil, Presented{Token: secret.New(ciToken)}); err == nil || !strings.HasSuffix(err.Error(), "was interrupted") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestCertificateNeedsTLS(t *testing.T) {
 	me := withCertificate(t)
 	if _, err := Enrol(t.Context(), newGate(t).url(t), nil, me); err == nil || !strings.Contains(err.Error(), "over TLS only") {
