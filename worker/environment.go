@@ -130,7 +130,7 @@ func (e Enrolment) CheckDirect() error {
 		name := strings.ToLower(strings.TrimPrefix(entry, "."))
 		for _, c := range e.Credentials {
 			for _, h := range c.Hosts {
-				if host := hostOnly(h); c.at(name) || strings.HasSuffix(host, "."+name) {
+				if host := hostOnly(h); c.at(name) || strings.HasSuffix(host, name) { // Python's requests (2.32) do not look for a dot
 					return fmt.Errorf("%s cannot be reached without the gate: programs would go around it for %s, which wants the placeholder for %s", entry, host, c.Grant)
 				}
 			}
@@ -225,8 +225,11 @@ func javaOptions(e Enrolment, trustStore string) string {
 		if len(e.Direct) > 0 { // which replaces what Java knows of this machine
 			hosts := []string{"localhost", "127.*", "[::1]"}
 			for _, h := range e.Direct {
-				if strings.HasPrefix(h, ".") {
+				switch {
+				case strings.HasPrefix(h, "."):
 					h = "*" + h
+				case strings.Contains(h, ":"):
+					h = "[" + h + "]"
 				}
 				hosts = append(hosts, h)
 			}

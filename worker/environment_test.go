@@ -66,24 +66,25 @@ func TestEnvironment(t *testing.T) {
 func TestDirect(t *testing.T) {
 	e := testEnrolment("http://gate:3128", Credential{Grant: "hub", Hosts: []string{"github.com:443", "*.hub.example"}})
 	for entry, fault := range map[string]string{
-		"elasticsearch": "", ".svc.cluster.local": "", "10.1.2.3": "", "::2": "", "hub.com": "",
+		"elasticsearch": "", ".svc.cluster.local": "", "10.1.2.3": "", "::2": "", "hub.co": "",
 		"*": "is no host", "": "is no host", "http://x": "is no host", "10.0.0.0/8": "is no host", "a b": "is no host",
 		"GitHub.com": "placeholder for hub", "com": "placeholder for hub", ".example": "placeholder for hub", "a.hub.example": "placeholder for hub",
+		"hub.com": "placeholder for hub",
 	} {
 		e.Direct = []string{entry}
 		if err := e.CheckDirect(); (err == nil) != (fault == "") || err != nil && !strings.Contains(err.Error(), fault) {
 			t.Errorf("%q: %v", entry, err)
 		}
 	}
-	e.Direct = []string{"minio", ".svc"}
+	e.Direct = []string{"minio", ".svc", "fd00::1"}
 	env, _ := Environment(e, nil, testFiles)
 	got := environ(env)
 	for _, name := range []string{"NO_PROXY", "no_proxy", "npm_config_noproxy"} {
-		if got[name] != "localhost,127.0.0.1,::1,minio,.svc" {
+		if got[name] != "localhost,127.0.0.1,::1,minio,.svc,fd00::1" {
 			t.Errorf("%s is %s", name, got[name])
 		}
 	}
-	if java := got["JAVA_TOOL_OPTIONS"]; !strings.Contains(java, " -Dhttp.nonProxyHosts=localhost|127.*|[::1]|minio|*.svc ") {
+	if java := got["JAVA_TOOL_OPTIONS"]; !strings.Contains(java, " -Dhttp.nonProxyHosts=localhost|127.*|[::1]|minio|*.svc|[fd00::1] ") {
 		t.Errorf("Java's options are %s", java)
 	}
 }
