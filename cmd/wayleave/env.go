@@ -40,7 +40,6 @@ command does not.`,
   wayleave env --format github
   wayleave env --format kubernetes --name agents | kubectl apply -f -
   wayleave env --format kubernetes-patch --name agents --container main > patch.yaml`,
-		Args: exactArgs(),
 	}
 	me := addEnrolFlags(c)
 	direct := addDirectFlag(c)
@@ -49,12 +48,17 @@ command does not.`,
 	c.Flags().StringVar(&at, "at", "", "where the worker finds --dir (default there; /var/run/wayleave for kubernetes)")
 	c.Flags().StringVar(&name, "name", "wayleave", "name of the Secrets, for kubernetes")
 	c.Flags().StringSliceVar(&containers, "container", nil, "names of the containers to patch, for kubernetes-patch")
+	// eval is content with nothing, and the script would go on in the environment that it had.
+	told := func(c *cobra.Command, err error) error {
+		if _, known := envWriters[format]; err != nil && (format == "shell" || !known) {
+			fmt.Fprintln(c.OutOrStdout(), "false")
+		}
+		return err
+	}
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return told(c, c.Parent().FlagErrorFunc()(c, err)) })
+	c.Args = func(c *cobra.Command, args []string) error { return told(c, exactArgs()(c, args)) }
 	c.RunE = func(c *cobra.Command, _ []string) (err error) {
-		defer func() {
-			if err != nil && format == "shell" { // eval is content with nothing, and the script would go on in the environment that it had
-				fmt.Fprintln(c.OutOrStdout(), "false")
-			}
-		}()
+		defer func() { _ = told(c, err) }()
 		write, ok := envWriters[format]
 		if !ok {
 			return usageError{fmt.Errorf("--format %s is none of %s", format, strings.Join(envFormats(), ", "))}
@@ -121,6 +125,9 @@ command does not.`,
 			}
 			slices.Sort(w.unset)
 			w.unset = slices.Compact(w.unset)
+		}
+		if stay := unremovable(w.unset); format == "shell" && len(stay) > 0 {
+			return fmt.Errorf("a shell cannot remove %s, which programs would prefer to the placeholders: start it without, as by env -u, or start programs with 'wayleave run'", strings.Join(stay, ", "))
 		}
 		if err := write(c.OutOrStdout(), w); err != nil {
 			return err

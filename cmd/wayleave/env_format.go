@@ -39,11 +39,17 @@ var envWriters = map[string]func(io.Writer, environment) error{
 
 var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+// unremovable are the names of variables that stay in the environment of a shell and of what it starts, since no shell can unset them and bash, other
+// than dash, passes them on: npm_config_//registry/:_authToken, say.
+func unremovable(names []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), shellName.MatchString)
+}
+
 // writeShell writes POSIX shell.
 func writeShell(w io.Writer, e environment) error {
 	var b strings.Builder
 	for _, name := range e.unset {
-		if shellName.MatchString(name) { // no shell can have or unset another
+		if shellName.MatchString(name) { // no shell can unset another, see unremovable
 			fmt.Fprintf(&b, "unset %s\n", name)
 		}
 	}
