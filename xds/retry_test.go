@@ -167,7 +167,7 @@ func TestReadsAreRetried(t *testing.T) {
 				up = upstream(t, ca)
 				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
 			}, nil)
-			ann := s.worker("ann") // of another connection another thread of Envoy would take care, with upstream connections of its own
+			ann := s.worker("ann")                                                             // of another connection another thread of Envoy would take care, with upstream connections of its own
 			for _, method := range []string{http.MethodGet, http.MethodGet, http.MethodHead} { // the second is lost, and the third
 				req, err := http.NewRequestWithContext(t.Context(), method, "https://"+apiHost+"/", nil)
 				if err != nil {
