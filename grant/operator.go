@@ -21,11 +21,15 @@ func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now 
 		return Summary{}, fmt.Errorf("connecting grant %q: the provider gave no access token", spec.Name)
 	}
 	r := newRecord(spec, t, rand.Text(), now).happened(Event{At: now, What: Connected})
-	if err := overwrite(ctx, docs, spec.Name, r); err != nil {
+	told, err := overwrite(ctx, docs, spec.Name, r)
+	if err != nil {
 		return Summary{}, fmt.Errorf("storing grant %q: %w", spec.Name, err)
 	}
 	defer tell(ctx, docs, spec.Name)
 	s := summarize(r, spec, moment{day: now})
+	if told {
+		return s, nil
+	}
 	if err := putStatus(ctx, docs, s); err != nil {
 		return s, fmt.Errorf("grant %q is connected, but its status document is not up to date, which a running gateway will mend: %w", spec.Name, err)
 	}
@@ -38,13 +42,14 @@ const storeFor, storeAgain = 15 * time.Second, time.Second
 var errUnsure = errors.New("nor did it say whether it has it: look at `wayleave grant list`, and connect again if it is not there")
 
 // overwrite writes r over any version. A gateway that is just refreshing may get in between a few times. A write without an answer may have been
-// applied, and gateways may have the tokens by then and another refresh token: it is tried again over the same version only.
-func overwrite(ctx context.Context, docs Documents, name string, r record) error {
+// applied, and gateways may have the tokens by then and another refresh token: it is tried again over the same version only. told is that a
+// gateway's status document has it by then.
+func overwrite(ctx context.Context, docs Documents, name string, r record) (told bool, err error) {
 	within, cancel := context.WithTimeout(ctx, storeFor)
 	defer cancel()
 	var unsure error // of that write
 	for version, conflicts := 0, 0; ; {
-		var err error
+		err = nil
 		if unsure == nil {
 			version, err = docs.Version(ctx, grantPath(name))
 		}
@@ -56,19 +61,22 @@ func overwrite(ctx context.Context, docs Documents, name string, r record) error
 		switch conflict := errors.Is(err, vault.ErrConflict); {
 		case conflict && unsure != nil: // we wrote, or somebody else: a gateway soon says what it found
 			if s, statusErr := getStatus(ctx, docs, name); statusErr == nil && s.Epoch == r.Epoch {
-				return nil
+				return true, nil
 			}
-			err = fmt.Errorf("%w; %w", unsure, errUnsure)
+			tell(ctx, docs, name)
 		case conflict && conflicts < writeTries-1:
 			conflicts++
 			continue
 		case !errors.Is(err, vault.ErrUnavailable):
-			return err
+			return false, err
 		}
 		select {
 		case <-time.After(storeAgain):
 		case <-within.Done():
-			return err
+			if unsure != nil {
+				err = fmt.Errorf("%w; %w", unsure, errUnsure)
+			}
+			return false, err
 		}
 	}
 }

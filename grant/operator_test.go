@@ -181,6 +181,7 @@ func TestConnectIsNotStoredTwice(t *testing.T) {
 		fault  vaulttest.Fault
 		meant  func(t *testing.T, mem *vaulttest.Memory) // by a gateway, before the second try
 		stored bool
+		always bool // the fault
 	}{
 		"refreshed since": {vaulttest.Fault{After: vault.ErrUnavailable}, func(t *testing.T, mem *vaulttest.Memory) {
 			r, version, err := getRecord(t.Context(), mem, "claude")
@@ -194,24 +195,25 @@ func TestConnectIsNotStoredTwice(t *testing.T) {
 			if err := putStatus(t.Context(), mem, summarize(r, spec, moment{day: t0})); err != nil {
 				t.Fatal(err)
 			}
-		}, true},
-		"nobody says": {vaulttest.Fault{After: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, false},
-		"not written": {vaulttest.Fault{Before: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, true},
+		}, true, false},
+		"nobody says":     {vaulttest.Fault{After: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, false, false},
+		"not written":     {vaulttest.Fault{Before: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, true, false},
+		"nothing answers": {vaulttest.Fault{Before: vault.ErrUnavailable}, func(*testing.T, *vaulttest.Memory) {}, false, true},
 		"not written, and somebody else did": {vaulttest.Fault{Before: vault.ErrUnavailable}, func(t *testing.T, mem *vaulttest.Memory) {
 			if _, err := putRecord(t.Context(), mem, "claude", begun(spec, "other"), 0); err != nil {
 				t.Fatal(err)
 			}
-		}, false},
+		}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				mem, puts, meanwhile := vaulttest.NewMemory(), 0, 0
 				mem.Inject(func(op, at string) vaulttest.Fault {
 					if op == "put" && at == path {
-						switch puts++; puts {
-						case 1:
+						switch puts++; {
+						case puts == 1, tt.always:
 							return tt.fault
-						case 2:
+						case puts == 2:
 							tt.meant(t, mem)
 							meanwhile, _ = mem.Version(t.Context(), path)
 						}
@@ -226,7 +228,32 @@ func TestConnectIsNotStoredTwice(t *testing.T) {
 				if version, _ := mem.Version(t.Context(), path); meanwhile > 0 && version != meanwhile {
 					t.Errorf("written over version %d, of somebody else or of our own", meanwhile)
 				}
+				if s, _ := getStatus(t.Context(), mem, "claude"); name == "refreshed since" && s.Generation != 1 {
+					t.Errorf("what the gateway said of it was taken back: generation %d", s.Generation)
+				}
 			})
 		})
 	}
+}
+
+// Gateways that look at a grant seldom, since it is well and nobody asks for it, say in time what they found of such a write.
+func TestGatewaysSayWhatIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		w.run(Options{})
+		w.run(Options{})
+		time.Sleep(20 * time.Minute)
+		lost := false
+		w.mem.Inject(func(op, path string) (f vaulttest.Fault) {
+			if op == "put" && path == "grants/claude" && !lost {
+				lost, f.After = true, vault.ErrUnavailable
+			}
+			return f
+		})
+		tok := oauth.Token{Access: secret.New("a9"), Refresh: secret.New("r9"), Expiry: time.Now().Add(time.Hour)}
+		if _, err := Connect(t.Context(), blind{w.mem}, w.spec, tok, time.Now()); err != nil || !lost {
+			t.Errorf("an answer was lost: %v; %v", lost, err)
+		}
+	})
 }
