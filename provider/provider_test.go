@@ -124,7 +124,7 @@ func TestRender(t *testing.T) {
 		{
 			name: "token of GitHub, git", provider: "github-token", mode: "git",
 			want: Rendered{Env: map[string]string{
-				"GH_TOKEN": ph, "GITHUB_TOKEN": ph, "GIT_CONFIG_COUNT": "8",
+				"GH_TOKEN": ph, "GITHUB_TOKEN": ph, "GIT_CONFIG_COUNT": "9",
 				"GIT_CONFIG_KEY_0": "credential.https://github.com.helper", "GIT_CONFIG_VALUE_0": "",
 				"GIT_CONFIG_KEY_1":   "credential.https://github.com.helper",
 				"GIT_CONFIG_VALUE_1": "!sh {files}/git-credential",
@@ -133,7 +133,8 @@ func TestRender(t *testing.T) {
 				"GIT_CONFIG_KEY_4": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_4": "ssh://git@github.com/",
 				"GIT_CONFIG_KEY_5": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_5": "ssh://git@ssh.github.com:443/",
 				"GIT_CONFIG_KEY_6": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_6": "git://github.com/",
-				"GIT_CONFIG_KEY_7": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_7": "http://github.com/", "CARGO_NET_GIT_FETCH_WITH_CLI": "true",
+				"GIT_CONFIG_KEY_7": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_7": "http://github.com/",
+				"GIT_CONFIG_KEY_8": "url.https://github.com/.insteadOf", "GIT_CONFIG_VALUE_8": "https://git@github.com/", "CARGO_NET_GIT_FETCH_WITH_CLI": "true",
 				"GIT_ASKPASS": "{files}/git-credential",
 			}, Files: map[string]string{"git-credential": `#!/bin/sh
 case $1 in
