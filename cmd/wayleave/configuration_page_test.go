@@ -95,7 +95,8 @@ func codes(values []any) string {
 }
 
 const templates = "In `env` and `files` of a provider, `{placeholder}` stands for the worker's placeholder, `{scopes}` for the scopes the grant holds, separated by\n" +
-	"spaces, `{scopes_json}` for the same as a JSON array, and `{files}` for the directory of the files."
+	"spaces, `{scopes_json}` for the same as a JSON array, and `{files}` for the directory of the files. In what git is to give to a shell (a value that\n" +
+	"begins with `!`) it is quoted already where that is needed: write it without quotes."
 
 // intro is the description of the whole file without what is about Go.
 func intro(s string) string {
