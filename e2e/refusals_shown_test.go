@@ -140,7 +140,7 @@ func TestRefusalsShown(t *testing.T) {
 		case known == goesOn:
 			return briefly
 		default:
-			return 3 * patience
+			return 5 * patience // two pauses of up to a minute each, as Retry-After has them, on a machine that is busy
 		}
 	}
 	slices.SortStableFunc(runs, func(a, b *run) int { return cmp.Compare(allowed(a), allowed(b)) }) // those that wait the most wait beside the others
