@@ -271,8 +271,10 @@ func shellWord(s string) string {
 	if s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-/{}") == "" {
 		return s
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return shellQuoted(s)
 }
+
+func shellQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // ownVariable reports whether a variable belongs to this program rather than to those it starts.
 func ownVariable(name string) bool { return strings.HasPrefix(name, "WAYLEAVE_") }

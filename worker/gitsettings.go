@@ -95,11 +95,10 @@ func (s gitSetting) String() string { return s.key + "=" + s.value }
 
 // word is a setting in GIT_CONFIG_PARAMETERS, in the form that every git knows if there is no doubt where the key ends.
 func (s gitSetting) word() string {
-	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	if strings.Contains(s.key, "=") {
-		return quote(s.key) + "=" + quote(s.value)
+		return shellQuoted(s.key) + "=" + shellQuoted(s.value)
 	}
-	return quote(s.String())
+	return shellQuoted(s.String())
 }
 
 // proxy reports whether a setting is the proxy for all addresses.

@@ -103,6 +103,7 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 			paths = append(paths, filepath.Join(root, ".claude", "settings.local.json"))
 		}
 	}
+	gate := gateVariables()
 	for _, path := range paths {
 		var settings struct {
 			Env          map[string]any `json:"env"`
@@ -115,7 +116,7 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 			continue
 		}
 		var around []string
-		for _, name := range gateVariables() {
+		for _, name := range gate {
 			if value, text := settings.Env[name].(string); text && path != account && vars[name] != "" && value != vars[name] && (!strings.EqualFold(name, "NO_PROXY") || !loopbackOnly(value)) {
 				around = append(around, "env."+name)
 			}
