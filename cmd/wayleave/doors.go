@@ -63,7 +63,12 @@ func (g gate) openDoors(ctx context.Context) (*doors, error) {
 	return d, nil
 }
 
-func (d *doors) serveRPC() error { return d.rpc.Serve(d.gateListener) }
+func (d *doors) serveRPC() error {
+	if err := d.rpc.Serve(d.gateListener); !errors.Is(err, grpc.ErrServerStopped) { // which it says if it was told to stop before it began
+		return err
+	}
+	return nil
+}
 
 func (d *doors) serveAPI(enrolment http.Handler) error {
 	d.api.Handler = enrolment

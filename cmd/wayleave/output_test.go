@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -81,6 +83,39 @@ func TestGateOutlivesWhoReadsItsLog(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("the gate ended with %v", err)
+	}
+}
+
+// A gate that is told to stop while it starts has not failed: a supervisor would say that it has.
+func TestGateIsStoppedWhileItStarts(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { // a Vault that takes its time
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-r.Context().Done()
+	}))
+	defer silent.Close()
+	isolated(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "wayleave.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "vault: {address: %q}\ngrants: {claude: {provider: anthropic}}\nroutes: [{hosts: [api.anthropic.com], grant: claude}]\n", silent.URL), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gate := wayleave(t, "serve", "-c", file, "--run-dir", filepath.Join(dir, "run"))
+	gate.Env = append(os.Environ(), "VAULT_TOKEN=t")
+	var said strings.Builder
+	gate.Stdout, gate.Stderr = &said, &said
+	if err := gate.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := gate.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := gate.Wait(); err != nil {
+		t.Errorf("the gate ended with %v:\n%s", err, &said)
 	}
 }
 

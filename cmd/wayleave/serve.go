@@ -152,7 +152,12 @@ type serving struct {
 //
 // Read it as the architecture: what is stored, what is served, who may come, what Envoy is told, what they get, where it
 // listens.
-func (g gate) serve(ctx context.Context, ready func(serving)) error {
+func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
+	defer func() {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) { // told to stop, while it started or later: no failure
+			err = nil
+		}
+	}()
 	collectSeldom()
 
 	// Who looks how it is.
@@ -352,7 +357,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) error {
 	})
 	figured.health.Set(readyProcess, "")
 	ready(serving{envoys, live, pages})
-	return ignoreCanceled(group.Wait())
+	return group.Wait()
 }
 
 // holder names this gate in leases: a copy of its spool directory on another machine is another gate.
@@ -386,13 +391,6 @@ func (g gate) joined(n xds.Node) {
 	if against := envoy.Known(n.Version); against != "" {
 		g.log.Warn("this Envoy should be replaced", "node", n.ID, "reason", against)
 	}
-}
-
-func ignoreCanceled(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
 }
 
 // collectSeldom lets garbage grow to four times what is kept: a gate keeps little, and each request makes some. GOGC says otherwise.
