@@ -173,6 +173,9 @@ func TestRunChildAsProcess1(t *testing.T) {
 }
 
 func TestRunChildForwardsSignals(t *testing.T) {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP) // the child then begins with its default, even where the tests themselves run under nohup
+	defer signal.Stop(caught)
 	cmd := exec.Command(self(t), "testOnlyRun", self(t), "testOnlyCount")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal, whoever runs the tests
 	out, err := cmd.StdoutPipe()
