@@ -52,7 +52,7 @@ lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
 
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
-	go test -race -vet=off -ldflags=-w -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets, and nobody debugs these
+	go test -race -vet=off -ldflags=-w -timeout 30m -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets, and nobody debugs these
 
 .PHONY: shapes
 shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
