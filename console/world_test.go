@@ -98,6 +98,7 @@ type world struct {
 	link  string
 	audit []Event
 	skew  time.Duration // the console's clock is ahead by this
+	still time.Time     // the time is this, whatever the machine does meanwhile; zero: it goes on
 }
 
 func newWorld(t *testing.T, change func(*Config)) *world {
@@ -215,7 +216,18 @@ func (w *world) hold(r approval.Request) (id string) {
 func (w *world) now() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.still.IsZero() {
+		return w.still
+	}
 	return time.Now().Add(w.skew)
+}
+
+// stopClock has the console's time stand still.
+func (w *world) stopClock() {
+	now := w.now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.still = now
 }
 
 // later lets time pass, for the console.

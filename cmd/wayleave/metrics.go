@@ -23,6 +23,8 @@ import (
 const (
 	readyProcess = "gate"
 	readyVault   = "vault"
+
+	starting = "is being started" // what the gate is first
 )
 
 // measured is what a gate tells of itself, and the hooks by which it learns it.
@@ -37,7 +39,7 @@ func newMeasured() *measured {
 		reasons = append(reasons, r.Name)
 	}
 	m := &measured{Metrics: metrics.New(version(), reasons)}
-	m.health.Set(readyProcess, "is being started")
+	m.health.Set(readyProcess, starting)
 	m.Health(&m.health)
 	return m
 }

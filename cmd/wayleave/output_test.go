@@ -1,20 +1,27 @@
 package main
 
 import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"wayleave/freeport"
+	"wayleave/secret"
 	"wayleave/vault/vaulttest"
 )
 
@@ -44,46 +51,76 @@ func closedPipe(t *testing.T) *os.File {
 	return writer
 }
 
-// A gate goes on when whoever read its log is gone, and at a SIGHUP, and is told to stop as always.
-func TestGateOutlivesWhoReadsItsLog(t *testing.T) {
-	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+// servedGate is a `wayleave serve` that can log in at a Vault.
+type servedGate struct {
+	*exec.Cmd
+	figures string
+	ended   chan error
+}
+
+// startGate starts one, whose output goes to out.
+func startGate(t *testing.T, vault, caFile string, token secret.Text, out io.Writer) servedGate {
+	t.Helper()
 	isolated(t)
 	dir := t.TempDir()
 	figures, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, sockets := filepath.Join(dir, "wayleave.yaml"), filepath.Join(dir, "run")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "vault: {address: %q, ca_file: %q}\ngrants: {claude: {provider: anthropic}}\nroutes: [{hosts: [api.anthropic.com], grant: claude}]\nmetrics: {listen: %q}\n", s.Address, s.RootConfig.CAFile, figures), 0o600); err != nil {
+	file := filepath.Join(dir, "wayleave.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "vault: {address: %q, ca_file: %q}\ngrants: {claude: {provider: anthropic}}\nroutes: [{hosts: [api.anthropic.com], grant: claude}]\nmetrics: {listen: %q}\n", vault, caFile, figures), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	gate := wayleave(t, "serve", "-c", file, "--run-dir", sockets)
-	gate.Env = append(os.Environ(), "VAULT_TOKEN="+s.RootConfig.Auth.Token.Reveal())
-	gate.Stdout, gate.Stderr = closedPipe(t), closedPipe(t)
-	if err := gate.Start(); err != nil {
+	g := servedGate{wayleave(t, "serve", "-c", file, "--run-dir", filepath.Join(dir, "run")), figures, make(chan error, 1)}
+	g.Env = append(os.Environ(), "VAULT_TOKEN="+token.Reveal())
+	g.Stdout, g.Stderr = out, out
+	if err := g.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- gate.Wait() }()
-	for ready := false; !ready; { // by then it has logged that it serves
+	go func() { g.ended <- g.Wait() }()
+	return g
+}
+
+// until waits for /readyz to answer with this status, and these words in it.
+func (g servedGate) until(t *testing.T, status int, words string) {
+	t.Helper()
+	for {
 		select {
-		case err := <-ended:
-			t.Fatalf("the gate ended before it served: %v", err)
+		case err := <-g.ended:
+			t.Fatalf("the gate ended: %v", err)
 		case <-time.After(10 * time.Millisecond):
 		}
-		if answer, err := http.Get("http://" + figures + "/readyz"); err == nil { //nolint:noctx // on loopback
-			answer.Body.Close()
-			ready = answer.StatusCode == http.StatusOK
+		answer, err := http.Get("http://" + g.figures + "/readyz") //nolint:noctx // on loopback
+		if err != nil {
+			continue
+		}
+		said, _ := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if answer.StatusCode == status && strings.Contains(string(said), words) {
+			return
 		}
 	}
-	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGTERM} {
-		if err := gate.Process.Signal(s); err != nil {
+}
+
+// stops sends the signals, of which the last is to end it.
+func (g servedGate) stops(t *testing.T, signals ...os.Signal) {
+	t.Helper()
+	for _, s := range signals {
+		if err := g.Process.Signal(s); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := <-ended; err != nil {
+	if err := <-g.ended; err != nil {
 		t.Errorf("the gate ended with %v", err)
 	}
+}
+
+// A gate goes on when whoever read its log is gone, and at a SIGHUP, and is told to stop as always.
+func TestGateOutlivesWhoReadsItsLog(t *testing.T) {
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	gate := startGate(t, s.Address, s.RootConfig.CAFile, s.RootConfig.Auth.Token, closedPipe(t))
+	gate.until(t, http.StatusOK, "") // by then it has logged that it serves
+	gate.stops(t, syscall.SIGHUP, syscall.SIGTERM)
 }
 
 // A gate that is told to stop while it starts has not failed: a supervisor would say that it has.
@@ -97,25 +134,42 @@ func TestGateIsStoppedWhileItStarts(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	defer silent.Close()
-	isolated(t)
-	dir := t.TempDir()
-	file := filepath.Join(dir, "wayleave.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "vault: {address: %q}\ngrants: {claude: {provider: anthropic}}\nroutes: [{hosts: [api.anthropic.com], grant: claude}]\n", silent.URL), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	gate := wayleave(t, "serve", "-c", file, "--run-dir", filepath.Join(dir, "run"))
-	gate.Env = append(os.Environ(), "VAULT_TOKEN=t")
-	var said strings.Builder
-	gate.Stdout, gate.Stderr = &said, &said
-	if err := gate.Start(); err != nil {
-		t.Fatal(err)
-	}
+	gate := startGate(t, silent.URL, "", secret.New("t"), io.Discard)
 	<-asked
-	if err := gate.Process.Signal(syscall.SIGTERM); err != nil {
+	gate.stops(t, syscall.SIGTERM)
+}
+
+// A gate that starts before its Vault, as when a machine or a cluster does, waits for it, and says so.
+func TestGateWaitsForVault(t *testing.T) {
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	at, err := url.Parse(s.Address)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := gate.Wait(); err != nil {
-		t.Errorf("the gate ended with %v:\n%s", err, &said)
+	trusted := x509.NewCertPool()
+	pem, err := os.ReadFile(s.RootConfig.CAFile)
+	if err != nil || !trusted.AppendCertsFromPEM(pem) {
+		t.Fatal("no certificate of the Vault's: ", err)
+	}
+	real := httputil.NewSingleHostReverseProxy(at)
+	real.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trusted}}
+	var there atomic.Bool
+	vault := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !there.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		real.ServeHTTP(w, r)
+	}))
+	defer vault.Close()
+	said := new(bytes.Buffer)
+	gate := startGate(t, vault.URL, "", s.RootConfig.Auth.Token, said)
+	gate.until(t, http.StatusServiceUnavailable, "waits for vault")
+	there.Store(true)
+	gate.until(t, http.StatusOK, "")
+	gate.stops(t, syscall.SIGTERM)
+	if !strings.Contains(said.String(), "the gate starts as soon as vault answers") {
+		t.Errorf("it said nothing of the wait:\n%s", said)
 	}
 }
 

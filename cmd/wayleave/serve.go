@@ -27,6 +27,7 @@ import (
 	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/logs"
+	"wayleave/metrics"
 	"wayleave/rollout"
 	"wayleave/spool"
 	"wayleave/telemetry"
@@ -178,14 +179,11 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	g.auditLogs = auditLogs{told}
 
 	// What is stored: the configuration's revisions, grants, session keys and the root CAs live in Vault.
-	store, err := vault.Open(ctx, g.vault, g.log)
+	store, err := g.openVault(ctx, &figured.health)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	if err := store.Preflight(ctx, vault.Gateway); err != nil {
-		return err
-	}
 	key, err := spool.LoadKey(ctx, store)
 	if err != nil {
 		return err
@@ -358,6 +356,34 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	figured.health.Set(readyProcess, "")
 	ready(serving{envoys, live, pages})
 	return group.Wait()
+}
+
+// vaultPause is how long a gate that starts lets a Vault alone, at most, that could not answer.
+const vaultPause = 5 * time.Second
+
+// openVault logs in, and sees that the gate may do there what it has to. A Vault that cannot answer is waited for: it may be starting too, and
+// a gate that ended would be away until its supervisor's back-off is over, long after the Vault is there.
+func (g gate) openVault(ctx context.Context, health *metrics.Health) (*vault.Client, error) {
+	for pause := vaultPause / 32; ; pause = min(2*pause, vaultPause) {
+		store, err := vault.Open(ctx, g.vault, g.log)
+		if err == nil {
+			if err = store.Preflight(ctx, vault.Gateway); err == nil {
+				health.Set(readyProcess, starting)
+				return store, nil
+			}
+			store.Close()
+		}
+		if !errors.Is(err, vault.ErrUnavailable) {
+			return nil, err
+		}
+		health.Set(readyProcess, "waits for vault, which cannot answer; see its log")
+		g.log.Warn("the gate starts as soon as vault answers", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
 }
 
 // holder names this gate in leases: a copy of its spool directory on another machine is another gate.

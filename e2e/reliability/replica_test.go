@@ -106,9 +106,13 @@ type child struct {
 func (r *child) run(in *json.Decoder) error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	store, err := vault.Open(ctx, vault.Config{
-		Address: r.Vault.Address, Auth: vault.Auth{Method: "approle", RoleID: r.Vault.RoleID, SecretID: secret.New(r.Vault.SecretID)},
-	}, r.log)
+	cfg := vault.Config{Address: r.Vault.Address, Auth: vault.Auth{Method: "approle", RoleID: r.Vault.RoleID, SecretID: secret.New(r.Vault.SecretID)}}
+	store, err := vault.Open(ctx, cfg, r.log)
+	for errors.Is(err, vault.ErrUnavailable) { // a gate waits too
+		r.log.Warn("no vault yet", "err", err)
+		<-time.After(100 * time.Millisecond)
+		store, err = vault.Open(ctx, cfg, r.log)
+	}
 	if err != nil {
 		return err
 	}
