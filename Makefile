@@ -18,7 +18,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools: ## fetch the pinned Envoy and OpenBao, and the tests' clients and authorization servers, into .tools/
-	@deploy/tools/fetch.sh binaries clients agents gh promtool browser servers docs
+	@nice deploy/tools/fetch.sh binaries clients agents gh promtool browser servers docs
 
 .PHONY: build
 build: ## build bin/wayleave
@@ -44,10 +44,10 @@ test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real En
 
 .PHONY: lint
 lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
-	@deploy/tools/fetch.sh lint docs
+	@nice deploy/tools/fetch.sh lint docs
 	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)" || { echo "gofmt: run 'make fmt'" >&2; exit 1; }
-	golangci-lint run
-	govulncheck -db "$(GOVULNDB)" ./...
+	nice golangci-lint run # behind the tests that run beside it, which have deadlines
+	nice govulncheck -db "$(GOVULNDB)" ./...
 	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know
 
 .PHONY: unit
@@ -56,8 +56,8 @@ unit: ## unit tests and fuzz seeds, with the race detector
 
 .PHONY: shapes
 shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
-	@deploy/tools/fetch.sh binaries shapes
-	go -C deploy/tools/shapes test -count=1 -vet=off -ldflags=-w ./... # vet would read all of Kubernetes. Go caches by the files of the module alone
+	@nice deploy/tools/fetch.sh binaries shapes
+	nice go -C deploy/tools/shapes test -count=1 -vet=off -ldflags=-w ./... # vet would read all of Kubernetes. Go caches by the files of the module alone
 
 .PHONY: manual
 manual: ## manual pages and completions, as packages have them, into dist-manual/
