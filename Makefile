@@ -75,7 +75,7 @@ images: ## the images wayleave and wayleave-envoy, with docker
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -vet=off -ldflags=-w -timeout 30m ./e2e
+	go test -race -vet=off -ldflags=-w -timeout 60m ./e2e
 
 .PHONY: remote-control
 remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)
