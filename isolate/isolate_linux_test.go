@@ -244,7 +244,11 @@ func TestIsolatedProgramsThatDoNotStart(t *testing.T) {
 	if err := os.WriteFile(notExecutable, []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for command, want := range map[string]int{"/no/such/program": 127, notExecutable: 126} {
+	plain := t.TempDir() + "/plain" // a script without #!
+	if err := os.WriteFile(plain, []byte("exit 9"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for command, want := range map[string]int{"/no/such/program": 127, notExecutable: 126, plain: 9} {
 		cmd, refusals := prepare(t, g, command)
 		err := cmd.Run()
 		refusals()

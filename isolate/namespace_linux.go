@@ -163,6 +163,9 @@ func Enter(args []string) (code int, err error) {
 		return exitNotExecutable, Explain(err)
 	}
 	err = syscall.Exec(args[1], args[2:], env)
+	if errors.Is(err, syscall.ENOEXEC) { // a script that does not say what it is one for, which shells and env run so
+		err = syscall.Exec("/bin/sh", append([]string{"sh", args[1]}, args[3:]...), env)
+	}
 	code = exitNotExecutable
 	if errors.Is(err, fs.ErrNotExist) {
 		code = exitNotFound

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,99 +23,143 @@ const (
 )
 
 var forwarded = []os.Signal{
-	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH,
+	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTSTP, syscall.SIGCONT,
 }
 
-// RunChild runs cmd to its end as if it had been started in our place, and returns the exit code to end with: its own,
-// or 128+n when signal n ended it. When it did not start, the code is 126 or 127 and the error says why.
+// byTerminal are those that a terminal, or the shell that gives it away, sends to a whole process group.
+var byTerminal = []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGWINCH, syscall.SIGTSTP, syscall.SIGCONT}
+
+// End is how a command ended.
+type End struct {
+	// Code is its exit code, or 128+n when signal n ended it.
+	Code int
+	// Signal is the one that ended it, or 0.
+	Signal syscall.Signal
+}
+
+// Follow ends this process by the signal that ended the command, if that is one by which people end programs. A shell that is interrupted goes on with
+// its script after a command that gave a code and not after one that the signal ended, and systemd calls the one a failure and not the other.
+// It returns where the code has to say it: as process 1, which such a signal does not end, and with any other end.
+func (e End) Follow() {
+	switch e.Signal {
+	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP:
+	default: // Go would print its stacks at some, and leave a core at others
+		return
+	}
+	if os.Getpid() == 1 || signal.Ignored(e.Signal) {
+		return
+	}
+	signal.Reset(e.Signal)
+	if syscall.Kill(os.Getpid(), e.Signal) == nil {
+		time.Sleep(time.Second) // another thread may take the signal
+	}
+}
+
+// RunChild runs cmd to its end as if it had been started in our place. When it did not start, the code is 126 or 127 and the error says why.
 //
-// INT, TERM, HUP, QUIT, USR1, USR2 and WINCH are forwarded, save those that were ignored when we started (nohup). The
+// INT, TERM, HUP, QUIT, USR1, USR2, WINCH, TSTP and CONT are forwarded, save those that were ignored when we started (nohup). The
 // child stays in our process group, so job control and the terminal work as without us; the terminal then signals the
-// child itself, and what it sends on a key press or a resize is not sent twice.
+// child itself, and what it sends on a key press or a resize is not sent twice. When the child stops, we do, and only then: agents read Ctrl-Z as a
+// key and stop themselves alone, and the shell that waits for us would wait forever.
 //
-// As process 1, which a container's first program is, it also takes in what others left behind when they ended: nobody else would, and a
+// Input and output of cmd are files. As process 1, which a container's first program is, it also takes in what others left behind when they ended: nobody else would, and a
 // container may have only so many processes.
-func RunChild(cmd *exec.Cmd) (code int, err error) {
+func RunChild(cmd *exec.Cmd) (End, error) {
 	signals := make(chan os.Signal, 16)
-	for _, s := range forwarded {
+	for _, s := range append([]os.Signal{syscall.SIGTTIN, syscall.SIGTTOU}, forwarded...) { // the first two are for who reads and writes
 		if !signal.Ignored(s) {
 			signal.Notify(signals, s) // before the start: a signal that comes early is not lost, and does not end us
 		}
 	}
 	defer signal.Stop(signals)
 
-	if err := cmd.Start(); err != nil {
-		code = exitNotExecutable
+	err := cmd.Start()
+	if errors.Is(err, syscall.ENOEXEC) { // a script that does not say what it is one for, which shells and env run so
+		script := append([]string{"sh", cmd.Path}, cmd.Args[1:]...)
+		cmd = &exec.Cmd{Path: "/bin/sh", Args: script, Env: cmd.Env, Dir: cmd.Dir, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
+		err = cmd.Start()
+	}
+	if err != nil {
+		code := exitNotExecutable
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			code = exitNotFound
 		}
-		return code, fmt.Errorf("starting %s: %w", cmd.Args[0], err)
+		return End{Code: code}, fmt.Errorf("starting %s: %w", cmd.Args[0], err)
 	}
-	wait := waitFor
-	if os.Getpid() == 1 {
-		wait = waitForAll
+	type outcome struct {
+		end End
+		err error
 	}
-	ended := make(chan end, 1)
-	go func() { ended <- wait(cmd) }()
+	ended := make(chan outcome, 1)
+	go func() {
+		end, err := wait(cmd)
+		ended <- outcome{end, err}
+	}()
 	for {
 		select {
 		case s := <-signals:
-			if !terminalSends(s) {
+			if slices.Contains(forwarded, s) && !terminalSends(s) {
 				_ = cmd.Process.Signal(s) // fails only when the child has just ended
 			}
-		case e := <-ended:
-			return e.code, e.err
+		case o := <-ended:
+			return o.end, o.err
 		}
 	}
 }
 
-// end is how a child ended.
-type end struct {
-	code int
-	err  error
-}
-
-func waitFor(cmd *exec.Cmd) end {
-	err := cmd.Wait()
-	if _, exited := errors.AsType[*exec.ExitError](err); exited { // else copying its input or output failed
-		err = nil
+// wait waits for cmd, and as process 1 for whatever else ends.
+func wait(cmd *exec.Cmd) (End, error) {
+	whom := cmd.Process.Pid
+	if os.Getpid() == 1 {
+		whom = -1
 	}
-	return end{exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus)), err}
-}
-
-// waitForAll waits for whatever ends until cmd does, whose input and output are files.
-func waitForAll(cmd *exec.Cmd) end {
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		pid, err := syscall.Wait4(whom, &status, syscall.WUNTRACED, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:
-			return end{exitNotExecutable, fmt.Errorf("waiting for %s: %w", cmd.Args[0], err)}
-		case pid == cmd.Process.Pid:
-			return end{exitCode(status), nil}
+			return End{Code: exitNotExecutable}, fmt.Errorf("waiting for %s: %w", cmd.Args[0], err)
+		case pid != cmd.Process.Pid:
+		case !status.Stopped():
+			return howEnded(status), nil
+		case hasTerminal(): // whoever stops it elsewhere continues it alone
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		}
 	}
 }
 
-func exitCode(status syscall.WaitStatus) int {
+func howEnded(status syscall.WaitStatus) End {
 	if status.Signaled() {
-		return 128 + int(status.Signal())
+		return End{128 + int(status.Signal()), status.Signal()}
 	}
-	return status.ExitStatus()
+	return End{Code: status.ExitStatus()}
 }
 
 // terminalSends reports whether our terminal sends s to its whole foreground process group, and we are in that group.
 // Nothing tells who sent a signal we have, so one sent by hand to us alone while we hold the terminal stays with us.
 func terminalSends(s os.Signal) bool {
-	if s != syscall.SIGINT && s != syscall.SIGQUIT && s != syscall.SIGWINCH {
+	if !slices.Contains(byTerminal, s) {
 		return false
 	}
-	tty, err := os.OpenFile("/dev/tty", os.O_RDONLY|syscall.O_NOCTTY, 0)
+	tty, err := openTerminal()
 	if err != nil {
 		return false
 	}
 	defer tty.Close()
 	foreground, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
 	return err == nil && foreground == unix.Getpgrp()
+}
+
+func hasTerminal() bool {
+	tty, err := openTerminal()
+	if err == nil {
+		tty.Close()
+	}
+	return err == nil
+}
+
+// openTerminal opens the terminal that controls this process.
+func openTerminal() (*os.File, error) {
+	return os.OpenFile("/dev/tty", os.O_RDONLY|syscall.O_NOCTTY, 0)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,11 +27,12 @@ func TestMain(m *testing.M) {
 		case "testOnlyRun":
 			cmd := exec.Command(os.Args[2], os.Args[3:]...)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-			code, err := RunChild(cmd)
+			end, err := RunChild(cmd)
 			if err != nil {
 				fmt.Fprintln(os.Stderr, err)
 			}
-			os.Exit(code)
+			end.Follow()
+			os.Exit(end.Code)
 		case "testOnlyCount":
 			countSignals()
 		}
@@ -101,6 +103,10 @@ func (s *started) expect(want string) {
 }
 
 func TestRunChildExitCodes(t *testing.T) {
+	plain := filepath.Join(t.TempDir(), "plain") // a script without #!
+	if err := os.WriteFile(plain, []byte("exit $1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name string
 		cmd  *exec.Cmd
@@ -109,6 +115,7 @@ func TestRunChildExitCodes(t *testing.T) {
 	}{
 		{"success", exec.Command("true"), 0, false},
 		{"its own code", exec.Command("sh", "-c", "exit 7"), 7, false},
+		{"a script without #!", exec.Command(plain, "9"), 9, false},
 		{"killed", exec.Command("sh", "-c", "kill -KILL $$"), 128 + 9, false},
 		{"terminated", exec.Command("sh", "-c", "kill -TERM $$"), 128 + 15, false},
 		{"not found", exec.Command("no-such-program"), 127, true},
@@ -116,9 +123,9 @@ func TestRunChildExitCodes(t *testing.T) {
 		{"not executable", exec.Command("/dev/null"), 126, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			code, err := RunChild(c.cmd)
-			if code != c.want || (err != nil) != c.err {
-				t.Errorf("RunChild = %d, %v, want %d", code, err, c.want)
+			end, err := RunChild(c.cmd)
+			if end.Code != c.want || (err != nil) != c.err || end.Signal != 0 && int(end.Signal)+128 != c.want {
+				t.Errorf("RunChild = %+v, %v, want %d", end, err, c.want)
 			}
 		})
 	}
@@ -169,6 +176,44 @@ func TestRunChildAsProcess1(t *testing.T) {
 	}
 	if cmd.Wait(); cmd.ProcessState.ExitCode() != 128+15 {
 		t.Errorf("after TERM: %v", cmd.ProcessState)
+	}
+}
+
+// A script that is interrupted ends with what ran, as it would without us; with a code in the signal's place bash goes on.
+func TestRunChildEndsByItsSignal(t *testing.T) {
+	for _, c := range []struct {
+		script string
+		signal syscall.Signal
+		code   int
+	}{
+		{"kill -INT $$", syscall.SIGINT, -1},
+		{"kill -TERM $$", syscall.SIGTERM, -1},
+		{"kill -HUP $$", syscall.SIGHUP, -1},
+		{"ulimit -c 0; kill -QUIT $$", 0, 128 + 3},
+		{"kill -KILL $$", 0, 128 + 9},
+		{"exit 130", 0, 130},
+	} {
+		cmd := exec.Command(self(t), "testOnlyRun", "sh", "-c", c.script)
+		out, _ := cmd.CombinedOutput()
+		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if cmd.ProcessState.ExitCode() != c.code || c.signal != 0 && status.Signal() != c.signal || len(out) > 0 {
+			t.Errorf("%s: ended with %v\n%s", c.script, cmd.ProcessState, out)
+		}
+	}
+
+	master, slave := pty(t)
+	cmd := exec.Command("bash", "-c", `"$0" testOnlyRun sh -c 'echo ready; exec sleep 60'; echo went on`, self(t))
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	if cmd.Err != nil {
+		t.Skip("there is no bash here")
+	}
+	s := start(t, cmd, master)
+	s.expect("ready")
+	io.WriteString(master, "\x03")
+	cmd.Wait()
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGINT {
+		t.Errorf("a script that was interrupted ended with %v", cmd.ProcessState)
 	}
 }
 
@@ -247,6 +292,39 @@ func TestRunChildOnATerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.expect(fmt.Sprintf("got %d", syscall.SIGTERM)) // and nothing twice before it
+}
+
+// Agents read Ctrl-Z as a key and stop themselves, of which the shell that waits for us is to know. It continues us, and the terminal's own Ctrl-Z works too.
+func TestRunChildStopsWithTheChild(t *testing.T) {
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip("there is no bash here")
+	}
+	master, slave := pty(t)
+	cmd := exec.Command("bash", "-c", `set -m
+		"$0" testOnlyRun sh -c 'stty -echo; echo ready; kill -STOP $$; echo continued; read line; echo "read $line"'; echo "stopped: $?"
+		fg >/dev/null; echo "stopped again: $?"
+		fg >/dev/null`, self(t))
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	s := start(t, cmd, master)
+	until := func(want string) { // bash says what it does too
+		t.Helper()
+		for got := range s.lines {
+			if got == want {
+				return
+			}
+		}
+		t.Fatalf("no %q", want)
+	}
+	limit := time.AfterFunc(30*time.Second, func() { master.Close() }) // which hangs up
+	defer limit.Stop()
+	until("ready")
+	until("stopped: 147") // 128 + SIGSTOP
+	until("continued")
+	io.WriteString(master, "\x1a")
+	until("stopped again: 147")
+	io.WriteString(master, "line\n")
+	until("read line")
 }
 
 // pty opens a pseudo terminal.

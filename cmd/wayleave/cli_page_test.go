@@ -19,7 +19,7 @@ func cliPage() string {
 | 3 | refused: nothing was changed, because it is too early or something else comes first; the last line on standard error says what |
 | 10 to 14 | the state of a grant; see [grants.md](grants.md) |
 | 20, 21 | a rollout is under way; it was halted; see [rollouts.md](rollouts.md) |
-| other | ` + "`wayleave run` ends with its command's code, 128+n when signal n ended it, 127 when there is no such command, 126 when it cannot be started" + ` |
+| other | ` + "`wayleave run` ends as its command does: with its code, or by INT, TERM or HUP where one ended it; 128+n with another signal and as process 1, 127 when there is no such command, 126 when it cannot be started" + ` |
 
 Results go to standard output; warnings, prompts and errors to standard error. ` + "`--json`" + ` is for programs.
 

@@ -18,7 +18,7 @@ const isolatedCommand = "isolated"
 
 // runIsolated is worker.RunChild in a network whose only way out is the gate. It adds the way there to the enrolment, before
 // it calls environment.
-func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environment func() []string, say func(string, ...any)) (int, error) {
+func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environment func() []string, say func(string, ...any)) (worker.End, error) {
 	resolv, _ := os.ReadFile("/etc/resolv.conf") // without one there is no search list
 	hosts, _ := os.ReadFile("/etc/hosts")        // nor are there names in it
 	network, err := isolate.Prepare(child, []string{isolatedCommand}, isolate.Way{
@@ -27,7 +27,7 @@ func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environm
 		Refused: func(destination, why string) { say("%s was refused: %s", destination, why) },
 	})
 	if err != nil {
-		return exitFailure, err
+		return worker.End{Code: exitFailure}, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -37,13 +37,13 @@ func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environm
 			return environment()
 		})
 	}()
-	code, err := worker.RunChild(child)
+	end, err := worker.RunChild(child)
 	network.Close()
 	cancel()
-	if failed := <-served; err == nil && code == 0 && failed != nil {
+	if failed := <-served; err == nil && end.Code == 0 && failed != nil {
 		err = fmt.Errorf("the way to the gate: %w", failed)
 	}
-	return code, isolate.Explain(err)
+	return end, isolate.Explain(err)
 }
 
 // newIsolated is the other half of run --isolate, which nobody calls by hand.

@@ -21,6 +21,7 @@ import (
 
 	"wayleave/operate"
 	"wayleave/rollout"
+	"wayleave/worker"
 )
 
 // Exit codes. `wayleave run` ends with its child's code instead.
@@ -35,6 +36,11 @@ const (
 type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// commandEnd says how the command of `wayleave run` ended, which is how we end.
+type commandEnd worker.End
+
+func (e commandEnd) Error() string { return fmt.Sprintf("the command ended with %d", e.Code) }
 
 // usageError marks a mistake in the command line rather than a failure of the work.
 type usageError struct{ error }
@@ -68,7 +74,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	if exit := exitCode(0); err != nil && !errors.As(err, &exit) {
+	var exit exitCode
+	var end commandEnd
+	switch {
+	case errors.As(err, &end):
+		worker.End(end).Follow()
+	case err != nil && !errors.As(err, &exit):
 		fmt.Fprintf(stderr, "wayleave: %v\n", err)
 	}
 	return codeOf(err)
@@ -77,6 +88,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // codeOf is the exit code of a command that ended with err.
 func codeOf(err error) int {
 	var code exitCode
+	var end commandEnd
 	var usage usageError
 	var refused refusal
 	var misuse *operate.Refusal
@@ -85,6 +97,8 @@ func codeOf(err error) int {
 		return exitOK
 	case errors.As(err, &code):
 		return int(code)
+	case errors.As(err, &end):
+		return end.Code
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &misuse) && (misuse.Kind == operate.NoSuch || misuse.Kind == operate.Misused):

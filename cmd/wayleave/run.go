@@ -86,12 +86,12 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 			return env
 		}
 		done := keepAlive(c.Context(), enrolment, me.roots.pool, filepath.Dir(files.CA), say)
-		var code int
+		var end worker.End
 		if isolated {
-			code, err = runIsolated(child, &enrolment, me.roots, environment, say)
+			end, err = runIsolated(child, &enrolment, me.roots, environment, say)
 		} else {
 			child.Env = environment()
-			code, err = worker.RunChild(child)
+			end, err = worker.RunChild(child)
 		}
 		if err != nil {
 			say("%v", err)
@@ -99,10 +99,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if done(!keepSession); keepSession {
 			say("its files stay in %s until somebody removes them", filepath.Dir(files.CA))
 		}
-		if code != 0 {
-			return exitCode(code)
-		}
-		return nil
+		return commandEnd(end)
 	}
 	return c
 }
