@@ -171,6 +171,7 @@ func TestFurtherForms(t *testing.T) {
 		{[]string{"env", "-u", "GIT_ASKPASS", "git", "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "-C", checkedOut, "ls-remote", "https://github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "https://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
+		{[]string{"git", "ls-remote", "https://me@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"}, // which git sends before it is asked
 		{[]string{"git", "ls-remote", "git@github.com:repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@github.com/repo.git"}, "refs/heads/main", "Basic", "github.com"},
 		{[]string{"git", "ls-remote", "ssh://git@ssh.github.com:443/repo.git"}, "refs/heads/main", "Basic", "github.com"},

@@ -49,6 +49,12 @@ func basic(s string) (user, password string, ok bool) {
 // nobody reports whether the credential is no one's: a client that asks to be challenged sends Basic of an empty name (git with http.emptyAuth).
 func (p presented) nobody() bool { return p.basic && p.understood && p.user == "" && p.password == "" }
 
+// nameOnly reports whether the credential is a user without a password, which git sends of an address that names one (https://me@github.com/) before it
+// asks for the password.
+func (p presented) nameOnly() bool {
+	return p.basic && p.understood && p.user != "" && p.password == ""
+}
+
 // bindsConnection reports whether the request has a credential of a scheme that authenticates the connection it comes by (RFC 4559 section 6). Upstream
 // connections are shared, so that whoever is next on that one would be taken for the same user.
 func (r *request) bindsConnection() bool {

@@ -190,8 +190,10 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		return because(policyDenied, fmt.Sprintf("without a proxy, route %s replaces nothing but the placeholder for %s: only that shows a session", route.Name, route.Credential))
 	case len(candidates) > 0, foreign && route.Foreign == Replace: // swapped, or refused below
 	case !foreign && route.Absent == Refuse && !r.preflight():
+		about.asks = route.BasicUser != "" // git sends nothing before that
 		return because(policyDenied, fmt.Sprintf("route %s wants a credential: send the placeholder for %s in %s", route.Name, route.Credential, route.HeaderIn))
 	case foreign && route.Foreign == Refuse:
+		about.asks = credential.nameOnly() && len(others) == 0
 		return because(policyDenied, fmt.Sprintf("route %s takes no other credential than the placeholder for %s", route.Name, route.Credential))
 	case !p.mayUse(session.Profile, route.Credential):
 		return because(hostNotAllowed, askOperator(session.Profile))

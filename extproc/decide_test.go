@@ -51,6 +51,8 @@ var testConfig = Config{
 	}, {
 		Name: "own", Hosts: []string{"own.example.com"}, Credential: "plain", Foreign: Refuse,
 	}, {
+		Name: "asks", Hosts: []string{"asks.example.com"}, Credential: "github", BasicUser: "x-access-token", Foreign: Refuse, Absent: Refuse,
+	}, {
 		Name: "other", Hosts: []string{"other.example.com", "faulty.example.com"}, Credential: "others",
 	}, {
 		Name: "wild", Hosts: []string{"*.wild.example.com"}, Credential: "plain",
@@ -245,6 +247,35 @@ func TestDecideReplacesForeignCredentials(t *testing.T) {
 	r := f.to("replaced.example.com", "GET", "/")
 	if d := decide(f.policy, f.sessions, &r, now); d.swap != nil || d.refusal != nil {
 		t.Errorf("a request without a credential: %+v", d)
+	}
+}
+
+// git sends its placeholder when it is asked, and before that nothing, or the user of the address. A refusal that asks for nothing would be its last word.
+func TestDecideAsksForCredentials(t *testing.T) {
+	f := newFixture(t)
+	for _, c := range []struct {
+		host, authorization string
+		asks                bool
+	}{
+		{"asks.example.com", "", true},
+		{"asks.example.com", basicAuth("", ""), true},
+		{"asks.example.com", basicAuth("me", ""), true},
+		{"own.example.com", basicAuth("me", ""), true},
+		{"asks.example.com", basicAuth("me", "own"), false},
+		{"asks.example.com", "Bearer own", false},
+		{"asks.example.com", basicAuth("me", f.placeholder("plain", "")), false},
+	} {
+		r := f.to(c.host, "GET", "/r.git/info/refs", "authorization", c.authorization)
+		d := decide(f.policy, f.sessions, &r, now)
+		if d.refusal == nil {
+			t.Errorf("%s, %q: not refused", c.host, c.authorization)
+			continue
+		}
+		a := d.refusal.answer(d.route, "1")
+		challenge := slices.Contains(a.headers, [2]string{"www-authenticate", `Basic realm="wayleave"`})
+		if challenge != c.asks || (a.status == 401) != c.asks {
+			t.Errorf("%s, %q: %d %v", c.host, c.authorization, a.status, a.headers)
+		}
 	}
 }
 

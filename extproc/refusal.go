@@ -94,7 +94,8 @@ func reasonNamed(name string) Reason {
 // refusal is one answer that is not a request forwarded.
 type refusal struct {
 	reason string
-	status int // in place of the reason's own; 0: as the table and the provider have it
+	status int  // in place of the reason's own; 0: as the table and the provider have it
+	asks   bool // for the credential: the client may have one, and send it when it is asked
 	// What the words of the reason refer to; empty where they do not.
 	grant, host, header, detail string
 	approval                    string // its id
@@ -162,6 +163,9 @@ func (f *refusal) answer(r *Route, requestID string) answer {
 		status, format = cmp.Or(r.Status[f.reason], status), r.ErrorFormat
 	}
 	status = cmp.Or(f.status, status)
+	if f.asks {
+		status = http.StatusUnauthorized
+	}
 	a := answer{status: status, body: errorBody(format, status, f.reason, f.text(), requestID)}
 	set := func(name, value string) { a.headers = append(a.headers, [2]string{name, value}) }
 	set("content-type", "application/json")
@@ -171,6 +175,9 @@ func (f *refusal) answer(r *Route, requestID string) answer {
 		set("x-should-retry", "false")
 	} else {
 		set("retry-after", strconv.Itoa(wholeSeconds(f.retryAfter)))
+	}
+	if f.asks {
+		set("www-authenticate", `Basic realm="wayleave"`)
 	}
 	if status == http.StatusProxyAuthRequired {
 		set("proxy-authenticate", `Basic realm="wayleave"`) // RFC 9110 section 15.5.8 requires it
