@@ -271,10 +271,11 @@ func shellWord(s string) string {
 	if s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-/{}") == "" {
 		return s
 	}
-	return shellQuoted(s)
+	return ShellQuoted(s)
 }
 
-func shellQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+// ShellQuoted is s as one word of a shell, quoted in any case.
+func ShellQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // ownVariable reports whether a variable belongs to this program rather than to those it starts.
 func ownVariable(name string) bool { return strings.HasPrefix(name, "WAYLEAVE_") }

@@ -96,9 +96,9 @@ func (s gitSetting) String() string { return s.key + "=" + s.value }
 // word is a setting in GIT_CONFIG_PARAMETERS, in the form that every git knows if there is no doubt where the key ends.
 func (s gitSetting) word() string {
 	if strings.Contains(s.key, "=") {
-		return shellQuoted(s.key) + "=" + shellQuoted(s.value)
+		return ShellQuoted(s.key) + "=" + ShellQuoted(s.value)
 	}
-	return shellQuoted(s.String())
+	return ShellQuoted(s.String())
 }
 
 // proxy reports whether a setting is the proxy for all addresses.

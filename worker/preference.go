@@ -145,8 +145,13 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 				found = append(found, Preference{File: path, Has: strings.Join(around, ", "), Means: "Claude Code, and what it runs, prefer to the way to the gate"})
 				around = nil
 			}
-			forced := map[bool]string{true: "forceLoginMethod", false: "forceLoginOrgUUID"}[settings.ForcedMethod != nil]
-			if organizations[path] && (settings.ForcedMethod != nil || settings.ForcedOrg != nil) && c.Env["ANTHROPIC_AUTH_TOKEN"]+c.Env["ANTHROPIC_API_KEY"] != "" {
+			forced := ""
+			if settings.ForcedMethod != nil {
+				forced = "forceLoginMethod"
+			} else if settings.ForcedOrg != nil {
+				forced = "forceLoginOrgUUID"
+			}
+			if organizations[path] && forced != "" && c.Env["ANTHROPIC_AUTH_TOKEN"]+c.Env["ANTHROPIC_API_KEY"] != "" {
 				found = append(found, Preference{File: path, Has: forced, Means: "has Claude Code refuse the placeholder for " + c.Grant + ", which is no log-in to it as one is with claude_code: oauth_env in the profile"})
 			}
 		}
@@ -183,7 +188,7 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 	own := cmp.Or(vars["CODEX_HOME"], filepath.Join(vars["HOME"], ".codex"))
 	if daemon := filepath.Join(own, "app-server-control", "app-server-control.sock"); m.Listens != nil && m.Listens(daemon) {
 		for _, c := range credentials {
-			if c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] != "" {
+			if c.codex() {
 				found = append(found, Preference{
 					File: daemon, Has: "a Codex that runs already", Means: "takes over what an interactive Codex is told, with the credential and the way out that it was started with",
 					Fix: "stop it with `codex app-server daemon stop`, and start Codex with --disable daemon_auto_start",
@@ -206,9 +211,12 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 		}
 		keeps := codexKeeps(string(text))
 		for _, c := range credentials {
-			logIn := map[bool]string{true: "chatgpt", false: "api"}[c.Env["CODEX_ACCESS_TOKEN"] != ""]
-			if c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] == "" {
+			if !c.codex() {
 				continue
+			}
+			logIn := "api"
+			if c.Env["CODEX_ACCESS_TOKEN"] != "" {
+				logIn = "chatgpt"
 			}
 			if len(names) > 0 {
 				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "leads Codex elsewhere than the placeholder for " + c.Grant + " is for"})
@@ -224,6 +232,9 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 	}
 	return found
 }
+
+// codex reports whether the credential is given to Codex.
+func (c Credential) codex() bool { return c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] != "" }
 
 // codexInline is what keeps variables in a table that is written in one line.
 var codexInline = regexp.MustCompile(`inherit[ \t]*=[ \t]*["'](?:core|none)|\b(?:exclude|include_only|filters)\b|ignore_default_excludes[ \t]*=[ \t]*false`)

@@ -54,7 +54,7 @@ func writeShell(w io.Writer, e environment) error {
 		}
 	}
 	for _, v := range e.set {
-		fmt.Fprintf(&b, "export %s='%s'\n", v.name, strings.ReplaceAll(v.value, "'", `'\''`))
+		fmt.Fprintf(&b, "export %s=%s\n", v.name, worker.ShellQuoted(v.value))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
