@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -87,7 +88,7 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 	for _, c := range e.Credentials {
 		own := filepath.Join("credentials", c.Grant)
 		for _, name := range slices.Sorted(maps.Keys(c.Files)) {
-			if err := writeCredentialFile(filepath.Join(dir, own), name, inFiles(c.Files[name], filepath.Join(at, own))); err != nil {
+			if err := writeCredentialFile(filepath.Join(dir, own), name, fileIn(c.Files[name], filepath.Join(at, own))); err != nil {
 				return Files{}, err
 			}
 			f.Credentials[c.Grant] = filepath.Join(at, own)
@@ -121,6 +122,15 @@ func KeepFiles(ctx context.Context, dir string) {
 
 // inFiles fills in where the files of a credential are.
 func inFiles(template, dir string) string { return strings.ReplaceAll(template, "{files}", dir) }
+
+// fileIn is inFiles for a file's content: in one of JSON the directory is a part of a string.
+func fileIn(template, dir string) string {
+	if json.Valid([]byte(template)) {
+		quoted, _ := json.Marshal(dir) // of a string
+		dir = string(quoted[1 : len(quoted)-1])
+	}
+	return inFiles(template, dir)
+}
 
 func writeCredentialFile(dir, name, content string) error {
 	name = filepath.FromSlash(name)

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -77,6 +78,24 @@ func TestWriteFiles(t *testing.T) {
 	}
 	if _, err := WriteFiles(dir, "", e, roots, noVariables); err != nil {
 		t.Errorf("the second time: %v", err)
+	}
+}
+
+// A file of JSON may name files in a directory whose name is not plain.
+func TestWriteFilesOfJSON(t *testing.T) {
+	e := Enrolment{CA: testCA(t), Credentials: []Credential{{Grant: "google", Files: map[string]string{"own.json": `{"file":"{files}/own.json","token":"` + Marker + `"}`}}}}
+	f, err := WriteFiles(filepath.Join(t.TempDir(), `an "odd" \ place`), "", e, nil, noVariables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(f.Credentials["google"], "own.json")
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var own struct{ File string }
+	if err := json.Unmarshal(content, &own); err != nil || own.File != path {
+		t.Errorf("%s names %q, %v", path, own.File, err)
 	}
 }
 
