@@ -231,9 +231,11 @@ func TestSystemRoots(t *testing.T) {
 			t.Errorf("%s: err = %v", bad, err)
 		}
 	}
-	// Whether this machine has a store is its own affair; an error is none in either case.
-	if roots, path, err := SystemRoots(env()); err != nil || (path == "") != (len(roots) == 0) {
-		t.Errorf("without variables: %s, %d bytes, %v", path, len(roots), err)
+	// Whether this machine has a store is its own affair; an error is none in either case, nor in a shell of Nix.
+	for _, get := range []func(string) string{env(), env("SSL_CERT_FILE=/no-cert-file.crt", "NIX_SSL_CERT_FILE=/no-cert-file.crt")} {
+		if roots, path, err := SystemRoots(get); err != nil || (path == "") != (len(roots) == 0) {
+			t.Errorf("without a file that is named: %s, %d bytes, %v", path, len(roots), err)
+		}
 	}
 }
 

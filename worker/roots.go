@@ -22,9 +22,11 @@ var rootFiles = []string{
 // SystemRoots returns the root certificates that programs on this machine trust, in PEM, and where they were read:
 // the file SSL_CERT_FILE or NIX_SSL_CERT_FILE names, which somebody chose and so must be readable, else the first usual
 // place. Where none exists both results are empty: with our CA alone, programs reach intercepted hosts only.
+//
+// Nix sets both in its shells when nobody else has, to a file that is not there.
 func SystemRoots(getenv func(string) string) (roots []byte, path string, err error) {
 	for _, name := range []string{"SSL_CERT_FILE", "NIX_SSL_CERT_FILE"} {
-		if path = getenv(name); path == "" {
+		if path = getenv(name); path == "" || path == "/no-cert-file.crt" {
 			continue
 		}
 		roots, err = os.ReadFile(path)
@@ -32,7 +34,7 @@ func SystemRoots(getenv func(string) string) (roots []byte, path string, err err
 			err = fmt.Errorf("%s holds no certificate", path)
 		}
 		if err != nil {
-			return nil, "", fmt.Errorf("reading the root certificates that %s names: %w", name, err)
+			return nil, "", fmt.Errorf("reading the root certificates that %s names: %w; name another file, or unset it", name, err)
 		}
 		return roots, path, nil
 	}

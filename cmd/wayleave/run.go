@@ -165,7 +165,7 @@ func writeWorkerFiles(e worker.Enrolment) (worker.Files, func(), error) {
 	}
 	dir, err := os.MkdirTemp("", workerFiles)
 	if err != nil {
-		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w", err)
+		return worker.Files{}, nil, fmt.Errorf("making a directory for the worker's files: %w; name one that can be written to with TMPDIR", err)
 	}
 	remove := func() { _ = os.RemoveAll(dir) }
 	files, err := worker.WriteFiles(dir, "", e, roots, startersEnv)
