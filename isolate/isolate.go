@@ -37,10 +37,10 @@ type Way struct {
 	Password secret.Text
 	// Ports are captured besides 80 and 443; PlainPorts too, and carry HTTP without TLS, as 80 does.
 	Ports, PlainPorts []uint16
-	// Search are the suffixes that resolvers append to names (resolv.conf(5)). Names below them do not exist inside.
-	Search []string
+	// Search are the suffixes that resolvers append to names (resolv.conf(5)). Names of several labels below them do not exist inside, but for those in Known.
+	Search, Known []string
 	// Hosts are the names of addresses that programs know from elsewhere than from us, see HostsFile.
-	Hosts map[netip.Addr]string
+	Hosts map[netip.Addr][]string
 	// Refused is told once of each destination the program did not reach, in words. May be nil.
 	Refused func(destination, why string)
 }
@@ -65,9 +65,9 @@ func SearchList(resolvConf []byte) []string {
 }
 
 // HostsFile returns the names of addresses by a hosts(5) file, which programs read before they ask for a name: of each address but
-// those of this machine, the first.
-func HostsFile(hosts []byte) map[netip.Addr]string {
-	names := map[netip.Addr]string{}
+// those of this machine.
+func HostsFile(hosts []byte) map[netip.Addr][]string {
+	names := map[netip.Addr][]string{}
 	for line := range strings.Lines(string(hosts)) {
 		line, _, _ = strings.Cut(line, "#")
 		fields := strings.Fields(line)
@@ -78,8 +78,8 @@ func HostsFile(hosts []byte) map[netip.Addr]string {
 		if err != nil || address.IsLoopback() || address.IsUnspecified() || address.IsMulticast() {
 			continue
 		}
-		if address = address.Unmap(); names[address] == "" {
-			names[address] = strings.ToLower(fields[1])
+		for _, name := range fields[1:] {
+			names[address.Unmap()] = append(names[address.Unmap()], strings.ToLower(name))
 		}
 	}
 	return names

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"wayleave/secret"
@@ -61,13 +63,13 @@ func probe() {
 		}
 		return err
 	}
-	echo := func(address string) any {
+	send := func(address, text string) any {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			return ended(err)
 		}
 		defer conn.Close()
-		if _, err := fmt.Fprint(conn, "ping\n"); err != nil {
+		if _, err := fmt.Fprint(conn, text); err != nil {
 			return ended(err)
 		}
 		_ = conn.(*net.TCPConn).CloseWrite()
@@ -77,6 +79,11 @@ func probe() {
 		}
 		return string(answer)
 	}
+	echo := func(address string) any { return send(address, "ping\n") }
+	hello := func(address, name string) any {
+		asked, _, _ := strings.Cut(fmt.Sprint(send(address, clientHello(name))), " says \x16")
+		return asked
+	}
 	say("proxy, plain", get(&http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment}}, "http://plain.test/a?b=c"))
 	say("direct, plain", get(direct, "http://plain.test/a?b=c"))
 	say("direct, plain port", get(direct, "http://plain.test:8080/d"))
@@ -84,11 +91,14 @@ func probe() {
 	say("captured by address", echo("192.0.2.7:443"))
 	say("captured by IPv6 address", echo("[2001:db8::7]:443"))
 	say("captured by an address of hosts(5)", echo("192.0.2.9:443"))
+	say("TLS there", hello("192.0.2.9:443", "Other.test"))
+	say("TLS at the address of one name", hello("192.0.2.8:443", "other.test"))
+	say("TLS at an address", hello("192.0.2.7:443", "api.test"))
 	say("captured port", echo("ssh.test:22"))
 	say("denied", echo("denied.test:443"))
 	say("another port", echo("api.test:444"))
 	say("the gate itself", echo(os.Getenv("GATE")))
-	_, err := net.DefaultResolver.LookupHost(context.Background(), "x.search.test.")
+	_, err := net.DefaultResolver.LookupHost(context.Background(), "x.y.search.test.")
 	say("below the search list", err != nil)
 	say("uid", os.Getuid())
 	var caps [2]unix.CapUserData
@@ -96,6 +106,24 @@ func probe() {
 	say("rights", fmt.Sprint(caps[0].Effective, err))
 	say("environment", os.Getenv("ONLY"))
 }
+
+// clientHello is what a TLS client begins with.
+func clientHello(name string) string {
+	client := &mute{}
+	_ = tls.Client(client, &tls.Config{ServerName: name}).Handshake()
+	return client.sent.String()
+}
+
+// mute is a connection to somebody who says nothing.
+type mute struct {
+	net.Conn
+	sent bytes.Buffer
+}
+
+func (m *mute) Write(p []byte) (int, error)      { return m.sent.Write(p) }
+func (m *mute) Read([]byte) (int, error)         { return 0, io.EOF }
+func (m *mute) Close() error                     { return nil }
+func (m *mute) SetWriteDeadline(time.Time) error { return nil }
 
 // gate is a proxy for tests, which echoes what goes through it, in place of every destination but denied.test.
 type gate struct {
@@ -153,7 +181,7 @@ func prepare(t *testing.T, g *gate, command string, args ...string) (cmd *exec.C
 	cmd = exec.Command(command, args...)
 	child, err := Prepare(cmd, []string{"testOnlyEnter"}, Way{
 		Gate: u, User: "session", Password: secret.New("token"), Search: []string{"search.test"}, Ports: []uint16{22}, PlainPorts: []uint16{8080},
-		Hosts: HostsFile([]byte("127.0.0.1 localhost\n192.0.2.9\tHosts.test alias.test # 192.0.2.7 x\n192.0.2.9 other.test\n::1 ip6-localhost\n192.0.2.8\n")),
+		Hosts: HostsFile([]byte("127.0.0.1 localhost\n192.0.2.9\tHosts.test alias.test # 192.0.2.7 x\n192.0.2.9 other.test\n::1 ip6-localhost\n192.0.2.8 only.test\n192.0.2.7\n")),
 		Refused: func(destination, why string) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -214,6 +242,9 @@ func TestIsolated(t *testing.T) {
 		"captured port":            "ssh.test:22 says ping",
 
 		"captured by an address of hosts(5)": "hosts.test:443 says ping",
+		"TLS there":                          "other.test:443",
+		"TLS at the address of one name":     "only.test:443",
+		"TLS at an address":                  "api.test:443",
 		"denied":                             "reset",
 		"another port":                       "refused",
 		"the gate itself":                    "refused", // its port is none of the network's
@@ -233,7 +264,7 @@ func TestIsolated(t *testing.T) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if all, _ := json.Marshal(g.asked); strings.Contains(string(all), "as nobody") || len(g.asked) != 9 {
+	if all, _ := json.Marshal(g.asked); strings.Contains(string(all), "as nobody") || len(g.asked) != 12 {
 		t.Errorf("the gate was asked %s", all)
 	}
 }

@@ -2,6 +2,7 @@ package isolate
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -14,7 +15,8 @@ var addresses = netip.MustParsePrefix("198.18.0.0/15")
 // names gives each name an address, for as long as the program runs, and knows whose an address is. The program then asks
 // for a connection to an address, and the gate for one to its name.
 type names struct {
-	search []string // suffixes below which nothing exists, with their leading dot
+	search []string // suffixes that resolvers append to names, with their leading dot
+	known  []string // names that exist in any case
 
 	mu     sync.Mutex
 	next   netip.Addr
@@ -22,8 +24,8 @@ type names struct {
 	byAddr map[netip.Addr]string
 }
 
-func newNames(search []string) *names {
-	n := &names{next: addresses.Addr().Next(), byName: map[string]netip.Addr{}, byAddr: map[netip.Addr]string{}}
+func newNames(search, known []string) *names {
+	n := &names{known: known, next: addresses.Addr().Next(), byName: map[string]netip.Addr{}, byAddr: map[netip.Addr]string{}}
 	for _, s := range search {
 		if s = strings.Trim(strings.ToLower(s), "."); s != "" {
 			n.search = append(n.search, "."+s)
@@ -41,7 +43,11 @@ func (n *names) at(a netip.Addr) (string, bool) {
 }
 
 // address returns the address of a name in lower case, without its final dot. There is none when all are given.
+// localhost, and what is below it, is the network's own (RFC 6761 section 6.3).
 func (n *names) address(name string) (netip.Addr, bool) {
+	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1}), true
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if a, ok := n.byName[name]; ok {
@@ -57,14 +63,18 @@ func (n *names) address(name string) (netip.Addr, bool) {
 }
 
 // exists reports whether a name may be one the gate knows. A resolver tries names with the suffixes of its search list
-// first, and takes the first that exists.
+// first, and takes the first that exists: so of api.example.com with a suffix there must be none, while one label with a suffix is what it was asked for,
+// in short or in full.
 func (n *names) exists(name string) bool {
+	short := true
 	for _, suffix := range n.search {
-		if strings.HasSuffix(name, suffix) {
-			return false
+		if label, below := strings.CutSuffix(name, suffix); below {
+			if short = !strings.Contains(label, "."); short {
+				break
+			}
 		}
 	}
-	return name != ""
+	return name != "" && (short || slices.Contains(n.known, name))
 }
 
 // ttl of an answer in seconds. Addresses do not change, but resolvers outlive programs.

@@ -22,7 +22,7 @@ func query(t testing.TB, name string, kind dnsmessage.Type) []byte {
 }
 
 func TestNames(t *testing.T) {
-	n := newNames([]string{"svc.cluster.local", "Cluster.Local.", "."})
+	n := newNames([]string{"agents.svc.cluster.local", "svc.cluster.local", "Cluster.Local.", "acme.example", "."}, []string{"git.eu.acme.example"})
 	for _, c := range []struct {
 		name  string
 		kind  dnsmessage.Type
@@ -36,6 +36,13 @@ func TestNames(t *testing.T) {
 		{"api.example.com.", dnsmessage.TypeHTTPS, dnsmessage.RCodeSuccess, ""},
 		{"api.example.com.svc.cluster.local.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""},
 		{"api.example.com.cluster.local.", dnsmessage.TypeAAAA, dnsmessage.RCodeNameError, ""},
+		{"api.example.com.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""},
+		{"api.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.3"}, // written in full, or api
+		{"redis.agents.svc.cluster.local.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.4"},
+		{"git.eu.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.5"},
+		{"localhost.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "127.0.0.1"},
+		{"App.localhost.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "127.0.0.1"},
+		{"app.localhost.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, ""},
 		{".", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""},
 	} {
 		var m dnsmessage.Message
@@ -60,7 +67,7 @@ func TestNames(t *testing.T) {
 
 // A program that asks for names without end gets no more addresses at the end of the network, and keeps those it has.
 func TestNamesRunOut(t *testing.T) {
-	n := newNames(nil)
+	n := newNames(nil, nil)
 	const most = 1<<17 - 1
 	for i := range most {
 		if _, ok := n.address(fmt.Sprintf("h%d.test", i)); !ok {
@@ -82,7 +89,7 @@ func TestNamesRunOut(t *testing.T) {
 func FuzzNames(f *testing.F) {
 	f.Add(query(f, "api.example.com.", dnsmessage.TypeA))
 	f.Add([]byte{0, 7, 1, 0, 0, 1})
-	n := newNames([]string{"local"})
+	n := newNames([]string{"local"}, nil)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		answer := n.answer(data)
 		if answer == nil {

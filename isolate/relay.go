@@ -2,6 +2,8 @@ package isolate
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -45,7 +47,7 @@ type relay struct {
 func newRelay(way Way) *relay {
 	proxy := &url.URL{Scheme: way.Gate.Scheme, Host: way.Gate.Host, User: url.UserPassword(way.User, way.Password.Reveal())}
 	return &relay{
-		way: way, names: newNames(way.Search), said: map[string]bool{},
+		way: way, names: newNames(way.Search, way.Known), said: map[string]bool{},
 		plain: &http.Transport{Proxy: http.ProxyURL(proxy), TLSClientConfig: &tls.Config{RootCAs: way.Roots}, DisableCompression: true, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute},
 	}
 }
@@ -177,12 +179,17 @@ func (r *relay) capture(ctx context.Context, conn net.Conn) {
 		return
 	}
 	address, _ := netip.AddrFromSlice(to.IP)
+	program := conn
 	host, known := r.names.at(address)
-	if !known {
-		host, known = r.way.Hosts[address.Unmap()]
-	}
-	if !known { // an address the program has from elsewhere; the gate says what it thinks of it
-		host = address.Unmap().String()
+	if !known { // the program has the address from elsewhere
+		names := r.way.Hosts[address.Unmap()]
+		if len(names) != 1 {
+			host, program = serverName(conn)
+		}
+		if host == "" && len(names) > 0 {
+			host = names[0]
+		}
+		host = cmp.Or(host, address.Unmap().String()) // of which the gate says what it thinks
 	}
 	destination := net.JoinHostPort(host, strconv.Itoa(to.Port))
 	upstream, refusal, err := r.connect(ctx, destination)
@@ -192,11 +199,38 @@ func (r *relay) capture(ctx context.Context, conn net.Conn) {
 	case refusal != nil:
 		r.refusedBy(destination, refusal)
 	default:
-		splice(ctx, conn, upstream)
+		splice(ctx, program, upstream)
 		return
 	}
 	reset(conn)
 }
+
+// helloPatience is how long a program may take to say whom it wants. Where TLS is not spoken it may wait for the server to begin.
+const helloPatience = 3 * time.Second
+
+// serverName is whom a TLS client wants (RFC 6066 section 3), with a connection in which what was read for that is still to come. It is empty where TLS does
+// not begin, or without a name.
+func serverName(conn net.Conn) (name string, whole net.Conn) {
+	var read bytes.Buffer
+	_ = conn.SetReadDeadline(time.Now().Add(helloPatience))
+	hello := tls.Server(listener{conn, io.TeeReader(conn, &read)}, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		name = strings.ToLower(h.ServerName)
+		return nil, errors.New("nothing more is wanted of it")
+	}})
+	_ = hello.Handshake()
+	_ = conn.SetReadDeadline(time.Time{})
+	return name, buffer{conn, bufio.NewReader(io.MultiReader(&read, conn))}
+}
+
+// listener is a connection that is read by another way, and not answered.
+type listener struct {
+	net.Conn
+	in io.Reader
+}
+
+func (l listener) Read(p []byte) (int, error) { return l.in.Read(p) }
+
+func (l listener) Write(p []byte) (int, error) { return len(p), nil }
 
 // connect opens a tunnel through the gate. What is not 200 comes back as a refusal, whose body is read to its end.
 func (r *relay) connect(ctx context.Context, destination string) (tunnel net.Conn, refusal *http.Response, err error) {

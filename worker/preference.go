@@ -402,6 +402,15 @@ func hostOnly(h string) string {
 	return h
 }
 
+// Names are the hosts of the credential's routes, patterns among them, without ports.
+func (c Credential) Names() []string {
+	names := make([]string, len(c.Hosts))
+	for i, h := range c.Hosts {
+		names[i] = hostOnly(h)
+	}
+	return names
+}
+
 // at reports whether the credential is one for a host.
 func (c Credential) at(host string) bool {
 	return slices.ContainsFunc(c.Hosts, func(h string) bool {
