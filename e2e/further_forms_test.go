@@ -136,7 +136,7 @@ func TestFurtherForms(t *testing.T) {
 	home := g.newHome(t)
 	// What people have at home: a proxy of the network they are in, ssh for git, tokens in addresses.
 	for name, text := range map[string]string{
-		".gitconfig": "[http]\n\tproxy = http://127.0.0.1:9\n[url \"git@github.com:\"]\n\tinsteadOf = https://github.com/\n\tpushInsteadOf = https://github.com/\n" +
+		".gitconfig": "[http]\n\tproxy = http://127.0.0.1:9\n\tproxyAuthMethod = ntlm\n[url \"git@github.com:\"]\n\tinsteadOf = https://github.com/\n\tpushInsteadOf = https://github.com/\n" +
 			"[url \"https://" + theirs + "@github.com/\"]\n\tinsteadOf = git@github.com:\n\tinsteadOf = ssh://git@github.com/\n",
 		".npmrc":               "proxy=http://127.0.0.1:9\nhttps-proxy=http://127.0.0.1:9\nnoproxy=npm.demo.test\n",
 		".config/pip/pip.conf": "[global]\nproxy = http://127.0.0.1:9\n",

@@ -26,7 +26,14 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	}
 	maps.Copy(set, certificateVariables(f))
 	vars, order := index(base)
-	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(withoutJavaOptions(vars["JAVA_TOOL_OPTIONS"]) + " " + javaOptions(e, f.TrustStore))
+	for _, name := range furtherStores {
+		if vars[name] != "" {
+			set[name] = f.Bundle
+		}
+	}
+	java := javaOptions(e, f.TrustStore)
+	options, _ := withoutJavaOptions(vars["JAVA_TOOL_OPTIONS"], java)
+	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(options + " " + java)
 
 	why := map[string]string{}
 	for _, c := range e.Credentials {
@@ -72,6 +79,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 
 	var changes []string // "removed %s: why", in order
 	changed := map[string][]string{}
+	beside := false // whether there were hosts to go to without a proxy
 	change := func(how, name string) {
 		if changed[how] == nil {
 			changes = append(changes, how)
@@ -80,8 +88,20 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	}
 	for _, name := range order {
 		old := vars[name]
+		if javaVariable.MatchString(name) {
+			var taken []string
+			old, taken = withoutJavaOptions(old, java)
+			for _, option := range taken {
+				change("removed %s from "+name+": programs would go around the gate, or not trust it", option)
+				beside = beside || strings.HasSuffix(option, "nonProxyHosts")
+			}
+			if old == "" && len(taken) > 0 && name != "JAVA_TOOL_OPTIONS" {
+				continue
+			}
+		}
 		value, ours := set[name]
 		reason, unset := why[name]
+		beside = beside || ours && strings.EqualFold(name, "no_proxy") && old != value && !loopbackOnly(old)
 		_, further := added[name]
 		switch {
 		case ownVariable(name):
@@ -101,12 +121,17 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 			change("removed %s: "+reason, name)
 		case leadsAround(name), e.Transparent && commonProxy(name):
 			change("removed %s: programs would go around the gate", name)
+		case strings.EqualFold(name, "npm_config_ca"): // which npm prefers to a file
+			change("removed %s: programs would not trust the gate", name)
 		default:
 			env = append(env, name+"="+old)
 		}
 	}
 	for _, how := range changes {
 		report = append(report, strings.Replace(how, "%s", strings.Join(changed[how], ", "), 1))
+	}
+	if beside && !e.Relay.IsValid() && len(e.Direct) == 0 { // else there is no other way, or they were named
+		report = append(report, "hosts that programs went to without a proxy are asked for through the gate: name what is beside this worker with --no-proxy")
 	}
 	for _, name := range slices.Sorted(maps.Keys(set)) {
 		env = append(env, name+"="+set[name])
@@ -158,8 +183,8 @@ func (e Enrolment) ProxyURL() string {
 
 func proxyVariables(e Enrolment) map[string]string {
 	proxy := e.ProxyURL()
-	// Plain host names and addresses, separated by commas: the only form that every client reads alike.
-	direct := strings.Join(append([]string{"localhost,127.0.0.1,::1"}, e.Direct...), ",")
+	// Plain host names and addresses, separated by commas: the only form that every client reads alike. Servers say that they listen at 0.0.0.0, and are asked there.
+	direct := strings.Join(append([]string{"localhost,127.0.0.1,::1,0.0.0.0"}, e.Direct...), ",")
 	set := map[string]string{
 		"NO_PROXY": direct, "no_proxy": direct,
 		"NODE_USE_ENV_PROXY": "1", // Node 22.21, 24 and later read proxy variables only with it
@@ -170,6 +195,8 @@ func proxyVariables(e Enrolment) map[string]string {
 	// These programs prefer what their files say to the common variables, and their own variables to that.
 	set["npm_config_proxy"], set["npm_config_https_proxy"], set["npm_config_noproxy"] = proxy, proxy, direct
 	set["CARGO_HTTP_PROXY"] = proxy
+	set["YARN_HTTP_PROXY"], set["YARN_HTTPS_PROXY"] = proxy, proxy // Yarn 2 and later reads no others
+	set["GIT_HTTP_PROXY_AUTHMETHOD"] = "basic"                     // not the NTLM or Negotiate of another proxy
 	return set
 }
 
@@ -194,6 +221,20 @@ var (
 	}
 	// Whoever has one of these adds the file to a store of its own.
 	addingStores = []string{"NODE_EXTRA_CA_CERTS", "DENO_CERT"}
+	// Programs that read one of these go without it by those above, or by what the machine trusts: it is replaced where somebody has set it.
+	furtherStores = []string{
+		"NPM_CONFIG_CAFILE",  // which is npm_config_cafile to npm
+		"BUNDLE_SSL_CA_CERT", // Ruby's Bundler
+		"COMPOSER_CAFILE",
+		"HEX_CACERTS_PATH",        // Elixir's Hex
+		"JULIA_SSL_CA_ROOTS_PATH", // Julia's Pkg
+		"PERL_LWP_SSL_CA_FILE",
+		"HTTPS_CA_FILE",              // the same, earlier
+		"WEBSOCKET_CLIENT_CA_BUNDLE", // Python's websocket-client
+		"YARN_HTTPS_CA_FILE_PATH",
+		"YARN_CA_FILE_PATH", // the same, Yarn 2
+		"CONDA_SSL_VERIFY",
+	}
 )
 
 func certificateVariables(f Files) map[string]string {
@@ -223,7 +264,7 @@ func javaOptions(e Enrolment, trustStore string) string {
 			"-Dhttp.proxyHost=" + proxy.Hostname(), "-Dhttp.proxyPort=" + port,
 		}
 		if len(e.Direct) > 0 { // which replaces what Java knows of this machine
-			hosts := []string{"localhost", "127.*", "[::1]"}
+			hosts := []string{"localhost", "127.*", "[::1]", "0.0.0.0", "[::0]"}
 			for _, h := range e.Direct {
 				switch {
 				case strings.HasPrefix(h, "."):
@@ -242,28 +283,43 @@ func javaOptions(e Enrolment, trustStore string) string {
 		"-Djavax.net.ssl.trustStorePassword="+trustStorePassword,
 	)
 	for i, o := range options {
-		if strings.ContainsAny(o, " \t") { // the JVM splits this variable at white space, but honours quotes
-			options[i] = `"` + o + `"`
-		}
+		options[i] = javaWord(o)
 	}
 	return strings.Join(options, " ")
 }
 
-// javaWords are the options in JAVA_TOOL_OPTIONS, which the JVM splits at white space outside of quotes, and javaLeads those that ours take the
-// place of: a proxy, what goes around it, a trust store. An earlier session's are among them.
+// javaWord is s as one word of JAVA_TOOL_OPTIONS, which the JVM splits at white space outside of quotes of either kind.
+func javaWord(s string) string {
+	if !strings.ContainsAny(s, " \t\n\"'") {
+		return s
+	}
+	return `"` + strings.ReplaceAll(s, `"`, `"'"'"`) + `"`
+}
+
 var (
-	javaWords = regexp.MustCompile(`(?:[^\s"']|"[^"]*"|'[^']*')+`)
-	javaLeads = regexp.MustCompile(`^["']?-D(?:https?\.(?:proxyHost|proxyPort|nonProxyHosts)|javax\.net\.ssl\.trustStore(?:Type|Password)?)=`)
+	// javaVariable is a variable with options of Java's. But for JAVA_TOOL_OPTIONS they count before ours.
+	javaVariable = regexp.MustCompile(`(?:_OPTS|JAVA(?:_TOOL)?_OPTIONS|^(?:MAVEN|ANT)_ARGS)$`)
+	javaWords    = regexp.MustCompile(`(?:[^\s"']|"[^"]*"|'[^']*')+`)
+	// javaLeads are those that ours take the place of: a proxy, what goes around it, a trust store.
+	javaLeads = regexp.MustCompile(`^["']?-D(https?\.(?:proxy(?:Host|Port|User|Password)|nonProxyHosts)|socksProxy(?:Host|Port)|java\.net\.useSystemProxies|javax\.net\.ssl\.trustStore(?:Type|Password|Provider)?)=`)
 )
 
-// withoutJavaOptions are options without those.
-func withoutJavaOptions(options string) string {
-	words := javaWords.FindAllString(options, -1)
-	kept := slices.DeleteFunc(slices.Clone(words), javaLeads.MatchString)
-	if len(kept) == len(words) {
-		return options
+// withoutJavaOptions are options without those, and the names of those that were not ours already.
+func withoutJavaOptions(options, ours string) (kept string, taken []string) {
+	words, known := javaWords.FindAllString(options, -1), javaWords.FindAllString(ours, -1)
+	var rest []string
+	for _, word := range words {
+		name := javaLeads.FindStringSubmatch(word)
+		if name == nil {
+			rest = append(rest, word)
+		} else if !slices.Contains(known, word) && !slices.Contains(taken, "-D"+name[1]) {
+			taken = append(taken, "-D"+name[1])
+		}
 	}
-	return strings.Join(kept, " ")
+	if len(rest) == len(words) {
+		return options, nil
+	}
+	return strings.Join(rest, " "), taken
 }
 
 // shellWord is s as one word of a shell.
@@ -307,7 +363,9 @@ func leadsAround(name string) bool {
 	case "npm_config_proxy", "npm_config_https_proxy", "npm_config_noproxy", "npm_config_https-proxy",
 		"socks_proxy", "ws_proxy", "wss_proxy", // of Python's websockets
 		"pip_proxy", "cargo_http_proxy", "grpc_proxy", "no_grpc_proxy",
-		"yarn_http_proxy", "yarn_https_proxy", "cloudsdk_proxy_type", "cloudsdk_proxy_address", "cloudsdk_proxy_port":
+		"yarn_http_proxy", "yarn_https_proxy", "cloudsdk_proxy_type", "cloudsdk_proxy_address", "cloudsdk_proxy_port",
+		"conda_proxy_servers__http", "conda_proxy_servers__https",
+		"global_agent_http_proxy", "global_agent_https_proxy", "global_agent_no_proxy": // of Node's global-agent
 		return true
 	}
 	return false

@@ -40,14 +40,14 @@ func TestEnvironment(t *testing.T) {
 	want := map[string]string{
 		"PATH": "/bin", "LANG": "C",
 		"HTTPS_PROXY": proxy, "https_proxy": proxy, "HTTP_PROXY": proxy, "http_proxy": proxy, "ALL_PROXY": proxy, "all_proxy": proxy,
-		"NO_PROXY": "localhost,127.0.0.1,::1", "no_proxy": "localhost,127.0.0.1,::1",
+		"NO_PROXY": "localhost,127.0.0.1,::1,0.0.0.0", "no_proxy": "localhost,127.0.0.1,::1,0.0.0.0",
 		"SSL_CERT_FILE": "/f/bundle.pem", "CURL_CA_BUNDLE": "/f/bundle.pem", "REQUESTS_CA_BUNDLE": "/f/bundle.pem", "PIP_CERT": "/f/bundle.pem",
 		"GIT_SSL_CAINFO": "/f/bundle.pem", "GIT_PROXY_SSL_CAINFO": "/f/bundle.pem", "CARGO_HTTP_CAINFO": "/f/bundle.pem", "npm_config_cafile": "/f/bundle.pem",
 		"CODEX_CA_CERTIFICATE": "/f/bundle.pem", "AWS_CA_BUNDLE": "/f/bundle.pem", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": "/f/bundle.pem",
 		"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/f/bundle.pem", "NIX_SSL_CERT_FILE": "/f/bundle.pem", "HTTPLIB2_CA_CERTS": "/f/bundle.pem",
 		"NODE_EXTRA_CA_CERTS": "/f/ca.pem", "DENO_CERT": "/f/ca.pem",
 		"NODE_USE_ENV_PROXY": "1", "WGETRC": "/f/wgetrc", "GIT_TERMINAL_PROMPT": "0",
-		"npm_config_proxy": proxy, "npm_config_https_proxy": proxy, "npm_config_noproxy": "localhost,127.0.0.1,::1", "CARGO_HTTP_PROXY": proxy,
+		"npm_config_proxy": proxy, "npm_config_https_proxy": proxy, "npm_config_noproxy": "localhost,127.0.0.1,::1,0.0.0.0", "CARGO_HTTP_PROXY": proxy, "GIT_HTTP_PROXY_AUTHMETHOD": "basic", "YARN_HTTP_PROXY": proxy, "YARN_HTTPS_PROXY": proxy,
 		"GIT_CONFIG_PARAMETERS": "'http.proxy=" + proxy + "'",
 		"JAVA_TOOL_OPTIONS":     javaExpected,
 	}
@@ -80,11 +80,11 @@ func TestDirect(t *testing.T) {
 	env, _ := Environment(e, nil, testFiles)
 	got := environ(env)
 	for _, name := range []string{"NO_PROXY", "no_proxy", "npm_config_noproxy"} {
-		if got[name] != "localhost,127.0.0.1,::1,minio,.svc,fd00::1" {
+		if got[name] != "localhost,127.0.0.1,::1,0.0.0.0,minio,.svc,fd00::1" {
 			t.Errorf("%s is %s", name, got[name])
 		}
 	}
-	if java := got["JAVA_TOOL_OPTIONS"]; !strings.Contains(java, " -Dhttp.nonProxyHosts=localhost|127.*|[::1]|minio|*.svc|[fd00::1] ") {
+	if java := got["JAVA_TOOL_OPTIONS"]; !strings.Contains(java, " -Dhttp.nonProxyHosts=localhost|127.*|[::1]|0.0.0.0|[::0]|minio|*.svc|[fd00::1] ") {
 		t.Errorf("Java's options are %s", java)
 	}
 }
@@ -136,6 +136,7 @@ func TestEnvironmentCredentials(t *testing.T) {
 			"replaced ANTHROPIC_AUTH_TOKEN: the placeholder for claude goes there",
 			"replaced HTTPS_PROXY, SSL_CERT_FILE, no_proxy, npm_config_https_proxy: programs would go around the gate, or not trust it",
 			"removed NPM_CONFIG_PROXY, PIP_PROXY, SOCKS_PROXY, wss_proxy: programs would go around the gate",
+			"hosts that programs went to without a proxy are asked for through the gate: name what is beside this worker with --no-proxy",
 			"claude: a note of two lines",
 		},
 	}, {
@@ -162,6 +163,27 @@ func TestEnvironmentCredentials(t *testing.T) {
 		name: "Java's options are added to",
 		base: []string{"JAVA_TOOL_OPTIONS=-Xmx1g"},
 		want: map[string]string{"JAVA_TOOL_OPTIONS": "-Xmx1g " + javaExpected},
+	}, {
+		name: "Java's own proxy and trust store",
+		base: []string{
+			"JAVA_TOOL_OPTIONS=-Dhttp.nonProxyHosts=value-1 -Xmx1g", `MAVEN_OPTS=-Dhttps.proxyHost=value-2 -Dhttps.proxyPort=1 "-Djavax.net.ssl.trustStore=/value-3 x" -Xss1m -Dhttps.proxyHost=value-4`,
+			"JDK_JAVA_OPTIONS=-DsocksProxyHost=value-5", "_JAVA_OPTIONS=-Xmx2g", "BUILD_COMMAND=mvn -Dhttps.proxyHost=value-6",
+		},
+		want: map[string]string{"JAVA_TOOL_OPTIONS": "-Xmx1g " + javaExpected, "MAVEN_OPTS": "-Xss1m", "JDK_JAVA_OPTIONS": "", "_JAVA_OPTIONS": "-Xmx2g", "BUILD_COMMAND": "mvn -Dhttps.proxyHost=value-6"},
+		report: []string{
+			"removed -Dhttp.nonProxyHosts from JAVA_TOOL_OPTIONS: programs would go around the gate, or not trust it",
+			"removed -Dhttps.proxyHost, -Dhttps.proxyPort, -Djavax.net.ssl.trustStore from MAVEN_OPTS: programs would go around the gate, or not trust it",
+			"removed -DsocksProxyHost from JDK_JAVA_OPTIONS: programs would go around the gate, or not trust it",
+			"hosts that programs went to without a proxy are asked for through the gate: name what is beside this worker with --no-proxy",
+		},
+	}, {
+		name: "files of certificates that only some programs read",
+		base: []string{"BUNDLE_SSL_CA_CERT=/value-1", "HEX_CACERTS_PATH=", "NPM_CONFIG_CAFILE=/value-2", "NPM_CONFIG_CA=value-3"},
+		want: map[string]string{"BUNDLE_SSL_CA_CERT": "/f/bundle.pem", "NPM_CONFIG_CAFILE": "/f/bundle.pem", "NPM_CONFIG_CA": "", "COMPOSER_CAFILE": ""},
+		report: []string{
+			"replaced BUNDLE_SSL_CA_CERT, NPM_CONFIG_CAFILE: programs would go around the gate, or not trust it",
+			"removed NPM_CONFIG_CA: programs would not trust the gate",
+		},
 	}, {
 		name: "of a variable given twice the last counts",
 		base: []string{"A=1", "B=2", "A=3", "broken", "=x"},
@@ -236,8 +258,8 @@ func TestEnvironmentAddsToGitsSettings(t *testing.T) {
 
 func TestJavaOptions(t *testing.T) {
 	u, _ := url.Parse("https://gate")
-	got := javaOptions(Enrolment{Gate: u}, "/with space/t.p12")
-	for _, want := range []string{"-Dhttps.proxyPort=443", ` "-Djavax.net.ssl.trustStore=/with space/t.p12" `} {
+	got := javaOptions(Enrolment{Gate: u}, "/with space/t.p12") + " " + javaOptions(Enrolment{Gate: u}, `/it's "odd"/t.p12`)
+	for _, want := range []string{"-Dhttps.proxyPort=443", ` "-Djavax.net.ssl.trustStore=/with space/t.p12" `, ` "-Djavax.net.ssl.trustStore=/it's "'"'"odd"'"'"/t.p12" `} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s does not hold %s", got, want)
 		}

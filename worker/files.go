@@ -52,7 +52,7 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 	if err := privateDir(dir); err != nil {
 		return Files{}, err
 	}
-	bundle := withInherited(Bundle(roots, e.CA), getenv, slices.Concat(replacingStores, addingStores)...)
+	bundle := withInherited(Bundle(roots, e.CA), getenv, slices.Concat(replacingStores, addingStores, furtherStores)...)
 	store, err := trustStore(bundle)
 	if err != nil {
 		return Files{}, fmt.Errorf("writing a Java trust store: %w", err)

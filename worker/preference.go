@@ -170,7 +170,7 @@ func gateVariables() []string {
 func loopbackOnly(noProxy string) bool {
 	for entry := range strings.SplitSeq(noProxy, ",") {
 		switch strings.Trim(strings.TrimSpace(entry), "[]") {
-		case "", "localhost", ".localhost", "127.0.0.1", "127.0.0.0/8", "::1":
+		case "", "localhost", ".localhost", "127.0.0.1", "127.0.0.0/8", "::1", "0.0.0.0":
 		default:
 			return false
 		}

@@ -15,7 +15,11 @@ import (
 )
 
 // aroundTheGate are variables of single programs that name a proxy.
-var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy", "SOCKS_PROXY", "WS_PROXY", "WSS_PROXY", "YARN_HTTP_PROXY", "YARN_HTTPS_PROXY", "CLOUDSDK_PROXY_TYPE", "CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT"}
+var aroundTheGate = []string{"npm_config_proxy", "npm_config_https_proxy", "NPM_CONFIG_HTTPS_PROXY", "npm_config_noproxy", "PIP_PROXY", "CARGO_HTTP_PROXY", "grpc_proxy", "no_grpc_proxy", "SOCKS_PROXY", "WS_PROXY", "WSS_PROXY", "CLOUDSDK_PROXY_TYPE", "CLOUDSDK_PROXY_ADDRESS", "CLOUDSDK_PROXY_PORT",
+	"CONDA_PROXY_SERVERS__HTTP", "CONDA_PROXY_SERVERS__HTTPS", "GLOBAL_AGENT_HTTP_PROXY", "GLOBAL_AGENT_HTTPS_PROXY", "GLOBAL_AGENT_NO_PROXY"}
+
+// whereSet are variables for certificates of programs that go without them.
+var whereSet = []string{"BUNDLE_SSL_CA_CERT", "COMPOSER_CAFILE", "CONDA_SSL_VERIFY", "HEX_CACERTS_PATH", "HTTPS_CA_FILE", "JULIA_SSL_CA_ROOTS_PATH", "NPM_CONFIG_CAFILE", "PERL_LWP_SSL_CA_FILE", "WEBSOCKET_CLIENT_CA_BUNDLE", "YARN_CA_FILE_PATH", "YARN_HTTPS_CA_FILE_PATH"}
 
 // ownVariables are those of wayleave itself.
 var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN", "WAYLEAVE_TOKEN_FILE", "WAYLEAVE_ID_TOKEN", "WAYLEAVE_CERT", "WAYLEAVE_KEY", "WAYLEAVE_AUDIENCE", "WAYLEAVE_STATE", "WAYLEAVE_API", "WAYLEAVE_API_TOKEN", "WAYLEAVE_API_TOKEN_FILE", "WAYLEAVE_API_CA_FILE"}
@@ -30,7 +34,7 @@ func environmentPage(t *testing.T) string {
 
 	// Everything there is to conflict with.
 	names := map[string]bool{}
-	for _, name := range slices.Concat(aroundTheGate, ownVariables) {
+	for _, name := range slices.Concat(aroundTheGate, whereSet, ownVariables, []string{"npm_config_ca"}) {
 		names[name] = true
 	}
 	common, _ := worker.Environment(enrolment, nil, files)
@@ -92,19 +96,26 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 	}
 	env, _ := worker.Environment(enrolment, base, files)
 	always := map[string]bool{}
-	var gone []string
+	var gone, replaced []string
 	for _, kv := range env {
 		if name, value, _ := strings.Cut(kv, "="); !inherits(kv) {
 			always[kv] = true
+			if slices.Contains(whereSet, name) && value == files.Bundle {
+				replaced = append(replaced, "`"+name+"`")
+				continue
+			}
 			fmt.Fprintf(&b, "| `%s` | `%s` |\n", name, cell(value))
 		}
 	}
 	for _, name := range removed(base, env) {
 		gone = append(gone, "`"+name+"`")
 	}
-	fmt.Fprintf(&b, "\nRemoved: %s.\n", strings.Join(gone, ", "))
+	fmt.Fprintf(&b, "\n`%s` too, where they are set: %s.\n\nRemoved: %s.\n", files.Bundle, strings.Join(replaced, ", "), strings.Join(gone, ", "))
+	if len(replaced) != len(whereSet) {
+		t.Errorf("of %q are replaced %q", whereSet, replaced)
+	}
 
-	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, and so is `GIT_CONFIG_PARAMETERS`, which has settings of git. What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
+	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, but for proxies and trust stores, which are taken out there and in other variables with options of Java's (`JDK_JAVA_OPTIONS`, `_JAVA_OPTIONS`, `MAVEN_ARGS`, `ANT_ARGS`, `…_OPTS`), and so is `GIT_CONFIG_PARAMETERS`, which has settings of git. What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
 	isolated := enrolment
 	isolated.Relay = netip.MustParseAddrPort("127.0.0.1:40001")
 	env, _ = worker.Environment(isolated, base, files)

@@ -192,7 +192,7 @@ workers: {w: {profile: p}}
 
 func TestExempts(t *testing.T) {
 	for _, c := range []struct{ noProxy, host, want string }{
-		{"localhost,127.0.0.1,::1", "api.example.com", ""},
+		{"localhost,127.0.0.1,::1,0.0.0.0", "api.example.com", ""},
 		{"*", "api.example.com", "*"},
 		{"example.com", "api.example.com", "example.com"},
 		{" .example.com ", "api.example.com", ".example.com"},
