@@ -52,9 +52,11 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	found := append(m.claudeCode(vars, credentials), m.codex(vars, credentials)...)
 	more := map[string]string{}
 	found = append(found, m.npm(credentials)...)
+	found = append(found, m.dotenv(vars, credentials)...)
 	for _, p := range []func(map[string]string, []Credential, map[string]string) []Preference{m.netrc, m.proxies} {
 		found = append(found, p(vars, credentials, more)...)
 	}
+	found = append(found, m.java(vars)...)
 	found = append(found, m.git(env, credentials)...)
 	if len(more) == 0 {
 		return env, found
@@ -180,6 +182,7 @@ func loopbackOnly(noProxy string) bool {
 
 var (
 	codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
+	codexCommand   = regexp.MustCompile(`(?m)^[ \t]*command[ \t]*=`)
 	codexForced    = regexp.MustCompile(`(?m)^[ \t]*forced_login_method[ \t]*=[ \t]*["'](api|chatgpt)["']`)
 )
 
@@ -210,6 +213,10 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 			}
 		}
 		keeps := codexKeeps(string(text))
+		var servers []string
+		if strings.Contains(vars["HTTPS_PROXY"], "@") { // else they are led to the gate without
+			servers = codexServers(string(text))
+		}
 		for _, c := range credentials {
 			if !c.codex() {
 				continue
@@ -223,6 +230,13 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 			}
 			if forced := codexForced.FindSubmatch(text); forced != nil && string(forced[1]) != logIn {
 				found = append(found, Preference{File: path, Has: "forced_login_method", Means: "has Codex refuse the placeholder for " + c.Grant})
+			}
+			if len(servers) > 0 {
+				found = append(found, Preference{
+					File: path, Has: strings.Join(servers, ", "), Means: "Codex starts without the variables that lead to the gate",
+					Fix: `add env_vars = ["HTTPS_PROXY", "HTTP_PROXY", "NODE_USE_ENV_PROXY"] there, or run it with --isolate`,
+				})
+				servers = nil
 			}
 			if len(keeps) > 0 {
 				found = append(found, Preference{File: path, Has: strings.Join(keeps, ", "), Means: "keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder"})
@@ -269,6 +283,25 @@ func codexKeeps(text string) (names []string) {
 	return names
 }
 
+// codexServers are the MCP servers in a config.toml that Codex starts, with a few variables of its environment and those that are named there, and are not
+// given the proxy.
+func codexServers(text string) (names []string) {
+	led := map[string]bool{}
+	for table := range strings.SplitSeq("\n"+text, "\n[") {
+		title, body, _ := strings.Cut(table, "]")
+		name, is := strings.CutPrefix(strings.TrimSpace(title), "mcp_servers.")
+		name, _, _ = strings.Cut(name, ".")
+		switch {
+		case !is:
+		case strings.Contains(strings.ToLower(body), "https_proxy"):
+			led["mcp_servers."+name] = true
+		case codexCommand.MatchString(body):
+			names = append(names, "mcp_servers."+name)
+		}
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return led[name] })
+}
+
 // repository is the directory above ours, or ours, that git has its files in; empty: none has.
 func (m Machine) repository() string {
 	for dir := filepath.Clean(m.Dir); ; dir = filepath.Dir(dir) {
@@ -299,6 +332,103 @@ func (m Machine) npm(credentials []Credential) (found []Preference) {
 			}
 		}
 		break
+	}
+	return found
+}
+
+// dotenvLine is a line of a .env file that sets a variable.
+var dotenvLine = regexp.MustCompile(`(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*'|[^#\s]*)`)
+
+// dotenv are files of variables that a program sets for itself, whatever its environment has. Most programs that read an .env do not.
+func (m Machine) dotenv(vars map[string]string, credentials []Credential) (found []Preference) {
+	codex := filepath.Join(cmp.Or(vars["CODEX_HOME"], filepath.Join(vars["HOME"], ".codex")), ".env")
+	paths := []string{filepath.Join(vars["HOME"], ".aider/oauth-keys.env"), filepath.Join(vars["HOME"], ".env")}
+	if slices.ContainsFunc(credentials, Credential.codex) {
+		paths = append(paths, codex)
+	}
+	if m.Dir != "" {
+		if root := m.repository(); root != m.Dir && root != "" {
+			paths = append(paths, filepath.Join(root, ".env"))
+		}
+		paths = append(paths, filepath.Join(m.Dir, ".env"))
+	}
+	gate := gateVariables()
+	for i, path := range paths {
+		who := "aider and others that let a .env replace their environment"
+		if path == codex {
+			who = "Codex, and what it runs,"
+		}
+		if slices.Contains(paths[:i], path) {
+			continue
+		}
+		set := map[string]string{}
+		for _, line := range dotenvLine.FindAllStringSubmatch(string(m.read(path)), -1) {
+			if path != codex || !strings.HasPrefix(line[1], "CODEX_") { // which it does not take from there
+				set[line[1]] = strings.Trim(line[2], `"'`)
+			}
+		}
+		var around []string
+		for _, name := range gate {
+			if value := set[name]; value != "" && vars[name] != "" && value != vars[name] && (!strings.EqualFold(name, "NO_PROXY") || !loopbackOnly(value)) {
+				around = append(around, name)
+			}
+		}
+		if len(around) > 0 {
+			found = append(found, Preference{File: path, Has: strings.Join(around, ", "), Means: who + " prefer to the way to the gate"})
+		}
+		for _, c := range credentials {
+			var names []string
+			for _, name := range slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Keys(c.Env)), c.Unset))) {
+				if value := set[name]; value != "" && !strings.Contains(value, Marker) {
+					names = append(names, name)
+				}
+			}
+			if len(names) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: who + " prefer to the placeholder for " + c.Grant})
+			}
+		}
+	}
+	return found
+}
+
+var (
+	xmlComment    = regexp.MustCompile(`(?s)<!--.*?-->`)
+	mavenProxy    = regexp.MustCompile(`(?s)<proxy>.*?</proxy>`)
+	mavenInactive = regexp.MustCompile(`<active>\s*false\s*</active>`)
+	gradleLead    = regexp.MustCompile(`(?m)^[ \t]*systemProp\.((?:https?\.(?:proxyHost|nonProxyHosts)|socksProxyHost|javax\.net\.ssl\.trustStore))[ \t]*[=:][ \t]*\S`)
+)
+
+// java are the files of Maven and Gradle, and those of the project with options for Java, all of which count before JAVA_TOOL_OPTIONS.
+func (m Machine) java(vars map[string]string) (found []Preference) {
+	add := func(path string, has []string, who string) {
+		if len(has) > 0 {
+			found = append(found, Preference{File: path, Has: strings.Join(slices.Compact(slices.Sorted(slices.Values(has))), ", "), Means: who + " prefers to the way to the gate"})
+		}
+	}
+	settings := filepath.Join(vars["HOME"], ".m2/settings.xml")
+	for _, proxy := range mavenProxy.FindAll(xmlComment.ReplaceAll(m.read(settings), nil), -1) {
+		if !mavenInactive.Match(proxy) {
+			add(settings, []string{"a proxy"}, "Maven")
+			break
+		}
+	}
+	gradle := []string{filepath.Join(cmp.Or(vars["GRADLE_USER_HOME"], filepath.Join(vars["HOME"], ".gradle")), "gradle.properties")}
+	options := []string{filepath.Join(vars["HOME"], ".mavenrc")}
+	if m.Dir != "" {
+		root := cmp.Or(m.repository(), m.Dir)
+		gradle = append(gradle, filepath.Join(root, "gradle.properties"))
+		options = append(options, filepath.Join(root, ".mvn/jvm.config"), filepath.Join(root, ".mvn/maven.config"))
+	}
+	for _, path := range gradle {
+		var has []string
+		for _, line := range gradleLead.FindAllStringSubmatch(string(m.read(path)), -1) {
+			has = append(has, "systemProp."+line[1])
+		}
+		add(path, has, "Gradle")
+	}
+	for _, path := range options {
+		_, has := withoutJavaOptions(string(m.read(path)), "")
+		add(path, has, "Maven")
 	}
 	return found
 }
@@ -422,7 +552,7 @@ func (c Credential) at(host string) bool {
 
 var (
 	pipProxy  = regexp.MustCompile(`(?m)^[ \t]*proxy[ \t]*[=:][ \t]*[^ \t\n]`)
-	curlProxy = regexp.MustCompile(`(?m)^[ \t]*(?:--)?((?:no)?proxy)[ \t=:]|^[ \t]*-x`)
+	curlLeads = regexp.MustCompile(`(?m)^[ \t]*(?:--)?((?:no|pre)?proxy|proxy-(?:user|ntlm|negotiate|digest|cacert)|socks(?:4a?|5|5-hostname)|cacert)(?:[ \t=:]|$)|^[ \t]*-([xU])`)
 )
 
 // proxies are those that programs have in files of their own and prefer to the common variables, where no variable of theirs is always set to the gate.
@@ -443,8 +573,12 @@ func (m Machine) proxies(vars map[string]string, _ []Credential, more map[string
 	}
 	for _, dir := range []string{vars["CURL_HOME"], vars["XDG_CONFIG_HOME"], home} {
 		path := filepath.Join(dir, ".curlrc")
-		if key := curlProxy.FindSubmatch(m.read(path)); dir != "" && key != nil {
-			found = append(found, Preference{File: path, Has: cmp.Or(string(key[1]), "proxy"), Means: "leads curl around the gate"})
+		var has []string
+		for _, key := range curlLeads.FindAllStringSubmatch(string(m.read(path)), -1) {
+			has = append(has, cmp.Or(key[1], "-"+key[2]))
+		}
+		if dir != "" && len(has) > 0 {
+			found = append(found, Preference{File: path, Has: strings.Join(has, ", "), Means: "curl prefers to the way to the gate"})
 		}
 	}
 	return found

@@ -78,6 +78,11 @@ func TestPreferences(t *testing.T) {
 			"/home/me/.codex/config.toml has shell_environment_policy.exclude, shell_environment_policy.inherit, shell_environment_policy.ignore_default_excludes, shell_environment_policy.filters, which keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder: take that out of the file",
 			"/work/.codex/config.toml has shell_environment_policy, which keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder: take that out of the file",
 		}},
+		"MCP servers of Codex's": {env: []string{"HTTPS_PROXY=http://session:token@gate"}, credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.codex/config.toml": "[mcp_servers.memory]\ncommand = \"npx\"\nargs = [\"-y\"]\n\n[mcp_servers.remote]\nurl = \"value-1\"\n[mcp_servers.led]\ncommand = \"npx\"\nenv_vars = [\n \"HTTPS_PROXY\",\n]\n[mcp_servers.set]\ncommand = \"npx\"\n[mcp_servers.set.env]\nhttps_proxy = \"value-2\"\n",
+		}, want: []string{
+			"/home/me/.codex/config.toml has mcp_servers.memory, which Codex starts without the variables that lead to the gate: add env_vars = [\"HTTPS_PROXY\", \"HTTP_PROXY\", \"NODE_USE_ENV_PROXY\"] there, or run it with --isolate",
+		}},
 		"a Codex of before": {env: []string{"CODEX_HOME=/own"}, credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}}, files: map[string]string{
 			"/own/app-server-control/app-server-control.sock": "", "/home/me/.codex/app-server-control/app-server-control.sock": "",
 		}, want: []string{
@@ -108,7 +113,36 @@ func TestPreferences(t *testing.T) {
 		"log-ins that nothing reads": {env: []string{"NETRC=/dev/null"}, credentials: []Credential{github}, files: map[string]string{"/home/me/.netrc": netrc}},
 		"proxies": {env: []string{"HTTPS_PROXY=http://gate", "XDG_CONFIG_HOME=/conf"}, files: map[string]string{"/conf/pip/pip.conf": "[global]\n proxy: value-1", "/home/me/.curlrc": "-s\nproxy=value-1"}, set: map[string]string{"PIP_PROXY": "http://gate"}, want: []string{
 			"/conf/pip/pip.conf has proxy, which leads pip around the gate: PIP_PROXY is the gate",
-			"/home/me/.curlrc has proxy, which leads curl around the gate: take that out of the file",
+			"/home/me/.curlrc has proxy, which curl prefers to the way to the gate: take that out of the file",
+		}},
+		"curl's log-ins and authorities": {env: []string{"HTTPS_PROXY=http://gate"}, files: map[string]string{"/home/me/.curlrc": "--proxy-ntlm\ncacert = value-1\n-U value-2\n-u value-3\nuser-agent = \"proxy = x\"\nsocks5-hostname value-4"}, want: []string{
+			"/home/me/.curlrc has proxy-ntlm, cacert, -U, socks5-hostname, which curl prefers to the way to the gate: take that out of the file",
+		}},
+		"variables in files": {
+			env:         []string{"HTTPS_PROXY=http://gate", "NO_PROXY=localhost", "SSL_CERT_FILE=/f/bundle.pem"},
+			credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph", "OPENAI_API_KEY": "ph"}, Unset: []string{"OPENAI_BASE_URL"}}},
+			files: map[string]string{
+				"/home/me/.codex/.env":           "# OPENAI_BASE_URL=value-1\nCODEX_API_KEY=value-2\nexport OPENAI_API_KEY = \"value-3\"\nhttps_proxy=value-4\nHTTPS_PROXY=value-5\nNO_PROXY='localhost, ::1'\nSSL_CERT_FILE=/f/bundle.pem",
+				"/home/me/.env":                  "OPENAI_API_KEY=\nANTHROPIC_AUTH_TOKEN=" + Marker + "\nOTHER=value-6\n",
+				"/home/me/.aider/oauth-keys.env": "OPENROUTER_API_KEY=value-7",
+				"/work/.env":                     "ANTHROPIC_API_KEY=value-8\nANTHROPIC_BASE_URL='value-9' # ours",
+				"/.git/HEAD":                     "",
+				"/.env":                          "HTTPS_PROXY=value-10",
+				"/elsewhere/.env":                "ANTHROPIC_API_KEY=value-11",
+			}, want: []string{
+				"/home/me/.codex/.env has HTTPS_PROXY, which Codex, and what it runs, prefer to the way to the gate: take that out of the file",
+				"/home/me/.codex/.env has OPENAI_API_KEY, which Codex, and what it runs, prefer to the placeholder for codex: take that out of the file",
+				"/.env has HTTPS_PROXY, which aider and others that let a .env replace their environment prefer to the way to the gate: take that out of the file",
+				"/work/.env has ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL, which aider and others that let a .env replace their environment prefer to the placeholder for claude: take that out of the file",
+			}},
+		"Java's": {env: []string{"HTTPS_PROXY=http://gate"}, files: map[string]string{
+			"/home/me/.m2/settings.xml":          "<settings><proxies><!-- <proxy><host>x</host></proxy> --><proxy>\n<active> false</active><host>value-1</host></proxy><proxy><host>value-2</host></proxy></proxies></settings>",
+			"/home/me/.gradle/gradle.properties": "org.gradle.daemon=false\nsystemProp.https.proxyHost=value-3\n# systemProp.http.proxyHost=x\nsystemProp.javax.net.ssl.trustStore : value-4\nsystemProp.https.proxyHost=value-5\n",
+			"/work/.mvn/jvm.config":              "-Xmx1g\n-Djavax.net.ssl.trustStore=value-6\n", "/work/.mvn/maven.config": "-T4 -Dmaven.wagon.http.pool=false",
+		}, want: []string{
+			"/home/me/.m2/settings.xml has a proxy, which Maven prefers to the way to the gate: take that out of the file",
+			"/home/me/.gradle/gradle.properties has systemProp.https.proxyHost, systemProp.javax.net.ssl.trustStore, which Gradle prefers to the way to the gate: take that out of the file",
+			"/work/.mvn/jvm.config has -Djavax.net.ssl.trustStore, which Maven prefers to the way to the gate: take that out of the file",
 		}},
 		"proxies where the network leads": {files: map[string]string{"/etc/pip.conf": "[global]\nproxy = value-1"}},
 	} {
