@@ -179,7 +179,7 @@ func writePatch(w io.Writer, e environment) error {
 	if err != nil {
 		return err
 	}
-	var items, containers []object
+	var items, variables, containers []object
 	for _, key := range slices.Sorted(maps.Keys(paths)) {
 		item := object{"key": key, "path": paths[key]}
 		if info, err := os.Stat(filepath.Join(e.dir, paths[key])); err == nil && info.Mode()&0o100 != 0 {
@@ -187,9 +187,17 @@ func writePatch(w io.Writer, e environment) error {
 		}
 		items = append(items, item)
 	}
+	// One by one: what a container has in env counts before all envFrom, real keys too, and a patch takes the place of the whole of envFrom.
+	for _, v := range e.set {
+		from := object{"$patch": "replace", "secretKeyRef": object{"name": e.name, "key": v.name}}
+		variables = append(variables, object{"name": v.name, "value": nil, "valueFrom": from})
+	}
+	for _, name := range e.unset {
+		variables = append(variables, object{"name": name, "$patch": "delete"})
+	}
 	for _, c := range e.containers {
 		containers = append(containers, object{
-			"name": c, "envFrom": []object{{"secretRef": object{"name": e.name}}},
+			"name": c, "env": variables,
 			"volumeMounts": []object{{"name": volume, "mountPath": e.filesAt(), "readOnly": true}},
 		})
 	}

@@ -197,7 +197,7 @@ func TestEnvForKubernetes(t *testing.T) {
 				Spec struct {
 					Containers []struct {
 						Name         string
-						EnvFrom      []struct{ SecretRef struct{ Name string } }
+						Env          []struct{ Name string }
 						VolumeMounts []struct{ Name, MountPath string }
 					}
 					Volumes []struct {
@@ -217,11 +217,17 @@ func TestEnvForKubernetes(t *testing.T) {
 	if err := os.Chmod(filepath.Join(e.dir, "ca.pem"), 0o700); err != nil { // as if it were a program
 		t.Fatal(err)
 	}
-	if err := yaml.Unmarshal([]byte(written(t, "kubernetes-patch", e)), &patch); err != nil {
+	text := written(t, "kubernetes-patch", e)
+	if err := yaml.Unmarshal([]byte(text), &patch); err != nil {
 		t.Fatal(err)
 	}
+	var whole any
+	if err := yaml.Unmarshal([]byte(text), &whole); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "kubernetes-patch.json", whole) // deploy/tools/shapes patches a workload with it
 	pod := patch.Spec.Template.Spec
-	if len(pod.Containers) != 2 || pod.Containers[1].Name != "side" || pod.Containers[0].EnvFrom[0].SecretRef.Name != "agents" || pod.Containers[0].VolumeMounts[0].MountPath != "/var/run/wayleave" {
+	if len(pod.Containers) != 2 || pod.Containers[1].Name != "side" || len(pod.Containers[0].Env) != len(e.set)+len(e.unset) || pod.Containers[0].VolumeMounts[0].MountPath != "/var/run/wayleave" {
 		t.Errorf("containers: %+v", pod.Containers)
 	}
 	items := pod.Volumes[0].Secret.Items
