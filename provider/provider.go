@@ -6,10 +6,12 @@ package provider
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 
@@ -111,25 +113,32 @@ type Header struct {
 //go:embed presets.yaml
 var presetsYAML []byte
 
+// presets are the embedded file's, by name, read once: a configuration asks for them again and again. The file is part of the program, so a
+// fault in it is a bug.
+var presets = sync.OnceValue(func() map[string]yaml.Node {
+	var nodes map[string]yaml.Node
+	var strict map[string]Provider // refuses fields that there are not
+	dec := yaml.NewDecoder(bytes.NewReader(presetsYAML))
+	dec.KnownFields(true)
+	if err := cmp.Or(dec.Decode(&strict), yaml.Unmarshal(presetsYAML, &nodes)); err != nil {
+		panic(fmt.Sprintf("provider: presets.yaml: %v", err))
+	}
+	return nodes
+})
+
 // Presets returns the names of the presets, sorted.
-func Presets() []string { return slices.Sorted(maps.Keys(mustDecode())) }
+func Presets() []string { return slices.Sorted(maps.Keys(presets())) }
 
 // Preset returns a preset. It is the caller's own copy, maps and lists included.
 func Preset(name string) (Provider, bool) {
-	p, ok := mustDecode()[name]
-	if ok {
-		p.Name = name
+	node, ok := presets()[name]
+	if !ok {
+		return Provider{}, false
 	}
-	return p, ok
-}
-
-// mustDecode reads the embedded file, strictly. It is part of the program, so a fault in it is a bug.
-func mustDecode() map[string]Provider {
-	var presets map[string]Provider
-	dec := yaml.NewDecoder(bytes.NewReader(presetsYAML))
-	dec.KnownFields(true)
-	if err := dec.Decode(&presets); err != nil {
-		panic(fmt.Sprintf("provider: presets.yaml: %v", err))
+	var p Provider
+	if err := node.Decode(&p); err != nil {
+		panic(fmt.Sprintf("provider: the preset %s: %v", name, err))
 	}
-	return presets
+	p.Name = name
+	return p, true
 }
