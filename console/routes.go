@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path"
 	"strings"
+	"sync"
 
 	"wayleave/api"
 )
@@ -21,11 +22,13 @@ func (s *Server) routes() (http.Handler, error) {
 	for _, e := range s.endpoints() {
 		mux.Handle(e.method+" "+api.Root+e.path, s.serve(e))
 	}
-	document, err := s.openAPI()
-	if err != nil {
-		return nil, err
-	}
-	mux.HandleFunc("GET "+api.Root+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+	document := sync.OnceValues(s.openAPI) // few ask for it, and it takes longer to make than all the pages
+	mux.HandleFunc("GET "+api.Root+"/openapi.json", func(w http.ResponseWriter, r *http.Request) {
+		document, err := document()
+		if err != nil {
+			s.fail(w, r, http.StatusInternalServerError, err)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(document)
 	})
