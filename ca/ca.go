@@ -96,9 +96,12 @@ type intermediate struct {
 func New(ctx context.Context, signer Signer, cfg Config) (*Authority, error) {
 	cfg.IntermediateTTL = cmp.Or(cfg.IntermediateTTL, 24*time.Hour)
 	cfg.LeafTTL = cmp.Or(cfg.LeafTTL, 24*time.Hour)
-	if cfg.Now == nil {
-		cfg.Now = time.Now
+	now := cfg.Now
+	if now == nil {
+		now = time.Now
 	}
+	// The time of day, by which certificates are judged. The running clock stands still while a machine is suspended.
+	cfg.Now = func() time.Time { return now().Round(0) }
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -374,6 +375,42 @@ func TestRotation(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// asleep is t on a machine that was suspended for d: the time of day went on, and the running clock did not.
+func asleep(t time.Time, d time.Duration) time.Time {
+	*(*uint64)(unsafe.Pointer(&t)) += uint64(d/time.Second) << 30 // where a time that has both readings keeps its seconds
+	return t
+}
+
+// A machine that was suspended has another intermediate when it next looks, though its running clock knows nothing of that time.
+func TestSuspendedMachine(t *testing.T) {
+	var slept atomic.Int64
+	now := func() time.Time { return asleep(time.Now(), time.Duration(slept.Load())) }
+	a := newAuthority(t, vaulttest.NewMemory(), ca.Config{Now: now})
+	go a.Run(t.Context())
+	signs := func() *x509.Certificate {
+		t.Helper()
+		if err := a.Certify(t.Context(), domains, nil); err != nil { // which looks at once
+			t.Fatal(err)
+		}
+		leaf, err := a.Leaf("api.example.com", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return certificates(t, leaf.CertificatePEM)[1]
+	}
+	first, awake := signs(), now()
+	if !signs().Equal(first) {
+		t.Error("replaced at once")
+	}
+	slept.Store(int64(20 * time.Hour))
+	if by := now().Sub(awake); by > time.Hour || now().Round(0).Sub(awake.Round(0)) < 20*time.Hour {
+		t.Fatalf("this is no suspended machine: %v and %v went by", by, now().Round(0).Sub(awake.Round(0)))
+	}
+	if signs().Equal(first) {
+		t.Error("not replaced after 20 of 24 hours")
+	}
 }
 
 // While the signer is away leaves are minted as long as the intermediate lasts, then not; when it is back, they are again.

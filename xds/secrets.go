@@ -30,6 +30,7 @@ type secrets struct {
 	part int           // of them for each kind but exact
 	idle time.Duration // since a name was last asked for
 	log  *slog.Logger
+	now  func() time.Time
 
 	mu          sync.Mutex
 	static      map[string]*secret
@@ -68,9 +69,13 @@ const (
 	respelled = "respelled" // with capitals
 )
 
+// day is the time of day, by which certificates are judged. The running clock stands still while a machine is suspended.
+func (s *secrets) day() time.Time { return s.now().Round(0) }
+
 func newSecrets(mint Minter, max int, idle time.Duration, log *slog.Logger) *secrets {
 	return &secrets{
 		mint: mint, max: max, part: (max + 4) / 5, idle: idle, log: log,
+		now:         time.Now,
 		static:      map[string]*secret{},
 		credentials: map[string]*secret{},
 		leaves:      map[string]*list.Element{},
@@ -272,7 +277,7 @@ func (s *secrets) minted(name, root string) *minted {
 // current returns the leaf of name unless there is none or it is to be replaced. mu is held.
 func (s *secrets) current(name, root string) *secret {
 	m := s.minted(name, root)
-	if m == nil || !time.Now().Before(m.renew) {
+	if m == nil || !s.day().Before(m.renew) {
 		return nil
 	}
 	return m.secret
@@ -280,7 +285,7 @@ func (s *secrets) current(name, root string) *secret {
 
 // keep returns the old leaf of name while it is still valid, to be replaced a little later. mu is held.
 func (s *secrets) keep(name, root string) *secret {
-	m, now := s.minted(name, root), time.Now()
+	m, now := s.minted(name, root), s.day()
 	if m == nil {
 		return nil
 	}
@@ -294,13 +299,13 @@ func (s *secrets) keep(name, root string) *secret {
 
 // put stores a new leaf in the place of an old one. mu is held.
 func (s *secrets) put(name, root string, one *secret, notAfter time.Time) *secret {
-	now := time.Now()
+	now := s.day()
 	m := &minted{secret: one, notAfter: notAfter, renew: now.Add(notAfter.Sub(now) * 2 / 3)}
 	if e := s.leaves[name]; e != nil {
 		e.Value.(*leaf).of[root] = m
 		return one
 	}
-	l := &leaf{name: name, kind: s.kindOf(name), asked: now, of: map[string]*minted{root: m}}
+	l := &leaf{name: name, kind: s.kindOf(name), asked: time.Now(), of: map[string]*minted{root: m}}
 	if s.kinds[l.kind] == nil {
 		s.kinds[l.kind] = list.New()
 	}
@@ -417,7 +422,7 @@ func (s *secrets) sweep() {
 
 // renewDue owes every holder of a leaf that is to be replaced a new one. mu is held.
 func (s *secrets) renewDue() {
-	now := time.Now()
+	now := s.day()
 	for name, e := range s.leaves {
 		for root, m := range e.Value.(*leaf).of {
 			if now.Before(m.renew) {

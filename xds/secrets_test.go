@@ -12,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -307,6 +308,39 @@ func TestLeafIsRenewedBeforeItExpires(t *testing.T) {
 		}
 		b.finish()
 	})
+}
+
+// asleep is t on a machine that was suspended for d: the time of day went on, and the running clock did not.
+func asleep(t time.Time, d time.Duration) time.Time {
+	*(*uint64)(unsafe.Pointer(&t)) += uint64(d/time.Second) << 30 // where a time that has both readings keeps its seconds
+	return t
+}
+
+// Leaves are renewed by the time of day, which is what workers judge them by: also when the machine was suspended meanwhile.
+func TestLeavesFollowTheTimeOfDay(t *testing.T) {
+	m := &minter{made: map[string]int{}, life: 30 * time.Minute}
+	s := newSecrets(m.mint, 10, time.Hour, slog.New(slog.DiscardHandler))
+	var slept time.Duration
+	s.now = func() time.Time { return asleep(time.Now(), slept) }
+	sub := s.join()
+	if one, _ := s.answerTo(sub, "api.example.com"); one == nil {
+		t.Fatal("no leaf")
+	}
+	awake := s.now()
+	if s.sweep(); sub.owed["api.example.com"] {
+		t.Error("a leaf is owed at once")
+	}
+	slept = 25 * time.Minute
+	if by := s.now().Sub(awake); by > time.Minute || s.now().Round(0).Sub(awake.Round(0)) < slept {
+		t.Fatalf("this is no suspended machine: %v went by", by)
+	}
+	s.sweep()
+	if !sub.owed["api.example.com"] {
+		t.Error("no leaf is owed after 25 of 30 minutes")
+	}
+	if _, _ = s.answerTo(sub, "api.example.com"); m.made["api.example.com"] != 2 {
+		t.Errorf("%d were made", m.made["api.example.com"])
+	}
 }
 
 func TestIdleLeafIsWithdrawn(t *testing.T) {
