@@ -48,22 +48,32 @@ func (m *masker) next(chunk []byte, last bool) []byte {
 	if last || m.hurried {
 		return out
 	}
-	keep := 0
-	for _, text := range m.texts {
-		keep = max(keep, overlap(out, text))
-	}
+	keep := m.open(out)
 	m.held = bytes.Clone(out[len(out)-keep:])
 	return out[:len(out)-keep]
 }
 
-// overlap is how many bytes at the end of s are the start of text, without being all of it.
-func overlap(s, text []byte) int {
-	for n := min(len(s), len(text)-1); n > 0; n-- {
-		if bytes.HasSuffix(s, text[:n]) {
-			return n
-		}
+// open is how many bytes at the end of s may be the start of a text: of those of which tokens are made, as many as can be. Whether they are the start of this
+// one does not count, or whoever has an upstream repeat guesses would see by what is held how far a guess is right.
+func (m *masker) open(s []byte) int {
+	longest := 0
+	for _, text := range m.texts {
+		longest = max(longest, len(text))
 	}
-	return 0
+	n := 0
+	for n < min(len(s), longest-1) && m.inTexts(s[len(s)-1-n]) {
+		n++
+	}
+	return n
+}
+
+// inTexts reports whether a byte is one of those of which tokens are made (RFC 6750 section 2.1), or of a text.
+func (m *masker) inTexts(c byte) bool {
+	switch {
+	case 'a' <= c|0x20 && c|0x20 <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~+/=", c) >= 0:
+		return true
+	}
+	return slices.ContainsFunc(m.texts, func(text []byte) bool { return bytes.IndexByte(text, c) >= 0 })
 }
 
 // masker is for the answer to a request that was swapped: it knows the token in the form it was sent in and by itself.

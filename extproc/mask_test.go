@@ -57,9 +57,29 @@ func TestMaskerHoldsLittle(t *testing.T) {
 	if got := m.next([]byte("a sec"), false); string(got) != "a " {
 		t.Errorf("got %q", got)
 	}
+	if got := m.next([]byte(`, {"a":"longer than it"}`), false); string(got) != `sec, {"a":"longer than it"}` {
+		t.Errorf("got %q", got)
+	}
 	m = &masker{texts: [][]byte{[]byte("secret")}, hurried: true}
 	if got := m.next([]byte("secret sec"), false); string(got) != "****** sec" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// Who has an upstream repeat guesses of the start of a text sees as much of a right one as of a wrong one: else it would be found out byte by byte.
+func TestMaskerHoldsAlike(t *testing.T) {
+	const text = "sk-abc:DEF.123"
+	for n := range len(text) {
+		guess := []byte(text[:n+1])
+		for _, wrong := range []byte("xZ9-:") { // of the same kind
+			seen := func(guess []byte) int {
+				return len((&masker{texts: [][]byte{[]byte(text)}}).next(append([]byte("you said "), guess...), false))
+			}
+			other := append(bytes.Clone(guess[:n]), wrong)
+			if right, wrong := seen(guess), seen(other); n+1 < len(text) && right != wrong {
+				t.Errorf("%d bytes of %q are passed on, and %d of %q", right, guess, wrong, other)
+			}
+		}
 	}
 }
 
