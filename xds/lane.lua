@@ -44,8 +44,8 @@ local function known(lease, text)
   if not clean(text) then
     return false
   end
-  if lease.room > 0 then
-    lease.room = lease.room - 1
+  if #text <= lease.room then
+    lease.room = lease.room - #text
     lease.clean[text] = true
   end
   return true
@@ -74,9 +74,11 @@ local function plain(lease, path)
   return true
 end
 
+-- Whether an item is in a list, with space around it or without. A pattern that takes off the space would try anew at each of many spaces inside.
 local function lists(value, item)
   for have in value:gmatch("[^,]+") do
-    if have:match("^%s*(.-)%s*$") == item then
+    local from, to = have:find(item, 1, true)
+    if from and not have:find("%S", to + 1) and not have:sub(1, from - 1):find("%S") then
       return true
     end
   end
@@ -120,7 +122,8 @@ local function covered(lease, headers)
     elseif not (known(lease, name) and known(lease, value)) then
       return nil
     elseif lease.ensure[name] then
-      sent[name] = sent[name] and sent[name] .. "," .. value or value
+      sent[name] = sent[name] or {}
+      table.insert(sent[name], value)
     end
   end
   if held == 1 and path then
@@ -145,7 +148,7 @@ local function complete(lease, headers, path, sent)
   end
   for i = 1, #lease.lists do
     local name = lease.lists[i]
-    local list, missing = sent[name] or "", false
+    local list, missing = table.concat(sent[name] or {}, ","), false
     for _, item in ipairs(lease.ensure[name]) do
       if not lists(list, item) then
         list = list == "" and item or list .. "," .. item
@@ -192,7 +195,7 @@ end
 
 -- Reads a lease: lines of a word and what it says.
 local function read(text)
-  local lease = { avoid = {}, under = {}, method = {}, absent = {}, ensure = {}, lists = {}, clean = {}, room = 64 }
+  local lease = { avoid = {}, under = {}, method = {}, absent = {}, ensure = {}, lists = {}, clean = {}, room = 8192 }
   for name in pairs(credentials) do
     lease.absent[name] = true
   end

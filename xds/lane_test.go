@@ -321,6 +321,41 @@ func TestNoLaneWithoutCredential(t *testing.T) {
 	})
 }
 
+// A list that is mostly space costs no more than another one: the thread that reads it has the requests of other workers to read.
+func TestSpaceInLists(t *testing.T) {
+	l := startLanes(t, nil)
+	answer, ensured := l.gate.decide, ""
+	for i := range 100 { // each is looked for
+		ensured += fmt.Sprintf("ensure x-list item-%d\n", i)
+	}
+	l.gate.decide = func(r request) *extprocv3.ProcessingResponse {
+		out := answer(r)
+		own := out.GetDynamicMetadata().GetFields()[metadataNamespace].GetStructValue().GetFields()
+		if lease := own[metadataLease]; lease != nil {
+			own[metadataLease] = structpb.NewStringValue(lease.GetStringValue() + ensured)
+		}
+		return out
+	}
+	l.deliver()
+	c := l.laneWorker("ann", "http/1.1")
+	authorization := []string{"Authorization", "Bearer " + placeholderOf("ann", apiHost)}
+	envoytest.Await(t, "the fast lane", func() error {
+		if a := get(t, c, "https://"+apiHost+"/", authorization...); a.status != http.StatusOK {
+			return fmt.Errorf("%d %q", a.status, a.body)
+		}
+		before := l.asked.Load()
+		a := get(t, c, "https://"+apiHost+"/", append(authorization, "X-List", "item-7, a"+strings.Repeat(" ", 90<<10)+"b")...)
+		list := l.upstream.last.Load().Header.Get("X-List")
+		switch {
+		case l.asked.Load() != before:
+			return errors.New("the gate was asked")
+		case a.status != http.StatusOK, strings.Count(list, "item-") != 100, strings.Count(list, "item-7,") != 1:
+			t.Errorf("%d, %d of 100 items", a.status, strings.Count(list, "item-"))
+		}
+		return nil
+	})
+}
+
 // A name of a credential is nothing that Envoy or the SDS server would read in parts, and not that of another.
 func TestCredentialNames(t *testing.T) {
 	names := map[string]bool{}
