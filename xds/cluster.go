@@ -22,6 +22,10 @@ const (
 	// Servers of gRPC end a connection, with all its streams, on which they are pinged more often than every five minutes (gRFC A8); one
 	// whose streams are silent is pinged for as long as they are.
 	upstreamPings = 6 * time.Minute
+
+	// Servers end an HTTP/2 connection, with all its streams, of which too many were reset: Netty's 200 in half a minute, Envoy 500 in all.
+	// They cannot tell a worker that cancels from the others on it, whose answers would be cut. So another one is begun before.
+	requestsPerUpstream = 200
 )
 
 func clusters(p plan) []*clusterv3.Cluster {
@@ -174,6 +178,7 @@ func upstreamHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptio
 		UpstreamHttpProtocolOptions: &corev3.UpstreamHttpProtocolOptions{AutoSni: true, AutoSanValidation: true},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout: seconds(upstreamIdle), MaxHeadersCount: number(headersInHead), MaxResponseHeadersKb: number(maxHeadersKiB),
+			MaxRequestsPerConnection: number(requestsPerUpstream),
 		},
 		HttpFilters: filters,
 	}
