@@ -3,6 +3,9 @@ package xds
 import (
 	"bufio"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"wayleave/envoy/envoytest"
 )
 
 const gateName = "gate.example.test"
@@ -124,21 +129,41 @@ func TestProxyOverTLS(t *testing.T) {
 	})
 }
 
-// A certificate of the operator's is read from its files, and read again when they are replaced.
+// A certificate of the operator's is read from its files, and read again when they are replaced, as Kubernetes does it: a link to the directory in which
+// all of them are is replaced by renaming.
 func TestProxyOverTLSWithOwnCertificate(t *testing.T) {
 	own, dir := newAuthority(t), t.TempDir()
-	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
-	certPEM, keyPEM, _, err := own.mint(gateName, "")
-	if err != nil {
-		t.Fatal(err)
+	version := 0
+	replace := func() *x509.Certificate {
+		t.Helper()
+		certPEM, keyPEM, _, err := own.mint(gateName, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		version++
+		data, next := fmt.Sprintf("..%d", version), filepath.Join(dir, "..next")
+		if err := errors.Join(
+			os.Mkdir(filepath.Join(dir, data), 0o700),
+			os.WriteFile(filepath.Join(dir, data, "tls.crt"), certPEM, 0o600), os.WriteFile(filepath.Join(dir, data, "tls.key"), keyPEM, 0o600),
+			os.Symlink(data, next), os.Rename(next, filepath.Join(dir, "..data")),
+		); err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(certPEM)
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
 	}
-	for name, content := range map[string][]byte{certFile: certPEM, keyFile: keyPEM} {
-		if err := os.WriteFile(name, content, 0o600); err != nil {
+	replace()
+	for _, name := range []string{"tls.crt", "tls.key"} {
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := start(t, func(c *Config) {
-		c.ProxyTLS = &ProxyTLS{Address: freeAddress(t), CertFile: certFile, KeyFile: keyFile}
+		c.ProxyTLS = &ProxyTLS{Address: freeAddress(t), CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key")}
 	}, nil)
 	c := s.workerOverTLS("ann")
 	pool := s.leaves.pool()
@@ -147,6 +172,18 @@ func TestProxyOverTLSWithOwnCertificate(t *testing.T) {
 	if a := get(t, c, "https://"+apiHost+"/"); a.status != 200 || a.body != "Bearer real-ann" {
 		t.Errorf("got %d %q", a.status, a.body)
 	}
+	want := replace()
+	envoytest.Await(t, "the other certificate", func() error {
+		conn, err := tls.Dial("tcp", s.config.ProxyTLS.Address, &tls.Config{ServerName: gateName, RootCAs: pool})
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if got := conn.ConnectionState().PeerCertificates[0]; !got.Equal(want) {
+			return fmt.Errorf("it has %v", got.SerialNumber)
+		}
+		return nil
+	})
 }
 
 // replyOf reads an answer that must be one of our own.

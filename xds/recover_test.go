@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
 	"slices"
 	"strings"
 	"sync"
@@ -359,6 +361,7 @@ func TestEchoedCredentialIsMasked(t *testing.T) {
 					h.Set("X-Escaped", strings.NewReplacer("=", "%3D", "+", "%2B", "/", "%2F").Replace(string(raw)))
 				}
 				h.Set("Etag", `"kept"`)
+				w.WriteHeader(http.StatusEarlyHints) // with all of them, before there is an answer
 				fmt.Fprint(w, "body")
 				h.Set("Grpc-Message", "you sent "+value)
 				h.Set("Kept", "trailer")
@@ -376,12 +379,15 @@ func TestEchoedCredentialIsMasked(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp, err := s.worker("ann").Do(req)
+			var hints string
+			resp, err := s.worker("ann").Do(req.WithContext(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+				Got1xxResponse: func(_ int, header textproto.MIMEHeader) error { hints = fmt.Sprint(header); return nil },
+			})))
 			if err != nil {
 				t.Fatal(err)
 			}
 			a := read(t, resp)
-			all := fmt.Sprint(a.header, resp.Trailer)
+			all := fmt.Sprint(hints, a.header, resp.Trailer)
 			for _, part := range tt.echo {
 				if strings.Contains(strings.ToLower(all), strings.ToLower(part)) {
 					t.Errorf("the worker sees %q in %s", part, all)
