@@ -400,9 +400,6 @@ type Leaf struct {
 	NotAfter       time.Time
 }
 
-// backdate lets workers whose clock runs late accept a new leaf.
-const backdate = 5 * time.Minute
-
 // Leaf mints a certificate for host by the root of that name, which is one of those that sign. host must be a lower-case DNS name under
 // the configured domains; anything else is [ErrNameNotAllowed]. It may be untrusted: it is what a client sent as SNI.
 //
@@ -432,7 +429,7 @@ func (a *Authority) Leaf(host, root string) (Leaf, error) {
 		// No subject: a common name holds 64 characters, a host name 253, and verifiers read the alternative name alone.
 		// crypto/x509 then marks that critical, as RFC 5280 §4.2.1.6 wants.
 		DNSNames:              []string{host},
-		NotBefore:             latest(now.Add(-backdate), ca.cert.NotBefore),
+		NotBefore:             ca.cert.NotBefore, // workers' clocks run late, some by days
 		NotAfter:              earliest(now.Add(a.cfg.LeafTTL), ca.cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature, // always critical in crypto/x509
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -454,13 +451,6 @@ func (a *Authority) Leaf(host, root string) (Leaf, error) {
 		KeyPEM:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 		NotAfter:       leaf.NotAfter,
 	}, nil
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 func earliest(a, b time.Time) time.Time {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wayleave/deploy"
 	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/vault/vaulttest"
@@ -165,7 +166,7 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 	token := gatewayToken(t, s)
 	good := map[string]any{
 		"csr": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr(t)})), "common_name": vault.IntermediateName,
-		"permitted_dns_domains": []string{"example.com"}, "max_path_length": "0", "not_before_duration": "5m", "ttl": "1h", "exclude_cn_from_sans": "true",
+		"permitted_dns_domains": []string{"example.com"}, "max_path_length": "0", "not_before_duration": "168h", "ttl": "1h", "exclude_cn_from_sans": "true",
 	}
 	for _, tt := range []struct {
 		name   string
@@ -173,6 +174,8 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 		want   int
 	}{
 		{"as the product asks", nil, http.StatusOK},
+		{"as earlier releases ask", map[string]any{"not_before_duration": "5m"}, http.StatusOK},
+		{"any beginning", map[string]any{"not_before_duration": "87600h"}, http.StatusForbidden},
 		{"no name constraints", map[string]any{"permitted_dns_domains": nil}, http.StatusForbidden},
 		{"no path length", map[string]any{"max_path_length": nil}, http.StatusForbidden},
 		{"a CA that signs CAs", map[string]any{"max_path_length": "1"}, http.StatusForbidden},
@@ -202,6 +205,43 @@ func TestGatewaySignsOnlyConstrainedIntermediates(t *testing.T) {
 	for _, path := range []string{"wayleave-pki/root/sign-self-issued", "wayleave-pki/root/sign-intermediate", "wayleave-pki/sign-verbatim", "wayleave-pki/root/generate/internal", "wayleave-pki/intermediate/set-signed"} {
 		if code, _ := s.Send(t, token, http.MethodPut, path, "{}"); code != http.StatusForbidden {
 			t.Errorf("%s: %d, want 403", path, code)
+		}
+	}
+}
+
+// A policy that an earlier release wrote lets the gateway sign as that release did.
+func TestPolicyOfAnEarlierRelease(t *testing.T) {
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	now, err := deploy.VaultPolicies.ReadFile("vault/gateway.hcl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := strings.Replace(string(now), `["168h", "5m"]`, `["5m"]`, 1)
+	for policy, backdate := range map[string]time.Duration{string(now): vault.IntermediateBackdate, before: vault.Backdate} {
+		text, err := json.Marshal(map[string]string{"policy": policy})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Raw(t, http.MethodPut, "sys/policies/acl/wayleave-gateway", string(text))
+		gateway, err := vault.Open(t.Context(), s.GatewayConfig, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, err := gateway.Roots(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := gateway.SignIntermediate(t.Context(), roots[0], csr(t), []string{"example.com"}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, err := x509.ParseCertificate(chain[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(signed.NotBefore.Add(backdate)).Abs() > time.Minute || time.Since(vault.SignedAt(signed)).Abs() > time.Minute {
+			t.Errorf("valid from %v, want %v before now; signed at %v", signed.NotBefore, backdate, vault.SignedAt(signed))
 		}
 	}
 }

@@ -17,11 +17,26 @@ const (
 	RootName         = "Wayleave egress CA"
 )
 
-// Backdate is how far before its signature each certificate is valid already: workers' clocks run late.
-const Backdate = 5 * time.Minute
+// Backdate is how far before its signature a root is valid already: workers' clocks run late. IntermediateBackdate is the same for an
+// intermediate: the clock of a worker's machine that goes on from a snapshot may be days late, and a provider's own certificate is older.
+const (
+	Backdate             = 5 * time.Minute
+	IntermediateBackdate = 7 * 24 * time.Hour
+)
 
-// backdate is Backdate as the gateway's policy wants it written.
-const backdate = "5m"
+// Both as the gateway's policy wants them written.
+const (
+	backdate             = "5m"
+	intermediateBackdate = "168h"
+)
+
+// SignedAt is when an intermediate was signed; earlier releases signed as for a root.
+func SignedAt(intermediate *x509.Certificate) time.Time {
+	if intermediate.NotAfter.Sub(intermediate.NotBefore) > IntermediateBackdate {
+		return intermediate.NotBefore.Add(IntermediateBackdate)
+	}
+	return intermediate.NotBefore.Add(Backdate)
+}
 
 // SignIntermediate has the CSR signed by root as a CA that may sign leaves only (path length 0), for domains and their
 // subdomains only (name constraints, RFC 5280 §4.2.1.10). The chain is DER: the issued certificate, then its issuers.
@@ -40,7 +55,7 @@ func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, c
 		"common_name":           IntermediateName,
 		"permitted_dns_domains": domains,
 		"max_path_length":       "0",
-		"not_before_duration":   backdate,
+		"not_before_duration":   intermediateBackdate,
 		"ttl":                   ttl.Round(time.Second).String(),
 		"exclude_cn_from_sans":  "true",
 	}
@@ -49,7 +64,15 @@ func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, c
 		IssuingCA   string   `json:"issuing_ca"`
 		CAChain     []string `json:"ca_chain"`
 	}
-	if err := c.write(ctx, callTimeout, c.cfg.PKIMount+"/issuer/"+in.id+"/sign-intermediate", body, &signed); err != nil {
+	ask := func() error {
+		return c.write(ctx, callTimeout, c.cfg.PKIMount+"/issuer/"+in.id+"/sign-intermediate", body, &signed)
+	}
+	err = ask()
+	if errors.Is(err, ErrDenied) { // a policy of an earlier release allows no more than this
+		body["not_before_duration"] = backdate
+		err = ask()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("signing an intermediate CA: %w", err)
 	}
 	// The chain may or may not start with what was just issued, and is empty on older servers.

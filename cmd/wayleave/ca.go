@@ -384,7 +384,7 @@ func (d caDesk) stillServed(ctx context.Context, view fleet.View, roots []*x509.
 	}
 	var last *x509.Certificate // of the root that goes
 	for _, c := range all {
-		if ca.SignedBy(c, old) && (last == nil || c.NotBefore.After(last.NotBefore)) {
+		if ca.SignedBy(c, old) && (last == nil || vault.SignedAt(c).After(vault.SignedAt(last))) {
 			last = c
 		}
 	}
@@ -393,7 +393,7 @@ func (d caDesk) stillServed(ctx context.Context, view fleet.View, roots []*x509.
 	}
 	var first *x509.Certificate // of the root that stays, after it
 	for _, c := range all {
-		if ca.SignedBy(c, signs) && !c.NotBefore.Before(last.NotBefore) && (first == nil || c.NotBefore.Before(first.NotBefore)) {
+		if ca.SignedBy(c, signs) && !vault.SignedAt(c).Before(vault.SignedAt(last)) && (first == nil || vault.SignedAt(c).Before(vault.SignedAt(first))) {
 			first = c
 		}
 	}
@@ -401,7 +401,7 @@ func (d caDesk) stillServed(ctx context.Context, view fleet.View, roots []*x509.
 		return refusal{fmt.Errorf("no gate has an intermediate of %q yet, so the certificates they serve are of %q; see that they run and reach Vault, or give --now",
 			signs.Subject.CommonName, old.Subject.CommonName)}
 	}
-	return until(first.NotBefore.Add(vault.Backdate))
+	return until(vault.SignedAt(first))
 }
 
 // choose returns the root whose fingerprint begins so; without one, the only root that does not sign.

@@ -76,7 +76,7 @@ path "wayleave-pki/issuer/+/sign-intermediate" {
     "common_name"           = ["Wayleave gateway"]
     "permitted_dns_domains" = []
     "max_path_length"       = ["0"]
-    "not_before_duration"   = ["5m"]
+    "not_before_duration"   = ["168h", "5m"] # the second of earlier releases
     "ttl"                   = []
     "exclude_cn_from_sans"  = ["true"]
   }

@@ -103,6 +103,7 @@ func (m *Memory) SignIntermediate(ctx context.Context, by *x509.Certificate, csr
 	err = m.do(ctx, "sign", "issuer/sign-intermediate", func(bool) error {
 		return m.pki.do(func() error {
 			template := caTemplate(vault.IntermediateName, 0, ttl)
+			template.NotBefore = time.Now().Add(-vault.IntermediateBackdate)
 			template.PermittedDNSDomains, template.PermittedDNSDomainsCritical = domains, true
 			i, err := m.pki.index(by)
 			if err != nil {
