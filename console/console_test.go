@@ -4,12 +4,14 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"wayleave/api"
 	"wayleave/demo"
 	"wayleave/grant"
+	"wayleave/operate"
 	"wayleave/worker"
 )
 
@@ -92,6 +94,41 @@ func TestConnectByDevice(t *testing.T) {
 	}
 	eventually(t, "connected", func() bool { return strings.Contains(b.get(a.to()).body, "workers can use it") })
 	b.wants("connected", b.get("/grants/acme"), http.StatusOK, "healthy")
+}
+
+// A consent whose answer is under way when the gate is stopped is stored, however it was agreed to.
+func TestGateStopsDuringAConsent(t *testing.T) {
+	for _, way := range []operate.Way{operate.ByDevice, operate.ByCode} {
+		t.Run(string(way), func(t *testing.T) {
+			w := newWorld(t, nil)
+			b := w.loggedIn()
+			b.post("/grants/acme/connect", "way", string(way))
+			asked, answer := make(chan struct{}), make(chan struct{})
+			w.demo.Provider.EditAnswers(func(map[string]string, map[string]any) { close(asked); <-answer })
+			var coming sync.WaitGroup
+			if f := w.onlyFlow(); way == operate.ByDevice {
+				if err := demo.ApproveDevice(t.Context(), f.URL); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				back, err := demo.Approve(t.Context(), f.URL)
+				if err != nil {
+					t.Fatal(err)
+				}
+				coming.Go(func() { b.get(back) })
+			}
+			<-asked
+			go func() { <-w.console.flows.ctx.Done(); close(answer) }()
+			w.stop()
+			if f := w.onlyFlow(); f.State != api.FlowConnected {
+				t.Errorf("%s: %s", f.State, f.Error)
+			}
+			if !strings.Contains(w.events(), "grant.connect acme by local operator") {
+				t.Errorf("the audit has\n%s", w.events())
+			}
+			coming.Wait()
+		})
+	}
 }
 
 func (w *world) onlyFlow() api.Flow {

@@ -19,6 +19,8 @@ const (
 	flowLife = 10 * time.Minute // for the operator to agree
 	flowKept = 5 * time.Minute  // for whoever looks at what came of it
 	maxFlows = 1000
+
+	flowLast = 20 * time.Second // for what is agreed to when the gate is stopped to be stored
 )
 
 // flow is a Flow with what it needs. Its fields but Flow do not change.
@@ -35,16 +37,42 @@ type flow struct {
 // flows are the connects of this console. They are in memory: whoever restarts the gate begins again.
 type flows struct {
 	now  func() time.Time
-	ctx  context.Context //nolint:containedctx // of everything that goes on between two requests
+	ctx  context.Context //nolint:containedctx // of everything that waits between two requests
 	stop context.CancelFunc
+	work sync.WaitGroup // whose answers may hold tokens that are nowhere else; counts up with mu held
 
-	mu   sync.Mutex
-	byID map[string]*flow // guarded by mu, and so is each one's Flow
+	mu    sync.Mutex
+	ended bool             // guarded by mu: no more work is begun
+	byID  map[string]*flow // guarded by mu, and so is each one's Flow
 }
 
 func newFlows(now func() time.Time) *flows {
 	ctx, stop := context.WithCancel(context.Background())
 	return &flows{now: now, ctx: ctx, stop: stop, byID: map[string]*flow{}}
+}
+
+// end has nobody wait any more, and returns when what was agreed to is stored, or flowLast is over.
+func (f *flows) end() {
+	f.mu.Lock()
+	f.ended = true
+	f.mu.Unlock()
+	f.stop()
+	done := make(chan struct{})
+	go func() { defer close(done); f.work.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(flowLast):
+	}
+}
+
+// begin reports whether work may be begun, which work.Done ends.
+func (f *flows) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ended {
+		f.work.Add(1)
+	}
+	return !f.ended
 }
 
 // add keeps a flow, and forgets those that are over.
@@ -77,14 +105,14 @@ func (f *flows) find(id, owner string) (api.Flow, bool) {
 	return x.Flow, true
 }
 
-// expire fails a flow that nobody finished. The mutex is held.
+// expire fails a flow that nobody finished. The mutex is held. That of a device ends by itself: its last answer may be under way.
 func (f *flows) expire(x *flow) {
-	if x.State == api.FlowWaiting && f.now().After(x.Ends) {
+	if x.consent != nil && x.State == api.FlowWaiting && f.now().After(x.Ends) {
 		x.State, x.Error = api.FlowFailed, "nobody agreed in time; connect again"
 	}
 }
 
-// take is the flow of the owner's that chosen says; it is taken once, and then being stored.
+// take is the flow of the owner's that chosen says; it is taken once, and then being stored, which is work.
 func (f *flows) take(owner string, chosen func(*flow) bool) (*flow, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -92,9 +120,10 @@ func (f *flows) take(owner string, chosen func(*flow) bool) (*flow, bool) {
 		if x.owner != owner || x.consent == nil || !chosen(x) {
 			continue
 		}
-		if f.expire(x); x.State != api.FlowWaiting {
+		if f.expire(x); x.State != api.FlowWaiting || f.ended {
 			return nil, false
 		}
+		f.work.Add(1)
 		x.State = api.FlowStoring
 		return x, true
 	}
@@ -211,6 +240,9 @@ func (s *Server) beginDevice(ctx context.Context, x *flow, client *oauth.Client,
 	if err != nil {
 		return api.Flow{}, err
 	}
+	if !s.flows.begin() {
+		return api.Flow{}, errFlowGone
+	}
 	x.Code, x.URL = d.UserCode, d.VerificationURL
 	if c := d.VerificationURLComplete; c != "" && c != x.URL {
 		x.URL, x.EnterAt = c, x.URL
@@ -222,13 +254,14 @@ func (s *Server) beginDevice(ctx context.Context, x *flow, client *oauth.Client,
 	x.stop = stop
 	shown := s.flows.add(x)
 	go func() {
+		defer s.flows.work.Done()
 		defer stop()
 		token, err := client.AwaitDevice(wait, d)
 		if err != nil && errors.Is(err, context.DeadlineExceeded) {
 			err = errors.New("nobody agreed in time; connect again")
 		}
 		if s.flows.agreed(x) {
-			s.connected(s.flows.ctx, x, token, err)
+			s.connected(context.WithoutCancel(wait), x, token, err)
 		}
 	}()
 	return shown, nil
@@ -237,6 +270,7 @@ func (s *Server) beginDevice(ctx context.Context, x *flow, client *oauth.Client,
 // finishConnect takes the answer of a consent page. A wrong answer leaves a flow as it was whose
 // answers come from who began it.
 func (s *Server) finishConnect(ctx context.Context, x *flow, answer string) api.Flow {
+	defer s.flows.work.Done()
 	code, err := x.consent.Parse(answer)
 	if err != nil && !x.ours && !errors.Is(err, oauth.ErrDenied) {
 		return s.flows.set(x, api.FlowWaiting, nil, err)

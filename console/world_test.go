@@ -89,6 +89,7 @@ type world struct {
 	cfg      *config.Config
 	console  *Server
 	address  string // of the console
+	stop     func() // the gate; the console's pages still answer
 	sessions *worker.Sessions
 	board    *approval.Board
 	reports  []fleet.Report // of gates; not changed once the console runs
@@ -196,7 +197,9 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	if w.console, err = New(c); err != nil {
 		t.Fatal(err)
 	}
-	running.Go(func() { w.console.Run(ctx) })
+	gone := make(chan struct{})
+	running.Go(func() { defer close(gone); w.console.Run(ctx) })
+	w.stop = func() { stop(); <-gone }
 	front.Config.Handler = w.console
 	front.Start()
 	t.Cleanup(func() { stop(); running.Wait(); front.Close() })

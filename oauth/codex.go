@@ -38,7 +38,7 @@ func (c *Client) awaitCodex(ctx context.Context, d Device) (Token, error) {
 	anonymous.cfg.ClientID, anonymous.cfg.AuthStyle = "", AuthNone
 	at := place{"device endpoint", "device_url", CodexPollURL(c.cfg.DeviceURL)}
 	var code, verifier secret.Text
-	err := c.await(ctx, d, func() error {
+	err := c.await(ctx, d, func(ctx context.Context) error {
 		params := map[string]string{"device_auth_id": d.code.Reveal(), "user_code": d.UserCode}
 		a, fail := anonymous.post(ctx, at, FormatJSON, params)
 		if fail == nil {
@@ -52,7 +52,9 @@ func (c *Client) awaitCodex(ctx context.Context, d Device) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	return c.Exchange(ctx, code, "", PKCE{Verifier: verifier}, c.cfg.DeviceRedirectURL)
+	last, cancel := outlasting(ctx)
+	defer cancel()
+	return c.Exchange(last, code, "", PKCE{Verifier: verifier}, c.cfg.DeviceRedirectURL)
 }
 
 // readCodex reads one answer of the poll. Until the operator agrees its error code is authorization_pending, as in RFC

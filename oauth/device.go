@@ -22,6 +22,9 @@ const (
 	longestDevice   = time.Hour
 	longestUserCode = 64
 	longestURL      = 2048
+
+	// lastAnswer is how long an answer is waited for that is under way when nobody waits any more: it may hold the only tokens.
+	lastAnswer = 10 * time.Second
 )
 
 // Device is a login that waits for an operator (RFC 8628 §3.2).
@@ -109,15 +112,16 @@ func (c Config) readDevice(a answer, sent []string) (Device, *Error) {
 
 // AwaitDevice asks the provider until the operator has agreed, and returns the tokens. It ends with an *Error when the
 // operator refused (then it is ErrDenied too), when the code has expired, or when the answer is one that waiting does
-// not mend; and with the error of ctx. Network failures and failures of the provider's are waited out; should such a
-// failure have cost the answer that had the tokens, the next one is a refusal, and only a new login helps.
+// not mend; and with the error of ctx, when what was asked last is answered or ten seconds are over. Network failures and
+// failures of the provider's are waited out; should such a failure have cost the answer that had the tokens, the next one
+// is a refusal, and only a new login helps.
 func (c *Client) AwaitDevice(ctx context.Context, d Device) (Token, error) {
 	c = c.fresh()
 	if c.cfg.DeviceFlow == DeviceCodex {
 		return c.awaitCodex(ctx, d)
 	}
 	var tok Token
-	err := c.await(ctx, d, func() (err error) {
+	err := c.await(ctx, d, func(ctx context.Context) (err error) {
 		params := map[string]string{"grant_type": grantDeviceCode, "device_code": d.code.Reveal()}
 		c.aim(params)
 		tok, err = c.token(ctx, params)
@@ -127,7 +131,9 @@ func (c *Client) AwaitDevice(ctx context.Context, d Device) (Token, error) {
 }
 
 // await polls until poll has what it wants, or waiting is of no use.
-func (c *Client) await(ctx context.Context, d Device, poll func() error) error {
+func (c *Client) await(ctx context.Context, d Device, poll func(context.Context) error) error {
+	last, cancel := outlasting(ctx)
+	defer cancel()
 	for interval := d.interval; ; {
 		if err := pause(ctx, interval); err != nil {
 			return err
@@ -135,9 +141,9 @@ func (c *Client) await(ctx context.Context, d Device, poll func() error) error {
 		if !c.now().Before(d.Expires) {
 			return &Error{Outcome: Refused, Code: "expired_token", Hint: "nobody agreed in time: start again", at: c.tokenEndpoint()}
 		}
-		err := poll()
+		err := poll(last)
 		e, failed := errors.AsType[*Error](err)
-		if !failed || ctx.Err() != nil {
+		if !failed {
 			return err
 		}
 		next, again := nextPoll(e, interval)
@@ -165,6 +171,13 @@ func nextPoll(e *Error, interval time.Duration) (time.Duration, bool) {
 		return 0, false
 	}
 	return min(interval, longestPoll), true
+}
+
+// outlasting is ctx for a call whose answer can be had once only.
+func outlasting(ctx context.Context) (call context.Context, cancel context.CancelFunc) {
+	call, end := context.WithCancel(context.WithoutCancel(ctx))
+	late := context.AfterFunc(ctx, func() { time.AfterFunc(lastAnswer, end) })
+	return call, func() { late(); end() }
 }
 
 func pause(ctx context.Context, d time.Duration) error {

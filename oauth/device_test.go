@@ -69,6 +69,9 @@ const (
 	deviceCode = "dc-7a1c9e3b5d"
 	started    = `{"device_code":"` + deviceCode + `","user_code":"WDJB-MJHT","verification_uri":"https://as.example/activate","verification_uri_complete":"https://as.example/activate?user_code=WDJB-MJHT","expires_in":900,"interval":5}`
 	pending    = `{"error":"authorization_pending"}`
+
+	begunCodex  = `{"device_auth_id":"` + deviceCode + `","usercode":"ABCD-1234","interval":"3"}`
+	agreedCodex = `{"authorization_code":"ac-1","code_challenge":"x","code_verifier":"cv-1"}`
 )
 
 // login runs the device flow against replies, with the clock of a synctest bubble.
@@ -172,6 +175,65 @@ func TestDeviceGivenUp(t *testing.T) {
 	})
 }
 
+// slow is a provider that answers after a while, unless nobody waits for it any more.
+type slow struct {
+	to    *script
+	takes time.Duration
+}
+
+func (s slow) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := s.to.RoundTrip(r)
+	select {
+	case <-time.After(s.takes):
+		return answer, err
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+// An answer that is under way when nobody waits any more is taken: it may hold tokens that nobody can get again.
+func TestDeviceGivenUpDuringAnAnswer(t *testing.T) {
+	codex := Config{
+		DeviceFlow: DeviceCodex, DeviceURL: "https://as.example/api/deviceauth/usercode",
+		DeviceVerificationURL: "https://as.example/codex/device", DeviceRedirectURL: "https://as.example/deviceauth/callback",
+	}
+	ok, wait := reply{status: 200, body: goodAnswer}, reply{status: 400, body: pending}
+	for name, tt := range map[string]struct {
+		cfg     Config
+		replies []reply
+		takes   time.Duration
+		ends    time.Duration // after the log-in began
+		tokens  bool
+	}{
+		"agreed":            {Config{}, []reply{{status: 200, body: started}, ok}, 3 * time.Second, 8 * time.Second, true},
+		"agreed, to Codex":  {codex, []reply{{status: 200, body: begunCodex}, {status: 200, body: agreedCodex}, ok}, 4 * time.Second, 11 * time.Second, true},
+		"not agreed":        {Config{}, []reply{{status: 200, body: started}, wait}, 3 * time.Second, 8 * time.Second, false},
+		"nobody answers":    {Config{}, []reply{{status: 200, body: started}, ok}, time.Hour, 16 * time.Second, false},
+		"between two polls": {Config{}, []reply{{status: 200, body: strings.Replace(started, `:5}`, `:9}`, 1)}}, 3 * time.Second, 6 * time.Second, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{t: t, start: time.Now(), replies: tt.replies}
+				tt.cfg.ClientID, tt.cfg.TokenURL = "id", "https://as.example/token"
+				if tt.cfg.DeviceURL == "" {
+					tt.cfg.DeviceURL = "https://as.example/device"
+				}
+				begin := NewClient(tt.cfg, &http.Client{Transport: s}, nil)
+				d, err := begin.StartDevice(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+				defer cancel()
+				tok, err := NewClient(tt.cfg, &http.Client{Transport: slow{s, tt.takes}}, nil).AwaitDevice(ctx, d)
+				if took := time.Since(s.start); took != tt.ends || tok.Access.IsZero() == tt.tokens || errors.Is(err, context.DeadlineExceeded) == tt.tokens {
+					t.Errorf("after %v, want %v: %v", took, tt.ends, err)
+				}
+			})
+		})
+	}
+}
+
 func TestDeviceStartRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -200,11 +262,9 @@ func TestCodexDevice(t *testing.T) {
 		DeviceFlow: DeviceCodex, DeviceURL: "https://as.example/api/deviceauth/usercode",
 		DeviceVerificationURL: "https://as.example/codex/device", DeviceRedirectURL: "https://as.example/deviceauth/callback",
 	}
-	const begun = `{"device_auth_id":"` + deviceCode + `","usercode":"ABCD-1234","interval":"3"}`
-	const agreed = `{"authorization_code":"ac-1","code_challenge":"x","code_verifier":"cv-1"}`
 	synctest.Test(t, func(t *testing.T) {
-		s, d, tok, err := login(t, cfg, reply{status: 200, body: begun}, reply{status: 403, body: `{"error":{"code":"deviceauth_authorization_unknown"}}`},
-			reply{status: 404}, reply{status: 200, body: agreed}, reply{status: 200, body: goodAnswer})
+		s, d, tok, err := login(t, cfg, reply{status: 200, body: begunCodex}, reply{status: 403, body: `{"error":{"code":"deviceauth_authorization_unknown"}}`},
+			reply{status: 404}, reply{status: 200, body: agreedCodex}, reply{status: 200, body: goodAnswer})
 		if err != nil || tok.Access.Reveal() != newAccess {
 			t.Fatal(err)
 		}
@@ -221,15 +281,15 @@ func TestCodexDevice(t *testing.T) {
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
-		s, _, _, err := login(t, cfg, reply{status: 200, body: begun}, reply{status: 200, body: agreed}, reply{err: timeout{}})
+		s, _, _, err := login(t, cfg, reply{status: 200, body: begunCodex}, reply{status: 200, body: agreedCodex}, reply{err: timeout{}})
 		if e := asError(t, err); e.Outcome != Unknown || len(s.got) != 3 {
 			t.Errorf("a code that may be spent is presented again: %v, %v", s.got, err)
 		}
-		_, _, _, err = login(t, cfg, reply{status: 200, body: begun}, reply{status: 403, body: `{"error":"access_denied"}`})
+		_, _, _, err = login(t, cfg, reply{status: 200, body: begunCodex}, reply{status: 403, body: `{"error":"access_denied"}`})
 		if e := asError(t, err); e.Code != "access_denied" {
 			t.Errorf("%v", e)
 		}
-		_, _, _, err = login(t, cfg, reply{status: 200, body: begun}, reply{status: 200, body: `{"authorization_code":"` + deviceCode + `"}`})
+		_, _, _, err = login(t, cfg, reply{status: 200, body: begunCodex}, reply{status: 200, body: `{"authorization_code":"` + deviceCode + `"}`})
 		if e := asError(t, err); e.Kind() != KindBadAnswer || strings.Contains(e.Error(), deviceCode) {
 			t.Errorf("%v", e)
 		}

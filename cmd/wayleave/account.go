@@ -75,8 +75,8 @@ func (g gate) openAudit(ctx context.Context, figured *measured) (account, error)
 	return a, nil
 }
 
-// run keeps the account until ctx ends, and then writes what there still is.
-func (a account) run(ctx context.Context) {
+// run keeps the account until ctx ends and operators is closed, who may do something until then, and then writes what there still is.
+func (a account) run(ctx context.Context, operators <-chan struct{}) {
 	if a.log == nil {
 		return
 	}
@@ -89,6 +89,7 @@ func (a account) run(ctx context.Context) {
 		a.recovery.Run(ctx)
 	}
 	deciding.Wait()
+	<-operators
 	stop()
 	written.Wait()
 	if a.recovery != nil {

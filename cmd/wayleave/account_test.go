@@ -18,6 +18,7 @@ import (
 
 	"wayleave/audit"
 	"wayleave/config"
+	"wayleave/console"
 	"wayleave/extproc"
 	"wayleave/secret"
 	"wayleave/vault"
@@ -104,7 +105,7 @@ func TestOpenAudit(t *testing.T) {
 	if err != nil || none.ended() != nil || none.operators() != nil || none.search(gate{}) != nil || none.request(extproc.Decided{}) != nil {
 		t.Errorf("none: %v", err)
 	}
-	none.run(t.Context())
+	none.run(t.Context(), nil)
 }
 
 // A decision and its end, as ext_proc tells of them, are one record.
@@ -118,15 +119,22 @@ func TestAccount(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { a.run(ctx); close(done) }()
+		operators := make(chan struct{})
+		go func() { a.run(ctx, operators); close(done) }()
 		d := extproc.Decided{At: time.Now(), Swapped: true, Worker: "w", Host: "api.example.com:443", Method: "GET", RequestID: "a", Token: "1", Fingerprint: "f", Rule: "r"}
 		if err := a.request(d); err != nil {
 			t.Fatal(err)
 		}
 		a.ended()(extproc.Ended{Decided: extproc.Decided{RequestID: "a", Swapped: true, Token: "1"}, Status: 201, BytesReceived: 3, BytesSent: 4, Duration: 1500 * time.Microsecond, Attempts: 1})
 		cancel()
+		synctest.Wait() // the gate is told to stop, and a consent of an operator's is just being stored
+		a.operators()(console.Event{At: time.Now(), Actor: "o", Action: "grant.connect", Target: "acme"})
+		close(operators)
 		<-done
-		found, err := a.search(g)(t.Context(), audit.Filter{}, 10)
+		if done, err := a.search(g)(t.Context(), audit.Filter{Kind: audit.Operator}, 10); err != nil || len(done.Records) != 1 || done.Records[0].Target != "acme" {
+			t.Errorf("of operators: %+v, %v", done, err)
+		}
+		found, err := a.search(g)(t.Context(), audit.Filter{Kind: audit.Request}, 10)
 		if err != nil || len(found.Records) != 1 {
 			t.Fatalf("%+v, %v", found, err)
 		}

@@ -321,11 +321,12 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	group.Go(func() error { fast.run(work, func() []config.Route { return live.now.Load().laned() }); return nil })
 	group.Go(func() error { member.Run(work); return nil })
 	group.Go(func() error { source.follow(work); return nil })
-	group.Go(func() error { account.run(work); return nil })
+	operators := make(chan struct{})
+	group.Go(func() error { account.run(work, operators); return nil })
 	if recorder != nil {
 		group.Go(func() error { recorder.Run(work); return nil })
 	}
-	group.Go(func() error { return pages.serve(work) })
+	group.Go(func() error { defer close(operators); return pages.serve(work) })
 	group.Go(func() error { return shown.failure(work) })
 	group.Go(func() error { telling.Run(work); return nil })
 	group.Go(func() error { told.Run(work); return nil })
