@@ -261,7 +261,7 @@ func (x *Exchanger) exchange(by trace.SpanContext, key exchangeKey, rule Exchang
 		*e = exchanged{
 			epoch: epoch, number: e.number + 1, rejected: e.rejected,
 			token: Token{
-				Access: got.Access, Scopes: exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes), Facts: subject.Facts, Expires: got.Expiry,
+				Access: got.Access, Scopes: x.keeper.granted(key.grant, exchangedScopes(got.Scopes, rule.Scopes, subject.Scopes)), Facts: subject.Facts, Expires: got.Expiry,
 				Version: epoch + "." + strconv.Itoa(e.number+1), Fingerprint: fingerprint,
 			},
 			renew: now.run + life - min(exchangeAhead, life/5),
@@ -323,6 +323,14 @@ func (k *Keeper) epochOf(name string, access secret.Text) string {
 		return ""
 	}
 	return k.epoch(name)
+}
+
+// granted are the scopes that come with those of a grant's token.
+func (k *Keeper) granted(name string, listed []string) []string {
+	if m := k.minder(name); m != nil {
+		return m.spec.granted(listed)
+	}
+	return listed
 }
 
 // lifeOf is how long an exchanged token is used: until it ends, or else until its subject does.

@@ -24,13 +24,14 @@ type Gap struct {
 }
 
 // why sorts missing scopes.
-func (r record) why(missing []string) Gap {
+func (r record) why(missing []string, spec Spec) Gap {
 	var g Gap
+	consented := spec.granted(r.Consented)
 	for _, s := range missing {
 		switch {
 		case !slices.Contains(r.Requested, s):
 			g.NotRequested = append(g.NotRequested, s)
-		case slices.Contains(r.Consented, s):
+		case slices.Contains(consented, s):
 			g.Withdrawn = append(g.Withdrawn, s)
 		default:
 			g.NotGranted = append(g.NotGranted, s)

@@ -16,6 +16,7 @@ package grant
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -28,13 +29,19 @@ type Spec struct {
 	Name     string   // as in `wayleave grant connect <name>`; the last part of both document paths
 	Provider string   // a grant connected at another provider is never used
 	Scopes   []string // requested: what a connect asks for, and what the state is judged by
-	Kind     Kind
-	OAuth    Issuer // nil for Static
+	// Implied are scopes that come with another one ([oauth.Config.ImpliedScopes]). What is stored is what the provider listed.
+	Implied map[string][]string
+	Kind    Kind
+	OAuth   Issuer // nil for Static
 }
+
+// granted are the scopes that the provider listed, and those that come with them.
+func (s Spec) granted(listed []string) []string { return oauth.WithImplied(listed, s.Implied) }
 
 // same reports whether a grant is kept in the same way by both.
 func (s Spec) same(o Spec) bool {
-	return s.Name == o.Name && s.Provider == o.Provider && s.Kind == o.Kind && s.OAuth == o.OAuth && slices.Equal(s.Scopes, o.Scopes)
+	return s.Name == o.Name && s.Provider == o.Provider && s.Kind == o.Kind && s.OAuth == o.OAuth && slices.Equal(s.Scopes, o.Scopes) &&
+		maps.EqualFunc(s.Implied, o.Implied, slices.Equal)
 }
 
 // Kind says where a grant's tokens come from.

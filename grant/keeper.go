@@ -203,7 +203,7 @@ func (k *Keeper) replace(all *crew, specs []Spec) {
 			is[s.Name] = old
 		default:
 			is[s.Name] = k.make(s)
-			is[s.Name].view.Store(old.view.Load().again()) // which serves until the old one has ended
+			is[s.Name].view.Store(old.view.Load().again(s)) // which serves until the old one has ended
 			all.begin(s.Name, is[s.Name])
 		}
 	}

@@ -114,6 +114,12 @@ func TestGap(t *testing.T) {
 			t.Errorf("next %q lacks %q", got.Next, part)
 		}
 	}
+	// What came with a scope is withdrawn with it.
+	implying := s
+	implying.Implied = map[string][]string{"inference": {"usage"}}
+	if g := summarize(r, implying, on(t0)).Gap; !slices.Equal(g.Withdrawn, []string{"inference", "usage"}) || len(g.NotGranted) > 0 {
+		t.Errorf("%+v", g)
+	}
 	// The same when a stored summary is read under another configuration.
 	s.Scopes = append(s.Scopes, "more")
 	if under := got.under(s, t0); !slices.Equal(under.NotRequested, []string{"admin", "more"}) || !slices.Equal(under.NotGranted, want.NotGranted) || !slices.Equal(under.Withdrawn, want.Withdrawn) {

@@ -267,6 +267,7 @@ func (m *minder) publish() {
 	if m.unsaved != nil && !m.unsaved.doubtful {
 		v.rec, v.unsaved = m.unsaved.next, m.unsaved.rotated()
 	}
+	v.granted = m.spec.granted(v.rec.Granted)
 	if before := m.view.Load(); v.rec.Access.Equal(before.rec.Access) {
 		v.fingerprint = before.fingerprint
 	} else {

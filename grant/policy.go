@@ -193,7 +193,7 @@ func stateOf(r record, spec Spec, now moment) State {
 		return Ambiguous
 	case r.Failures > 0 && !ok:
 		return RefreshUnavailable
-	case len(missing(r.Granted, spec.Scopes)) > 0:
+	case len(missing(spec.granted(r.Granted), spec.Scopes)) > 0:
 		return ScopeMissing
 	case r.Failures > 0:
 		return Degraded

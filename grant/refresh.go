@@ -110,7 +110,7 @@ func (m *minder) refresh(ctx context.Context, began moment) error {
 		if rejected {
 			o.next = o.next.replaced(began.day.Add(took))
 		}
-		e.What, e.Lost, e.Rejected = Refreshed, oauth.MissingScopes(o.next.Granted, o.base.Granted), rejected
+		e.What, e.Lost, e.Rejected = Refreshed, oauth.MissingScopes(m.spec.granted(o.next.Granted), m.spec.granted(o.base.Granted)), rejected
 		attrs := []any{"generation", o.next.Generation, "took", took, "outcome", "refreshed", "expires", o.next.Expires}
 		if rejected {
 			attrs = append(attrs, "because", "the provider rejected the token before")

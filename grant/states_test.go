@@ -99,7 +99,7 @@ func TestEveryState(t *testing.T) {
 		}
 
 		// What it serves.
-		v := &view{rec: r, loaded: true, readAt: now.run, wish: wish{inherited: "old", mine: "mine"}}
+		v := &view{rec: r, granted: r.Granted, loaded: true, readAt: now.run, wish: wish{inherited: "old", mine: "mine"}}
 		for _, required := range [][]string{nil, {"a"}, {"a", "b"}} {
 			tok, refusal, _ := v.answer(pol, spec, required, now, now)
 			lacks := len(oauth.MissingScopes(r.Granted, required)) > 0

@@ -34,7 +34,7 @@ type Summary struct {
 func summarize(r record, spec Spec, now moment) Summary {
 	s := Summary{
 		Name: spec.Name, Provider: spec.Provider, Kind: spec.Kind, Account: r.Account, State: stateOf(r, spec, now),
-		Requested: sorted(spec.Scopes), Granted: sorted(r.Granted), Expires: r.Expires, UpdatedAt: r.Updated,
+		Requested: sorted(spec.Scopes), Granted: sorted(spec.granted(r.Granted)), Expires: r.Expires, UpdatedAt: r.Updated,
 		LastError: r.LastError, ErrorKind: r.ErrorKind, Generation: r.Generation, Epoch: r.Epoch, Request: r.Handled,
 	}
 	if r.RefreshFixed {
@@ -44,8 +44,8 @@ func summarize(r record, spec Spec, now moment) Summary {
 		s.History = []Event{*r.Last}
 	}
 	if r.connected() {
-		s.Missing = missing(r.Granted, spec.Scopes)
-		s.Gap = r.why(s.Missing)
+		s.Missing = missing(s.Granted, spec.Scopes)
+		s.Gap = r.why(s.Missing, spec)
 		if r.foreign(spec) {
 			s.Provider, s.LastError = r.Provider, cmp.Or(s.LastError, errOtherProvider.Error())
 		}
@@ -66,6 +66,9 @@ func (s Summary) in(st State) Summary {
 // or name another provider, and no gate may have run since.
 func (s Summary) under(spec Spec, now time.Time) Summary {
 	s.Kind, s.Requested = spec.Kind, sorted(spec.Scopes)
+	if all := spec.granted(s.Granted); len(all) > len(s.Granted) {
+		s.Granted = sorted(all)
+	}
 	was := s.Gap
 	s.Missing, s.Gap = missing(s.Granted, spec.Scopes), Gap{}
 	for _, scope := range s.Missing {

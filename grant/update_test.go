@@ -3,6 +3,7 @@ package grant
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -75,6 +76,45 @@ func TestUpdateScopes(t *testing.T) {
 		if s := w.status(); s.State != ScopeMissing {
 			t.Errorf("the state that people see is %s", s.State)
 		}
+	})
+}
+
+// What comes with a scope counts from the moment the configuration says so, and no longer than it does: also of a grant that was
+// connected before, while Vault is away, and when the provider goes on listing the wider scope alone.
+func TestUpdateImplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		if s := w.connect("inference"); s.State != ScopeMissing {
+			t.Fatalf("connected as %s", s.State)
+		}
+		k, _ := w.run(Options{})
+		w.refused(k, ScopeMissing, "files")
+
+		with := w.spec
+		with.Implied = map[string][]string{"inference": {"files"}}
+		if all, err := list(t.Context(), w.docs, []Spec{with}, time.Now()); err != nil || all[0].State != Healthy || len(all[0].NotGranted) > 0 || all[0].Next != "" {
+			t.Errorf("listed before a gate has it: %+v, %v", all, err)
+		}
+		w.mem.Inject(func(string, string) vaulttest.Fault { return vaulttest.Fault{Before: vault.ErrUnavailable} })
+		w.update(k, with)
+		if got := w.token(k, "files", "inference"); !slices.Equal(got.Scopes, []string{"inference", "files"}) {
+			t.Errorf("the token has %q", got.Scopes)
+		}
+		w.mem.Inject(nil)
+		time.Sleep(time.Minute)
+		if s := w.status(); s.State != Healthy || !slices.Equal(s.Granted, []string{"files", "inference"}) {
+			t.Errorf("the status is %+v", s)
+		}
+
+		w.as.set(func(a *authority) { a.scopes = []string{"inference"} })
+		time.Sleep(time.Hour)
+		w.token(k, "files")
+		if r := w.stored(); r.Generation != 1 || len(r.Last.Lost) > 0 || !slices.Equal(r.Granted, []string{"inference"}) {
+			t.Errorf("stored after a refresh: %+v", r.details)
+		}
+
+		w.update(k, w.spec)
+		w.refused(k, ScopeMissing, "files")
 	})
 }
 

@@ -29,13 +29,14 @@ type view struct {
 	calling    bool          // the provider, under our lease: until that is over nobody reads
 	superseded chan struct{} // closed when the next view is there
 
-	fingerprint string // of rec's token
+	granted     []string // to rec's token
+	fingerprint string   // of rec's token
 }
 
-// again is the same picture for another minder to replace.
-func (v *view) again() *view {
+// again is the same picture for another minder to replace, which minds the grant for spec.
+func (v *view) again(spec Spec) *view {
 	same := *v
-	same.superseded = make(chan struct{})
+	same.superseded, same.granted = make(chan struct{}), spec.granted(v.rec.Granted)
 	return &same
 }
 
@@ -59,7 +60,7 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 	if r.Dead && v.wish.rejected != "" && v.wish.rejected == r.version() {
 		ok = false // nobody says that this token works
 	}
-	missing := oauth.MissingScopes(r.Granted, required)
+	missing := oauth.MissingScopes(v.granted, required)
 	switch {
 	case r.Epoch == "" && spec.Kind == Machine: // about to get its first token
 	case !r.connected() && (v.storeErr != nil || v.readAt < came.run): // it may be by now, and nobody is to be told otherwise who does not know
@@ -76,10 +77,10 @@ func (v *view) answer(p policy, spec Spec, required []string, came, now moment) 
 		refusal = refuse(ScopeMissing, nil)
 		refusal.Missing = missing
 		if spec.Kind != Machine {
-			refusal.next = r.why(missing).remedy(spec.Name, refusal.next)
+			refusal.next = r.why(missing, spec).remedy(spec.Name, refusal.next)
 		}
 	case ok:
-		return Token{Access: r.Access, Scopes: r.Granted, Facts: r.Facts, Expires: r.Expires, Version: r.version(), Fingerprint: v.fingerprint, Replaceable: v.replaceable(now) || r.Dead}, nil, false
+		return Token{Access: r.Access, Scopes: v.granted, Facts: r.Facts, Expires: r.Expires, Version: r.version(), Fingerprint: v.fingerprint, Replaceable: v.replaceable(now) || r.Dead}, nil, false
 	}
 	if refusal != nil {
 		// Only an operator can help, and may have done so a moment ago: what we refuse by must be newer than the request.

@@ -313,7 +313,7 @@ func (c Config) scopes(f fields, notes *[]string) []string {
 	if dropped > 0 {
 		*notes = append(*notes, "scope holds values with characters that RFC 6749 does not allow; they are not counted as granted")
 	}
-	return c.withImplied(scopes)
+	return scopes
 }
 
 // account names the consenting account: the provider's own field, else the identity token's e-mail or subject. The

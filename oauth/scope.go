@@ -42,20 +42,20 @@ func splitScopes(list, separator string) (scopes []string, dropped int) {
 // ReadScopes returns scopes that somebody else took from an answer as an answer of this provider's would have them. Nil stays nil.
 func (c Config) ReadScopes(list []string) []string {
 	scopes, _ := splitScopes(strings.Join(list, " "), c.ScopeSeparator)
-	return c.withImplied(scopes)
+	return scopes
 }
 
-// withImplied returns scopes, sorted and each once, and those that come with them.
-func (c Config) withImplied(scopes []string) []string {
-	for i := 0; i < len(scopes); i++ { // also of those that are added here
-		for _, s := range c.ImpliedScopes[scopes[i]] {
-			if !slices.Contains(scopes, s) {
-				scopes = append(scopes, s)
+// WithImplied returns scopes, and after them those that come with them by implied, which is [Config.ImpliedScopes].
+func WithImplied(scopes []string, implied map[string][]string) []string {
+	all := slices.Clip(scopes)
+	for i := 0; i < len(all); i++ { // also of those that are added here
+		for _, s := range implied[all[i]] {
+			if !slices.Contains(all, s) {
+				all = append(all, s)
 			}
 		}
 	}
-	slices.Sort(scopes)
-	return scopes
+	return all
 }
 
 // isScope reports whether s is a scope-token of RFC 6749 §3.3.

@@ -63,7 +63,7 @@ func Specs(cfg *config.Config) []grant.Spec {
 	var specs []grant.Spec
 	for _, name := range slices.Sorted(maps.Keys(cfg.Grants)) {
 		p, _ := cfg.ProviderOf(name)
-		spec := grant.Spec{Name: name, Provider: p.Name, Scopes: cfg.RequestedScopes(name)}
+		spec := grant.Spec{Name: name, Provider: p.Name, Scopes: cfg.RequestedScopes(name), Implied: p.ImpliedScopes}
 		switch {
 		case p.Kind == provider.Static:
 			spec.Kind = grant.Static

@@ -87,7 +87,7 @@ func lostWorkers(was, is *reach, live []worker.Live) (found []Objection) {
 
 // lostGrants are those that serve requests now and could not then.
 func lostGrants(was, is *reach, grants []grant.Summary) (found []Objection) {
-	granted := map[string][]string{} // of grants that serve
+	granted := map[string][]string{} // by the provider, of grants that serve
 	for _, g := range grants {
 		if g.State != grant.NeverConnected && g.State != grant.NeedsReconnect {
 			granted[g.Name] = g.Granted
@@ -124,7 +124,7 @@ func lostGrants(was, is *reach, grants []grant.Summary) (found []Objection) {
 			}
 			for _, p := range probes(a, b) {
 				needed, ok := requires(a, p)
-				if !ok || len(oauth.MissingScopes(held, needed)) > 0 {
+				if !ok || len(oauth.MissingScopes(was.held(a.Grant, held), needed)) > 0 {
 					continue // refused today
 				}
 				needs, ok := requires(b, p)
@@ -141,7 +141,7 @@ func lostGrants(was, is *reach, grants []grant.Summary) (found []Objection) {
 				case was.Grants[b.Grant].Provider != is.Grants[b.Grant].Provider:
 					lose(b.Grant, "is connected at another provider", "", at)
 				default:
-					for _, scope := range oauth.MissingScopes(holds, needs) {
+					for _, scope := range oauth.MissingScopes(is.held(b.Grant, holds), needs) {
 						lose(b.Grant, "lacks scopes", scope, at)
 					}
 				}
@@ -156,6 +156,12 @@ func lostGrants(was, is *reach, grants []grant.Summary) (found []Objection) {
 		found = append(found, Objection{NeedsReconnect, fmt.Sprintf("requests to %s that are served now would need grant %s, which %s; connect it with the new file first: wayleave grant connect %s -c FILE", some(l.at), l.grant, l.is, l.grant)})
 	}
 	return found
+}
+
+// held are the scopes of a grant to which the provider granted these.
+func (r *reach) held(name string, granted []string) []string {
+	p, _ := r.ProviderOf(name)
+	return oauth.WithImplied(granted, p.ImpliedScopes)
 }
 
 // some are the first of many.

@@ -67,6 +67,7 @@ func TestVet(t *testing.T) {
 		"a scope that is not held": {[]string{route, "required_scopes: [read, admin]"}, []string{
 			"needs_reconnect: requests to *.eu.acme.example, api.acme.example that are served now would need grant acme, which lacks scopes (admin); connect it with the new file first: wayleave grant connect acme -c FILE",
 		}},
+		"a scope that comes with one that is held": {[]string{route, "required_scopes: [read, admin]", "https://login.acme.example/t,", "https://login.acme.example/t, implied_scopes: {write: [admin]},"}, nil},
 		"a scope for a path": {[]string{"[{prefix: /admin/,", "[{exact: /v1, methods: [PUT], required_scopes: [admin]}, {prefix: /admin/,"}, []string{
 			"needs_reconnect: requests to *.eu.acme.example/v1, api.acme.example/v1 that are served now would need grant acme, which lacks scopes (admin); connect it with the new file first: wayleave grant connect acme -c FILE",
 		}},
