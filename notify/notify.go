@@ -272,7 +272,7 @@ func (n *Notifier) deliver(ctx context.Context, t Target, queue <-chan Message) 
 		case <-ctx.Done():
 			return
 		case m := <-queue:
-			err := persist(ctx, func(ctx context.Context) error { return t.Sender.Send(ctx, m) })
+			err := persist(ctx, t.Sender, m)
 			var some Partial
 			if errors.As(err, &some) {
 				n.Log.Warn("some operators were not told of something", "target", t.Name, "subject", m.Subject(), "err", err, "fix", "take them out of the target, or mend their addresses")

@@ -1,11 +1,13 @@
 package notify
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +25,7 @@ type Target struct {
 	Sender Sender
 }
 
-// Sender sends one message, and is tried again when it fails, unless the error is Permanent or Partial.
+// Sender sends one message, and is tried again when it fails, unless the error is Permanent; after a Partial one, its Rest is.
 type Sender interface {
 	Send(ctx context.Context, m Message) error
 }
@@ -37,8 +39,12 @@ func (p Permanent) Error() string { return p.Err.Error() }
 // Unwrap is for errors.As.
 func (p Permanent) Unwrap() error { return p.Err }
 
-// Partial says that a message has reached somebody, and whom it did not. It is not sent again.
-type Partial struct{ Err error }
+// Partial says that a message has reached somebody, and whom it did not.
+type Partial struct {
+	Err error
+	// Rest sends it to those who may get it later; nil when there are none.
+	Rest Sender
+}
 
 // Error implements error.
 func (p Partial) Error() string { return p.Err.Error() }
@@ -144,15 +150,15 @@ type SMTP struct {
 
 const mailTime = 30 * time.Second
 
-// Send implements [Sender].
-func (s SMTP) Send(ctx context.Context, m Message) error {
+// client is for a connection to the server.
+func (s SMTP) client() (*mail.Client, error) {
 	host, port, err := net.SplitHostPort(s.Address)
 	if err != nil {
-		return Permanent{err}
+		return nil, err
 	}
 	number, err := strconv.Atoi(port)
 	if err != nil {
-		return Permanent{err}
+		return nil, err
 	}
 	options := []mail.Option{mail.WithPort(number), mail.WithTimeout(mailTime), mail.WithTLSPolicy(mail.TLSMandatory)}
 	switch s.Encryption {
@@ -168,7 +174,12 @@ func (s SMTP) Send(ctx context.Context, m Message) error {
 	if s.Username != "" {
 		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(s.Username), mail.WithPassword(s.Password.Reveal()))
 	}
-	client, err := mail.NewClient(host, options...)
+	return mail.NewClient(host, options...)
+}
+
+// Send implements [Sender].
+func (s SMTP) Send(ctx context.Context, m Message) error {
+	client, err := s.client()
 	if err != nil {
 		return Permanent{err}
 	}
@@ -177,37 +188,73 @@ func (s SMTP) Send(ctx context.Context, m Message) error {
 		return Permanent{err}
 	}
 	err = deliver(ctx, client, msg)
-	var sending *mail.SendError
-	if errors.As(err, &sending) && sending.Reason == mail.ErrSMTPRcptTo && len(s.To) > 1 {
-		err = s.each(ctx, client, m)
-	}
-	var some Partial
+	refusal, refused := errors.AsType[*mail.SendError](err)
 	switch {
-	case err == nil, errors.As(err, &some):
-		return err
-	case errors.As(err, &sending) && sending.ErrorCode() >= 500:
+	case err == nil:
+		return nil
+	case refused && refusal.Reason == mail.ErrSMTPRcptTo && len(s.To) > 1:
+		return mailing{SMTP: s}.Send(ctx, m)
+	case code(err) >= 500:
 		return Permanent{err}
 	}
 	return fmt.Errorf("sending mail by %s: %w", s.Address, err)
 }
 
-// each sends to one recipient at a time, so that one whom the server refuses keeps the message from no other.
-func (s SMTP) each(ctx context.Context, client *mail.Client, m Message) error {
-	var refused []string
-	var last error
-	for _, to := range s.To {
-		msg, err := s.write(m, to)
+// code is that of a server's refusal; 5xx does not mend itself (RFC 5321 section 4.2.1). 0: the server refused nothing.
+func code(err error) int {
+	refusal, _ := errors.AsType[*mail.SendError](err)
+	return refusal.ErrorCode()
+}
+
+// mailing sends a message to each recipient by itself, so that one whom the server refuses keeps it from no other. Who is refused only
+// for now, as by a server that wants to see whether we come again, is tried again without those who have it.
+type mailing struct {
+	SMTP
+	got  bool     // somebody has it
+	lost []string // who never will
+	why  error    // the last refusal of these
+}
+
+// Send implements [Sender].
+func (l mailing) Send(ctx context.Context, m Message) error {
+	client, err := l.client()
+	if err != nil {
+		return Permanent{err}
+	}
+	var later []string
+	var busy error
+sending:
+	for i, to := range l.To {
+		msg, err := l.write(m, to)
 		if err == nil {
 			err = deliver(ctx, client, msg)
 		}
-		if err != nil {
-			refused, last = append(refused, to), err
+		switch {
+		case err == nil:
+			l.got = true
+		case code(err) >= 500:
+			l.lost, l.why = append(slices.Clip(l.lost), to), err
+		case code(err) > 0:
+			later, busy = append(later, to), err
+		default: // the server is away, and each would be waited for
+			later, busy = append(later, l.To[i:]...), err
+			break sending
 		}
 	}
-	if last == nil || len(refused) == len(s.To) {
-		return last
+	l.To = later
+	switch {
+	case len(later)+len(l.lost) == 0:
+		return nil
+	case !l.got && len(later) == 0:
+		return Permanent{l.why}
+	case !l.got:
+		return fmt.Errorf("sending mail by %s: %w", l.Address, busy)
 	}
-	return Partial{fmt.Errorf("mail by %s does not reach %s: %w", s.Address, strings.Join(refused, ", "), last)}
+	p := Partial{Err: fmt.Errorf("mail by %s does not reach %s: %w", l.Address, strings.Join(slices.Concat(l.lost, later), ", "), cmp.Or(busy, l.why))}
+	if len(later) > 0 {
+		p.Rest = l
+	}
+	return p
 }
 
 // write makes the mail.
@@ -237,14 +284,19 @@ func deliver(ctx context.Context, client *mail.Client, msg *mail.Msg) error {
 // Pauses between tries of one message: ten minutes in all.
 var pauses = []time.Duration{5 * time.Second, 15 * time.Second, 40 * time.Second, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute}
 
-// persist calls send until it succeeds, is of no use, or ten minutes are over; a server that asks for a longer pause gets it.
-func persist(ctx context.Context, send func(context.Context) error) error {
+// persist sends until everybody has the message, it is of no use, or ten minutes are over; a server that asks for a longer pause gets it.
+func persist(ctx context.Context, s Sender, m Message) error {
 	for _, pause := range pauses {
-		err := send(ctx)
+		err := s.Send(ctx, m)
 		var permanent Permanent
 		var some Partial
-		if err == nil || errors.As(err, &permanent) || errors.As(err, &some) {
+		switch {
+		case err == nil, errors.As(err, &permanent):
 			return err
+		case errors.As(err, &some) && some.Rest == nil:
+			return err
+		case some.Rest != nil:
+			s = some.Rest
 		}
 		var status *webhook.StatusError
 		if errors.As(err, &status) {
@@ -252,9 +304,12 @@ func persist(ctx context.Context, send func(context.Context) error) error {
 		}
 		select {
 		case <-ctx.Done():
+			if some.Rest != nil { // who has it is not sent it again after a restart
+				return err
+			}
 			return ctx.Err()
 		case <-time.After(pause):
 		}
 	}
-	return send(ctx)
+	return s.Send(ctx, m)
 }

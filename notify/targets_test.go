@@ -140,14 +140,15 @@ type mailServer struct {
 	open    bool // nobody needs to log in
 	refuses string
 
-	mu  sync.Mutex
-	got []string // from, to, and the mail
+	mu    sync.Mutex
+	got   []string       // from, to, and the mail
+	later map[string]int // how often a recipient is refused for now
 }
 
 func newMailServer(t *testing.T, implicit, withTLS bool) *mailServer {
 	certs := httptest.NewTLSServer(nil) // for its certificate
 	t.Cleanup(certs.Close)
-	m := &mailServer{roots: x509.NewCertPool(), open: !withTLS}
+	m := &mailServer{roots: x509.NewCertPool(), open: !withTLS, later: map[string]int{}}
 	m.roots.AddCert(certs.Certificate())
 	srv := smtp.NewServer(m)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -218,6 +219,9 @@ func (s *mailSession) Mail(from string, _ *smtp.MailOptions) error {
 }
 
 func (s *mailSession) Rcpt(to string, _ *smtp.RcptOptions) error {
+	if s.server.notYet(to) {
+		return &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 7, 1}, Message: "come again"}
+	}
 	if strings.Contains(s.server.refuses, to) {
 		return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "nobody of that name"}
 	}
@@ -233,6 +237,13 @@ func (s *mailSession) Data(r io.Reader) error {
 
 func (s *mailSession) Reset()        {}
 func (s *mailSession) Logout() error { return nil }
+
+func (m *mailServer) notYet(to string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.later[to]--
+	return m.later[to] >= 0
+}
 
 func (m *mailServer) add(s string) { m.mu.Lock(); defer m.mu.Unlock(); m.got = append(m.got, s) }
 
@@ -295,29 +306,59 @@ func TestMail(t *testing.T) {
 	}
 }
 
-// Who is refused keeps a message from no other; and what somebody got is not sent again.
+// counted is a Sender that counts its tries, and those of its Rest.
+type counted struct {
+	Sender
+	tries *int
+}
+
+func (c counted) Send(ctx context.Context, m Message) error {
+	*c.tries++
+	err := c.Sender.Send(ctx, m)
+	if some, ok := errors.AsType[Partial](err); ok && some.Rest != nil {
+		return Partial{some.Err, counted{some.Rest, c.tries}}
+	}
+	return err
+}
+
+// Who is refused keeps a message from no other; who is refused for now gets it later, and what somebody got is not sent again.
 func TestMailToSome(t *testing.T) {
-	for name, c := range map[string]struct {
-		refuses      string
-		got          []string
-		partial, all bool // is what the error says
+	was := pauses
+	t.Cleanup(func() { pauses = was })
+	pauses = make([]time.Duration, 3)
+	const a, b, c = "a@example.com", "b@example.com", "c@example.com"
+	for name, tt := range map[string]struct {
+		refuses string
+		later   map[string]int
+		got     []string // in this order
+		tries   int
+		lacks   string // who the error says did not get it; empty: there is none
+		all     bool   // that is everybody, for good
 	}{
-		"nobody is refused": {"", []string{"a@example.com", "b@example.com", "c@example.com"}, false, false},
-		"one is":            {"b@example.com", []string{"a@example.com", "c@example.com"}, true, false},
-		"all are":           {"a@example.com b@example.com c@example.com", nil, false, true},
+		"nobody is refused":                   {got: []string{a, b, c}, tries: 1},
+		"one is":                              {refuses: b, got: []string{a, c}, tries: 1, lacks: b},
+		"all are":                             {refuses: a + b + c, tries: 1, lacks: c, all: true},
+		"one for now":                         {later: map[string]int{b: 2}, got: []string{a, c, b}, tries: 2},
+		"all for now":                         {later: map[string]int{a: 2, b: 2, c: 2}, got: []string{a, b, c}, tries: 2},
+		"one for now, another for good":       {refuses: a, later: map[string]int{b: 2}, got: []string{c, b}, tries: 2, lacks: a},
+		"one for now, all others for good":    {refuses: a + c, later: map[string]int{b: 2}, got: []string{b}, tries: 2, lacks: a + ", " + c},
+		"one for longer than anybody tries":   {later: map[string]int{b: 99}, got: []string{a, c}, tries: 4, lacks: b},
+		"two for now, and one for good later": {refuses: b, later: map[string]int{b: 2, c: 2}, got: []string{a, c}, tries: 2, lacks: b},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := newMailServer(t, false, false)
-			srv.refuses = c.refuses
-			s := SMTP{Address: srv.address, Encryption: Plain, From: "gate@example.com", To: []string{"a@example.com", "b@example.com", "c@example.com"}}
+			srv.refuses = tt.refuses
+			for to, n := range tt.later {
+				srv.later[to] = n
+			}
+			s := SMTP{Address: srv.address, Encryption: Plain, From: "gate@example.com", To: []string{a, b, c}}
 			tries := 0
-			err := persist(t.Context(), func(ctx context.Context) error { tries++; return s.Send(ctx, sample) })
-			var partial Partial
-			var permanent Permanent
-			if tries != 1 || errors.As(err, &partial) != c.partial || errors.As(err, &permanent) != c.all || (err == nil) != (c.refuses == "") {
+			err := persist(t.Context(), counted{s, &tries}, sample)
+			_, permanent := errors.AsType[Permanent](err)
+			if tries != tt.tries || permanent != tt.all || (err == nil) != (tt.lacks == "") {
 				t.Errorf("after %d tries: %v", tries, err)
 			}
-			if c.partial && !strings.Contains(err.Error(), "does not reach b@example.com: ") {
+			if tt.lacks != "" && !tt.all && !strings.Contains(err.Error(), "does not reach "+tt.lacks+": ") {
 				t.Errorf("%v does not say whom it does not reach", err)
 			}
 			var got []string // whoever a mail came to
@@ -332,7 +373,7 @@ func TestMailToSome(t *testing.T) {
 					to = append(to, said)
 				}
 			}
-			if diff := cmp.Diff(c.got, got); diff != "" {
+			if diff := cmp.Diff(tt.got, got); diff != "" {
 				t.Error(diff)
 			}
 		})
