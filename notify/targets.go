@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	netmail "net/mail"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -161,6 +163,9 @@ func (s SMTP) client() (*mail.Client, error) {
 		return nil, err
 	}
 	options := []mail.Option{mail.WithPort(number), mail.WithTimeout(mailTime), mail.WithTLSPolicy(mail.TLSMandatory)}
+	if machine, err := os.Hostname(); err == nil {
+		options = append(options, mail.WithHELO(s.greeting(machine)))
+	}
 	switch s.Encryption {
 	case TLS:
 		options = append(options, mail.WithSSL())
@@ -175,6 +180,17 @@ func (s SMTP) client() (*mail.Client, error) {
 		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(s.Username), mail.WithPassword(s.Password.Reveal()))
 	}
 	return mail.NewClient(host, options...)
+}
+
+// greeting is what a machine calls itself to the server: in full, as many servers take nothing else (RFC 5321 section 4.1.4). A container, whose
+// name has no domain, is in that of the sender.
+func (s SMTP) greeting(machine string) string {
+	from, err := netmail.ParseAddress(s.From)
+	if err != nil || strings.Contains(machine, ".") {
+		return machine
+	}
+	_, domain, _ := strings.Cut(from.Address, "@")
+	return machine + "." + domain
 }
 
 // Send implements [Sender].

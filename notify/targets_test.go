@@ -190,7 +190,10 @@ func (c rudeConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (m *mailServer) NewSession(*smtp.Conn) (smtp.Session, error) {
+func (m *mailServer) NewSession(c *smtp.Conn) (smtp.Session, error) {
+	if !strings.Contains(c.Hostname(), ".") {
+		return nil, &smtp.SMTPError{Code: 504, EnhancedCode: smtp.EnhancedCode{5, 5, 2}, Message: "need fully-qualified hostname"}
+	}
 	return &mailSession{server: m}, nil
 }
 
@@ -246,6 +249,19 @@ func (m *mailServer) notYet(to string) bool {
 }
 
 func (m *mailServer) add(s string) { m.mu.Lock(); defer m.mu.Unlock(); m.got = append(m.got, s) }
+
+func TestGreeting(t *testing.T) {
+	for _, tt := range []struct{ machine, from, want string }{
+		{"wayleave-0", "Wayleave <gate@example.com>", "wayleave-0.example.com"},
+		{"0391926cb167", "gate@mail.example.com", "0391926cb167.mail.example.com"},
+		{"gate.internal.example", "gate@example.com", "gate.internal.example"},
+		{"gate", "nobody", "gate"}, // which the configuration does not let through
+	} {
+		if got := (SMTP{From: tt.from}).greeting(tt.machine); got != tt.want {
+			t.Errorf("%s, from %s: %s, want %s", tt.machine, tt.from, got, tt.want)
+		}
+	}
+}
 
 func TestMail(t *testing.T) {
 	message := sample
