@@ -148,8 +148,10 @@ func TestMissing(t *testing.T) {
 // Nobody connects a machine's grant, so nothing says to.
 func TestMachineIsNotConnected(t *testing.T) {
 	for s := range words {
-		if next := next(s, Machine, "", "bot"); strings.Contains(next, "grant connect") && s != Ambiguous { // which it never is
-			t.Errorf("%s: %s", s, next)
+		for failure := range remedies {
+			if next := next(s, Machine, failure, "bot"); strings.Contains(next, "grant connect") && s != Ambiguous { // which it never is
+				t.Errorf("%s after %s: %s", s, failure, next)
+			}
 		}
 	}
 }

@@ -58,6 +58,8 @@ func next(s State, kind Kind, failure oauth.Kind, name string) string {
 	switch {
 	case kind == Static:
 		text = strings.ReplaceAll(text, "grant connect {name}", "grant import {name}")
+	case kind == Machine && failure == oauth.KindInvalidGrant && (s == Degraded || s == RefreshUnavailable):
+		text = "check the client's key, or secret, and assertion of the provider in the configuration, and this machine's clock"
 	case kind == Machine && s == NeverConnected:
 		text = "start a gate: it gets a token by itself"
 	case kind == Machine && s == ScopeMissing:

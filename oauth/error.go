@@ -141,6 +141,7 @@ func safeCause(err error) error {
 // hint names the settings that usually explain an answer of the endpoint that key configures.
 func (c Config) hint(key string, status int, code string) string {
 	tokens := key == "token_url" || key == "refresh_url"
+	connected := c.NeedsOperator() // else there is nothing to connect, and no refresh token that could be dead
 	style, format, scope := or(c.AuthStyle, AuthNone), or(c.TokenFormat, FormatForm), or(c.RefreshScope, ScopeOmit)
 	switch {
 	case status >= 500:
@@ -151,6 +152,8 @@ func (c Config) hint(key string, status int, code string) string {
 		return fmt.Sprintf("redirects are not followed with secrets: set %s to the final address", key)
 	case status == 404 || status == 405 || status == 410:
 		return fmt.Sprintf("provider changed? there is no such endpoint at %s any more", key)
+	case !connected && (code == "invalid_grant" || wantsOperator(code)):
+		return "the provider gives this client no token: check its secret or key, assertion.issuer, assertion.subject and assertion.audience, this machine's clock, and what the provider lets the client do"
 	case code == "invalid_grant":
 		return "the code or refresh token is not valid (any more): connect again"
 	case code == "invalid_scope":
@@ -169,20 +172,31 @@ func (c Config) hint(key string, status int, code string) string {
 		return "the provider binds this client's tokens to a key (DPoP, RFC 9449), which the gate does not do: register a client whose tokens are bearer tokens"
 	case code == "unsupported_token_type":
 		return "the provider does not revoke tokens of this kind: withdraw the consent on the provider's own page"
+	case code == "invalid_request" && !connected:
+		return fmt.Sprintf("check token_format (now %s), token_params and scopes", format)
 	case code == "invalid_request":
 		return fmt.Sprintf("check token_format (now %s), refresh_scope (now %s) and token_params; or connect again: some providers say so of a dead refresh token", format, scope)
 	case code == "invalid_client" || code == "unauthorized_client" || status == 401 && code == "":
 		client := fmt.Sprintf("check client_id, the client's secret or key, auth_style (now %s), and with a key assertion.audience and this machine's clock", style)
-		if code == "unauthorized_client" && tokens {
+		if c.RegistrationURL != "" {
+			client += "; if the provider has forgotten a client that registered itself there, register another: wayleave provider discover ADDRESS --register"
+		}
+		if code == "unauthorized_client" && tokens && connected {
 			client += "; if they are right, connect again: some providers say so of a dead refresh token, and error_codes: {unauthorized_client: invalid_grant} tells the gate"
 		}
 		return client
+	case code != "" && tokens && !connected:
+		return fmt.Sprintf("look %s up in the provider's documentation", code)
 	case code != "" && tokens:
 		return fmt.Sprintf("look %s up in the provider's documentation; if it means that the refresh token is dead, connect again and write error_codes: {%s: invalid_grant}", code, code)
 	case status == 403:
 		return fmt.Sprintf("provider changed, or a bot wall stands in front of it: check %s, token_headers and user_agent", key)
 	case status == 400 || status == 415 || status == 422:
-		return fmt.Sprintf("check token_format (now %s), token_params and token_headers; if they are right, connect again", format)
+		hint := fmt.Sprintf("check token_format (now %s), token_params and token_headers", format)
+		if connected {
+			hint += "; if they are right, connect again"
+		}
+		return hint
 	}
 	return "check the provider's settings"
 }

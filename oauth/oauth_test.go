@@ -302,6 +302,34 @@ func TestHintNamesTheSetting(t *testing.T) {
 	}
 }
 
+// Of a client that acts for itself nobody is told to connect anything, whatever the provider says.
+func TestHintsOfMachines(t *testing.T) {
+	for _, grantType := range []GrantType{GrantClient, GrantJWT} {
+		for _, tt := range []struct {
+			status     int
+			body, want string
+		}{
+			{400, `{"error":"invalid_grant"}`, "this machine's clock"},
+			{400, `{"error":"interaction_required"}`, "what the provider lets the client do"},
+			{400, `{"error":"invalid_request"}`, "token_format (now form)"},
+			{400, ``, "token_format (now form)"},
+			{401, ``, "auth_style"},
+			{403, `{"error":"unauthorized_client"}`, "auth_style"},
+			{400, `{"error":"account_disabled"}`, "look account_disabled up"},
+			{400, `{"error":"invalid_target"}`, "resource"},
+			{400, `{"error":"invalid_scope"}`, "scopes"},
+			{400, `{"error":"unsupported_grant_type"}`, "grant_type (now " + string(grantType) + ")"},
+			{503, ``, "try again later"},
+		} {
+			s := newTokenServer(t, answerJSON(tt.status, tt.body))
+			_, err := s.client(func(c *Config) { c.GrantType, c.ClientKey = grantType, keys()["ES256"] }).Refresh(t.Context(), secret.Text{}, nil, nil)
+			if e := asError(t, err); !strings.Contains(e.Hint, tt.want) || strings.Contains(e.Hint, "connect") || strings.Contains(e.Hint, "refresh token") {
+				t.Errorf("%s: %d %s: %s", grantType, tt.status, tt.body, e.Hint)
+			}
+		}
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	for _, tt := range []struct {
 		header string
