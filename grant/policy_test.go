@@ -228,6 +228,24 @@ func TestLeaseIsRenewedInTime(t *testing.T) {
 	}
 }
 
+// A grant without a refresh token ends with its token, which is known, and said with what to do, while it still serves.
+func TestNoRefreshToken(t *testing.T) {
+	ends := t0.Add(time.Hour)
+	s := summarize(newRecord(spec, oauth.Token{Access: secret.New("a1"), Expiry: ends}, "op", t0), spec, on(t0))
+	if s.State != Healthy || !s.ConsentEnds.Equal(ends) || !strings.Contains(s.LastError, "offline_access") {
+		t.Errorf("%+v", s)
+	}
+	forever := summarize(newRecord(spec, oauth.Token{Access: secret.New("a1")}, "op", t0), spec, on(t0))
+	if !forever.ConsentEnds.IsZero() || forever.LastError != "" {
+		t.Errorf("a token that lasts: %+v", forever)
+	}
+	bot := spec
+	bot.Kind, bot.OAuth = Machine, nil
+	if s := summarize(begun(bot, "e").minted(bot, oauth.Token{Access: secret.New("a1"), Expiry: ends}, "op", t0, t0), bot, on(t0)); !s.ConsentEnds.IsZero() || s.LastError != "" {
+		t.Errorf("a machine's: %+v", s)
+	}
+}
+
 // Whether the end of a refresh token moves with its use shows after the first refresh, however often it is refreshed.
 func TestRefreshTokenLife(t *testing.T) {
 	for name, tt := range map[string]struct {

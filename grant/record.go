@@ -93,10 +93,13 @@ func newRecord(spec Spec, t oauth.Token, op string, now time.Time) record {
 	r := begun(spec, op).answered(t, op, now, now)
 	r.Generation, r.Consented = 0, r.Granted
 	if spec.Kind == Consent && r.Refresh.IsZero() && !r.Expires.IsZero() {
-		r.LastError = "the provider gave no refresh token, so the grant ends when its token expires"
+		r.LastError = "the provider gave no refresh token, so the grant ends when its token expires: " + askOffline
 	}
 	return r
 }
+
+// askOffline is how a refresh token is had.
+const askOffline = "ask for one as the provider wants it, by a scope such as offline_access, or by authorize_params such as access_type: offline and prompt: consent, and connect again"
 
 // refreshable reports whether a call to the token endpoint can give a token in place of the one r holds.
 func (r record) refreshable() bool {

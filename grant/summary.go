@@ -20,7 +20,7 @@ type Summary struct {
 	Missing     []string   `json:"missing,omitempty"` // requested and not granted
 	Gap                    // why
 	Expires     time.Time  `json:"expires,omitzero"`      // of the access token; zero: never, or none
-	ConsentEnds time.Time  `json:"consent_ends,omitzero"` // whatever is done; zero: not known, or never
+	ConsentEnds time.Time  `json:"consent_ends,omitzero"` // whatever the gate does; zero: not known, or never
 	UpdatedAt   time.Time  `json:"updated_at,omitzero"`
 	LastError   string     `json:"last_error,omitempty"`
 	ErrorKind   oauth.Kind `json:"error_kind,omitempty"` // of LastError, if a call to the provider failed
@@ -37,8 +37,11 @@ func summarize(r record, spec Spec, now moment) Summary {
 		Requested: sorted(spec.Scopes), Granted: sorted(spec.granted(r.Granted)), Expires: r.Expires, UpdatedAt: r.Updated,
 		LastError: r.LastError, ErrorKind: r.ErrorKind, Generation: r.Generation, Epoch: r.Epoch, Request: r.Handled,
 	}
-	if r.RefreshFixed {
+	switch {
+	case r.RefreshFixed:
 		s.ConsentEnds = r.RefreshExpires
+	case r.Kind == Consent && r.Refresh.IsZero():
+		s.ConsentEnds = r.Expires
 	}
 	if r.Last != nil {
 		s.History = []Event{*r.Last}

@@ -43,7 +43,7 @@ var ErrNotConfigured = errors.New("the configuration has no grant of this name")
 
 var (
 	errOtherProvider = errors.New("it was connected at another provider than the one configured now")
-	errNoRefresh     = errors.New("its token has expired and the provider gave no refresh token")
+	errNoRefresh     = errors.New("its token has expired and the provider gave no refresh token: " + askOffline)
 	errStillWorking  = errors.New("still waiting for the refresh")
 	errNotRead       = errors.New("not read yet")
 	errNotLooked     = errors.New("not looked at since the request came")
