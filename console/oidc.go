@@ -126,6 +126,9 @@ func (o *oidcLogin) finish(r *http.Request, cookie string) (who actor, next stri
 	}
 	raw, _ := tok.Extra("id_token").(string)
 	id, err := p.Verifier(&oidc.Config{ClientID: o.cfg.ClientID, Now: o.now}).Verify(ctx, raw)
+	if late, ok := errors.AsType[*oidc.TokenExpiredError](err); ok {
+		return actor{}, "", fmt.Errorf("the identity token that was just made ended at %s: tell whoever runs the gate to compare its clock with that of the identity provider", late.Expiry.UTC().Format(time.RFC3339))
+	}
 	if err != nil {
 		return actor{}, "", fmt.Errorf("the identity token is not good: %w", err)
 	}
@@ -154,6 +157,8 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	if len(values(claims, o.cfg.RolesClaim)) == 0 && p.UserInfoEndpoint() != "" {
 		info, err := p.UserInfo(ctx, oauth2.StaticTokenSource(tok))
 		switch { // without it nobody knows whether they have a role
+		case err != nil && leftOut(claims, o.cfg.RolesClaim):
+			return actor{}, errLeftOut
 		case err != nil:
 			return actor{}, fmt.Errorf("the identity provider does not say what you may; try again: %w", err)
 		case info.Subject != id.Subject: // OpenID Connect Core section 5.3.2
@@ -177,11 +182,24 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	}
 	a := actor{Name: shortened(name, 100), Via: "oidc", id: o.id(id.Subject), is: o.counted(values(claims, o.cfg.RolesClaim))}
 	a.Role = o.role(a.is)
+	if a.Role == "" && leftOut(claims, o.cfg.RolesClaim) {
+		return a, errLeftOut
+	}
 	if a.Role == "" {
 		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s)", a.Name, o.cfg.RolesClaim)
 	}
 	return a, nil
 }
+
+// leftOut reports whether a provider says of a claim that it is to be had elsewhere (OpenID Connect Core section 5.6.2). Nobody asks there:
+// Microsoft's, which does so with groups where there are many, names an API of its own that wants a token of its own.
+func leftOut(claims map[string]any, path string) bool {
+	elsewhere, _ := claims["_claim_names"].(map[string]any)
+	first, _, _ := strings.Cut(path, ".")
+	return elsewhere[path] != nil || elsewhere[first] != nil
+}
+
+var errLeftOut = errors.New("the identity provider does not say what you may, as you are in too many groups: whoever runs it is to send only the groups that are assigned to this application, or roles of the application")
 
 // distrust forgets an address that its provider does not call verified (OpenID Connect Core section 5.1): whoever may write
 // there what they like would be whom they like. The claims are those of one answer, as one does not vouch for another's.
