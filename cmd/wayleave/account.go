@@ -130,8 +130,32 @@ type auditHook struct {
 	now func() time.Time
 }
 
-// Write implements audit.Sink. The id is the same when the same lines are sent again.
+// Write implements audit.Sink. What is too large at once is sent in halves: a proxy on the way may take less than the program behind it.
 func (h auditHook) Write(ctx context.Context, lines [][]byte, records []audit.Record) error {
+	err := h.send(ctx, lines, records)
+	var status *webhook.StatusError
+	if !errors.As(err, &status) || status.Code != http.StatusRequestEntityTooLarge || len(records) == 1 {
+		return err
+	}
+	left, half := 0, len(records)/2
+	for _, part := range [][2]int{{0, half}, {half, len(records)}} {
+		refused := h.Write(ctx, lines[part[0]:part[1]], records[part[0]:part[1]])
+		u, unwanted := errors.AsType[*audit.Unwanted](refused)
+		switch {
+		case unwanted:
+			left += u.Count
+		case refused != nil:
+			return refused // and all is sent again
+		}
+	}
+	if left == 0 {
+		return nil
+	}
+	return &audit.Unwanted{Count: left, Err: err}
+}
+
+// send makes one call. The id is the same when the same lines are sent again.
+func (h auditHook) send(ctx context.Context, lines [][]byte, records []audit.Record) error {
 	message := struct {
 		Type      string            `json:"type"`
 		Timestamp time.Time         `json:"timestamp"`
