@@ -61,9 +61,7 @@ func Discover(ctx context.Context, hc *http.Client, address string, o DiscoverOp
 		m.Resource = api.resource
 		m.Others = slices.DeleteFunc(api.servers[1:], func(s string) bool { return o.fault(s) != "" })
 	}
-	if api.scopes != nil {
-		m.Scopes = api.scopes
-	}
+	m.Asked = api.scopes
 	return m, nil
 }
 

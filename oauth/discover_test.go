@@ -124,7 +124,7 @@ func TestDiscover(t *testing.T) {
 				asPath + "/as": {body: document("{}/as", full)},
 			},
 			want: Metadata{
-				Issuer: "{}/as", Resource: "{}/mcp", RevokeURL: "{}/r", DeviceURL: "{}/d", RegistrationURL: "{}/reg", Scopes: []string{"files:read"},
+				Issuer: "{}/as", Resource: "{}/mcp", RevokeURL: "{}/r", DeviceURL: "{}/d", RegistrationURL: "{}/reg", Scopes: []string{"openid"}, Asked: []string{"files:read"},
 				GrantTypes: []string{"authorization_code", "refresh_token"}, AuthStyles: []AuthStyle{AuthNone, AuthPost}, PKCE: true, Others: []string{"https://other.example"},
 			},
 			asked: []string{"/mcp", "/meta", asPath + "/as"},
@@ -135,7 +135,7 @@ func TestDiscover(t *testing.T) {
 				asPath:          {body: document("{}", full)},
 			},
 			want: Metadata{
-				Issuer: "{}", Resource: "{}/mcp", RevokeURL: "{}/r", DeviceURL: "{}/d", RegistrationURL: "{}/reg", Scopes: []string{"files:write"},
+				Issuer: "{}", Resource: "{}/mcp", RevokeURL: "{}/r", DeviceURL: "{}/d", RegistrationURL: "{}/reg", Scopes: []string{"openid"}, Asked: []string{"files:write"},
 				GrantTypes: []string{"authorization_code", "refresh_token"}, AuthStyles: []AuthStyle{AuthNone, AuthPost}, PKCE: true,
 			},
 			asked: []string{"/mcp", prPath + "/mcp", asPath},

@@ -17,8 +17,8 @@ type Metadata struct {
 	// Endpoints; empty where the server has none. There is always a TokenURL.
 	AuthorizeURL, TokenURL, RevokeURL, DeviceURL, RegistrationURL string
 
-	// Scopes that the API asks for; else those that it, or the server, knows.
-	Scopes []string
+	// Scopes that the server knows, and of these or others those that the API asks for.
+	Scopes, Asked []string
 	// AuthStyles are the ways to authenticate that both sides know, as the server lists them.
 	AuthStyles []AuthStyle
 	// GrantTypes that the server lists, by its own names; RFC 8414's default when it lists none.

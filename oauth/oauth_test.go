@@ -302,6 +302,15 @@ func TestHintNamesTheSetting(t *testing.T) {
 	}
 }
 
+// A provider that registers clients forgets them, too.
+func TestHintOfAForgottenClient(t *testing.T) {
+	s := newTokenServer(t, answerJSON(401, `{"error":"invalid_client"}`))
+	_, err := s.client(func(c *Config) { c.RegistrationURL = "https://as.example/register" }).Refresh(t.Context(), secret.New(oldRefresh), nil, nil)
+	if e := asError(t, err); e.Outcome != Refused || !strings.Contains(e.Hint, "--register") {
+		t.Error(e)
+	}
+}
+
 // Of a client that acts for itself nobody is told to connect anything, whatever the provider says.
 func TestHintsOfMachines(t *testing.T) {
 	for _, grantType := range []GrantType{GrantClient, GrantJWT} {

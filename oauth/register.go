@@ -179,7 +179,7 @@ func readRegistration(a answer, r ClientMetadata) (Registration, *Error) {
 		reg.ClientSecret = secret.New(pass)
 		if at, ok := f.number("client_secret_expires_at"); ok && at > 0 && at < 1<<40 {
 			reg.SecretExpires = time.Unix(int64(at), 0)
-			reg.Notes = append(reg.Notes, "the client's secret expires: register anew before")
+			reg.Notes = append(reg.Notes, "the client's secret ends at "+reg.SecretExpires.UTC().Format(time.RFC3339)+": register another client before, and connect again what was connected with this one")
 		}
 	case AuthNone:
 		if pass != "" {

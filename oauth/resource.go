@@ -14,7 +14,7 @@ import (
 type protected struct {
 	resource string
 	servers  []string // nil: it says nothing
-	scopes   []string // nil: it asks for none
+	scopes   []string // that it asks for
 }
 
 // resource looks for the metadata of the API at base: at the address that its refusal names, else at the well-known ones

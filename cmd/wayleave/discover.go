@@ -104,7 +104,7 @@ func discover(ctx context.Context, hc *http.Client, address string, o discoverOp
 		p.GrantType = first
 	}
 	p.RedirectURL = o.redirect
-	if first == oauth.GrantCode && slices.Contains(scopesFor(m), "offline_access") {
+	if first == oauth.GrantCode && slices.Contains(scopesFor(m, first), "offline_access") {
 		p.AuthorizeParams = map[string]string{"prompt": "consent"} // without it there is no refresh token (OpenID Connect Core section 11)
 	}
 	switch p.AuthStyle {
@@ -126,7 +126,7 @@ func discover(ctx context.Context, hc *http.Client, address string, o discoverOp
 	}
 	entries := map[string]any{
 		"providers": map[string]discoveredProvider{o.name: p},
-		"grants":    map[string]discoveredGrant{o.name: {Provider: o.name, Scopes: scopesFor(m)}},
+		"grants":    map[string]discoveredGrant{o.name: {Provider: o.name, Scopes: scopesFor(m, first)}},
 	}
 	return printEntries(out, entries, o.json)
 }
@@ -154,6 +154,9 @@ func whatWasFound(m oauth.Metadata) []string {
 	}
 	if !slices.Contains(m.GrantTypes, "refresh_token") {
 		lines = append(lines, "It does not say that it gives out refresh tokens: without, a grant ends with its first token")
+	}
+	if len(m.Asked) > 0 {
+		lines = append(lines, "Scopes that the API asks for: "+strings.Join(m.Asked, " "))
 	}
 	if len(m.Scopes) > 0 {
 		lines = append(lines, "Scopes it knows: "+strings.Join(m.Scopes, " "))
@@ -192,14 +195,15 @@ func bestGrantType(m oauth.Metadata) oauth.GrantType {
 	return oauth.GrantCode
 }
 
-// scopesFor are the scopes to begin with: what the API asks for, or of what the server knows only what refresh tokens take.
-func scopesFor(m oauth.Metadata) []string {
-	if m.Resource != "" {
-		return m.Scopes
+// scopesFor are the scopes to begin with: what the API asks for, and of what the server knows only what a refresh token takes, which is no
+// API's business and which few name.
+func scopesFor(m oauth.Metadata, first oauth.GrantType) []string {
+	scopes := slices.Clone(m.Asked)
+	if first == oauth.GrantClient { // which has no refresh tokens
+		return scopes
 	}
-	var scopes []string
 	for _, s := range []string{"openid", "offline_access"} {
-		if slices.Contains(m.Scopes, s) {
+		if slices.Contains(m.Scopes, s) && !slices.Contains(scopes, s) && (s == "offline_access" || m.Asked == nil) {
 			scopes = append(scopes, s)
 		}
 	}
@@ -217,7 +221,7 @@ func register(ctx context.Context, hc *http.Client, m oauth.Metadata, first oaut
 		return oauth.Registration{}, err
 	}
 	defer f.Close()
-	about := oauth.ClientMetadata{Name: o.clientName, Scopes: scopesFor(m)}
+	about := oauth.ClientMetadata{Name: o.clientName, Scopes: scopesFor(m, first)}
 	switch first {
 	case oauth.GrantDevice:
 		about.GrantTypes = []string{"urn:ietf:params:oauth:grant-type:device_code", "refresh_token"}

@@ -14,8 +14,8 @@ import (
 	"wayleave/provider"
 )
 
-// server is an API and its authorization server: it describes itself, and registers clients.
-func server(t *testing.T, metadata map[string]any, secret string) *httptest.Server {
+// server is an API, which asks for scopes, and its authorization server: it describes itself, and registers clients.
+func server(t *testing.T, metadata map[string]any, secret string, scopes ...string) *httptest.Server {
 	t.Helper()
 	var srv *httptest.Server
 	answer := func(w http.ResponseWriter, status int, v any) {
@@ -31,7 +31,7 @@ func server(t *testing.T, metadata map[string]any, secret string) *httptest.Serv
 		w.WriteHeader(http.StatusUnauthorized)
 	})
 	mux.HandleFunc("GET /.well-known/oauth-protected-resource/mcp", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, map[string]any{"resource": srv.URL + "/mcp", "authorization_servers": []string{srv.URL}, "scopes_supported": []string{"pages:read"}})
+		answer(w, http.StatusOK, map[string]any{"resource": srv.URL + "/mcp", "authorization_servers": []string{srv.URL}, "scopes_supported": scopes})
 	})
 	mux.HandleFunc("GET /.well-known/oauth-authorization-server", func(w http.ResponseWriter, _ *http.Request) {
 		doc := map[string]any{"issuer": srv.URL}
@@ -86,13 +86,13 @@ func TestDiscover(t *testing.T) {
 	}
 
 	t.Run("an API, with a client registered", func(t *testing.T) {
-		srv := server(t, whole, "sk-hush-secret")
+		srv := server(t, whole, "sk-hush-secret", "pages:read")
 		out, log, err := run(t, srv.URL+"/mcp", discoverOptions{name: "notes", clientName: "Wayleave", register: true})
 		if err != nil {
 			t.Fatal(err)
 		}
 		check(t, log, "Authorization server: "+srv.URL, "named by the API "+srv.URL+"/mcp", "Registered the client client-7", "notes.secret")
-		check(t, out, "client_id: client-7", "resource: "+srv.URL+"/mcp", "client_secret_file: notes.secret", "scopes: ['pages:read']")
+		check(t, out, "client_id: client-7", "resource: "+srv.URL+"/mcp", "client_secret_file: notes.secret", "scopes: ['pages:read', offline_access]", "prompt: consent")
 		if strings.Contains(out+log, "hush") {
 			t.Error("the client's secret was printed")
 		}
@@ -142,6 +142,22 @@ func TestDiscover(t *testing.T) {
 		if _, err := config.Parse("wayleave.yaml", []byte(out)); err == nil || strings.Count(err.Error(), "\n") > 0 || !strings.Contains(err.Error(), "client_id") {
 			t.Errorf("more is missing than the client: %v", err)
 		}
+	})
+	t.Run("an API that asks for nothing", func(t *testing.T) {
+		srv := server(t, whole, "")
+		out, _, err := run(t, srv.URL+"/mcp", discoverOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, out, "scopes: [openid, offline_access]")
+	})
+	t.Run("a client that acts for itself", func(t *testing.T) {
+		srv := server(t, whole, "", "pages:read")
+		out, _, err := run(t, srv.URL+"/mcp", discoverOptions{grantType: "client_credentials"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, out, "scopes: ['pages:read']")
 	})
 	t.Run("as JSON", func(t *testing.T) {
 		srv := server(t, whole, "")
