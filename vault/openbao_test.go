@@ -560,6 +560,16 @@ func TestSignIntermediate(t *testing.T) {
 			if life := issued.NotAfter.Sub(issued.NotBefore).Round(time.Minute); life != 24*time.Hour+5*time.Minute {
 				t.Errorf("valid for %v, want 24h and 5m before", life)
 			}
+			var many []string // more than a server takes strings in a request
+			for i := range 1200 {
+				many = append(many, fmt.Sprintf("api-%04d.example.com", i))
+			}
+			if chain, err = signer.SignIntermediate(ctx, root, csr(t), many, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			if issued, err = x509.ParseCertificate(chain[0]); err != nil || !cmp.Equal(issued.PermittedDNSDomains, many) {
+				t.Errorf("of many domains it has %d, %v", len(issued.PermittedDNSDomains), err)
+			}
 			if _, err := signer.SignIntermediate(ctx, root, csr(t), nil, time.Hour); err == nil {
 				t.Error("an unconstrained intermediate was signed")
 			}

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -53,7 +54,7 @@ func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, c
 	body := map[string]any{
 		"csr":                   string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csrDER})),
 		"common_name":           IntermediateName,
-		"permitted_dns_domains": domains,
+		"permitted_dns_domains": strings.Join(domains, ","), // one string: OpenBao takes a thousand
 		"max_path_length":       "0",
 		"not_before_duration":   intermediateBackdate,
 		"ttl":                   ttl.Round(time.Second).String(),
