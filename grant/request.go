@@ -80,7 +80,7 @@ func Ask(ctx context.Context, docs Documents, name string, what Request, now tim
 			}
 		}
 		all[name] = r
-		switch _, err = docs.Put(ctx, requestsPath, all, version); {
+		switch _, err = docs.Put(ctx, requestsPath, vault.Fitting{Value: all}, version); {
 		case err == nil:
 			return r.ID, nil
 		case !errors.Is(err, vault.ErrConflict) || try == askTries:
@@ -97,7 +97,7 @@ func Ask(ctx context.Context, docs Documents, name string, what Request, now tim
 
 func getRequests(ctx context.Context, docs Documents) (map[string]request, int, error) {
 	all := map[string]request{}
-	version, err := docs.Get(ctx, requestsPath, &all)
+	version, err := docs.Get(ctx, requestsPath, &vault.Fitting{Value: &all})
 	if errors.Is(err, vault.ErrNotFound) {
 		err = nil
 	}

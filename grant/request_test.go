@@ -213,6 +213,33 @@ func TestAskErrors(t *testing.T) {
 	}
 }
 
+// A script may ask for all grants of a fleet, one after the other.
+func TestAskForMany(t *testing.T) {
+	mem := vaulttest.NewMemory()
+	ids := map[string]string{}
+	for i := range 300 {
+		one := spec
+		one.Name = fmt.Sprintf("claude-%d", i)
+		if _, err := Connect(t.Context(), mem, one, newAuthority(time.Hour).grant(), t0); err != nil {
+			t.Fatal(err)
+		}
+		id, err := Ask(t.Context(), mem, one.Name, AskRefresh, t0)
+		if err != nil {
+			t.Fatalf("the %dth: %v", i, err)
+		}
+		ids[one.Name] = id
+	}
+	all, _, err := getRequests(t.Context(), mem)
+	if err != nil || len(all) != len(ids) {
+		t.Fatalf("%d requests, %v", len(all), err)
+	}
+	for name, r := range all {
+		if r.ID != ids[name] {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
 // A gateway whose policy lets it read no requests goes on.
 func TestRequestsDenied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

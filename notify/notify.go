@@ -171,9 +171,9 @@ func (n *Notifier) finish(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lastTime)
 	defer cancel()
 	var stored told
-	version, err := n.Docs.Get(ctx, toldPath, &stored)
+	version, err := n.Docs.Get(ctx, toldPath, &vault.Fitting{Value: &stored})
 	if b := stored.open(); err == nil && b.mark(n.marks) {
-		_, err = n.Docs.Put(ctx, toldPath, told{b}, version)
+		_, err = n.Docs.Put(ctx, toldPath, vault.Fitting{Value: told{b}}, version)
 	}
 	if err != nil {
 		n.Log.Warn("operators may be told again what they were told last", "err", err)
@@ -190,7 +190,7 @@ func (n *Notifier) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
 	var stored told
-	version, err := n.Docs.Get(ctx, toldPath, &stored)
+	version, err := n.Docs.Get(ctx, toldPath, &vault.Fitting{Value: &stored})
 	if err != nil && !errors.Is(err, vault.ErrNotFound) {
 		n.tellApart(now, err)
 		return
@@ -209,7 +209,7 @@ func (n *Notifier) look(ctx context.Context) {
 		n.book, n.read = b, true
 		return
 	}
-	switch _, err := n.Docs.Put(ctx, toldPath, told{p.book}, version); {
+	switch _, err := n.Docs.Put(ctx, toldPath, vault.Fitting{Value: told{p.book}}, version); {
 	case errors.Is(err, vault.ErrConflict): // another gate has told something: look again
 	case err != nil:
 		n.tellApart(now, err)

@@ -3,6 +3,7 @@ package notify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -91,6 +92,32 @@ func TestGatesTellTogether(t *testing.T) {
 		if len(ids) != 3 {
 			t.Errorf("messages have the ids %v", ids)
 		}
+	})
+}
+
+// A cause with many effects, as a scope that all grants of a provider lack, is told once by all gates and not again after a restart, as
+// one with few is.
+func TestManyTroubles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		docs, see, box := vaulttest.NewMemory(), new(seen), new(inbox)
+		to := Target{Name: "all", Sender: box}
+		stopA, stopB := begin(t, "a", docs, see, nil, to), begin(t, "b", docs, see, nil, to)
+		var all []Alert
+		for i := range 500 {
+			all = append(all, trouble(fmt.Sprintf("grant/%03d/scope_missing", i), 0))
+		}
+		see.set(all...)
+		time.Sleep(time.Minute)
+		stopA()
+		stopB()
+		defer begin(t, "a", docs, see, nil, to)()
+		time.Sleep(time.Minute)
+		see.set()
+		time.Sleep(time.Minute)
+		if box.mu.Lock(); len(box.got) != 2 || len(box.got[0].Firing) != 500 || len(box.got[1].Over) != 500 {
+			t.Errorf("%d messages", len(box.got))
+		}
+		box.mu.Unlock()
 	})
 }
 

@@ -348,6 +348,23 @@ func TestNoDefaultPolicy(t *testing.T) {
 	}
 }
 
+// How many strings a server takes in a document, and that a store in memory takes no more.
+func TestStringsAreCounted(t *testing.T) {
+	t.Parallel()
+	s := vaulttest.StartDev(t, vaulttest.Binary(t))
+	for what, store := range map[string]store{"OpenBao": vaulttest.Open(t, s.GatewayConfig), "memory": vaulttest.NewMemory()} {
+		for n, taken := range map[int]bool{450: true, 600: false} {
+			doc := map[string]string{}
+			for i := range n {
+				doc[fmt.Sprintf("name-%d", i)] = fmt.Sprint(i)
+			}
+			if _, err := store.Put(t.Context(), fmt.Sprintf("requests/%d", n), doc, 0); (err == nil) != taken || errors.Is(err, vault.ErrConflict) {
+				t.Errorf("%s, %d names and values: %v", what, n, err)
+			}
+		}
+	}
+}
+
 // A mount that deletes what is not written for a while is said once, and Setup mends it.
 func TestDocumentsAreDeleted(t *testing.T) {
 	t.Parallel()

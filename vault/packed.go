@@ -23,6 +23,47 @@ const maxUnpacked = 64 << 20
 
 var errNotPacked = errors.New("not a document of this version of the gate")
 
+// Fitting is a document that has too many strings only at times. It is Packed then, and plain while it has few, as by versions that knew it
+// plain only.
+type Fitting struct{ Value any }
+
+// mostStrings is how many OpenBao takes in a document, less what a request has beside it.
+const mostStrings = 900
+
+// MarshalJSON implements json.Marshaler.
+func (f Fitting) MarshalJSON() ([]byte, error) {
+	raw, err := Encode(f.Value)
+	if err != nil || CountStrings(raw) <= mostStrings {
+		return raw, err
+	}
+	return Packed(f).MarshalJSON()
+}
+
+// UnmarshalJSON decodes into what Value points to.
+func (f Fitting) UnmarshalJSON(text []byte) error {
+	var of struct {
+		Packed json.RawMessage `json:"packed"`
+	}
+	if json.Unmarshal(text, &of) == nil && bytes.HasPrefix(of.Packed, []byte(`"`)) {
+		return Packed(f).UnmarshalJSON(text)
+	}
+	return json.Unmarshal(text, f.Value)
+}
+
+// CountStrings is how many strings a JSON text has, names included.
+func CountStrings(text []byte) (n int) {
+	for d := json.NewDecoder(bytes.NewReader(text)); ; {
+		switch t, err := d.Token(); t.(type) {
+		case string:
+			n++
+		case nil:
+			if err != nil {
+				return n
+			}
+		}
+	}
+}
+
 // MarshalJSON implements json.Marshaler.
 func (p Packed) MarshalJSON() ([]byte, error) {
 	raw, err := Encode(p.Value)

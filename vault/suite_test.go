@@ -163,6 +163,33 @@ func testDocuments(t *testing.T, s store, remove map[string]func(path string)) {
 			t.Errorf("%d writers won, want 1", won)
 		}
 	})
+	t.Run("many strings at times", func(t *testing.T) {
+		version := 0
+		for _, n := range []int{2, 3000, 2} { // the last as it is written by versions that knew no other form
+			doc := map[string]string{}
+			for i := range n {
+				doc[fmt.Sprintf("name-%d", i)] = fmt.Sprint(i)
+			}
+			v, err := s.Put(ctx, "requests/many", vault.Fitting{Value: doc}, version)
+			want(t, "put", v, version+1, err, nil)
+			version = v
+			var got, plain map[string]any
+			if v, err := s.Get(ctx, "requests/many", &vault.Fitting{Value: &got}); err != nil || v != version || len(got) != n || got["name-1"] != "1" {
+				t.Errorf("%d of %d, version %d, %v", len(got), n, v, err)
+			}
+			if _, err := s.Get(ctx, "requests/many", &plain); err != nil || (len(plain) == n) != (n == 2) {
+				t.Errorf("to others %d of %d, %v", len(plain), n, err)
+			}
+		}
+		odd := map[string]any{"packed": map[string]any{"id": "a grant's name may be anything"}}
+		v, err := s.Put(ctx, "requests/many", vault.Fitting{Value: odd}, version)
+		want(t, "put", v, version+1, err, nil)
+		var got map[string]any
+		if _, err := s.Get(ctx, "requests/many", &vault.Fitting{Value: &got}); err != nil || !cmp.Equal(got, odd) {
+			t.Errorf("%v, %v", got, err)
+		}
+	})
+
 	t.Run("refused documents", func(t *testing.T) {
 		for name, d := range map[string]any{
 			"a list":               []int{1},

@@ -89,11 +89,17 @@ func (m *Memory) Get(ctx context.Context, path string, into any) (version int, e
 	return version, err
 }
 
+// OpenBao refuses a request with more strings in it, names included (max_request_json_strings).
+const mostStrings = 1000
+
 // Put is [vault.Client.Put].
 func (m *Memory) Put(ctx context.Context, path string, doc any, cas int) (version int, err error) {
 	raw, err := vault.Encode(doc)
 	if err != nil {
 		return 0, fmt.Errorf("put %s: %w", path, err)
+	}
+	if n := vault.CountStrings(raw); n > mostStrings {
+		return 0, fmt.Errorf("put %s: 413: %d strings are more than a server takes", path, n)
 	}
 	// The server keeps numbers as float64, so large integers come back changed.
 	var kept map[string]any
