@@ -51,7 +51,7 @@ func (e End) Follow() {
 	}
 	signal.Reset(e.Signal)
 	if syscall.Kill(os.Getpid(), e.Signal) == nil {
-		time.Sleep(time.Second) // another thread may take the signal
+		<-time.After(time.Second) // another thread may take the signal
 	}
 }
 
@@ -123,9 +123,23 @@ func wait(cmd *exec.Cmd) (End, error) {
 		case pid != cmd.Process.Pid:
 		case !status.Stopped():
 			return howEnded(status), nil
-		case hasTerminal(): // whoever stops it elsewhere continues it alone
-			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		default:
+			stopWith(cmd)
 		}
+	}
+}
+
+// stopWith stops us as cmd has stopped, where a shell waits for us that will continue both. Where none does, as in a container or behind ssh, cmd goes on: it
+// would hang there.
+func stopWith(cmd *exec.Cmd) {
+	ours, _ := unix.Getsid(0)
+	parents, err := unix.Getsid(os.Getppid())
+	switch {
+	case !hasTerminal(): // somebody stopped it by hand
+	case os.Getpid() == 1, err != nil, ours != parents:
+		_ = cmd.Process.Signal(syscall.SIGCONT)
+	default:
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	}
 }
 

@@ -325,6 +325,13 @@ func TestRunChildStopsWithTheChild(t *testing.T) {
 	until("stopped again: 147")
 	io.WriteString(master, "line\n")
 	until("read line")
+
+	// Behind ssh, and in a container, nobody is there who would continue it.
+	master, slave = pty(t)
+	cmd = exec.Command(self(t), "testOnlyRun", "sh", "-c", "kill -STOP $$; echo went on")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	start(t, cmd, master).expect("went on")
 }
 
 // pty opens a pseudo terminal.
