@@ -189,7 +189,7 @@ func writePatch(w io.Writer, e environment) error {
 	}
 	// One by one: what a container has in env counts before all envFrom, real keys too, and a patch takes the place of the whole of envFrom.
 	for _, v := range e.set {
-		from := object{"$patch": "replace", "secretKeyRef": object{"name": e.name, "key": v.name}}
+		from := object{"secretKeyRef": object{"name": e.name, "key": v.name}, "configMapKeyRef": nil, "fieldRef": nil, "resourceFieldRef": nil}
 		variables = append(variables, object{"name": v.name, "value": nil, "valueFrom": from})
 	}
 	for _, name := range e.unset {

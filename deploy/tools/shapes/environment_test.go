@@ -29,6 +29,7 @@ spec:
         - {name: ODD, valueFrom: {configMapKeyRef: {name: settings, key: odd}}}
         - {name: KEPT, value: "yes"}
         volumeMounts: [{name: work, mountPath: /work}]
+      - name: side
       - name: other
         env: [{name: HTTPS_PROXY, value: "http://corp:8080"}]
 `
