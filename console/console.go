@@ -166,7 +166,8 @@ func New(c Config) (*Server, error) {
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Run keeps pages that are open up to date until ctx ends, and then ends what they wait for. It returns when no consent is under way.
+// Run keeps pages that are open up to date until ctx ends, and then ends what they wait for. It returns when no consent is under
+// way any more, or after flowLast.
 func (s *Server) Run(ctx context.Context) {
 	defer s.flows.end()
 	s.watch(ctx)

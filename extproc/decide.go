@@ -193,7 +193,7 @@ func (p *policy) assess(sessions Sessions, r *request, now time.Time) decision {
 		about.asks = route.BasicUser != "" // git sends nothing before that
 		return because(policyDenied, fmt.Sprintf("route %s wants a credential: send the placeholder for %s in %s", route.Name, route.Credential, route.HeaderIn))
 	case foreign && route.Foreign == Refuse:
-		about.asks = credential.nameOnly() && len(others) == 0
+		about.asks = route.BasicUser != "" && credential.nameOnly() && len(others) == 0
 		return because(policyDenied, fmt.Sprintf("route %s takes no other credential than the placeholder for %s", route.Name, route.Credential))
 	case !p.mayUse(session.Profile, route.Credential):
 		return because(hostNotAllowed, askOperator(session.Profile))

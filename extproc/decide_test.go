@@ -260,7 +260,7 @@ func TestDecideAsksForCredentials(t *testing.T) {
 		{"asks.example.com", "", true},
 		{"asks.example.com", basicAuth("", ""), true},
 		{"asks.example.com", basicAuth("me", ""), true},
-		{"own.example.com", basicAuth("me", ""), true},
+		{"own.example.com", basicAuth("me", ""), false}, // an API whose key may be the user
 		{"asks.example.com", basicAuth("me", "own"), false},
 		{"asks.example.com", "Bearer own", false},
 		{"asks.example.com", basicAuth("me", f.placeholder("plain", "")), false},

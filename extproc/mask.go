@@ -67,7 +67,7 @@ func (m *masker) open(s []byte) int {
 	return n
 }
 
-// inTexts reports whether a byte is one of those of which tokens are made (RFC 6750 section 2.1), or of a text.
+// inTexts reports whether a byte is one of those of which tokens are made (RFC 6750 section 2.1), or of a text: guesses show which others a token has, and not where.
 func (m *masker) inTexts(c byte) bool {
 	switch {
 	case 'a' <= c|0x20 && c|0x20 <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~+/=", c) >= 0:

@@ -66,15 +66,19 @@ func (n *names) address(name string) (netip.Addr, bool) {
 // first, and takes the first that exists: so of api.example.com with a suffix there must be none, while one label with a suffix is what it was asked for,
 // in short or in full.
 func (n *names) exists(name string) bool {
-	short := true
+	if slices.Contains(n.known, name) {
+		return true
+	}
+	exists := name != ""
 	for _, suffix := range n.search {
 		if label, below := strings.CutSuffix(name, suffix); below {
-			if short = !strings.Contains(label, "."); short {
-				break
+			if !strings.Contains(label, ".") { // unless in full it is another's name
+				return label != "localhost" && !slices.Contains(n.known, label)
 			}
+			exists = false
 		}
 	}
-	return name != "" && (short || slices.Contains(n.known, name))
+	return exists
 }
 
 // ttl of an answer in seconds. Addresses do not change, but resolvers outlive programs.

@@ -22,7 +22,7 @@ func query(t testing.TB, name string, kind dnsmessage.Type) []byte {
 }
 
 func TestNames(t *testing.T) {
-	n := newNames([]string{"agents.svc.cluster.local", "svc.cluster.local", "Cluster.Local.", "acme.example", "."}, []string{"git.eu.acme.example"})
+	n := newNames([]string{"agents.svc.cluster.local", "svc.cluster.local", "Cluster.Local.", "acme.example", "."}, []string{"git.eu.acme.example", "minio"})
 	for _, c := range []struct {
 		name  string
 		kind  dnsmessage.Type
@@ -39,6 +39,8 @@ func TestNames(t *testing.T) {
 		{"api.example.com.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""},
 		{"api.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.3"}, // written in full, or api
 		{"redis.agents.svc.cluster.local.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.4"},
+		{"minio.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""}, // a credential's host is minio
+		{"localhost.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""},
 		{"git.eu.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.5"},
 		{"localhost.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "127.0.0.1"},
 		{"App.localhost.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "127.0.0.1"},

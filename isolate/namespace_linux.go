@@ -21,6 +21,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"wayleave/program"
 )
 
 // Exit codes of a shell for a command that did not start.
@@ -163,7 +165,7 @@ func Enter(args []string) (code int, err error) {
 		return exitNotExecutable, Explain(err)
 	}
 	err = syscall.Exec(args[1], args[2:], env)
-	if errors.Is(err, syscall.ENOEXEC) { // a script that does not say what it is one for, which shells and env run so
+	if errors.Is(err, syscall.ENOEXEC) && program.IsScript(args[1]) { // a script that does not say what it is one for, which shells and env run so
 		err = syscall.Exec("/bin/sh", append([]string{"sh", args[1]}, args[3:]...), env)
 	}
 	code = exitNotExecutable

@@ -206,14 +206,14 @@ func (r *relay) capture(ctx context.Context, conn net.Conn) {
 }
 
 // helloPatience is how long a program may take to say whom it wants. Where TLS is not spoken it may wait for the server to begin.
-const helloPatience = 3 * time.Second
+const helloPatience = time.Second
 
 // serverName is whom a TLS client wants (RFC 6066 section 3), with a connection in which what was read for that is still to come. It is empty where TLS does
 // not begin, or without a name.
 func serverName(conn net.Conn) (name string, whole net.Conn) {
 	var read bytes.Buffer
 	_ = conn.SetReadDeadline(time.Now().Add(helloPatience))
-	hello := tls.Server(listener{conn, io.TeeReader(conn, &read)}, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+	hello := tls.Server(unanswered{conn, io.TeeReader(conn, &read)}, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		name = strings.ToLower(h.ServerName)
 		return nil, errors.New("nothing more is wanted of it")
 	}})
@@ -222,15 +222,15 @@ func serverName(conn net.Conn) (name string, whole net.Conn) {
 	return name, buffer{conn, bufio.NewReader(io.MultiReader(&read, conn))}
 }
 
-// listener is a connection that is read by another way, and not answered.
-type listener struct {
+// unanswered is a connection that is read by another way, and on which nothing is sent.
+type unanswered struct {
 	net.Conn
 	in io.Reader
 }
 
-func (l listener) Read(p []byte) (int, error) { return l.in.Read(p) }
+func (u unanswered) Read(p []byte) (int, error) { return u.in.Read(p) }
 
-func (l listener) Write(p []byte) (int, error) { return len(p), nil }
+func (u unanswered) Write(p []byte) (int, error) { return len(p), nil }
 
 // connect opens a tunnel through the gate. What is not 200 comes back as a refusal, whose body is read to its end.
 func (r *relay) connect(ctx context.Context, destination string) (tunnel net.Conn, refusal *http.Response, err error) {

@@ -54,7 +54,7 @@ func (m *Metrics) Look(states, outcomes []string, now func() time.Time, look fun
 		expires: desc("wayleave_grant_expires_in_seconds",
 			"How long the grant's access token is still good; below 0 it has expired. Not there for one that never expires, or when there is none. One that nears 0 is not being refreshed: wayleave grant show NAME.", "grant"),
 		consent: desc("wayleave_grant_consent_ends_in_seconds",
-			"How long the operator's consent is still good, whatever is refreshed. Not there where providers do not say. Before it is 0: wayleave grant connect NAME.", "grant"),
+			"How long the operator's consent is still good, whatever is refreshed. Without a refresh token that is until the token ends. Not there where it is not known. Before it is 0: wayleave grant connect NAME.", "grant"),
 		sessions: desc("wayleave_sessions",
 			"Sessions of workers that are under way, of all gates. See whose they are: wayleave session list."),
 		envoys: desc("wayleave_envoys",

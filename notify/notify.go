@@ -265,25 +265,33 @@ func (n *Notifier) tell(p plan) {
 	}
 }
 
-// deliver sends what is queued for a target, one after the other.
+// deliver sends what is queued for a target, one after the other. Nobody waits for those who get a message later.
 func (n *Notifier) deliver(ctx context.Context, t Target, queue <-chan Message) {
+	var later sync.WaitGroup
+	defer later.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case m := <-queue:
 			err := persist(ctx, t.Sender, m)
-			var some Partial
-			if errors.As(err, &some) {
-				n.Log.Warn("some operators were not told of something", "target", t.Name, "subject", m.Subject(), "err", err, "fix", "take them out of the target, or mend their addresses")
-			} else if err != nil {
-				if ctx.Err() == nil {
-					n.Log.Error("operators were not told of something", "target", t.Name, "subject", m.Subject(), "err", err, "fix", "mend the target, and see that `wayleave notify test` reaches it")
-				}
-				continue
+			some, partial := errors.AsType[Partial](err)
+			switch {
+			case partial:
+				n.took <- m.keys()
+				later.Go(func() {
+					if err := some.finish(ctx, m); err != nil {
+						n.Log.Warn("some operators were not told of something", "target", t.Name, "subject", m.Subject(), "err", err, "fix", "take them out of the target, or mend their addresses")
+						return
+					}
+					n.Log.Info("operators were told of something", "target", t.Name, "subject", m.Subject())
+				})
+			case err == nil:
+				n.took <- m.keys()
+				n.Log.Info("operators were told of something", "target", t.Name, "subject", m.Subject())
+			case ctx.Err() == nil:
+				n.Log.Error("operators were not told of something", "target", t.Name, "subject", m.Subject(), "err", err, "fix", "mend the target, and see that `wayleave notify test` reaches it")
 			}
-			n.Log.Info("operators were told of something", "target", t.Name, "subject", m.Subject())
-			n.took <- m.keys()
 		}
 	}
 }

@@ -95,6 +95,31 @@ func TestGatesTellTogether(t *testing.T) {
 	})
 }
 
+// crowd has some who get a message at once, and some who never do, though they are tried for long.
+type crowd struct{ *inbox }
+
+func (c crowd) Send(ctx context.Context, m Message) error {
+	_ = c.inbox.Send(ctx, m)
+	return Partial{errors.New("not yet"), never{}}
+}
+
+type never struct{}
+
+func (never) Send(context.Context, Message) error { return Partial{errors.New("not yet"), never{}} }
+
+// Whoever gets a message late keeps the next from nobody.
+func TestNobodyWaitsForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		docs, see, box := vaulttest.NewMemory(), new(seen), new(inbox)
+		defer begin(t, "a", docs, see, nil, Target{Name: "all", Sender: crowd{box}})()
+		see.set(trouble("grant/x/s", 0))
+		time.Sleep(time.Minute)
+		see.set(trouble("grant/x/s", 0), trouble("ca/root", 0))
+		time.Sleep(time.Minute)
+		expect(t, box, "+grant/x/s", "+ca/root ~1")
+	})
+}
+
 // A cause with many effects, as a scope that all grants of a provider lack, is told once by all gates and not again after a restart, as
 // one with few is.
 func TestManyTroubles(t *testing.T) {

@@ -300,19 +300,14 @@ func deliver(ctx context.Context, client *mail.Client, msg *mail.Msg) error {
 // Pauses between tries of one message: ten minutes in all.
 var pauses = []time.Duration{5 * time.Second, 15 * time.Second, 40 * time.Second, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute}
 
-// persist sends until everybody has the message, it is of no use, or ten minutes are over; a server that asks for a longer pause gets it.
+// persist sends until somebody has the message, it is of no use, or ten minutes are over; a server that asks for a longer pause gets it.
 func persist(ctx context.Context, s Sender, m Message) error {
 	for _, pause := range pauses {
 		err := s.Send(ctx, m)
-		var permanent Permanent
-		var some Partial
-		switch {
-		case err == nil, errors.As(err, &permanent):
+		_, permanent := errors.AsType[Permanent](err)
+		_, some := errors.AsType[Partial](err)
+		if err == nil || permanent || some {
 			return err
-		case errors.As(err, &some) && some.Rest == nil:
-			return err
-		case some.Rest != nil:
-			s = some.Rest
 		}
 		var status *webhook.StatusError
 		if errors.As(err, &status) {
@@ -320,12 +315,30 @@ func persist(ctx context.Context, s Sender, m Message) error {
 		}
 		select {
 		case <-ctx.Done():
-			if some.Rest != nil { // who has it is not sent it again after a restart
-				return err
-			}
 			return ctx.Err()
 		case <-time.After(pause):
 		}
 	}
 	return s.Send(ctx, m)
+}
+
+// finish sends the message to those who may get it later, until there are none, or the pauses are over.
+func (p Partial) finish(ctx context.Context, m Message) error {
+	for _, pause := range pauses {
+		if p.Rest == nil {
+			return p
+		}
+		select {
+		case <-ctx.Done():
+			return p
+		case <-time.After(pause):
+		}
+		err := p.Rest.Send(ctx, m)
+		next, some := errors.AsType[Partial](err)
+		if !some {
+			return err
+		}
+		p = next
+	}
+	return p
 }

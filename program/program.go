@@ -3,8 +3,10 @@
 package program
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -21,6 +23,19 @@ type Spec struct {
 	Minimum     string         // the first supported version
 	Below       string         // the first version no longer supported
 	Setting     string         // what to write or set to name one explicitly, for the message when none is found
+}
+
+// IsScript reports whether a file that the system does not know how to start (ENOEXEC) is one that shells start as a script of theirs: there is
+// no NUL at its beginning, as there is in an executable for another kind of machine.
+func IsScript(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	head := make([]byte, 128)
+	n, _ := f.Read(head)
+	return bytes.IndexByte(head[:n], 0) < 0
 }
 
 // Binary is an executable of a supported version.

@@ -72,3 +72,18 @@ func TestFind(t *testing.T) {
 		})
 	}
 }
+
+func TestIsScript(t *testing.T) {
+	for text, want := range map[string]bool{"echo hello\n": true, "": true, "\x7fELF\x02\x01\x01\x00": false, "MZ\x90\x00": false} {
+		file := filepath.Join(t.TempDir(), "program")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := IsScript(file); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+	if IsScript(filepath.Join(t.TempDir(), "none")) {
+		t.Error("a file that is not there")
+	}
+}

@@ -70,6 +70,7 @@ func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, c
 	}
 	err = ask()
 	if errors.Is(err, ErrDenied) { // a policy of an earlier release allows no more than this
+		c.log.Warn("certificates begin five minutes before they are made and not a week, as the policy is of an earlier release", "next", "run `wayleave vault setup`")
 		body["not_before_duration"] = backdate
 		err = ask()
 	}

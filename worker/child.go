@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wayleave/program"
 )
 
 // Exit codes of a shell for a command that did not start.
@@ -74,7 +76,7 @@ func RunChild(cmd *exec.Cmd) (End, error) {
 	defer signal.Stop(signals)
 
 	err := cmd.Start()
-	if errors.Is(err, syscall.ENOEXEC) { // a script that does not say what it is one for, which shells and env run so
+	if errors.Is(err, syscall.ENOEXEC) && program.IsScript(cmd.Path) { // a script that does not say what it is one for, which shells and env run so
 		script := append([]string{"sh", cmd.Path}, cmd.Args[1:]...)
 		cmd = &exec.Cmd{Path: "/bin/sh", Args: script, Env: cmd.Env, Dir: cmd.Dir, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
 		err = cmd.Start()
@@ -121,22 +123,22 @@ func wait(cmd *exec.Cmd) (End, error) {
 		case err != nil:
 			return End{Code: exitNotExecutable}, fmt.Errorf("waiting for %s: %w", cmd.Args[0], err)
 		case pid != cmd.Process.Pid:
-		case !status.Stopped():
+		case status.Exited(), status.Signaled():
 			return howEnded(status), nil
-		default:
+		default: // it has stopped, which BSD's Stopped does not say of SIGSTOP
 			stopWith(cmd)
 		}
 	}
 }
 
-// stopWith stops us as cmd has stopped, where a shell waits for us that will continue both. Where none does, as in a container or behind ssh, cmd goes on: it
-// would hang there.
+// stopWith stops us as cmd has stopped, where a shell waits for us that will continue both: it gave us a group of our own in its session. Where
+// none does, as in a container or behind ssh, cmd goes on: it would hang there, and we with it.
 func stopWith(cmd *exec.Cmd) {
 	ours, _ := unix.Getsid(0)
 	parents, err := unix.Getsid(os.Getppid())
 	switch {
 	case !hasTerminal(): // somebody stopped it by hand
-	case os.Getpid() == 1, err != nil, ours != parents:
+	case os.Getppid() == 0, unix.Getpgrp() == ours, err != nil, ours != parents:
 		_ = cmd.Process.Signal(syscall.SIGCONT)
 	default:
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)

@@ -181,6 +181,7 @@ func TestRunChildAsProcess1(t *testing.T) {
 
 // A script that is interrupted ends with what ran, as it would without us; with a code in the signal's place bash goes on.
 func TestRunChildEndsByItsSignal(t *testing.T) {
+	notIgnored(t)
 	for _, c := range []struct {
 		script string
 		signal syscall.Signal
@@ -217,10 +218,15 @@ func TestRunChildEndsByItsSignal(t *testing.T) {
 	}
 }
 
-func TestRunChildForwardsSignals(t *testing.T) {
+// notIgnored has programs begin with the default of signals that may be ignored where the tests run: under nohup, or in a script's background.
+func notIgnored(t *testing.T) {
 	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, syscall.SIGHUP) // the child then begins with its default, even where the tests themselves run under nohup
-	defer signal.Stop(caught)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	t.Cleanup(func() { signal.Stop(caught) })
+}
+
+func TestRunChildForwardsSignals(t *testing.T) {
+	notIgnored(t)
 	cmd := exec.Command(self(t), "testOnlyRun", self(t), "testOnlyCount")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal, whoever runs the tests
 	out, err := cmd.StdoutPipe()
@@ -307,8 +313,11 @@ func TestRunChildStopsWithTheChild(t *testing.T) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	s := start(t, cmd, master)
+	limit := time.AfterFunc(30*time.Second, func() { master.Close() }) // which hangs up
+	defer limit.Stop()
 	until := func(want string) { // bash says what it does too
 		t.Helper()
+		limit.Reset(30 * time.Second)
 		for got := range s.lines {
 			if got == want {
 				return
@@ -316,8 +325,6 @@ func TestRunChildStopsWithTheChild(t *testing.T) {
 		}
 		t.Fatalf("no %q", want)
 	}
-	limit := time.AfterFunc(30*time.Second, func() { master.Close() }) // which hangs up
-	defer limit.Stop()
 	until("ready")
 	until("stopped: 147") // 128 + SIGSTOP
 	until("continued")
@@ -327,11 +334,13 @@ func TestRunChildStopsWithTheChild(t *testing.T) {
 	until("read line")
 
 	// Behind ssh, and in a container, nobody is there who would continue it.
-	master, slave = pty(t)
-	cmd = exec.Command(self(t), "testOnlyRun", "sh", "-c", "kill -STOP $$; echo went on")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
-	start(t, cmd, master).expect("went on")
+	for _, by := range [][]string{{self(t)}, {"sh", "-c", `"$0" "$@"; true`, self(t)}} {
+		master, slave = pty(t)
+		cmd = exec.Command(by[0], append(by[1:], "testOnlyRun", "sh", "-c", "kill -STOP $$; echo went on")...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+		start(t, cmd, master).expect("went on")
+	}
 }
 
 // pty opens a pseudo terminal.

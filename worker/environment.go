@@ -130,7 +130,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	for _, how := range changes {
 		report = append(report, strings.Replace(how, "%s", strings.Join(changed[how], ", "), 1))
 	}
-	if beside && !e.Relay.IsValid() && len(e.Direct) == 0 { // else there is no other way, or they were named
+	if beside && !e.Transparent && !e.Relay.IsValid() && len(e.Direct) == 0 { // else there is no other way, or they were named
 		report = append(report, "hosts that programs went to without a proxy are asked for through the gate: name what is beside this worker with --no-proxy")
 	}
 	for _, name := range slices.Sorted(maps.Keys(set)) {

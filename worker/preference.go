@@ -234,7 +234,7 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 			if len(servers) > 0 {
 				found = append(found, Preference{
 					File: path, Has: strings.Join(servers, ", "), Means: "Codex starts without the variables that lead to the gate",
-					Fix: `add env_vars = ["HTTPS_PROXY", "HTTP_PROXY", "NODE_USE_ENV_PROXY"] there, or run it with --isolate`,
+					Fix: `add env_vars = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "NODE_USE_ENV_PROXY", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] there`,
 				})
 				servers = nil
 			}

@@ -81,7 +81,7 @@ func TestPreferences(t *testing.T) {
 		"MCP servers of Codex's": {env: []string{"HTTPS_PROXY=http://session:token@gate"}, credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
 			"/home/me/.codex/config.toml": "[mcp_servers.memory]\ncommand = \"npx\"\nargs = [\"-y\"]\n\n[mcp_servers.remote]\nurl = \"value-1\"\n[mcp_servers.led]\ncommand = \"npx\"\nenv_vars = [\n \"HTTPS_PROXY\",\n]\n[mcp_servers.set]\ncommand = \"npx\"\n[mcp_servers.set.env]\nhttps_proxy = \"value-2\"\n",
 		}, want: []string{
-			"/home/me/.codex/config.toml has mcp_servers.memory, which Codex starts without the variables that lead to the gate: add env_vars = [\"HTTPS_PROXY\", \"HTTP_PROXY\", \"NODE_USE_ENV_PROXY\"] there, or run it with --isolate",
+			"/home/me/.codex/config.toml has mcp_servers.memory, which Codex starts without the variables that lead to the gate: add env_vars = [\"HTTPS_PROXY\", \"HTTP_PROXY\", \"NO_PROXY\", \"NODE_USE_ENV_PROXY\", \"NODE_EXTRA_CA_CERTS\", \"SSL_CERT_FILE\"] there",
 		}},
 		"a Codex of before": {env: []string{"CODEX_HOME=/own"}, credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}}, files: map[string]string{
 			"/own/app-server-control/app-server-control.sock": "", "/home/me/.codex/app-server-control/app-server-control.sock": "",

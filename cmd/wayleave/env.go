@@ -135,6 +135,9 @@ command does not.`,
 		if format == "github" && len(w.unset) > 0 {
 			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %s: set to nothing for later steps, which cannot be without; some programs take that for a value: take them out of the workflow's env\n", strings.Join(w.unset, ", "))
 		}
+		if format == "kubernetes-patch" && len(w.unset) > 0 {
+			fmt.Fprintf(c.ErrOrStderr(), "wayleave: %s: taken out of the containers' env; what an envFrom gives them stays: take it out of that ConfigMap or Secret\n", strings.Join(w.unset, ", "))
+		}
 		fmt.Fprintf(c.ErrOrStderr(), "wayleave: the session of worker %s ends at %s\n", enrolment.Session.Worker, enrolment.Session.Expires.Local().Format("2006-01-02 15:04:05 -0700"))
 		return nil
 	}

@@ -77,6 +77,7 @@ func startGate(t *testing.T, vault, caFile string, token secret.Text, out io.Wri
 	if err := g.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = g.Process.Kill() })
 	go func() { g.ended <- g.Wait() }()
 	return g
 }
@@ -84,10 +85,12 @@ func startGate(t *testing.T, vault, caFile string, token secret.Text, out io.Wri
 // until waits for /readyz to answer with this status, and these words in it.
 func (g servedGate) until(t *testing.T, status int, words string) {
 	t.Helper()
-	for {
+	for late := time.After(2 * time.Minute); ; {
 		select {
 		case err := <-g.ended:
 			t.Fatalf("the gate ended: %v", err)
+		case <-late:
+			t.Fatalf("the gate is not %d %q", status, words)
 		case <-time.After(10 * time.Millisecond):
 		}
 		answer, err := http.Get("http://" + g.figures + "/readyz") //nolint:noctx // on loopback
@@ -135,7 +138,11 @@ func TestGateIsStoppedWhileItStarts(t *testing.T) {
 	}))
 	defer silent.Close()
 	gate := startGate(t, silent.URL, "", secret.New("t"), io.Discard)
-	<-asked
+	select {
+	case <-asked:
+	case err := <-gate.ended:
+		t.Fatalf("the gate ended: %v", err)
+	}
 	gate.stops(t, syscall.SIGTERM)
 }
 

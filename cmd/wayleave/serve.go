@@ -179,7 +179,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	g.auditLogs = auditLogs{told}
 
 	// What is stored: the configuration's revisions, grants, session keys and the root CAs live in Vault.
-	store, err := g.openVault(ctx, &figured.health)
+	store, err := g.awaitVault(ctx, &figured.health)
 	if err != nil {
 		return err
 	}
@@ -313,6 +313,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	keep, letGo := context.WithCancel(work)
 	kept := make(chan struct{})
 	hold, release := context.WithCancel(work)
+	seen, endPages := context.WithCancel(work)
+	defer endPages()
 	group.Go(func() error { return live.authority.Run(work) })
 	group.Go(func() error { defer close(kept); return live.grants.Run(keep) })
 	group.Go(func() error { live.sessions.Run(work); return nil })
@@ -326,7 +328,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	if recorder != nil {
 		group.Go(func() error { recorder.Run(work); return nil })
 	}
-	group.Go(func() error { defer close(operators); return pages.serve(work) })
+	group.Go(func() error { defer close(operators); return pages.serve(seen) })
 	group.Go(func() error { return shown.failure(work) })
 	group.Go(func() error { telling.Run(work); return nil })
 	group.Go(func() error { told.Run(work); return nil })
@@ -344,7 +346,8 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 		}
 		figured.health.Set(readyProcess, "has been told to stop")
 		doors.sendAway()
-		release() // whoever waits for an operator asks again, at another gate or the next
+		endPages() // what is agreed to there is stored meanwhile
+		release()  // whoever waits for an operator asks again, at another gate or the next
 		if spooled.Awaited() {
 			letGo()
 			<-kept
@@ -362,9 +365,9 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 // vaultPause is how long a gate that starts lets a Vault alone, at most, that could not answer.
 const vaultPause = 5 * time.Second
 
-// openVault logs in, and sees that the gate may do there what it has to. A Vault that cannot answer is waited for: it may be starting too, and
+// awaitVault logs in, and sees that the gate may do there what it has to. A Vault that cannot answer is waited for: it may be starting too, and
 // a gate that ended would be away until its supervisor's back-off is over, long after the Vault is there.
-func (g gate) openVault(ctx context.Context, health *metrics.Health) (*vault.Client, error) {
+func (g gate) awaitVault(ctx context.Context, health *metrics.Health) (*vault.Client, error) {
 	for pause := vaultPause / 32; ; pause = min(2*pause, vaultPause) {
 		store, err := vault.Open(ctx, g.vault, g.log)
 		if err == nil {

@@ -66,6 +66,9 @@ spec:
 	if len(main.EnvFrom) != 1 || len(main.VolumeMounts) != 2 || len(pod.Volumes) != 2 {
 		t.Errorf("what it had is %+v, %+v, %+v", main.EnvFrom, main.VolumeMounts, pod.Volumes)
 	}
+	if side := named("side"); len(side.Env) != 3 || side.Env[0].ValueFrom == nil || side.Env[0].ValueFrom.SecretKeyRef == nil {
+		t.Errorf("a container without an environment has %+v", side.Env)
+	}
 	if other := named("other"); len(other.Env) != 1 || other.Env[0].Value != "http://corp:8080" || len(other.VolumeMounts) != 0 {
 		t.Errorf("another container was changed: %+v", other)
 	}
