@@ -45,7 +45,7 @@ test: ## everything: lint, vulnerabilities, unit and end-to-end tests on real En
 .PHONY: lint
 lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
 	@nice deploy/tools/fetch.sh lint docs
-	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)" || { echo "gofmt: run 'make fmt'" >&2; exit 1; }
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee -a /dev/stderr)" || { echo "gofmt: run 'make fmt'" >&2; exit 1; }
 	nice golangci-lint run # behind the tests that run beside it, which have deadlines
 	nice govulncheck -db "$(GOVULNDB)" ./...
 	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know

@@ -1,4 +1,4 @@
-// Package program owns finding an executable of a version we support, and saying why that one. What the program is for,
+// Package program owns finding an executable of a version we support, saying why that one, and telling a script from other files. What the program is for,
 // and running it, is left to the caller.
 package program
 
