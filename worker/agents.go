@@ -1,0 +1,307 @@
+package worker
+
+import (
+	"cmp"
+	"encoding/json"
+	"io/fs"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// What coding agents have in files of their own and prefer to their environment.
+
+// claudeCode are the files of Claude Code.
+func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (found []Preference) {
+	own, account := vars["CLAUDE_CONFIG_DIR"], filepath.Join(vars["CLAUDE_CONFIG_DIR"], ".claude.json")
+	if own == "" {
+		own, account = filepath.Join(vars["HOME"], ".claude"), filepath.Join(vars["HOME"], ".claude.json")
+	}
+	paths := []string{account}
+	organizations := map[string]bool{} // which a person cannot change
+	for _, managed := range []string{"/etc/claude-code", "/Library/Application Support/ClaudeCode"} {
+		parts, _ := fs.Glob(m.Files, managed[1:]+"/managed-settings.d/*.json")
+		paths = append(paths, managed+"/managed-settings.json")
+		for _, part := range parts {
+			paths = append(paths, "/"+part)
+		}
+	}
+	for _, path := range paths {
+		organizations[path] = path != account
+	}
+	paths = append(paths, filepath.Join(own, "settings.json"))
+	if m.Dir != "" {
+		paths = append(paths, filepath.Join(m.Dir, ".claude", "settings.json"), filepath.Join(m.Dir, ".claude", "settings.local.json"))
+		if root := m.repository(); root != m.Dir && root != "" {
+			paths = append(paths, filepath.Join(root, ".claude", "settings.local.json"))
+		}
+	}
+	gate := gateVariables()
+	for _, path := range paths {
+		var settings struct {
+			Env          map[string]any `json:"env"`
+			APIKeyHelper string         `json:"apiKeyHelper"`
+			PrimaryKey   string         `json:"primaryApiKey"`
+			ForcedMethod any            `json:"forceLoginMethod"`
+			ForcedOrg    any            `json:"forceLoginOrgUUID"`
+		}
+		if json.Unmarshal(m.read(path), &settings) != nil { // the client has its own words for that
+			continue
+		}
+		var around []string
+		for _, name := range gate {
+			if value, text := settings.Env[name].(string); text && path != account && elsewhere(vars, name, value) {
+				around = append(around, "env."+name)
+			}
+		}
+		for _, c := range credentials {
+			concerns := c.concerns()
+			var names []string
+			for _, name := range concerns {
+				if value, text := settings.Env[name].(string); text && value != "" && !strings.Contains(value, Marker) && path != account {
+					names = append(names, "env."+name)
+				}
+			}
+			if settings.APIKeyHelper != "" && slices.Contains(concerns, "ANTHROPIC_API_KEY") && path != account {
+				names = append(names, "apiKeyHelper")
+			}
+			if settings.PrimaryKey != "" && c.Env["ANTHROPIC_AUTH_TOKEN"] != "" && path == account {
+				names = append(names, "primaryApiKey")
+			}
+			if len(names) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "Claude Code prefers to the placeholder for " + c.Grant})
+			}
+			if !slices.Contains(concerns, "ANTHROPIC_API_KEY") {
+				continue
+			}
+			if len(around) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(around, ", "), Means: "Claude Code, and what it runs, prefer to the way to the gate"})
+				around = nil
+			}
+			forced := ""
+			if settings.ForcedMethod != nil {
+				forced = "forceLoginMethod"
+			} else if settings.ForcedOrg != nil {
+				forced = "forceLoginOrgUUID"
+			}
+			if organizations[path] && forced != "" && c.Env["ANTHROPIC_AUTH_TOKEN"]+c.Env["ANTHROPIC_API_KEY"] != "" {
+				found = append(found, Preference{File: path, Has: forced, Means: "has Claude Code refuse the placeholder for " + c.Grant + ", which is no log-in to it as one is with claude_code: oauth_env in the profile"})
+			}
+		}
+	}
+	return found
+}
+
+// gateVariables are those that lead programs to the gate, and have them trust it.
+func gateVariables() []string {
+	names := slices.Concat(slices.Collect(maps.Keys(proxyVariables(Enrolment{Gate: &url.URL{}}))), replacingStores, addingStores)
+	slices.Sort(names)
+	return names
+}
+
+// elsewhere reports whether a value that a file has for one of them leads elsewhere than the environment does.
+func elsewhere(vars map[string]string, name, value string) bool {
+	return vars[name] != "" && value != vars[name] && (!strings.EqualFold(name, "NO_PROXY") || !loopbackOnly(value))
+}
+
+// concerns are the variables that the credential is given in, or that programs would prefer to it.
+func (c Credential) concerns() []string {
+	return slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Keys(c.Env)), c.Unset)))
+}
+
+// loopbackOnly reports whether a NO_PROXY is about this machine alone.
+func loopbackOnly(noProxy string) bool {
+	for entry := range strings.SplitSeq(noProxy, ",") {
+		switch strings.Trim(strings.TrimSpace(entry), "[]") {
+		case "", "localhost", ".localhost", "127.0.0.1", "127.0.0.0/8", "::1", "0.0.0.0":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
+	codexCommand   = regexp.MustCompile(`(?m)^[ \t]*command[ \t]*=`)
+	codexForced    = regexp.MustCompile(`(?m)^[ \t]*forced_login_method[ \t]*=[ \t]*["'](api|chatgpt)["']`)
+)
+
+// codexHome is the directory of Codex's own files.
+func codexHome(vars map[string]string) string {
+	return cmp.Or(vars["CODEX_HOME"], filepath.Join(vars["HOME"], ".codex"))
+}
+
+// codex are the files of Codex.
+func (m Machine) codex(vars map[string]string, credentials []Credential) (found []Preference) {
+	own := codexHome(vars)
+	if daemon := filepath.Join(own, "app-server-control", "app-server-control.sock"); m.Listens != nil && m.Listens(daemon) {
+		for _, c := range credentials {
+			if c.codex() {
+				found = append(found, Preference{
+					File: daemon, Has: "a Codex that runs already", Means: "takes over what an interactive Codex is told, with the credential and the way out that it was started with",
+					Fix: "stop it with `codex app-server daemon stop`, and start Codex with --disable daemon_auto_start",
+				})
+				break
+			}
+		}
+	}
+	paths := []string{"/etc/codex/managed_config.toml", "/etc/codex/config.toml", filepath.Join(own, "config.toml")}
+	if m.Dir != "" {
+		paths = append(paths, filepath.Join(m.Dir, ".codex", "config.toml"))
+	}
+	for _, path := range paths {
+		text := m.read(path)
+		var names []string
+		for _, line := range codexElsewhere.FindAllSubmatch(text, -1) {
+			if value := strings.TrimSpace(string(line[2])); !strings.HasPrefix(value, `"openai"`) && !strings.HasPrefix(value, `'openai'`) { // which is the default
+				names = append(names, string(line[1]))
+			}
+		}
+		keeps := codexKeeps(string(text))
+		var servers []string
+		if strings.Contains(vars["HTTPS_PROXY"], "@") { // else they are led to the gate without
+			servers = codexServers(string(text))
+		}
+		for _, c := range credentials {
+			if !c.codex() {
+				continue
+			}
+			logIn := "api"
+			if c.Env["CODEX_ACCESS_TOKEN"] != "" {
+				logIn = "chatgpt"
+			}
+			if len(names) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: "leads Codex elsewhere than the placeholder for " + c.Grant + " is for"})
+			}
+			if forced := codexForced.FindSubmatch(text); forced != nil && string(forced[1]) != logIn {
+				found = append(found, Preference{File: path, Has: "forced_login_method", Means: "has Codex refuse the placeholder for " + c.Grant})
+			}
+			if len(servers) > 0 {
+				found = append(found, Preference{
+					File: path, Has: strings.Join(servers, ", "), Means: "Codex starts without the variables that lead to the gate",
+					Fix: `add env_vars = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "NODE_USE_ENV_PROXY", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] there`,
+				})
+				servers = nil
+			}
+			if len(keeps) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(keeps, ", "), Means: "keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder"})
+				keeps = nil
+			}
+		}
+	}
+	return found
+}
+
+// codex reports whether the credential is given to Codex.
+func (c Credential) codex() bool { return c.Env["CODEX_ACCESS_TOKEN"]+c.Env["CODEX_API_KEY"] != "" }
+
+// codexInline is what keeps variables in a table that is written in one line.
+var codexInline = regexp.MustCompile(`inherit[ \t]*=[ \t]*["'](?:core|none)|\b(?:exclude|include_only|filters)\b|ignore_default_excludes[ \t]*=[ \t]*false`)
+
+// codexKeeps are the settings of a config.toml of Codex's by which it keeps variables from the commands that it runs.
+func codexKeeps(text string) (names []string) {
+	const policy = "shell_environment_policy"
+	section := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			section, _, _ = strings.Cut(strings.Trim(line, "["), "]")
+			if section = strings.TrimSpace(section); section == policy+".filters" {
+				names = append(names, section)
+			}
+			continue
+		}
+		key, value, set := strings.Cut(line, "=")
+		key, value = strings.TrimSpace(key), strings.Trim(strings.TrimSpace(value), `"'`)
+		if section != "" {
+			key = section + "." + key
+		}
+		switch {
+		case !set:
+		case key == policy+".inherit" && !strings.HasPrefix(value, "all"),
+			key == policy+".ignore_default_excludes" && strings.HasPrefix(value, "false"),
+			key == policy+".exclude", key == policy+".include_only",
+			key == policy && codexInline.MatchString(value):
+			names = append(names, key)
+		}
+	}
+	return names
+}
+
+// codexServers are the MCP servers in a config.toml that Codex starts, with a few variables of its environment and those that are named there, and are not
+// given the proxy.
+func codexServers(text string) (names []string) {
+	led := map[string]bool{}
+	for table := range strings.SplitSeq("\n"+text, "\n[") {
+		title, body, _ := strings.Cut(table, "]")
+		name, is := strings.CutPrefix(strings.TrimSpace(title), "mcp_servers.")
+		name, _, _ = strings.Cut(name, ".")
+		switch {
+		case !is:
+		case strings.Contains(strings.ToLower(body), "https_proxy"):
+			led["mcp_servers."+name] = true
+		case codexCommand.MatchString(body):
+			names = append(names, "mcp_servers."+name)
+		}
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return led[name] })
+}
+
+// dotenvLine is a line of a .env file that sets a variable.
+var dotenvLine = regexp.MustCompile(`(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*'|[^#\s]*)`)
+
+// dotenv are files of variables that a program sets for itself, whatever its environment has. Most programs that read an .env do not.
+func (m Machine) dotenv(vars map[string]string, credentials []Credential) (found []Preference) {
+	codex := filepath.Join(codexHome(vars), ".env")
+	paths := []string{filepath.Join(vars["HOME"], ".aider/oauth-keys.env"), filepath.Join(vars["HOME"], ".env")}
+	if slices.ContainsFunc(credentials, Credential.codex) {
+		paths = append(paths, codex)
+	}
+	if m.Dir != "" {
+		if root := m.repository(); root != m.Dir && root != "" {
+			paths = append(paths, filepath.Join(root, ".env"))
+		}
+		paths = append(paths, filepath.Join(m.Dir, ".env"))
+	}
+	gate := gateVariables()
+	for i, path := range paths {
+		if slices.Contains(paths[:i], path) {
+			continue
+		}
+		who := "aider and others that let a .env replace their environment"
+		if path == codex {
+			who = "Codex, and what it runs,"
+		}
+		set := map[string]string{}
+		for _, line := range dotenvLine.FindAllStringSubmatch(string(m.read(path)), -1) {
+			if path != codex || !strings.HasPrefix(line[1], "CODEX_") { // which it does not take from there
+				set[line[1]] = strings.Trim(line[2], `"'`)
+			}
+		}
+		var around []string
+		for _, name := range gate {
+			if value := set[name]; value != "" && elsewhere(vars, name, value) {
+				around = append(around, name)
+			}
+		}
+		if len(around) > 0 {
+			found = append(found, Preference{File: path, Has: strings.Join(around, ", "), Means: who + " prefer to the way to the gate"})
+		}
+		for _, c := range credentials {
+			var names []string
+			for _, name := range c.concerns() {
+				if value := set[name]; value != "" && !strings.Contains(value, Marker) {
+					names = append(names, name)
+				}
+			}
+			if len(names) > 0 {
+				found = append(found, Preference{File: path, Has: strings.Join(names, ", "), Means: who + " prefer to the placeholder for " + c.Grant})
+			}
+		}
+	}
+	return found
+}
