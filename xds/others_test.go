@@ -129,30 +129,12 @@ type strict struct {
 
 func newStrict(t *testing.T, ca *authority, allows int) *strict {
 	t.Helper()
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, apiHost)}, NextProtos: []string{"h2"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	up := &strict{address: l.Addr().String(), allows: allows, end: make(chan struct{})}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go up.serve(c)
-		}
-	}()
+	up := &strict{allows: allows, end: make(chan struct{})}
+	up.address = byHand(t, ca, up.connection)
 	return up
 }
 
-func (up *strict) serve(c net.Conn) {
-	defer c.Close()
-	if _, err := io.ReadFull(c, make([]byte, len(http2.ClientPreface))); err != nil {
-		return
-	}
-	f := http2.NewFramer(c, c)
+func (up *strict) connection(f *http2.Framer) func(http2.Frame) bool {
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	var writing sync.Mutex
 	write := func(what func() error) bool {
@@ -161,29 +143,18 @@ func (up *strict) serve(c net.Conn) {
 		return what() == nil
 	}
 	resets := 0
-	if !write(func() error { return f.WriteSettings() }) {
-		return
-	}
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			return
-		}
+	return func(frame http2.Frame) bool {
 		switch frame := frame.(type) {
-		case *http2.SettingsFrame:
-			if !frame.IsAck() && !write(f.WriteSettingsAck) {
-				return
-			}
 		case *http2.MetaHeadersFrame:
 			up.asked.Add(1)
 			if frame.PseudoValue("path") != "/long" {
-				continue
+				return true
 			}
 			stream := frame.StreamID
 			if !write(func() error {
 				return errors.Join(f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte{0x88}, EndHeaders: true}), f.WriteData(stream, false, []byte("begun ")))
 			}) {
-				return
+				return false
 			}
 			go func() {
 				<-up.end
@@ -193,9 +164,10 @@ func (up *strict) serve(c net.Conn) {
 			up.resets.Add(1)
 			if resets++; resets > up.allows {
 				write(func() error { return f.WriteGoAway(frame.StreamID, http2.ErrCodeEnhanceYourCalm, nil) })
-				return
+				return false
 			}
 		}
+		return true
 	}
 }
 

@@ -25,50 +25,58 @@ type fickle struct {
 
 func newFickle(t *testing.T, ca *authority, behave func(nth int32, f *http2.Framer, stream uint32) (goOn bool)) *fickle {
 	t.Helper()
+	up := &fickle{}
+	up.address = byHand(t, ca, func(f *http2.Framer) func(http2.Frame) bool {
+		return func(frame http2.Frame) bool {
+			headers, is := frame.(*http2.HeadersFrame)
+			return !is || behave(up.streams.Add(1), f, headers.StreamID)
+		}
+	})
+	return up
+}
+
+// byHand is the address of an HTTP/2 upstream that begins each connection as one does, and gives its further frames to what connection made for it,
+// until that says to end it.
+func byHand(t *testing.T, ca *authority, connection func(*http2.Framer) func(http2.Frame) (goOn bool)) (address string) {
+	t.Helper()
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, apiHost)}, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	up := &fickle{address: l.Addr().String()}
+	serve := func(c net.Conn) {
+		defer c.Close()
+		if _, err := io.ReadFull(c, make([]byte, len(http2.ClientPreface))); err != nil {
+			return
+		}
+		f := http2.NewFramer(c, c)
+		if f.WriteSettings() != nil {
+			return
+		}
+		for next := connection(f); ; {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return
+			}
+			settings, is := frame.(*http2.SettingsFrame)
+			switch {
+			case is && !settings.IsAck() && f.WriteSettingsAck() != nil:
+				return
+			case !is && !next(frame):
+				return
+			}
+		}
+	}
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go up.serve(c, behave)
+			go serve(c)
 		}
 	}()
-	return up
-}
-
-func (up *fickle) serve(c net.Conn, behave func(int32, *http2.Framer, uint32) bool) {
-	defer c.Close()
-	preface := make([]byte, len(http2.ClientPreface))
-	if _, err := io.ReadFull(c, preface); err != nil {
-		return
-	}
-	f := http2.NewFramer(c, c)
-	if f.WriteSettings() != nil {
-		return
-	}
-	for {
-		frame, err := f.ReadFrame()
-		if err != nil {
-			return
-		}
-		switch frame := frame.(type) {
-		case *http2.SettingsFrame:
-			if !frame.IsAck() && f.WriteSettingsAck() != nil {
-				return
-			}
-		case *http2.HeadersFrame:
-			if !behave(up.streams.Add(1), f, frame.StreamID) {
-				return
-			}
-		}
-	}
+	return l.Addr().String()
 }
 
 func answer200(f *http2.Framer, stream uint32) bool {
