@@ -50,9 +50,13 @@ lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
 	nice govulncheck -db "$(GOVULNDB)" ./...
 	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know
 
+# What failed, once more at the end: a log that keeps its last lines only has it then.
+failures := awk '{ print; fflush() } /^ *--- FAIL|^FAIL\t|^panic:|^WARNING: DATA RACE/ { said = 8 } \
+  said > 0 && n < 80 && !/level=/ { short[++n] = substr($$0, 1, 200); said-- } END { if (n) print "\nIn short:"; for (i = 1; i <= n; i++) print short[i] }'
+
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
-	go test -race -vet=off -ldflags=-w -timeout 30m -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') # most of them wait; lint vets, and nobody debugs these
+	go test -race -vet=off -ldflags=-w -timeout 30m -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') | $(failures) # most of them wait; lint vets, and nobody debugs these
 
 .PHONY: shapes
 shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
@@ -75,7 +79,7 @@ images: ## the images wayleave and wayleave-envoy, with docker
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -vet=off -ldflags=-w -timeout 60m ./e2e
+	go test -race -vet=off -ldflags=-w -timeout 60m ./e2e | $(failures)
 
 .PHONY: remote-control
 remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)
