@@ -35,7 +35,8 @@ func (b tab) is(expression, want string) {
 		}
 		return err
 	}); err != nil {
-		b.t.Fatalf("%v; the page says:\n%.2000s", err, b.text())
+		held := valueOf(b, chromedp.Evaluate[string]("Promise.resolve("+streams+").then(String)", chromedp.EvalAwaitPromise))
+		b.t.Fatalf("%v; of the tabs that want the stream %s have it; the page says:\n%.2000s", err, held, b.text())
 	}
 }
 

@@ -95,11 +95,12 @@ function tell(said) {
   tabs.postMessage(said);
 }
 
+let stream; // undefined: this tab does not have it
 let leave; // ends having the stream, or waiting for it; undefined: this tab does neither
 function join() {
   if (leave || document.hidden || !page()?.dataset.topics) return;
   const waiting = new AbortController();
-  let stream, again;
+  let again;
   const open = () => {
     stream = new EventSource("/events");
     stream.onopen = () => tell({ state: "live" });
@@ -119,6 +120,7 @@ function join() {
       waiting.abort();
       clearTimeout(again);
       stream?.close();
+      stream = undefined;
       end();
     };
   });
@@ -152,7 +154,7 @@ tabs.onmessage = ({ data }) => {
   if (login) {
     if (data.loggedIn) location.replace(login.dataset.next);
   } else if (data.question === "state") {
-    if (leave && state) tabs.postMessage({ state });
+    if (stream && state) tabs.postMessage({ state }); // others may have heard less, and an answer of theirs come late
   } else {
     hear(data);
   }
