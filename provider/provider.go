@@ -5,8 +5,6 @@
 package provider
 
 import (
-	"bytes"
-	"cmp"
 	_ "embed"
 	"fmt"
 	"maps"
@@ -117,10 +115,7 @@ var presetsYAML []byte
 // fault in it is a bug.
 var presets = sync.OnceValue(func() map[string]yaml.Node {
 	var nodes map[string]yaml.Node
-	var strict map[string]Provider // refuses fields that there are not
-	dec := yaml.NewDecoder(bytes.NewReader(presetsYAML))
-	dec.KnownFields(true)
-	if err := cmp.Or(dec.Decode(&strict), yaml.Unmarshal(presetsYAML, &nodes)); err != nil {
+	if err := yaml.Unmarshal(presetsYAML, &nodes); err != nil {
 		panic(fmt.Sprintf("provider: presets.yaml: %v", err))
 	}
 	return nodes

@@ -1,12 +1,14 @@
 package provider
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
 
 	"wayleave/oauth"
 	"wayleave/secret"
@@ -44,6 +46,16 @@ func TestPresetsAreValid(t *testing.T) {
 	}
 	if p, ok := Preset("nobody"); ok || p.Name != "" {
 		t.Error("there is a preset that nobody wrote")
+	}
+}
+
+// A field that there is not would be left out in silence.
+func TestPresetsHaveKnownFieldsAlone(t *testing.T) {
+	dec := yaml.NewDecoder(bytes.NewReader(presetsYAML))
+	dec.KnownFields(true)
+	var all map[string]Provider
+	if err := dec.Decode(&all); err != nil {
+		t.Error(err)
 	}
 }
 

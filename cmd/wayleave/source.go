@@ -28,6 +28,7 @@ type source struct {
 
 	text    []byte         // of the file, as it is now
 	cfg     *config.Config // what it means on this machine; nil: it has faults
+	id      string         // the revision that cfg is
 	changed bool           // since the gate runs, and no rollout has begun for it since
 	begun   string         // id of the rollout that was begun here last; empty: this gate has taken notice of it
 	alone   bool           // no other gate is there to serve what the fleet has
@@ -44,7 +45,7 @@ type objected struct {
 }
 
 func newSource(g gate, docs grant.Documents, live *revisions) *source {
-	return &source{gate: g, docs: docs, live: live, text: g.cfg.Text(), cfg: g.cfg}
+	return &source{gate: g, docs: docs, live: live, text: g.cfg.Text(), cfg: g.cfg, id: g.cfg.Hash()}
 }
 
 // enter begins with what the fleet has, and a file that is new is rolled out. The first gate of a fleet brings its file. So does
@@ -84,7 +85,7 @@ func (s *source) ready() error {
 	if err != nil {
 		return err
 	}
-	own, err := s.live.make(fleet.Revision{ID: s.cfg.Hash(), Text: string(text)}, s.cfg)
+	own, err := s.live.make(fleet.Revision{ID: s.id, Text: string(text)}, s.cfg)
 	if err == nil {
 		s.live.loaded = map[string]*revision{own.ID: own}
 	}
@@ -147,7 +148,7 @@ func (s *source) read(text []byte) {
 		s.say(slog.LevelError, "has faults; nothing was changed", "err", counted(err).Error())
 		return
 	}
-	s.cfg = cfg
+	s.cfg, s.id = cfg, cfg.Hash()
 	if s.gate.levels != nil {
 		configureLevels(s.gate.levels, cfg, os.Getenv)
 	}
@@ -189,10 +190,10 @@ func (s *source) consider(ctx context.Context, state rollout.State, desk operate
 		return false, nil
 	}
 	s.begun = ""
-	if isRolledOut(state, s.cfg.Hash()) {
+	if isRolledOut(state, s.id) {
 		s.changed = false
 	}
-	do, words := automatic(state, ownFile{path: s.gate.file, revision: s.cfg.Hash(), changed: s.changed || s.alone, automatic: s.cfg.Rollout.Automatic})
+	do, words := automatic(state, ownFile{path: s.gate.file, revision: s.id, changed: s.changed || s.alone, automatic: s.cfg.Rollout.Automatic})
 	if do != begin {
 		if words != "" {
 			s.say(slog.LevelWarn, "is not what Envoys have", "because", words)
@@ -210,7 +211,7 @@ func (s *source) consider(ctx context.Context, state rollout.State, desk operate
 	case errors.Is(err, rollout.ErrUnderWay), errors.Is(err, rollout.ErrSame): // another gate was faster
 		return true, nil
 	case are:
-		s.say(slog.LevelError, "is not rolled out", "revision", rollout.Short(s.cfg.Hash()), "err", objections.Error(), "next", "wayleave rollout start -c "+s.gate.file)
+		s.say(slog.LevelError, "is not rolled out", "revision", rollout.Short(s.id), "err", objections.Error(), "next", "wayleave rollout start -c "+s.gate.file)
 		if s.live.now.Load() != nil {
 			s.against = &objected{time.Now(), s.live.summaries()}
 		}
