@@ -38,6 +38,15 @@ type Spec struct {
 // granted are the scopes that the provider listed, and those that come with them.
 func (s Spec) granted(listed []string) []string { return oauth.WithImplied(listed, s.Implied) }
 
+// held are the scopes that a grant has, sorted, and those that the provider listed of them, if there are more.
+func (s Spec) held(listed []string) (all, fewer []string) {
+	all = s.granted(listed)
+	if len(all) == len(listed) {
+		return sorted(all), nil
+	}
+	return sorted(all), sorted(listed)
+}
+
 // same reports whether a grant is kept in the same way by both.
 func (s Spec) same(o Spec) bool {
 	return s.Name == o.Name && s.Provider == o.Provider && s.Kind == o.Kind && s.OAuth == o.OAuth && slices.Equal(s.Scopes, o.Scopes) &&

@@ -43,7 +43,7 @@ func TestConnectListDisconnect(t *testing.T) {
 		return l
 	}
 
-	never := Summary{Name: "claude", Provider: "anthropic", State: NeverConnected, Requested: spec.Scopes, Next: "run `wayleave grant connect claude`"}
+	never := Summary{Name: "claude", Provider: "anthropic", State: NeverConnected, Requested: spec.Scopes, Granted: []string{}, Next: "run `wayleave grant connect claude`"}
 	if diff := cmp.Diff([]Summary{never}, listed(spec)); diff != "" {
 		t.Errorf("before the connect (-want +got):\n%s", diff)
 	}

@@ -17,6 +17,7 @@ type Summary struct {
 	State       State      `json:"state"`
 	Requested   []string   `json:"requested"` // by the configuration
 	Granted     []string   `json:"granted"`
+	Listed      []string   `json:"listed,omitempty"`  // by the provider, where they imply more than that
 	Missing     []string   `json:"missing,omitempty"` // requested and not granted
 	Gap                    // why
 	Expires     time.Time  `json:"expires,omitzero"`      // of the access token; zero: never, or none
@@ -34,9 +35,10 @@ type Summary struct {
 func summarize(r record, spec Spec, now moment) Summary {
 	s := Summary{
 		Name: spec.Name, Provider: spec.Provider, Kind: spec.Kind, Account: r.Account, State: stateOf(r, spec, now),
-		Requested: sorted(spec.Scopes), Granted: sorted(spec.granted(r.Granted)), Expires: r.Expires, UpdatedAt: r.Updated,
+		Requested: sorted(spec.Scopes), Expires: r.Expires, UpdatedAt: r.Updated,
 		LastError: r.LastError, ErrorKind: r.ErrorKind, Generation: r.Generation, Epoch: r.Epoch, Request: r.Handled,
 	}
+	s.Granted, s.Listed = spec.held(r.Granted)
 	switch {
 	case r.RefreshFixed:
 		s.ConsentEnds = r.RefreshExpires
@@ -56,6 +58,14 @@ func summarize(r record, spec Spec, now moment) Summary {
 	return s.in(s.State)
 }
 
+// FromProvider are the scopes that the provider itself listed, without what they imply by the configuration.
+func (s Summary) FromProvider() []string {
+	if s.Listed != nil {
+		return s.Listed
+	}
+	return s.Granted
+}
+
 // in is s in state st, with the next step to match.
 func (s Summary) in(st State) Summary {
 	s.State, s.Next = st, next(st, s.Kind, s.ErrorKind, s.Name)
@@ -69,9 +79,7 @@ func (s Summary) in(st State) Summary {
 // or name another provider, and no gate may have run since.
 func (s Summary) under(spec Spec, now time.Time) Summary {
 	s.Kind, s.Requested = spec.Kind, sorted(spec.Scopes)
-	if all := spec.granted(s.Granted); len(all) > len(s.Granted) {
-		s.Granted = sorted(all)
-	}
+	s.Granted, s.Listed = spec.held(s.FromProvider())
 	was := s.Gap
 	s.Missing, s.Gap = missing(s.Granted, spec.Scopes), Gap{}
 	for _, scope := range s.Missing {

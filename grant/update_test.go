@@ -105,6 +105,9 @@ func TestUpdateImplied(t *testing.T) {
 		if s := w.status(); s.State != Healthy || !slices.Equal(s.Granted, []string{"files", "inference"}) {
 			t.Errorf("the status is %+v", s)
 		}
+		if all, err := list(t.Context(), w.docs, []Spec{w.spec}, time.Now()); err != nil || all[0].State != ScopeMissing || !slices.Equal(all[0].Granted, []string{"inference"}) {
+			t.Errorf("listed by a configuration in which it implies nothing: %+v, %v", all, err)
+		}
 
 		w.as.set(func(a *authority) { a.scopes = []string{"inference"} })
 		time.Sleep(time.Hour)

@@ -87,10 +87,10 @@ func lostWorkers(was, is *reach, live []worker.Live) (found []Objection) {
 
 // lostGrants are those that serve requests now and could not then.
 func lostGrants(was, is *reach, grants []grant.Summary) (found []Objection) {
-	granted := map[string][]string{} // of grants that serve, with what is implied as long as they were shown so last
+	granted := map[string][]string{} // by the provider, of grants that serve
 	for _, g := range grants {
 		if g.State != grant.NeverConnected && g.State != grant.NeedsReconnect {
-			granted[g.Name] = g.Granted
+			granted[g.Name] = g.FromProvider()
 		}
 	}
 	type loss struct {

@@ -100,6 +100,19 @@ func TestVet(t *testing.T) {
 	}
 }
 
+// What a scope no longer implies is lost, also where a gate has shown it as granted until now.
+func TestVetNoLongerImplied(t *testing.T) {
+	implying := strings.Replace(vetted, "https://login.acme.example/t,", "https://login.acme.example/t, implied_scopes: {write: [admin]},", 1)
+	grants := []grant.Summary{{Name: "acme", State: grant.Healthy, Granted: []string{"admin", "read", "write"}, Listed: []string{"read", "write"}}}
+	got := Vet(parsed(t, implying), parsed(t, vetted), grants, nil)
+	if len(got) != 1 || got[0].Name != NeedsReconnect || !strings.Contains(got[0].Words, "/admin/* that are served now would need grant acme, which lacks scopes (admin)") {
+		t.Errorf("%+v", got)
+	}
+	if got := Vet(parsed(t, implying), parsed(t, implying), grants, nil); len(got) > 0 {
+		t.Errorf("nothing changes, and: %+v", got)
+	}
+}
+
 func parsed(t *testing.T, text string) *config.Config {
 	t.Helper()
 	c, err := config.Parse("wayleave.yaml", []byte(text))
