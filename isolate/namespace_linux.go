@@ -165,8 +165,8 @@ func Enter(args []string) (code int, err error) {
 		return exitNotExecutable, Explain(err)
 	}
 	err = syscall.Exec(args[1], args[2:], env)
-	if errors.Is(err, syscall.ENOEXEC) && program.IsScript(args[1]) { // a script that does not say what it is one for, which shells and env run so
-		err = syscall.Exec("/bin/sh", append([]string{"sh", args[1]}, args[3:]...), env)
+	if shell, with, script := program.Shell(err, args[1], args[2:]); script {
+		err = syscall.Exec(shell, with, env)
 	}
 	code = exitNotExecutable
 	if errors.Is(err, fs.ErrNotExist) {

@@ -5,13 +5,16 @@ package program
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -25,17 +28,20 @@ type Spec struct {
 	Setting     string         // what to write or set to name one explicitly, for the message when none is found
 }
 
-// IsScript reports whether a file that the system does not know how to start (ENOEXEC) is one that shells start as a script of theirs: there is
-// no NUL at its beginning, as there is in an executable for another kind of machine.
-func IsScript(path string) bool {
+// Shell is the shell, and the arguments in place of args, by which shells and env start a file that the system did not know how to start (ENOEXEC): a
+// script that does not say what it is one for. It is one if there is no NUL at its beginning, as there is in an executable for another kind of machine.
+func Shell(err error, path string, args []string) (shell string, with []string, script bool) {
+	if !errors.Is(err, syscall.ENOEXEC) {
+		return "", nil, false
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return "", nil, false
 	}
 	defer f.Close()
 	head := make([]byte, 128)
 	n, _ := f.Read(head)
-	return bytes.IndexByte(head[:n], 0) < 0
+	return "/bin/sh", slices.Concat([]string{"sh", path}, args[1:]), bytes.IndexByte(head[:n], 0) < 0
 }
 
 // Binary is an executable of a supported version.

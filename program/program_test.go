@@ -2,10 +2,13 @@ package program
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -73,17 +76,22 @@ func TestFind(t *testing.T) {
 	}
 }
 
-func TestIsScript(t *testing.T) {
+func TestShell(t *testing.T) {
+	unknown := &fs.PathError{Op: "fork/exec", Err: syscall.ENOEXEC}
 	for text, want := range map[string]bool{"echo hello\n": true, "": true, "\x7fELF\x02\x01\x01\x00": false, "MZ\x90\x00": false} {
 		file := filepath.Join(t.TempDir(), "program")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := IsScript(file); got != want {
-			t.Errorf("%q: %v", text, got)
+		shell, args, script := Shell(unknown, file, []string{"program", "-x"})
+		if script != want || script && (shell != "/bin/sh" || !slices.Equal(args, []string{"sh", file, "-x"})) {
+			t.Errorf("%q: %v, %s %q", text, script, shell, args)
+		}
+		if _, _, script := Shell(fs.ErrPermission, file, []string{"program"}); script {
+			t.Errorf("%q: started by a shell, although it may not be", text)
 		}
 	}
-	if IsScript(filepath.Join(t.TempDir(), "none")) {
+	if _, _, script := Shell(unknown, filepath.Join(t.TempDir(), "none"), []string{"none"}); script {
 		t.Error("a file that is not there")
 	}
 }

@@ -76,9 +76,8 @@ func RunChild(cmd *exec.Cmd) (End, error) {
 	defer signal.Stop(signals)
 
 	err := cmd.Start()
-	if errors.Is(err, syscall.ENOEXEC) && program.IsScript(cmd.Path) { // a script that does not say what it is one for, which shells and env run so
-		script := append([]string{"sh", cmd.Path}, cmd.Args[1:]...)
-		cmd = &exec.Cmd{Path: "/bin/sh", Args: script, Env: cmd.Env, Dir: cmd.Dir, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
+	if shell, args, script := program.Shell(err, cmd.Path, cmd.Args); script {
+		cmd = &exec.Cmd{Path: shell, Args: args, Env: cmd.Env, Dir: cmd.Dir, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr}
 		err = cmd.Start()
 	}
 	if err != nil {
