@@ -18,6 +18,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"wayleave/secret"
@@ -37,8 +38,10 @@ type Way struct {
 	Password secret.Text
 	// Ports are captured besides 80 and 443; PlainPorts too, and carry HTTP without TLS, as 80 does.
 	Ports, PlainPorts []uint16
-	// Search are the suffixes that resolvers append to names (resolv.conf(5)). Names of several labels below them do not exist inside, but for those in Known.
+	// Search are the suffixes that resolvers append to names (resolv.conf(5)), to those with fewer dots than Dots before they try them as they are. What such
+	// a name becomes does not exist inside, but for one of a single label and those in Known.
 	Search, Known []string
+	Dots          int
 	// Hosts are the names of addresses that programs know from elsewhere than from us, see HostsFile.
 	Hosts map[netip.Addr][]string
 	// Refused is told once of each destination the program did not reach, in words. May be nil.
@@ -52,16 +55,24 @@ func (c *Child) Serve(ctx context.Context, environment func(proxy netip.AddrPort
 	return c.serve(ctx, environment)
 }
 
-// SearchList returns the suffixes that resolvers append to names, of a resolv.conf(5).
-func SearchList(resolvConf []byte) []string {
-	var list []string
+// SearchList returns the suffixes that resolvers append to names, and how many dots a name has that they try as it is first, of a resolv.conf(5).
+func SearchList(resolvConf []byte) (suffixes []string, dots int) {
+	dots = 1
 	for line := range strings.Lines(string(resolvConf)) {
-		switch fields := strings.Fields(line); {
-		case len(fields) > 1 && (fields[0] == "search" || fields[0] == "domain"):
-			list = fields[1:] // the last line counts
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) < 2:
+		case fields[0] == "search", fields[0] == "domain":
+			suffixes = fields[1:] // the last line counts
+		case fields[0] == "options":
+			for _, option := range fields[1:] {
+				if n, err := strconv.Atoi(strings.TrimPrefix(option, "ndots:")); err == nil {
+					dots = n
+				}
+			}
 		}
 	}
-	return list
+	return suffixes, dots
 }
 
 // HostsFile returns the names of addresses by a hosts(5) file, which programs read before they ask for a name: of each address but

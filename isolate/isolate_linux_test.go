@@ -180,7 +180,7 @@ func prepare(t *testing.T, g *gate, command string, args ...string) (cmd *exec.C
 	var mu sync.Mutex
 	cmd = exec.Command(command, args...)
 	child, err := Prepare(cmd, []string{"testOnlyEnter"}, Way{
-		Gate: u, User: "session", Password: secret.New("token"), Search: []string{"search.test"}, Ports: []uint16{22}, PlainPorts: []uint16{8080},
+		Gate: u, User: "session", Password: secret.New("token"), Search: []string{"search.test"}, Dots: 5, Ports: []uint16{22}, PlainPorts: []uint16{8080},
 		Hosts: HostsFile([]byte("127.0.0.1 localhost\n192.0.2.9\tHosts.test alias.test # 192.0.2.7 x\n192.0.2.9 other.test\n::1 ip6-localhost\n192.0.2.8 only.test\n192.0.2.7\n")),
 		Refused: func(destination, why string) {
 			mu.Lock()

@@ -16,6 +16,7 @@ var addresses = netip.MustParsePrefix("198.18.0.0/15")
 // for a connection to an address, and the gate for one to its name.
 type names struct {
 	search []string // suffixes that resolvers append to names, with their leading dot
+	dots   int      // of names that they try as they are first
 	known  []string // names that exist in any case
 
 	mu     sync.Mutex
@@ -24,8 +25,8 @@ type names struct {
 	byAddr map[netip.Addr]string
 }
 
-func newNames(search, known []string) *names {
-	n := &names{known: known, next: addresses.Addr().Next(), byName: map[string]netip.Addr{}, byAddr: map[netip.Addr]string{}}
+func newNames(search []string, dots int, known []string) *names {
+	n := &names{dots: dots, known: known, next: addresses.Addr().Next(), byName: map[string]netip.Addr{}, byAddr: map[netip.Addr]string{}}
 	for _, s := range search {
 		if s = strings.Trim(strings.ToLower(s), "."); s != "" {
 			n.search = append(n.search, "."+s)
@@ -62,9 +63,9 @@ func (n *names) address(name string) (netip.Addr, bool) {
 	return a, true
 }
 
-// exists reports whether a name may be one the gate knows. A resolver tries names with the suffixes of its search list
-// first, and takes the first that exists: so of api.example.com with a suffix there must be none, while one label with a suffix is what it was asked for,
-// in short or in full.
+// exists reports whether a name may be one the gate knows. A resolver tries names of few dots with the suffixes of its search list
+// first, and takes the first that exists: so of api.example.com with a suffix there must be none where it does so with two dots, as in Kubernetes, while one
+// label with a suffix is what it was asked for, in short or in full.
 func (n *names) exists(name string) bool {
 	if slices.Contains(n.known, name) {
 		return true
@@ -72,10 +73,11 @@ func (n *names) exists(name string) bool {
 	exists := name != ""
 	for _, suffix := range n.search {
 		if label, below := strings.CutSuffix(name, suffix); below {
-			if !strings.Contains(label, ".") { // unless in full it is another's name
+			dots := strings.Count(label, ".")
+			if dots == 0 { // unless in full it is another's name
 				return label != "localhost" && !slices.Contains(n.known, label)
 			}
-			exists = false
+			exists = exists && dots >= n.dots
 		}
 	}
 	return exists

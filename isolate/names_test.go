@@ -22,7 +22,7 @@ func query(t testing.TB, name string, kind dnsmessage.Type) []byte {
 }
 
 func TestNames(t *testing.T) {
-	n := newNames([]string{"agents.svc.cluster.local", "svc.cluster.local", "Cluster.Local.", "acme.example", "."}, []string{"git.eu.acme.example", "minio"})
+	n := newNames([]string{"agents.svc.cluster.local", "svc.cluster.local", "Cluster.Local.", "acme.example", "."}, 5, []string{"git.eu.acme.example", "minio"})
 	for _, c := range []struct {
 		name  string
 		kind  dnsmessage.Type
@@ -42,6 +42,7 @@ func TestNames(t *testing.T) {
 		{"minio.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""}, // a credential's host is minio
 		{"localhost.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, ""},
 		{"git.eu.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.5"},
+		{"a.b.c.d.e.f.acme.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.6"}, // which is tried as a.b.c.d.e.f first
 		{"localhost.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "127.0.0.1"},
 		{"App.localhost.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "127.0.0.1"},
 		{"app.localhost.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, ""},
@@ -67,9 +68,25 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// Where resolvers append suffixes to names of one label alone, as they do unless told otherwise, whatever has more is below the search domain on purpose.
+func TestNamesBelowTheSearchDomain(t *testing.T) {
+	search, dots := SearchList([]byte("search acme.example\nnameserver 10.0.0.2\noptions edns0 trust-ad\n"))
+	for name, want := range map[string]bool{
+		"registry.build.acme.example": true, "a.b.c.acme.example": true, "api.acme.example": true, "api.example.com": true, "localhost.acme.example": false,
+	} {
+		if got := newNames(search, dots, nil).exists(name); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	search, dots = SearchList([]byte("domain first\nsearch agents.svc.cluster.local acme.example\noptions timeout:1 ndots:5\n"))
+	if n := newNames(search, dots, nil); n.exists("registry.build.acme.example") || !n.exists("api.first") {
+		t.Errorf("with %q and %d dots", search, dots)
+	}
+}
+
 // A program that asks for names without end gets no more addresses at the end of the network, and keeps those it has.
 func TestNamesRunOut(t *testing.T) {
-	n := newNames(nil, nil)
+	n := newNames(nil, 1, nil)
 	const most = 1<<17 - 1
 	for i := range most {
 		if _, ok := n.address(fmt.Sprintf("h%d.test", i)); !ok {
@@ -91,7 +108,7 @@ func TestNamesRunOut(t *testing.T) {
 func FuzzNames(f *testing.F) {
 	f.Add(query(f, "api.example.com.", dnsmessage.TypeA))
 	f.Add([]byte{0, 7, 1, 0, 0, 1})
-	n := newNames([]string{"local"}, nil)
+	n := newNames([]string{"local"}, 5, nil)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		answer := n.answer(data)
 		if answer == nil {

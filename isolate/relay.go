@@ -47,7 +47,7 @@ type relay struct {
 func newRelay(way Way) *relay {
 	proxy := &url.URL{Scheme: way.Gate.Scheme, Host: way.Gate.Host, User: url.UserPassword(way.User, way.Password.Reveal())}
 	return &relay{
-		way: way, names: newNames(way.Search, way.Known), said: map[string]bool{},
+		way: way, names: newNames(way.Search, way.Dots, way.Known), said: map[string]bool{},
 		plain: &http.Transport{Proxy: http.ProxyURL(proxy), TLSClientConfig: &tls.Config{RootCAs: way.Roots}, DisableCompression: true, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute},
 	}
 }

@@ -21,13 +21,14 @@ const isolatedCommand = "isolated"
 func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environment func() []string, say func(string, ...any)) (worker.End, error) {
 	resolv, _ := os.ReadFile("/etc/resolv.conf") // without one there is no search list
 	hosts, _ := os.ReadFile("/etc/hosts")        // nor are there names in it
+	search, dots := isolate.SearchList(resolv)
 	var known []string
 	for _, c := range e.Credentials {
 		known = append(known, c.Names()...)
 	}
 	network, err := isolate.Prepare(child, []string{isolatedCommand}, isolate.Way{
 		Gate: e.Gate, Roots: roots.pool, User: e.Session.ID, Password: e.Password,
-		Ports: e.Ports.TLS, PlainPorts: e.Ports.Plain, Search: isolate.SearchList(resolv), Known: known, Hosts: isolate.HostsFile(hosts),
+		Ports: e.Ports.TLS, PlainPorts: e.Ports.Plain, Search: search, Dots: dots, Known: known, Hosts: isolate.HostsFile(hosts),
 		Refused: func(destination, why string) { say("%s was refused: %s", destination, why) },
 	})
 	if err != nil {
