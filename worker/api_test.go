@@ -19,9 +19,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -405,6 +407,26 @@ func TestEnrolErrors(t *testing.T) {
 	case <-stolen:
 		t.Error("a redirect was followed")
 	default:
+	}
+}
+
+// A worker may begin before its network does: then a gate is away, while a name that does not exist is a mistake.
+func TestAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"nobody listens":    {os.NewSyscallError("connect", syscall.ECONNREFUSED), true},
+		"no way yet":        {os.NewSyscallError("connect", syscall.EHOSTUNREACH), true},
+		"no network yet":    {os.NewSyscallError("connect", syscall.ENETUNREACH), true},
+		"no resolver yet":   {&net.DNSError{Err: "server misbehaving", IsTemporary: true}, true},
+		"resolver is mute":  {&net.DNSError{Err: "i/o timeout", IsTimeout: true}, true},
+		"no such name":      {&net.DNSError{Err: "no such host", IsNotFound: true}, false},
+		"no answer in time": {context.DeadlineExceeded, false},
+	} {
+		if got := away(nil, &url.Error{Op: "Post", Err: &net.OpError{Op: "dial", Err: c.err}}); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -60,10 +62,14 @@ func Enrol(ctx context.Context, gate *url.URL, roots *x509.CertPool, me Presente
 // restarts are the pauses before a gate that is away is asked again: a job must not fail because it began while the gate was replaced.
 var restarts = []time.Duration{time.Second, 2 * time.Second}
 
-// away reports whether what should be the gate is not there now, while its address is: nobody listens, or what is before it says so.
+// away reports whether what should be the gate is not there now: nobody listens, or what is before it says so, or there is no way to it yet, as where a
+// container starts before its network.
 func away(resp *http.Response, err error) bool {
+	if name, ok := errors.AsType[*net.DNSError](err); ok {
+		return name.IsTemporary || name.IsTimeout // and not that there is no such name
+	}
 	if err != nil {
-		return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
+		return slices.ContainsFunc([]error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EHOSTUNREACH, syscall.ENETUNREACH, io.EOF}, func(e error) bool { return errors.Is(err, e) })
 	}
 	switch resp.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
