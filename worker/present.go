@@ -28,6 +28,17 @@ type Presented struct {
 // IsZero reports whether there is nothing to show.
 func (p Presented) IsZero() bool { return p.Token.IsZero() && p.Certificate == nil }
 
+// Among are the variables of an environment that have the token too: those that WAYLEAVE_TOKEN was set from, most often.
+func (p Presented) Among(env []string) (names []string) {
+	for _, kv := range env {
+		name, value, _ := strings.Cut(kv, "=")
+		if !p.Token.IsZero() && !ownVariable(name) && strings.TrimSpace(value) == p.Token.Reveal() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // Variables of what a worker presents. WAYLEAVE_ID_TOKEN is for GitLab, which puts a token of its own in a variable that the job
 // names.
 const (

@@ -251,6 +251,24 @@ func TestProofsAreNotPassedOn(t *testing.T) {
 	}
 }
 
+// Nor is what the token was taken from: a variable of the job's settings, or one that its platform has for others too.
+func TestTokenUnderOtherNames(t *testing.T) {
+	base := []string{"WAYLEAVE_TOKEN=value-1", "AGENT_TOKEN=value-1\n", "CIRCLE_OIDC_TOKEN_V2=value-1", "OTHER=value-10", "EMPTY="}
+	me := Presented{Token: secret.New("value-1")}
+	got := me.Among(base)
+	if diff := cmp.Diff([]string{"AGENT_TOKEN", "CIRCLE_OIDC_TOKEN_V2"}, got); diff != "" {
+		t.Error(diff)
+	}
+	e := testEnrolment("http://gate:3128")
+	e.Proofs = got
+	if env, _ := Environment(e, base, testFiles); strings.Contains(strings.Join(env, "\n"), "value-1\n") {
+		t.Errorf("passed on: %q", env)
+	}
+	if got := (Presented{}).Among(base); got != nil {
+		t.Errorf("without a token: %q", got)
+	}
+}
+
 // A gate that cannot enrol a worker now, and says when it can, is asked again, and so is one that is away; one that says nothing is not.
 func TestEnrolTriesAgain(t *testing.T) {
 	g := newGate(t)

@@ -58,6 +58,7 @@ func (f *enrolFlags) enrol(ctx context.Context) (worker.Enrolment, error) {
 	if err != nil {
 		return worker.Enrolment{}, err
 	}
+	me.Variables = append(me.Variables, me.Among(os.Environ())...)
 	if f.roots, err = gateRoots(f.gateCA); err != nil {
 		return worker.Enrolment{}, err
 	}
