@@ -38,7 +38,7 @@ command does not.`,
   wayleave env --format dotenv > .env
   wayleave env --format docker --dir ./wl --at /wayleave > wl.env && docker run --env-file wl.env -v ./wl:/wayleave:ro image
   wayleave env --format github
-  wayleave env --format kubernetes --name agents | kubectl apply -f -
+  wayleave env --format kubernetes --name agents | kubectl apply --server-side -f -
   wayleave env --format kubernetes-patch --name agents --container main > patch.yaml`,
 	}
 	me := addEnrolFlags(c)

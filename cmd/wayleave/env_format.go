@@ -150,9 +150,9 @@ type object = map[string]any
 
 // writeSecrets writes the Secret of the variables, called name, and that of the files.
 func writeSecrets(w io.Writer, e environment) error {
-	variables, files := map[string]string{}, map[string][]byte{}
+	variables, files := map[string][]byte{}, map[string][]byte{}
 	for _, v := range e.set {
-		variables[v.name] = v.value
+		variables[v.name] = []byte(v.value)
 	}
 	paths, err := e.files()
 	if err != nil {
@@ -163,13 +163,13 @@ func writeSecrets(w io.Writer, e environment) error {
 			return err
 		}
 	}
-	secret := func(name, field string, data any) object {
+	secret := func(name string, data map[string][]byte) object { // not stringData: from that, what is applied by the server loses no key
 		return object{
-			"apiVersion": "v1", "kind": "Secret", "type": "Opaque", field: data,
+			"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": data,
 			"metadata": object{"name": name, "annotations": object{"wayleave/expires": e.enrolment.Session.Expires.Format(time.RFC3339)}},
 		}
 	}
-	return writeYAML(w, secret(e.name, "stringData", variables), secret(e.name+"-files", "data", files))
+	return writeYAML(w, secret(e.name, variables), secret(e.name+"-files", files))
 }
 
 // writePatch writes a strategic merge patch of a workload with a pod template.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -171,7 +170,7 @@ func TestEnvForKubernetes(t *testing.T) {
 	type manifest struct {
 		Kind, APIVersion string
 		Metadata         struct{ Name string }
-		StringData, Data map[string]string
+		Data             map[string][]byte
 	}
 	var variables, files manifest
 	for i, into := range []*manifest{&variables, &files} {
@@ -180,14 +179,14 @@ func TestEnvForKubernetes(t *testing.T) {
 		}
 	}
 	for _, v := range e.set {
-		if variables.StringData[v.name] != v.value {
-			t.Errorf("%s is %q", v.name, variables.StringData[v.name])
+		if string(variables.Data[v.name]) != v.value {
+			t.Errorf("%s is %q", v.name, variables.Data[v.name])
 		}
 	}
 	if variables.Metadata.Name != "agents" || files.Metadata.Name != "agents-files" || files.Kind != "Secret" {
 		t.Errorf("got %+v and %+v", variables.Metadata, files)
 	}
-	if text, _ := base64.StdEncoding.DecodeString(files.Data["credentials_claude_.credentials.json"]); string(text) != "{}" {
+	if string(files.Data["credentials_claude_.credentials.json"]) != "{}" {
 		t.Errorf("the files are %v", files.Data)
 	}
 
