@@ -251,6 +251,58 @@ func codexServers(text string) (names []string) {
 	return slices.DeleteFunc(names, func(name string) bool { return led[name] })
 }
 
+// opencodeKeys are the variables of the providers that opencode knows by these names.
+var opencodeKeys = map[string]string{"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
+
+// opencode are the log-ins and the settings of opencode.
+func (m Machine) opencode(vars map[string]string, credentials []Credential) (found []Preference) {
+	home := vars["HOME"]
+	logIns := filepath.Join(cmp.Or(vars["XDG_DATA_HOME"], filepath.Join(home, ".local/share")), "opencode/auth.json")
+	config := filepath.Join(cmp.Or(vars["XDG_CONFIG_HOME"], filepath.Join(home, ".config")), "opencode")
+	paths := []string{logIns, filepath.Join(config, "config.json"), filepath.Join(config, "opencode.json")}
+	if m.Dir != "" {
+		if root := m.repository(); root != m.Dir && root != "" {
+			paths = append(paths, filepath.Join(root, "opencode.json"))
+		}
+		paths = append(paths, filepath.Join(m.Dir, "opencode.json"))
+	}
+	for _, path := range paths {
+		has := map[string][]string{} // by provider
+		if path == logIns {
+			var all map[string]struct{ Key, Access, Refresh string }
+			_ = json.Unmarshal(m.read(path), &all)
+			for provider, l := range all {
+				if text := l.Key + l.Access + l.Refresh; text != "" && !strings.Contains(text, Marker) {
+					has[provider] = []string{provider}
+				}
+			}
+		} else {
+			var settings struct {
+				Provider map[string]struct {
+					Options struct{ APIKey, BaseURL string }
+				}
+			}
+			_ = json.Unmarshal(m.read(path), &settings)
+			for provider, p := range settings.Provider {
+				if key := p.Options.APIKey; key != "" && !strings.Contains(key, "{env:") && !strings.Contains(key, Marker) {
+					has[provider] = append(has[provider], "provider."+provider+".options.apiKey")
+				}
+				if p.Options.BaseURL != "" {
+					has[provider] = append(has[provider], "provider."+provider+".options.baseURL")
+				}
+			}
+		}
+		for _, c := range credentials {
+			for _, provider := range slices.Sorted(maps.Keys(has)) {
+				if slices.Contains(c.concerns(), opencodeKeys[provider]) {
+					found = append(found, Preference{File: path, Has: strings.Join(has[provider], ", "), Means: "opencode prefers to the placeholder for " + c.Grant})
+				}
+			}
+		}
+	}
+	return found
+}
+
 // dotenvLine is a line of a .env file that sets a variable.
 var dotenvLine = regexp.MustCompile(`(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*'|[^#\s]*)`)
 

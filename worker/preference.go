@@ -49,6 +49,7 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	vars, _ := index(env)
 	found := append(m.claudeCode(vars, credentials), m.codex(vars, credentials)...)
 	more := map[string]string{}
+	found = append(found, m.opencode(vars, credentials)...)
 	found = append(found, m.npm(credentials)...)
 	found = append(found, m.dotenv(vars, credentials)...)
 	for _, p := range []func(map[string]string, []Credential, map[string]string) []Preference{m.netrc, m.proxies} {

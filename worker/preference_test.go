@@ -135,6 +135,22 @@ func TestPreferences(t *testing.T) {
 				"/.env has HTTPS_PROXY, which aider and others that let a .env replace their environment prefer to the way to the gate: take that out of the file",
 				"/work/.env has ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL, which aider and others that let a .env replace their environment prefer to the placeholder for claude: take that out of the file",
 			}},
+		"opencode's": {
+			env:         []string{"XDG_DATA_HOME=/data"},
+			credentials: []Credential{{Grant: "keys", Env: map[string]string{"ANTHROPIC_API_KEY": "ph"}}, {Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}, Unset: []string{"OPENAI_API_KEY"}}, github},
+			files: map[string]string{
+				"/data/opencode/auth.json":                 `{"anthropic":{"type":"api","key":"value-1"},"openai":{"type":"oauth","refresh":"value-2","access":"value-3","expires":1},"opencode":{"type":"api","key":"value-4"}}`,
+				"/home/me/.config/opencode/config.json":    `{"provider":{"anthropic":{"options":{"apiKey":"{env:ANTHROPIC_API_KEY}"}},"local":{"options":{"baseURL":"value-5"}}}}`,
+				"/work/opencode.json":                      `{"model":"m","provider":{"anthropic":{"options":{"baseURL":"value-6","apiKey":"value-7"}}}}`,
+				"/home/me/.local/share/opencode/auth.json": `{"anthropic":{"type":"api","key":"value-8"}}`,
+			}, want: []string{
+				"/data/opencode/auth.json has anthropic, which opencode prefers to the placeholder for keys: take that out of the file",
+				"/data/opencode/auth.json has openai, which opencode prefers to the placeholder for codex: take that out of the file",
+				"/work/opencode.json has provider.anthropic.options.apiKey, provider.anthropic.options.baseURL, which opencode prefers to the placeholder for keys: take that out of the file",
+			}},
+		"a placeholder of opencode's": {credentials: []Credential{{Grant: "keys", Env: map[string]string{"ANTHROPIC_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.local/share/opencode/auth.json": `{"anthropic":{"type":"api","key":"sk-` + Marker + `"}}`, "/work/opencode.json": "// a comment\n{}",
+		}},
 		"Java's": {env: []string{"HTTPS_PROXY=http://gate"}, files: map[string]string{
 			"/home/me/.m2/settings.xml":          "<settings><proxies><!-- <proxy><host>x</host></proxy> --><proxy>\n<active> false</active><host>value-1</host></proxy><proxy><host>value-2</host></proxy></proxies></settings>",
 			"/home/me/.gradle/gradle.properties": "org.gradle.daemon=false\nsystemProp.https.proxyHost=value-3\n# systemProp.http.proxyHost=x\nsystemProp.javax.net.ssl.trustStore : value-4\nsystemProp.https.proxyHost=value-5\n",
