@@ -71,8 +71,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 			defer remove()
 		}
 		// The child lives as long as it wants, and the signals that would end us are its own.
-		child := exec.CommandContext(context.WithoutCancel(c.Context()), args[0], args[1:]...)
-		child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
+		child := command(context.WithoutCancel(c.Context()), args)
 		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }
 		environment := func() []string {
 			env, report := worker.Environment(enrolment, os.Environ(), files)
@@ -101,6 +100,16 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		}
 		return commandEnd(end)
 	}
+	return c
+}
+
+// command is the command that a shell starts for args, with our input and output.
+func command(ctx context.Context, args []string) *exec.Cmd {
+	c := exec.CommandContext(ctx, args[0], args[1:]...)
+	if errors.Is(c.Err, exec.ErrDot) { // shells start what is in a relative directory of PATH, as ./node_modules/.bin
+		c.Err = nil
+	}
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return c
 }
 
