@@ -133,6 +133,9 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	if beside && !e.Transparent && !e.Relay.IsValid() && len(e.Direct) == 0 { // else there is no other way, or they were named
 		report = append(report, "hosts that programs went to without a proxy are asked for through the gate: name what is beside this worker with --no-proxy")
 	}
+	if f.Alone { // programs with roots of their own went there before
+		report = append(report, "there are no root certificates here: programs trust the gate's certificates and no others, so that they refuse hosts whose own certificates they see (tunnel); install ca-certificates, or name a file with SSL_CERT_FILE")
+	}
 	for _, name := range slices.Sorted(maps.Keys(set)) {
 		env = append(env, name+"="+set[name])
 	}

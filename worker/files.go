@@ -28,6 +28,8 @@ type Files struct {
 	// CA is our certificate authority, Bundle the system's roots and ours, both PEM and with those that whoever starts the worker had for the
 	// variables that name them.
 	CA, Bundle string
+	// Alone says that there is our CA in Bundle and nothing else, since the machine has no roots.
+	Alone bool
 	// WgetRC is a configuration file for wget, which reads no variable for certificates.
 	WgetRC string
 	// TrustStore holds the bundle as PKCS #12, for Java.
@@ -60,6 +62,7 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 	f := Files{
 		CA:          filepath.Join(at, "ca.pem"),
 		Bundle:      filepath.Join(at, "bundle.pem"),
+		Alone:       len(roots) == 0 && len(certificates(bundle)) == len(certificates(e.CA)),
 		WgetRC:      filepath.Join(at, "wgetrc"),
 		TrustStore:  filepath.Join(at, "truststore.p12"),
 		Credentials: map[string]string{},

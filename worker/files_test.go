@@ -42,6 +42,9 @@ func TestWriteFiles(t *testing.T) {
 	if got := certificates(read(f.Bundle)); len(got) != 3 {
 		t.Errorf("the bundle holds %d certificates, want 3", len(got))
 	}
+	if f.Alone {
+		t.Error("the CA is said to be alone")
+	}
 	if got := string(read(f.WgetRC)); got != "ca_certificate = "+f.Bundle+"\n" {
 		t.Errorf("wgetrc: %q", got)
 	}
@@ -78,6 +81,22 @@ func TestWriteFiles(t *testing.T) {
 	}
 	if _, err := WriteFiles(dir, "", e, roots, noVariables); err != nil {
 		t.Errorf("the second time: %v", err)
+	}
+}
+
+// Where a machine has no roots, as in a small image, programs would lose those that they bring along, and nobody would know why.
+func TestNoRootsAreSaid(t *testing.T) {
+	e := testEnrolment("http://gate:3128")
+	e.CA = testCA(t)
+	for _, roots := range [][]byte{nil, testCA(t)} {
+		f, err := WriteFiles(filepath.Join(t.TempDir(), "run"), "", e, roots, noVariables)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, report := Environment(e, nil, f)
+		if said := strings.Contains(strings.Join(report, "\n"), "there are no root certificates here"); said != (roots == nil) {
+			t.Errorf("with %d bytes of roots: %q", len(roots), report)
+		}
 	}
 }
 
