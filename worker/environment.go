@@ -17,8 +17,7 @@ import (
 //
 // Variables for a proxy come in both cases because clients differ in which they read. Variables for certificates come
 // in two kinds: those that replace the program's own store get the bundle (the system's roots and ours), those that add
-// to it get our CA alone. One is missing on purpose: Java has no variable or property for a proxy's user and password,
-// so without a relay a Java program is led to the gate and gets a 407 there, rather than going around it.
+// to it get our CA alone.
 func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	set := map[string]string{}
 	if !e.Transparent {
@@ -31,9 +30,14 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 			set[name] = f.Bundle
 		}
 	}
-	java := javaOptions(e, f.TrustStore)
-	options, _ := withoutJavaOptions(vars["JAVA_TOOL_OPTIONS"], java)
-	set["JAVA_TOOL_OPTIONS"] = strings.TrimSpace(options + " " + java)
+	java := map[string]string{"JAVA_TOOL_OPTIONS": javaOptions(e, f.TrustStore)}
+	if f.JavaArguments != "" && !e.Transparent && !e.Relay.IsValid() {
+		java["JDK_JAVA_OPTIONS"] = javaWord("@" + f.JavaArguments)
+	}
+	for name, ours := range java {
+		options, _ := withoutJavaOptions(vars[name], ours)
+		set[name] = strings.TrimSpace(options + " " + ours)
+	}
 
 	why := map[string]string{}
 	for _, c := range e.Credentials {
@@ -90,12 +94,12 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 		old := vars[name]
 		if javaVariable.MatchString(name) {
 			var taken []string
-			old, taken = withoutJavaOptions(old, java)
+			old, taken = withoutJavaOptions(old, java[name])
 			for _, option := range taken {
 				change("removed %s from "+name+": programs would go around the gate, or not trust it", option)
 				beside = beside || strings.HasSuffix(option, "nonProxyHosts")
 			}
-			if old == "" && len(taken) > 0 && name != "JAVA_TOOL_OPTIONS" {
+			if old == "" && old != vars[name] && java[name] == "" {
 				continue
 			}
 		}
@@ -108,7 +112,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 			// The gate's own: the worker token is not for the programs it starts.
 		case slices.Contains(e.Proofs, name):
 			change("removed %s: programs could prove with it that they are this worker", name)
-		case further, ours && (name == "JAVA_TOOL_OPTIONS" || name == gitSystem):
+		case further, ours && (java[name] != "" || name == gitSystem):
 			// Added to, not replaced.
 		case name == gitCount && gitRefuses(vars):
 			// With what is left of it git would not work at all.
@@ -254,6 +258,11 @@ func certificateVariables(f Files) map[string]string {
 	return set
 }
 
+// javaArguments is a file of arguments for java, which it takes up by JDK_JAVA_OPTIONS (Java 9): it prints that variable as it begins, and JAVA_TOOL_OPTIONS too,
+// so that a password may stand in neither. No property has java itself log in at a proxy, but build tools and HTTP clients read those that stand there.
+const javaArguments = "java-proxy.args"
+
+// javaOptions are those that lead Java to the gate, and have it trust it.
 func javaOptions(e Enrolment, trustStore string) string {
 	proxy := e.proxy()
 	port := proxy.Port()
@@ -261,11 +270,14 @@ func javaOptions(e Enrolment, trustStore string) string {
 		port = map[string]string{"http": "80", "https": "443"}[proxy.Scheme]
 	}
 	var options []string
+	if !e.Transparent && !e.Relay.IsValid() {
+		options = []string{"-Djdk.http.auth.tunneling.disabledSchemes="} // else Java gives no proxy a password on the way to a TLS host
+	}
 	if !e.Transparent {
-		options = []string{
-			"-Dhttps.proxyHost=" + proxy.Hostname(), "-Dhttps.proxyPort=" + port,
-			"-Dhttp.proxyHost=" + proxy.Hostname(), "-Dhttp.proxyPort=" + port,
-		}
+		options = append(options,
+			"-Dhttps.proxyHost="+proxy.Hostname(), "-Dhttps.proxyPort="+port,
+			"-Dhttp.proxyHost="+proxy.Hostname(), "-Dhttp.proxyPort="+port,
+		)
 		if len(e.Direct) > 0 { // which replaces what Java knows of this machine
 			hosts := []string{"localhost", "127.*", "[::1]", "0.0.0.0", "[::0]"}
 			for _, h := range e.Direct {
@@ -307,15 +319,20 @@ var (
 	javaLeads = regexp.MustCompile(`^["']?-D(https?\.(?:proxy(?:Host|Port|User|Password)|nonProxyHosts)|socksProxy(?:Host|Port)|java\.net\.useSystemProxies|javax\.net\.ssl\.trustStore(?:Type|Password|Provider)?)=`)
 )
 
-// withoutJavaOptions are options without those, and the names of those that were not ours already.
+// javaEarlier names the file of arguments of some session.
+var javaEarlier = regexp.MustCompile(`^["']?@.*/` + regexp.QuoteMeta(javaArguments) + `["']?$`)
+
+// withoutJavaOptions are options without those and without ours, an earlier session's too, and the names of those that were somebody else's.
 func withoutJavaOptions(options, ours string) (kept string, taken []string) {
 	words, known := javaWords.FindAllString(options, -1), javaWords.FindAllString(ours, -1)
 	var rest []string
 	for _, word := range words {
 		name := javaLeads.FindStringSubmatch(word)
-		if name == nil {
+		switch {
+		case slices.Contains(known, word), javaEarlier.MatchString(word):
+		case name == nil:
 			rest = append(rest, word)
-		} else if !slices.Contains(known, word) && !slices.Contains(taken, "-D"+name[1]) {
+		case !slices.Contains(taken, "-D"+name[1]):
 			taken = append(taken, "-D"+name[1])
 		}
 	}

@@ -34,6 +34,8 @@ type Files struct {
 	WgetRC string
 	// TrustStore holds the bundle as PKCS #12, for Java.
 	TrustStore string
+	// JavaArguments holds the user and the password of the proxy for java, as arguments; empty: it has none.
+	JavaArguments string
 	// GitConfig is a file of git's with rules for addresses; empty: no credential has any.
 	GitConfig string
 	// Credentials is the directory of a credential's own files, by the grant's name.
@@ -72,6 +74,10 @@ func WriteFiles(dir, at string, e Enrolment, roots []byte, getenv func(string) s
 		f.Bundle:     bundle,
 		f.WgetRC:     []byte("ca_certificate = " + f.Bundle + "\n"),
 		f.TrustStore: store,
+	}
+	if !e.Transparent && !e.Password.IsZero() {
+		f.JavaArguments = filepath.Join(at, javaArguments)
+		common[f.JavaArguments] = fmt.Appendf(nil, "-Dhttps.proxyUser=%[1]s\n-Dhttps.proxyPassword=%[2]s\n-Dhttp.proxyUser=%[1]s\n-Dhttp.proxyPassword=%[2]s\n", e.Session.ID, e.Password.Reveal())
 	}
 	if gitSystemFile(e.Credentials, "") != "" {
 		f.GitConfig = filepath.Join(at, "gitconfig")

@@ -117,6 +117,7 @@ var (
 	xmlComment    = regexp.MustCompile(`(?s)<!--.*?-->`)
 	mavenProxy    = regexp.MustCompile(`(?s)<proxy>.*?</proxy>`)
 	mavenInactive = regexp.MustCompile(`<active>\s*false\s*</active>`)
+	mavenGate     = regexp.MustCompile(`<host>\s*\$\{https?\.proxyHost\}\s*</host>`)
 	gradleLead    = regexp.MustCompile(`(?m)^[ \t]*systemProp\.((?:https?\.(?:proxyHost|nonProxyHosts)|socksProxyHost|javax\.net\.ssl\.trustStore))[ \t]*[=:][ \t]*\S`)
 )
 
@@ -129,7 +130,7 @@ func (m Machine) java(vars map[string]string) (found []Preference) {
 	}
 	settings := filepath.Join(vars["HOME"], ".m2/settings.xml")
 	for _, proxy := range mavenProxy.FindAll(xmlComment.ReplaceAll(m.read(settings), nil), -1) {
-		if !mavenInactive.Match(proxy) {
+		if !mavenInactive.Match(proxy) && !mavenGate.Match(proxy) {
 			add(settings, []string{"a proxy"}, "Maven")
 			break
 		}

@@ -28,7 +28,7 @@ var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN
 // removes is set to something else beforehand.
 func environmentPage(t *testing.T) string {
 	t.Helper()
-	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", GitConfig: "{files}/gitconfig", Credentials: map[string]string{}}
+	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", JavaArguments: "{files}/java-proxy.args", GitConfig: "{files}/gitconfig", Credentials: map[string]string{}}
 	gate := &url.URL{Scheme: "http", Host: "gate:3128"}
 	enrolment := worker.Enrolment{Gate: gate, Session: worker.Session{ID: "session"}, Password: secret.New("token")}
 
@@ -115,7 +115,7 @@ something else. Whatever is not named here is passed on as it is. ` + "`{files}`
 		t.Errorf("of %q are replaced %q", whereSet, replaced)
 	}
 
-	b.WriteString("\n`JAVA_TOOL_OPTIONS` is added to, but for proxies and trust stores, which are taken out there and in other variables with options of Java's (`JDK_JAVA_OPTIONS`, `_JAVA_OPTIONS`, `MAVEN_ARGS`, `ANT_ARGS`, `…_OPTS`), and so is `GIT_CONFIG_PARAMETERS`, which has settings of git. What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
+	b.WriteString("\n`JAVA_TOOL_OPTIONS` and `JDK_JAVA_OPTIONS` are added to, but for proxies and trust stores, which are taken out there and in other variables with options of Java's (`_JAVA_OPTIONS`, `MAVEN_ARGS`, `ANT_ARGS`, `…_OPTS`), and so is `GIT_CONFIG_PARAMETERS`, which has settings of git. What files of programs' own would lead around the gate is [countered or named](workers.md#what-files-have), with `NETRC` and `PIP_PROXY` among others. With `--isolate` the proxy is one inside the worker's network, without a password:\n\n| variable | value |\n|---|---|\n")
 	isolated := enrolment
 	isolated.Relay = netip.MustParseAddrPort("127.0.0.1:40001")
 	env, _ = worker.Environment(isolated, base, files)

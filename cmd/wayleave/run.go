@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wayleave/secret"
 	"wayleave/worker"
 )
 
@@ -63,7 +64,11 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		if err := enrolment.CheckDirect(); err != nil {
 			return usageError{err}
 		}
-		files, remove, err := writeWorkerFiles(enrolment)
+		mayRead := enrolment
+		if isolated { // the relay logs in
+			mayRead.Password = secret.Text{}
+		}
+		files, remove, err := writeWorkerFiles(mayRead)
 		if err != nil {
 			return err
 		}
