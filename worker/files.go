@@ -151,7 +151,7 @@ func writeCredentialFile(dir, name, content string) error {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return fmt.Errorf("a credential's file %s is in the way: %w", path, err)
-	case !bytes.Contains(old, []byte(Marker)) && string(old) != content:
+	case strings.Contains(content, Marker) && !bytes.Contains(old, []byte(Marker)): // what has none is settings, which their program may have written anew
 		return fmt.Errorf("%s holds a real login, which a placeholder must not replace: use another directory", path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

@@ -210,6 +210,16 @@ func TestWriteFilesRefuses(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("settings that their program has written anew are replaced", func(t *testing.T) {
+		dir := private(t)
+		path := put(t, dir, `{"onboarded":true,"theme":"dark"}`)
+		if _, err := WriteFiles(dir, "", credential("login.json", `{"onboarded":true}`), nil, noVariables); err != nil {
+			t.Error(err)
+		}
+		if got, _ := os.ReadFile(path); string(got) != `{"onboarded":true}` {
+			t.Errorf("they are %s", got)
+		}
+	})
 	t.Run("a file outside", func(t *testing.T) {
 		dir := private(t)
 		if _, err := WriteFiles(dir, "", credential("../../ca.pem", "x"), nil, noVariables); err == nil {
