@@ -377,7 +377,7 @@ func TestClaudeCodeBeginsAnew(t *testing.T) {
 	made := makeWorld(t)
 	api := newClaudeAPI(t, made)
 	g := startIn(t, made, claudeModes, "claude")
-	for _, mode := range []string{"oauth_env", "login_file"} {
+	for _, mode := range []string{"auth_token", "oauth_env", "login_file"} {
 		home := g.newHome(t)
 		c := g.command("wayleave", "run", "--worker", mode, "--", agent(t, "claude"))
 		c.Dir = filepath.Join(home, "project")

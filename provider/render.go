@@ -37,7 +37,7 @@ type Rendered struct {
 // Render fills the templates of one mode; an empty mode is DefaultMode. placeholder must be of the characters
 // A-Z a-z 0-9 . _ ~ -, host that of the grant's first route, and scopes those the grant really holds: a client that is told of more fails later and worse.
 //
-// Templates know {placeholder}, {scopes} (space-separated), {scopes_json} (a JSON array) and {host}; {files} is left alone.
+// Templates know {placeholder}, {placeholder_end} (its last 20 characters), {scopes} (space-separated), {scopes_json} (a JSON array) and {host}; {files} is left alone.
 func (p Provider) Render(mode, placeholder string, scopes []string, host string) (Rendered, error) {
 	if mode == "" {
 		mode = p.DefaultMode
@@ -53,7 +53,7 @@ func (p Provider) Render(mode, placeholder string, scopes []string, host string)
 	if err != nil {
 		return Rendered{}, fmt.Errorf("writing scopes for provider %s: %w", p.Name, err)
 	}
-	fill := strings.NewReplacer("{placeholder}", placeholder, "{scopes}", strings.Join(scopes, " "), "{scopes_json}", string(list), "{host}", host)
+	fill := strings.NewReplacer("{placeholder}", placeholder, "{placeholder_end}", placeholder[max(len(placeholder)-20, 0):], "{scopes}", strings.Join(scopes, " "), "{scopes_json}", string(list), "{host}", host)
 
 	r := Rendered{Env: map[string]string{}, Files: map[string]string{}, Note: m.Note}
 	for _, env := range []map[string]string{p.Env, m.Env} {

@@ -43,8 +43,8 @@ func (p Provider) Validate() []oauth.FieldError {
 	templates := func(key string, m map[string]string) {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			for _, t := range template.FindAllString(m[name], -1) {
-				if !slices.Contains([]string{"{placeholder}", "{scopes}", "{scopes_json}", "{host}", "{files}"}, t) {
-					fault(key+"."+name, "has %s: known are {placeholder}, {scopes}, {scopes_json}, {host} and {files}", t)
+				if !slices.Contains([]string{"{placeholder}", "{placeholder_end}", "{scopes}", "{scopes_json}", "{host}", "{files}"}, t) {
+					fault(key+"."+name, "has %s: known are {placeholder}, {placeholder_end}, {scopes}, {scopes_json}, {host} and {files}", t)
 				}
 			}
 		}
