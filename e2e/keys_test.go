@@ -88,4 +88,8 @@ func TestKeysAtATerminal(t *testing.T) {
 	for _, seen := range carried.seen {
 		t.Errorf("something of the person's arrived at %s", seen)
 	}
+	out, err := run("plain", "true").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), ".claude/.credentials.json has a log-in") || !strings.Contains(string(out), ".codex/auth.json has a log-in") {
+		t.Errorf("whoever starts a worker where log-ins count is told %s, %v", out, err)
+	}
 }

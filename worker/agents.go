@@ -95,6 +95,33 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 	return found
 }
 
+// claudeCodeLogIn is the log-in of Claude Code's own, which it sends beside a placeholder that is none to it, with requests that are no message's.
+func (m Machine) claudeCodeLogIn(vars map[string]string, credentials []Credential) (found []Preference) {
+	path := filepath.Join(cmp.Or(vars["CLAUDE_CONFIG_DIR"], filepath.Join(vars["HOME"], ".claude")), ".credentials.json")
+	var own struct {
+		LogIn struct{ AccessToken, RefreshToken string } `json:"claudeAiOauth"`
+	}
+	_ = json.Unmarshal(m.read(path), &own)
+	if tokens := own.LogIn.AccessToken + own.LogIn.RefreshToken; tokens == "" || strings.Contains(tokens, Marker) {
+		return nil
+	}
+	for _, c := range credentials {
+		p := Preference{File: path, Has: "a log-in"}
+		switch {
+		case c.Env["ANTHROPIC_AUTH_TOKEN"] != "":
+			p.Means = "Claude Code sends beside the placeholder for " + c.Grant
+			p.Fix = "write claude_code: oauth_env into the profile, or log out (`claude auth logout`)"
+		case c.Env["ANTHROPIC_API_KEY"] != "":
+			p.Means = "Claude Code sends beside the placeholder for " + c.Grant + ", and at a terminal in place of it"
+			p.Fix = "write claude_code: login_file into the profile, or log out (`claude auth logout`)"
+		default: // a log-in of ours, which counts before it
+			continue
+		}
+		found = append(found, p)
+	}
+	return found
+}
+
 // gateVariables are those that lead programs to the gate, and have them trust it.
 func gateVariables() []string {
 	names := slices.Concat(slices.Collect(maps.Keys(proxyVariables(Enrolment{Gate: &url.URL{}}))), replacingStores, addingStores)
@@ -146,6 +173,24 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 					Fix: "stop it with `codex app-server daemon stop`, and start Codex with --disable daemon_auto_start",
 				})
 				break
+			}
+		}
+	}
+	logIn := filepath.Join(own, "auth.json")
+	var stored struct {
+		Key    string `json:"OPENAI_API_KEY"`
+		Tokens struct {
+			Access string `json:"access_token"`
+		} `json:"tokens"`
+	}
+	_ = json.Unmarshal(m.read(logIn), &stored)
+	if key := stored.Key + stored.Tokens.Access; key != "" && !strings.Contains(key, Marker) {
+		for _, c := range credentials {
+			if c.Env["CODEX_API_KEY"] != "" {
+				found = append(found, Preference{
+					File: logIn, Has: "a log-in", Means: "Codex at a terminal prefers to the placeholder for " + c.Grant,
+					Fix: "write modes: {" + c.Grant + ": codex_home} into the profile, or log out (`codex logout`)",
+				})
 			}
 		}
 	}

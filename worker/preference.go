@@ -47,7 +47,7 @@ type Machine struct {
 // returns.
 func Preferences(env []string, credentials []Credential, m Machine) ([]string, []Preference) {
 	vars, _ := index(env)
-	found := append(m.claudeCode(vars, credentials), m.codex(vars, credentials)...)
+	found := slices.Concat(m.claudeCode(vars, credentials), m.claudeCodeLogIn(vars, credentials), m.codex(vars, credentials))
 	more := map[string]string{}
 	found = append(found, m.opencode(vars, credentials)...)
 	found = append(found, m.npm(credentials)...)

@@ -68,6 +68,21 @@ func TestPreferences(t *testing.T) {
 			"/etc/claude-code/managed-settings.d/10.json has forceLoginOrgUUID, which has Claude Code refuse the placeholder for claude, which is no log-in to it as one is with claude_code: oauth_env in the profile: take that out of the file",
 		}},
 		"an organization's log-in that is one": {credentials: []Credential{login}, files: map[string]string{"/etc/claude-code/managed-settings.json": `{"forceLoginMethod":"claudeai"}`}},
+		"a log-in of Claude Code's": {credentials: []Credential{claude, {Grant: "console", Env: map[string]string{"ANTHROPIC_API_KEY": "ph"}}, login, github}, files: map[string]string{
+			"/home/me/.claude/.credentials.json": `{"claudeAiOauth":{"accessToken":"value-1","refreshToken":"value-2"}}`,
+		}, want: []string{
+			"/home/me/.claude/.credentials.json has a log-in, which Claude Code sends beside the placeholder for claude: write claude_code: oauth_env into the profile, or log out (`claude auth logout`)",
+			"/home/me/.claude/.credentials.json has a log-in, which Claude Code sends beside the placeholder for console, and at a terminal in place of it: write claude_code: login_file into the profile, or log out (`claude auth logout`)",
+		}},
+		"no log-in of Claude Code's": {credentials: []Credential{claude}, files: map[string]string{"/home/me/.claude/.credentials.json": `{"claudeAiOauth":{"accessToken":"` + Marker + `"},"mcpOAuth":{"x":{"accessToken":"value-1"}}}`}},
+		"a log-in of Codex's": {credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}, {Grant: "key", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.codex/auth.json": `{"auth_mode":"chatgpt","OPENAI_API_KEY":null,"tokens":{"id_token":"value-1","access_token":"value-2"}}`,
+		}, want: []string{
+			"/home/me/.codex/auth.json has a log-in, which Codex at a terminal prefers to the placeholder for key: write modes: {key: codex_home} into the profile, or log out (`codex logout`)",
+		}},
+		"a placeholder of Codex's": {env: []string{"CODEX_HOME=/own"}, credentials: []Credential{{Grant: "key", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
+			"/own/auth.json": `{"OPENAI_API_KEY":"sk-` + Marker + `"}`, "/home/me/.codex/auth.json": `{"OPENAI_API_KEY":"value-1"}`,
+		}},
 		"what Codex keeps from commands": {credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}}, files: map[string]string{
 			"/home/me/.codex/config.toml":    "forced_login_method = \"api\"\nshell_environment_policy.exclude = [\"value-1\"]\n[shell_environment_policy] # ours\ninherit = 'core'\nignore_default_excludes = false\n[shell_environment_policy.filters]\nX = \"exclude\"\n",
 			"/work/.codex/config.toml":       "forced_login_method = \"chatgpt\"\nshell_environment_policy = { inherit = \"core\", set = { A = \"value-1\" } }\n",
