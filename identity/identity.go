@@ -208,22 +208,36 @@ func (i *issuer) verify(ctx context.Context, text string, parsed *jwt.JSONWebTok
 		return i.review(ctx, text)
 	}
 	header := parsed.Headers[0]
-	keys, r := i.keys.find(ctx, header.KeyID, header.Algorithm)
-	if r != nil {
-		return Proof{}, r
-	}
-	for _, key := range keys {
-		var claims jwt.Claims
-		all := map[string]any{}
-		if parsed.Claims(key.Key, &claims, &all) != nil {
-			continue
-		}
-		if r := i.judge(claims); r != nil {
+	for again := false; ; again = true {
+		before := i.keys.asOf()
+		keys, r := i.keys.find(ctx, header.KeyID, header.Algorithm)
+		if r != nil {
 			return Proof{}, r
 		}
-		return Proof{Issuer: i.Name, Subject: claims.Subject, Claims: all}, nil
+		for _, key := range keys {
+			var claims jwt.Claims
+			all := map[string]any{}
+			if parsed.Claims(key.Key, &claims, &all) != nil {
+				continue
+			}
+			if r := i.judge(claims); r != nil {
+				return Proof{}, r
+			}
+			return Proof{Issuer: i.Name, Subject: claims.Subject, Claims: all}, nil
+		}
+		// Some issuers name no keys, or another one as before.
+		switch {
+		case again:
+			return Proof{}, i.notSigned()
+		case !i.keys.asOf().Equal(before): // fetched meanwhile
+		case i.keys.mayFetch() > 0:
+			return Proof{}, i.notSigned()
+		default:
+			if r := i.keys.fetch(ctx); r != nil {
+				return Proof{}, r
+			}
+		}
 	}
-	return Proof{}, i.notSigned()
 }
 
 func (i *issuer) notSigned() *Refusal {

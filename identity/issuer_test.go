@@ -432,6 +432,46 @@ func TestKeysRotate(t *testing.T) {
 	refusedWith(t, verify(one), one.sign(s.URL, nil), Invalid)
 }
 
+// A key in the place of one with the same name, or with none as some issuers have theirs, is found when its first token comes.
+func TestKeysAreReplaced(t *testing.T) {
+	for _, name := range []string{"", "signing-key"} {
+		s := newIssuer(t)
+		one, two := newSigner(t, name, jose.ES256), newSigner(t, name, jose.ES256)
+		s.publish(one)
+		v := s.verifier(nil)
+		verify := func(k *signer) error {
+			_, err := v.Verify(t.Context(), k.sign(s.URL, nil))
+			return err
+		}
+		if err := verify(one); err != nil {
+			t.Fatal(err)
+		}
+		s.publish(two)
+		s.pass(fetchFloor)
+		if err := verify(two); err != nil {
+			t.Fatalf("named %q: %v", name, err)
+		}
+		// Whoever signs by themselves has them fetched no more often than who names what does not exist.
+		forged := one.sign(s.URL, nil)
+		for range 3 {
+			refusedWith(t, verify(one), forged, Invalid, "not signed by the issuer")
+		}
+		s.pass(fetchFloor)
+		for range 3 {
+			refusedWith(t, verify(one), forged, Invalid, "not signed by the issuer")
+		}
+		if n := s.asked(); n != 3 {
+			t.Errorf("named %q: fetched %d times", name, n)
+		}
+		s.set(func() { s.down = true })
+		s.pass(fetchFloor)
+		refusedWith(t, verify(one), forged, Unavailable, "answers 502") // it may be of a key that we do not know yet
+		if err := verify(two); err != nil {
+			t.Errorf("named %q: the issuer is down: %v", name, err)
+		}
+	}
+}
+
 // await waits until the verifier's keys are those of now.
 func (s *issuerServer) await(v *Verifier) {
 	s.t.Helper()

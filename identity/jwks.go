@@ -61,20 +61,28 @@ func (s *keySet) find(ctx context.Context, id, algorithm string) ([]jose.JSONWeb
 	if wait := s.mayFetch(); wait > 0 {
 		return nil, s.unavailable(wait, s.whyNot())
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	select {
-	case done := <-s.flight.DoChan("", s.refresh):
-		if done.Err != nil {
-			return nil, s.unavailable(fetchFloor, done.Err)
-		}
-	case <-ctx.Done():
-		return nil, s.unavailable(time.Second, errors.New("no answer yet"))
+	if r := s.fetch(ctx); r != nil {
+		return nil, r
 	}
 	if found, _ = s.look(id, algorithm); len(found) == 0 {
 		return nil, &Refusal{Reason: Invalid, Words: fmt.Sprintf("its token is signed with a key that issuer %s does not have: present a token of that issuer, unchanged", s.issuer.Name)}
 	}
 	return found, nil
+}
+
+// fetch has the keys fetched, with others who want them.
+func (s *keySet) fetch(ctx context.Context) *Refusal {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	select {
+	case done := <-s.flight.DoChan("", s.refresh):
+		if done.Err != nil {
+			return s.unavailable(fetchFloor, done.Err)
+		}
+		return nil
+	case <-ctx.Done():
+		return s.unavailable(time.Second, errors.New("no answer yet"))
+	}
 }
 
 func (s *keySet) unavailable(after time.Duration, cause error) *Refusal {
@@ -94,6 +102,13 @@ func (s *keySet) look(id, algorithm string) (found []jose.JSONWebKey, age time.D
 		}
 	}
 	return found, s.now().Sub(s.fetched)
+}
+
+// asOf is when the keys were fetched.
+func (s *keySet) asOf() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fetched
 }
 
 // mayFetch is how long nobody may fetch them again.
