@@ -11,12 +11,30 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // nodes are the servers of a cluster, any of which will do: a standby passes on what only the active one may answer.
 type nodes struct {
 	hosts   []string // host:port; the first is the one that requests are made for
 	current atomic.Int64
+
+	doubted atomic.Bool  // the next request is the last one of its connection
+	renewed atomic.Int64 // when that was decided last, in nanoseconds since 1970
+}
+
+// renewEvery is how often connections are made anew while a server fails.
+const renewEvery = time.Second
+
+// doubt has connections made anew, after a request that got no answer, or one of a server that does not serve. Connections in use would live
+// for ever, and their server's name, or the balancer in front of it, may lead to another one by now.
+func (n *nodes) doubt(t http.RoundTripper) {
+	now, last := time.Now().UnixNano(), n.renewed.Load()
+	if time.Duration(now-last).Abs() < renewEvery || !n.renewed.CompareAndSwap(last, now) {
+		return
+	}
+	closeIdle(t)
+	n.doubted.Store(true) // HTTP/2 closes none that is in use, and what is in use now is idle later
 }
 
 // newNodes reads the addresses of a cluster. All are spoken to in the same way.
@@ -57,6 +75,21 @@ type anyNode struct {
 }
 
 func (t anyNode) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.nodes.doubted.Swap(false) {
+		req = req.Clone(req.Context())
+		req.Close = true
+	}
+	resp, err := t.ask(req)
+	if err != nil && !errors.Is(req.Context().Err(), context.Canceled) || err == nil && notServing(resp.StatusCode) {
+		t.nodes.doubt(t.RoundTripper)
+	}
+	return resp, err
+}
+
+// notServing reports whether a status is that of a node that fails, or is there to take over only.
+func notServing(status int) bool { return status >= 500 || status == 472 || status == 473 }
+
+func (t anyNode) ask(req *http.Request) (*http.Response, error) {
 	if len(t.nodes.hosts) == 1 || req.URL.Host != t.nodes.hosts[0] { // a standby's redirect names another one
 		return t.RoundTripper.RoundTrip(req)
 	}
@@ -86,7 +119,7 @@ func (t anyNode) RoundTrip(req *http.Request) (*http.Response, error) {
 			t.nodes.leave(at)
 			_ = resp.Body.Close()
 			continue
-		case resp.StatusCode >= 500 || resp.StatusCode == 472 || resp.StatusCode == 473:
+		case notServing(resp.StatusCode):
 			t.nodes.leave(at)
 			if left > 0 && closed(resp) {
 				_ = resp.Body.Close()

@@ -40,6 +40,8 @@ func dialer(address, caFile string, nodes int) (string, *http.Transport, error) 
 		MaxIdleConnsPerHost: 32,
 		IdleConnTimeout:     time.Minute,
 		ForceAttemptHTTP2:   true,
+		// All calls share one connection then, which would be waited for until TCP gives it up: for a quarter of an hour, when its packets are dropped.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: callTimeout / 2, PingTimeout: callTimeout / 4},
 	}
 	switch u.Scheme {
 	case "http", "https":
