@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,9 +74,16 @@ func (a authorization) run(ctx context.Context) (operate.Stored, error) {
 		fmt.Fprint(a.out, "Then paste the code it shows (or the address it ends up at):\n")
 	}
 
+	in := lines(a.in)
+	if tty := terminalOf(a.in); tty != nil {
+		if undo, err := keyByKey(tty); err == nil {
+			defer undo()
+			in = func() (string, error) { line, err := readLine(tty, a.out); return string(line), err }
+		}
+	}
 	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.
 	pasted := make(chan error, 1)
-	go func() { pasted <- readPasted(a.in, a.out, consent.answer, answers) }()
+	go func() { pasted <- readPasted(in, a.out, consent.answer, answers) }()
 
 	for {
 		select {
@@ -110,11 +118,13 @@ type answer struct {
 }
 
 // readPasted reads lines until one is an answer; the error is that the input ended before.
-func readPasted(in io.Reader, out io.Writer, parse parser, answers chan<- answer) error {
-	lines := bufio.NewScanner(in)
-	for lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" {
+func readPasted(next func() (string, error), out io.Writer, parse parser, answers chan<- answer) error {
+	for {
+		line, err := next()
+		if err != nil {
+			return errors.New("the input ended before a code was pasted; run the command again on a terminal, or pipe the code in")
+		}
+		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
 		finish, err := parse(line)
@@ -125,7 +135,17 @@ func readPasted(in io.Reader, out io.Writer, parse parser, answers chan<- answer
 		answers <- answer{finish, err}
 		return nil
 	}
-	return errors.New("the input ended before a code was pasted; run the command again on a terminal, or pipe the code in")
+}
+
+// lines are those of what is no terminal.
+func lines(in io.Reader) func() (string, error) {
+	scanner := bufio.NewScanner(in)
+	return func() (string, error) {
+		if !scanner.Scan() {
+			return "", cmp.Or(scanner.Err(), io.EOF)
+		}
+		return scanner.Text(), nil
+	}
 }
 
 // serveCallback serves the redirect on l until ctx ends.

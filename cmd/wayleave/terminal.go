@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -44,14 +46,56 @@ func readAll(ctx context.Context, in io.Reader) ([]byte, error) {
 
 // readUnseen reads a line that is not shown while it is typed. An end of ctx leaves the terminal as it was.
 func readUnseen(ctx context.Context, tty *os.File) ([]byte, error) {
-	fd := int(tty.Fd()) //nolint:gosec // a file descriptor is small
-	before, err := term.GetState(fd)
+	undo, err := keyByKey(tty)
 	if err != nil {
 		return nil, err
 	}
-	text, err := until(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
-	if ctx.Err() != nil {
-		_ = term.Restore(fd, before)
+	defer undo()
+	return until(ctx, func() ([]byte, error) { return readLine(tty, io.Discard) })
+}
+
+// keyByKey has a terminal show nothing and hand over each key, until undo. By lines it takes 4,095 bytes and loses what is beyond, and on macOS
+// 1,023, of which there is then no end: what consent pages answer is longer at some providers, and so are some keys.
+func keyByKey(tty *os.File) (undo func(), err error) {
+	fd := int(tty.Fd()) //nolint:gosec // a file descriptor is small
+	before, err := unix.IoctlGetTermios(fd, getTermios)
+	if err != nil {
+		return nil, err
 	}
-	return text, err
+	now := *before
+	now.Lflag &^= unix.ICANON | unix.ECHO
+	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+	return func() { _ = unix.IoctlSetTermios(fd, setTermios, before) }, unix.IoctlSetTermios(fd, setTermios, &now)
+}
+
+// readLine reads a line from a terminal that hands over each key, and shows it.
+func readLine(keys io.Reader, show io.Writer) ([]byte, error) {
+	const end, backspace, clear, escape, rubout = 0x04, '\b', 0x15, 0x1b, 0x7f // Ctrl-D, Ctrl-U
+	var line []byte
+	unlearned := false // in what an arrow, or another key without a character, sends
+	for key := make([]byte, 1); ; {
+		if _, err := io.ReadFull(keys, key); err != nil {
+			return nil, err
+		}
+		switch k := key[0]; {
+		case unlearned:
+			unlearned = k == '[' || k == 'O' || k < '@'
+		case k == '\n' || k == '\r':
+			_, _ = io.WriteString(show, "\n")
+			return line, nil
+		case k == end && len(line) == 0:
+			return nil, io.EOF
+		case k == escape:
+			unlearned = true
+		case k == backspace || k == rubout || k == clear:
+			for more := true; more && len(line) > 0; more = k == clear {
+				_, size := utf8.DecodeLastRune(line)
+				line = line[:len(line)-size]
+				_, _ = io.WriteString(show, "\b \b")
+			}
+		case k >= ' ':
+			line = append(line, k)
+			_, _ = show.Write(key)
+		}
+	}
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wayleave/operate"
 )
 
 // pseudoTerminal is a keyboard with a screen, and the terminal that a program has of them.
@@ -63,6 +65,97 @@ func TestImportFromTerminal(t *testing.T) {
 	o.wants(d.importGrant(t.Context(), "acme", "", false), exitUsage, "--from-file")
 }
 
+// awaitEcho waits until what is typed is shown, or not.
+func awaitEcho(t *testing.T, tty *os.File, want bool) {
+	t.Helper()
+	for echoes(t, tty) != want {
+		if t.Context().Err() != nil {
+			t.Fatalf("the echo of the terminal is %v", !want)
+		}
+	}
+}
+
+// longLine is more than a terminal takes as a line.
+var longLine = strings.Repeat("0123456789", 700)
+
+// A value longer than a terminal's lines is stored whole.
+func TestLongLineUnseen(t *testing.T) {
+	person, program := pseudoTerminal(t)
+	var text []byte
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		text, err = readUnseen(t.Context(), program)
+		done <- err
+	}()
+	awaitEcho(t, program, false)
+	if _, err := person.WriteString(longLine + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || string(text) != longLine {
+		t.Errorf("%d bytes of %d, %v", len(text), len(longLine), err)
+	}
+	if !echoes(t, program) {
+		t.Error("the terminal is left without an echo")
+	}
+}
+
+// The answer of a consent page may be longer than a terminal's lines, and is shown as it is pasted.
+func TestLongAnswerIsPasted(t *testing.T) {
+	person, program := pseudoTerminal(t)
+	var answered string
+	shown := new(strings.Builder)
+	begin := func(context.Context, string) (pageConsent, error) {
+		return pageConsent{url: "https://login.example/authorize", pasted: true, answer: func(answer string) (finisher, error) {
+			answered = answer
+			return func(context.Context) (operate.Stored, error) { return operate.Stored{}, nil }, nil
+		}}, nil
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := authorization{begin: begin, in: program, out: shown}.run(t.Context())
+		done <- err
+	}()
+	awaitEcho(t, program, false)
+	if _, err := person.WriteString(longLine + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || answered != longLine {
+		t.Errorf("%d bytes of %d, %v", len(answered), len(longLine), err)
+	}
+	if !strings.Contains(shown.String(), longLine+"\n") {
+		t.Error("what is pasted is not shown")
+	}
+	if !echoes(t, program) {
+		t.Error("the terminal is left without an echo")
+	}
+}
+
+// What is typed can be corrected, as in any line.
+func TestReadLine(t *testing.T) {
+	for typed, want := range map[string]string{
+		"code\n":              "code",
+		"code\r":              "code",
+		"coqe\x7f\x7fde\n":    "code",
+		"\x7f\bcode\n":        "code",
+		"no\x15code\n":        "code",
+		"né\x7foon\x15\n":     "",
+		"é\x7fcode\n":         "code",
+		"co\x1b[A\x1b[3~de\n": "code",
+		"co\x1bOPde\n":        "code",
+		"co\x04\x00de\n":      "code",
+	} {
+		if got, err := readLine(strings.NewReader(typed), io.Discard); err != nil || string(got) != want {
+			t.Errorf("%q: %q, %v", typed, got, err)
+		}
+	}
+	for _, typed := range []string{"", "\x04code\n", "co"} {
+		if got, err := readLine(strings.NewReader(typed), io.Discard); err == nil {
+			t.Errorf("%q: %q", typed, got)
+		}
+	}
+}
+
 // A question can be answered by an interruption, which is a no.
 func TestQuestionIsInterrupted(t *testing.T) {
 	_, program := pseudoTerminal(t)
@@ -93,11 +186,7 @@ func TestReadUnseenIsInterrupted(t *testing.T) {
 		_, err := readUnseen(ctx, program)
 		done <- err
 	}()
-	for echoes(t, program) {
-		if t.Context().Err() != nil {
-			t.Fatal("the echo is not turned off")
-		}
-	}
+	awaitEcho(t, program, false)
 	interrupt()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
