@@ -193,13 +193,13 @@ func TestLogInsAreBounded(t *testing.T) {
 	p.now = w.now
 	begin := func(source string) string {
 		t.Helper()
-		_, cookie, err := w.console.oidc.begin(t.Context(), source, "/")
+		_, cookie, err := w.console.oidc.begin(t.Context(), source, "/", "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		return digest(cookie)
+		return cookie
 	}
-	pending := func(key string) bool { _, there := w.console.oidc.asked[key]; return there }
+	pending := w.console.oidc.awaits
 	maria, first := begin("192.0.2.1"), begin("192.0.2.2")
 	for range askedOfOne {
 		begin("192.0.2.2")

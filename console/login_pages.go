@@ -63,7 +63,7 @@ func (s *Server) loginStart(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, http.StatusNotFound, errNoPage)
 		return
 	}
-	to, cookie, err := s.oidc.begin(r.Context(), source(r), local(r.URL.Query().Get("next")))
+	to, cookie, err := s.oidc.begin(r.Context(), source(r), local(r.URL.Query().Get("next")), s.cookie(r, askedCookie))
 	if err != nil {
 		s.fail(w, r, http.StatusBadGateway, err)
 		return
@@ -81,8 +81,11 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 		s.unknown(w, r, tooMany(wait))
 		return
 	}
-	who, next, err := s.oidc.finish(r, s.cookie(r, askedCookie))
-	s.setCookie(w, askedCookie, "")
+	browser := s.cookie(r, askedCookie)
+	who, next, err := s.oidc.finish(r, browser)
+	if !s.oidc.awaits(browser) {
+		s.setCookie(w, askedCookie, "")
+	}
 	if who.id != "" { // it is known who they are, whether they may come in or not
 		s.logins.follow(who)
 		if err := s.tokens.know(r.Context(), who); err != nil {
@@ -95,6 +98,11 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 		s.did(who, from(r), "login", "", err)
 		r.URL.RawQuery = "" // it has a code in it
 		s.showLogin(w, r, http.StatusForbidden, sentence(err.Error()))
+		return
+	}
+	// The tabs of a browser that come back together are one log-in: another one would end that which the first of them got, with its pages' forms.
+	if n, _, in := s.logins.find(s.cookie(r, loginCookie), false); in && n.actor.id == who.id && s.now().Sub(n.created) < askedFor {
+		http.Redirect(w, r, local(next), http.StatusSeeOther)
 		return
 	}
 	s.welcome(w, r, who, next)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"maps"
@@ -41,15 +40,16 @@ type oidcLogin struct {
 
 	mu       sync.Mutex
 	provider *oidc.Provider   // guarded by mu; nil until its issuer has answered once
-	asked    map[string]asked // guarded by mu; by the digest of the browser's cookie
+	asked    map[string]asked // guarded by mu; by the digest of its state
 }
 
 // asked is a log-in that has begun.
 type asked struct {
-	state, nonce, verifier string
-	next                   string
-	source                 string // see source
-	until                  time.Time
+	browser         string // digest of its cookie, which all that it has begun share
+	nonce, verifier string
+	next            string
+	source          string // see source
+	until           time.Time
 }
 
 func newOIDC(c Config) *oidcLogin {
@@ -81,36 +81,56 @@ func (o *oidcLogin) config(p *oidc.Provider) oauth2.Config {
 	}
 }
 
-// begin returns where to send the browser, and what its cookie is to hold.
-func (o *oidcLogin) begin(ctx context.Context, source, next string) (url, cookie string, err error) {
+// begin returns where to send the browser, and what its cookie is to hold: what it holds already, if another of its tabs has begun
+// too, whose log-in would be over otherwise.
+func (o *oidcLogin) begin(ctx context.Context, source, next, had string) (url, cookie string, err error) {
 	p, err := o.discover(ctx)
 	if err != nil {
 		return "", "", err
 	}
-	a := asked{state: rand.Text(), nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: next, source: source, until: o.now().Add(askedFor)}
-	cookie = rand.Text()
+	if cookie = had; !o.awaits(cookie) {
+		cookie = rand.Text()
+	}
+	state := rand.Text()
+	a := asked{browser: digest(cookie), nonce: rand.Text(), verifier: oauth2.GenerateVerifier(), next: next, source: source, until: o.now().Add(askedFor)}
 	o.mu.Lock()
 	now := o.now()
 	maps.DeleteFunc(o.asked, func(_ string, other asked) bool { return now.After(other.until) })
 	makeRoom(o.asked, askedOfOne, maxAsked, func(other asked) (bool, time.Time) { return other.source == source, other.until })
-	o.asked[digest(cookie)] = a
+	o.asked[digest(state)] = a
 	o.mu.Unlock()
 	c := o.config(p)
-	return c.AuthCodeURL(a.state, oidc.Nonce(a.nonce), oauth2.S256ChallengeOption(a.verifier)), cookie, nil
+	return c.AuthCodeURL(state, oidc.Nonce(a.nonce), oauth2.S256ChallengeOption(a.verifier)), cookie, nil
+}
+
+// awaits reports whether the browser with this cookie has a log-in that has begun and is not over.
+func (o *oidcLogin) awaits(cookie string) bool {
+	browser := digest(cookie)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, a := range o.asked {
+		if a.browser == browser && !o.now().After(a.until) {
+			return true
+		}
+	}
+	return false
 }
 
 var errLoginOver = errors.New("this log-in was not begun in this browser, or is over; begin again")
 
 // finish is who came back, and where they wanted to go. A log-in is finished once, by the browser that began it.
 func (o *oidcLogin) finish(r *http.Request, cookie string) (who actor, next string, err error) {
+	q := r.URL.Query()
+	key := digest(q.Get("state"))
 	o.mu.Lock()
-	a, ok := o.asked[digest(cookie)]
-	delete(o.asked, digest(cookie))
+	a, ok := o.asked[key]
+	if ok = ok && a.browser == digest(cookie); ok {
+		delete(o.asked, key)
+	}
 	p := o.provider
 	o.mu.Unlock()
-	q := r.URL.Query()
 	switch {
-	case !ok || p == nil || o.now().After(a.until) || subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(a.state)) != 1:
+	case !ok || p == nil || o.now().After(a.until):
 		return actor{}, "", errLoginOver
 	case q.Get("error") != "":
 		return actor{}, "", fmt.Errorf("the identity provider refused the log-in (%.100q)", q.Get("error"))

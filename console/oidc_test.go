@@ -143,6 +143,44 @@ func TestLogInByOIDC(t *testing.T) {
 	}
 }
 
+// All tabs of a browser that begin to log in come in, in whatever order they come back.
+func TestTabsThatLogInTogether(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6}, {6, 5, 4, 3, 2, 1, 0}} {
+		b := w.browser()
+		var tabs []url.Values
+		var backs []string
+		for range order {
+			backs = append(backs, p.beginAt(b, "/login/start?next=/workers"))
+			tabs = append(tabs, p.asked)
+		}
+		first := ""
+		for _, tab := range order {
+			p.asked = tabs[tab] // whose nonce is in the token
+			if a := b.get(backs[tab]); a.to() != "/workers" {
+				t.Fatalf("tab %d: %d %s", tab, a.status, a.body)
+			}
+			b.wants("in", b.get("/"), http.StatusOK, "maria@example.com")
+			if first == "" {
+				first = b.csrf
+			}
+		}
+		if b.csrf != first {
+			t.Error("the forms of the first tab are of no more use")
+		}
+		b.wants("replayed", b.get(backs[0]), http.StatusForbidden, "is over; begin again")
+		at, _ := url.Parse(w.address)
+		for _, c := range b.http.Jar.Cookies(at) {
+			if strings.Contains(c.Name, askedCookie) {
+				t.Errorf("the cookie %s stays", c.Name)
+			}
+		}
+		w.later(askedFor) // which forgives
+	}
+}
+
 func TestRolesByClaim(t *testing.T) {
 	p := newIdentity(t)
 	w := newWorld(t, withIdentity(p))
