@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	callTime  = time.Minute      // more than a provider takes to exchange a code
+	callTime  = operate.ConnectTime + 15*time.Second
 	maxAnswer = 64 << 20         // bytes; more than all sessions that a gate has
 	sayAfter  = time.Second      // that a gate is waited for
 	endTime   = 5 * time.Second  // for giving something up

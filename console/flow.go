@@ -20,7 +20,7 @@ const (
 	flowKept = 5 * time.Minute  // for whoever looks at what came of it
 	maxFlows = 1000
 
-	flowLast = 20 * time.Second // for what is agreed to when the gate is stopped to be stored
+	flowLast = operate.ConnectTime // for what is agreed to when the gate is stopped to be stored
 )
 
 // flow is a Flow with what it needs. Its fields but Flow do not change.

@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"wayleave/oauth"
 	"wayleave/secret"
 	"wayleave/vault"
 )
@@ -25,11 +26,11 @@ type Options struct {
 	Spool       Spool                // outlives a crash of this process; nil: there is none
 	Log         *slog.Logger         // default: nothing is logged
 	Ahead       time.Duration        // refresh this long before expiry, at most a fifth of the token's life; default 5 min
-	CallTimeout time.Duration        // longest token-endpoint call: a slow answer may hold the only live refresh token; default 60 s
+	CallTimeout time.Duration        // longest token-endpoint call; default oauth.LongestCall, which no call of an [oauth.Client] outlasts
 	Lease       time.Duration        // how long other replicas leave a grant to one that has ceased to renew its claim; default 20 s. The same on all replicas.
 	Reread      time.Duration        // how often each grant is read again, to see what others wrote; default 5 s. A twelfth as often while nobody asks for it
 	Watch       Watch                // default: nobody watches
-	Drain       time.Duration        // how long Run may go on after its ctx ends, to finish and store refreshes; default 20 s
+	Drain       time.Duration        // how long Run may go on after its ctx has ended, and the calls under way then, to store what they brought; default 20 s
 
 	// Tracer shows refreshes, and the waits of requests that are traced. Default: nothing is shown.
 	Tracer trace.Tracer
@@ -54,7 +55,6 @@ type Keeper struct {
 	reread  time.Duration
 	log     *slog.Logger
 	now     func() moment
-	drain   time.Duration
 	watch   Watch
 	ended   chan struct{} // closed when Run returns
 
@@ -103,7 +103,6 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 		reread:  cmp.Or(o.Reread, 5*time.Second),
 		log:     o.Log,
 		now:     func() moment { return moment{day: o.Now().Round(0), run: o.Running()} },
-		drain:   cmp.Or(o.Drain, 20*time.Second),
 		watch:   o.Watch,
 		ended:   make(chan struct{}),
 
@@ -121,10 +120,11 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 			docs:     docs,
 			spool:    o.Spool,
 			endpoint: endpoints[s.Provider],
-			policy:   policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, time.Minute), lease: cmp.Or(o.Lease, 20*time.Second)},
+			policy:   policy{ahead: cmp.Or(o.Ahead, 5*time.Minute), call: cmp.Or(o.CallTimeout, oauth.LongestCall), lease: cmp.Or(o.Lease, 20*time.Second)},
 			holder:   holder,
 			reread:   k.reread,
 			changed:  &k.changed,
+			drain:    cmp.Or(o.Drain, 20*time.Second),
 			watch:    o.Watch,
 			now:      k.now,
 			log:      o.Log.With("grant", s.Name, "provider", s.Provider),
@@ -143,7 +143,7 @@ func NewKeeper(docs Documents, specs []Spec, o Options) *Keeper {
 
 // Run loads all grants, refreshes them ahead of expiry, and watches the store for what operators and other replicas
 // write. It returns when ctx has ended and no refresh is under way or waits to be stored, but not later than Options.Drain
-// after; its error names the grants whose new tokens could not be stored and are lost. Run may be called once.
+// after the last call has ended; its error names the grants whose new tokens could not be stored and are lost. Run may be called once.
 func (k *Keeper) Run(ctx context.Context) error {
 	defer close(k.ended)
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -162,7 +162,6 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	defer time.AfterFunc(k.drain, stop).Stop()
 	all.running.Wait()
 	return errors.Join(all.errs...)
 }
@@ -240,6 +239,7 @@ func (c *crew) begin(name string, m *minder) {
 	}
 	ctx, stop := context.WithCancel(c.ctx)
 	now := &shift{minder: m, stop: stop, ended: make(chan struct{})}
+	m.ending = c.ctx
 	c.shifts[name] = now
 	c.running.Go(func() {
 		defer close(now.ended)

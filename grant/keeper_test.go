@@ -862,6 +862,33 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// A provider that takes longer to answer than a store is waited for when the gateway stops is heard to the end: whatever it answers then is
+// stored, and nobody cut off a call that had spent the refresh token.
+func TestDrainAwaitsTheProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.connect()
+		time.Sleep(2 * time.Hour)
+		w.as.set(func(a *authority) { a.latency = 50 * time.Second })
+		_, stop := w.run(Options{Drain: 7 * time.Second})
+		time.Sleep(time.Second)
+		begin := time.Now()
+		w.mem.Inject(func(op, path string) vaulttest.Fault { // the store is away when the answer comes, and for a while after
+			if past := time.Since(begin); op == "put" && path == "grants/claude" && past > 48*time.Second && past < 52*time.Second {
+				return vaulttest.Fault{Before: vault.ErrUnavailable}
+			}
+			return vaulttest.Fault{}
+		})
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if r := w.stored(); r.Generation != 1 || r.Lease != nil {
+			t.Errorf("stored generation %d, lease %v", r.Generation, r.Lease)
+		}
+		w.as.once(t, 1)
+	})
+}
+
 // A token that cannot be stored before the time is up is reported as lost, by name and with the next step.
 func TestDrainEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -38,6 +38,8 @@ type minder struct {
 	holder   string
 	reread   time.Duration
 	changed  *atomic.Int64 // see Keeper
+	drain    time.Duration
+	ending   context.Context //nolint:containedctx // when it ends nobody is to mind the grant any more: the process ends
 	now      func() moment
 	watch    Watch
 	log      *slog.Logger
@@ -48,6 +50,7 @@ type minder struct {
 	waiter atomic.Pointer[trace.SpanContext] // of the first request that is traced and waits; nil: there is none
 
 	asked   chan struct{} // holds one: somebody wants a fresh look
+	present chan struct{} // holds one while a call is under way
 	view    atomic.Pointer[view]
 	request atomic.Pointer[request] // the last one by an operator, to be judged against what is stored
 
@@ -95,7 +98,7 @@ type owned struct {
 }
 
 func newMinder(m *minder) *minder {
-	m.asked = make(chan struct{}, 1)
+	m.asked, m.present = make(chan struct{}, 1), make(chan struct{}, 1)
 	m.jitter = rand.Float64()
 	m.view.Store(&view{superseded: make(chan struct{})})
 	return m
@@ -147,6 +150,20 @@ func (m *minder) reject(version string) {
 // run minds the grant until ctx ends and nothing is unsaved, or until work ends, which is the context of everything it
 // does. The error says that a token was lost.
 func (m *minder) run(ctx, work context.Context) error {
+	work, end := context.WithCancel(work)
+	defer end()
+	defer context.AfterFunc(m.ending, func() {
+		select {
+		case m.present <- struct{}{}: // the call that was under way has ended
+			<-m.present
+		case <-work.Done():
+		}
+		select {
+		case <-time.After(m.drain):
+			end()
+		case <-work.Done():
+		}
+	})()
 	for work.Err() == nil && (ctx.Err() == nil || m.holding()) {
 		if err := m.storeErr(); err != nil && ctx.Err() != nil && !m.draining {
 			m.draining = true

@@ -36,8 +36,10 @@ func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now 
 	return s, nil
 }
 
-// storeFor is how long a store that does not answer is tried with a consent, which is lost otherwise: another node of it may be about to.
-const storeFor, storeAgain = 15 * time.Second, time.Second
+// StoreFor is how long [Connect] tries a store that does not answer: the consent is lost otherwise, and another node of it may be about to.
+const StoreFor = 15 * time.Second
+
+const storeAgain = time.Second
 
 var errUnsure = errors.New("nor did it say whether it has it: look at `wayleave grant list`, and connect again if it is not there")
 
@@ -45,7 +47,7 @@ var errUnsure = errors.New("nor did it say whether it has it: look at `wayleave 
 // applied, and gateways may have the tokens by then and another refresh token: it is tried again over the same version only. told is that a
 // gateway's status document has it by then.
 func overwrite(ctx context.Context, docs Documents, name string, r record) (told bool, err error) {
-	within, cancel := context.WithTimeout(ctx, storeFor)
+	within, cancel := context.WithTimeout(ctx, StoreFor)
 	defer cancel()
 	var unsure error // of that write
 	for version, conflicts := 0, 0; ; {

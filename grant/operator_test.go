@@ -165,7 +165,7 @@ func TestConnectWaitsForTheStore(t *testing.T) {
 				if (err == nil) != tt.stored || (s.Name != "") != tt.stored {
 					t.Errorf("%+v, %v", s, err)
 				}
-				if took := time.Since(began); took > storeFor+2*storeAgain || !tt.stored && errors.Is(tt.fault.Before, vault.ErrDenied) && took > 0 {
+				if took := time.Since(began); took > StoreFor+2*storeAgain || !tt.stored && errors.Is(tt.fault.Before, vault.ErrDenied) && took > 0 {
 					t.Errorf("it took %v", took)
 				}
 			})

@@ -137,6 +137,7 @@ type mortal struct {
 	skewed time.Time            // since when
 	served map[string]time.Time // access tokens, and since when
 	mended time.Time            // when cut last changed
+	died   chan struct{}
 	end    func()
 }
 
@@ -173,6 +174,8 @@ func (m *mortal) Refresh(ctx context.Context, refresh secret.Text, _, _ []string
 	case <-time.After(300 * time.Millisecond):
 	case <-ctx.Done():
 		return oauth.Token{}, &oauth.Error{Outcome: oauth.Unknown, Err: ctx.Err()}
+	case <-m.died:
+		return oauth.Token{}, &oauth.Error{Outcome: oauth.Unknown, Err: errGone}
 	}
 	m.mu.Lock()
 	skew := m.skew
@@ -217,7 +220,7 @@ func play(t *testing.T, script []byte) {
 	})
 
 	start := func(i int, spool *shelf) *mortal {
-		m := &mortal{Documents: mem, oracle: o, spool: spool, served: map[string]time.Time{}}
+		m := &mortal{Documents: mem, oracle: o, spool: spool, served: map[string]time.Time{}, died: make(chan struct{})}
 		spec := w.spec
 		spec.OAuth = m
 		m.keeper = NewKeeper(m, []Spec{spec}, Options{
@@ -236,6 +239,9 @@ func play(t *testing.T, script []byte) {
 		}()
 		m.end = func() {
 			m.mu.Lock()
+			if !m.dead {
+				close(m.died)
+			}
 			m.dead = true
 			m.mu.Unlock()
 			cancel()

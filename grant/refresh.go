@@ -161,9 +161,11 @@ func (m *minder) revoke(ctx context.Context, began moment) error {
 }
 
 // whileLeased runs f, which must obey its context, and renews our lease until it ends: as long as we live, nobody else
-// presents the refresh token, however slow the provider is.
+// presents the refresh token, however slow the provider is. A stop of the gateway does not cut it off.
 func (m *minder) whileLeased(ctx context.Context, f func(context.Context)) {
-	call, cancel := context.WithCancel(ctx)
+	m.present <- struct{}{}
+	defer func() { <-m.present }()
+	call, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	done := make(chan struct{})
 	go func() {

@@ -81,7 +81,7 @@ func (o DiscoverOptions) guard(hc *http.Client) (*http.Client, error) {
 	own := *hc
 	own.Transport, own.Jar = transport, nil
 	if own.Timeout == 0 {
-		own.Timeout = longestCall
+		own.Timeout = longestAsk
 	}
 	own.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		if first := via[0].URL; req.URL.Scheme != first.Scheme || req.URL.Host != first.Host || len(via) > 3 || req.Method != http.MethodGet {

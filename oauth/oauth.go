@@ -221,10 +221,11 @@ func (c *Client) fresh() *Client {
 }
 
 // NewClient returns a client for cfg, which should have passed Config.Validate. With a nil hc it uses
-// NewHTTPClient(nil); of another hc the redirect policy and cookie jar are not used. A nil now is time.Now.
+// NewHTTPClient(nil), for as long as LongestCall; of another hc the redirect policy and cookie jar are not used. A nil now is time.Now.
 func NewClient(cfg Config, hc *http.Client, now func() time.Time) *Client {
 	if hc == nil {
 		hc = NewHTTPClient(nil)
+		hc.Timeout = LongestCall
 	}
 	own := *hc
 	own.Jar = nil

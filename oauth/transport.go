@@ -12,14 +12,17 @@ import (
 	"wayleave/loopback"
 )
 
-const longestCall = 30 * time.Second
+// LongestCall is how long a token endpoint may take to answer: a slow answer may hold the only live refresh token, or what a spent code was for.
+const LongestCall = time.Minute
+
+const longestAsk = 30 * time.Second // of others, where nothing is lost
 
 // NewHTTPClient returns an HTTP client fit for token endpoints: it ignores proxy variables (on a worker's machine they
 // point at the gate itself), keeps no connection for a second request (a request on a connection that the other side
 // is closing has an unknown outcome), follows no redirect, and gives up after 30 seconds. Nil roots are the system's.
 func NewHTTPClient(roots *x509.CertPool) *http.Client {
 	return &http.Client{
-		Timeout:       longestCall,
+		Timeout:       longestAsk,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			Proxy:                  nil,

@@ -91,6 +91,9 @@ func (c *Consent) Exchange(ctx context.Context, code secret.Text) (oauth.Token, 
 	return c.client.Exchange(ctx, code, c.state, c.pkce, c.redirect)
 }
 
+// ConnectTime is how long it may take to exchange what an operator has agreed to for tokens, and to store these.
+const ConnectTime = oauth.LongestCall + grant.StoreFor
+
 // Stored is a grant as it was just stored.
 type Stored struct {
 	Grant     grant.Summary `json:"grant"`

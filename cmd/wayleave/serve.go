@@ -188,7 +188,7 @@ func (g gate) serve(ctx context.Context, ready func(serving)) (err error) {
 	if err != nil {
 		return err
 	}
-	patience, done := context.WithTimeout(ctx, time.Minute)
+	patience, done := context.WithTimeout(ctx, 2*time.Minute) // more than that one takes for what providers have not answered yet
 	defer done()
 	spooled, err := spool.OpenNext(patience, g.spool, key, func() {
 		g.log.Warn("another gate has the spool directory; this one takes over as soon as that one is told to stop", "spool", g.spool)

@@ -106,7 +106,7 @@ job "wayleave" {
         destination = "local/wayleave.yaml"
         change_mode = "noop" # gates see a change by themselves
       }
-      kill_timeout = "40s"
+      kill_timeout = "120s" # for a last refresh; max_kill_timeout of the Nomad client, 30s where nobody says more, cuts it
       resources {
         cpu        = 200
         memory     = 256
@@ -139,7 +139,7 @@ job "wayleave" {
         destination = "local/wayleave.yaml"
         change_mode = "noop"
       }
-      kill_timeout = "40s"
+      kill_timeout = "120s" # for a last refresh; max_kill_timeout of the Nomad client, 30s where nobody says more, cuts it
       resources {
         cpu        = 200
         memory     = 256

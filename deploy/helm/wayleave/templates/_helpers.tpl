@@ -76,8 +76,8 @@ spec:
   serviceAccountName: {{ include "wayleave.account" . }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  # Envoy's moment and its ten seconds, then 25 for each gate, one after the other.
-  terminationGracePeriodSeconds: {{ add 30 (mul 30 (len .Values.gates)) }}
+  # Envoy's moment and its ten seconds, then for each gate, one after the other, 25 and what a provider and Vault may take for a last refresh.
+  terminationGracePeriodSeconds: {{ add 30 (mul 120 (len .Values.gates)) }}
   {{- with .Values.imagePullSecrets }}
   imagePullSecrets: {{ toYaml . | nindent 4 }}
   {{- end }}
