@@ -353,6 +353,17 @@ func (m *minder) askedForAll() bool { return slices.Equal(m.rec.Requested, sorte
 // was set back to a backup: then only its version is taken over, and check-and-set tells which of the two it is.
 func (m *minder) adopt(r record, ver int) {
 	m.loaded = true
+	if r.again(m.rec) {
+		kept, now := r.keeping(m.rec), m.now()
+		kept.Last = r.Last
+		if kept.Lease == nil { // one that we have not seen may have been in what was written over
+			kept.NotBefore = wall(now.day.Add(m.policy.lease + leaseSlack))
+		}
+		m.rec, m.ver, m.behind = kept.noted(m.rec, now), ver, true
+		m.log.Warn("the tokens that were imported are those that this grant began with; those that the provider gave for them since are kept",
+			"next", "if the older ones are meant, disconnect the grant without revoking, and import them again")
+		return
+	}
 	if r.connected() && r.Epoch == m.rec.Epoch &&
 		(r.Generation < m.rec.Generation || r.Generation == m.rec.Generation && ver < m.ver) {
 		m.ver, m.behind = ver, r.Generation < m.rec.Generation

@@ -127,6 +127,9 @@ func (p policy) plan(r record, spec Spec, now moment, w wish) (do move, wait tim
 		return decline, 0
 	case open && w.asked.Do == AskRefresh:
 		do = refresh
+		if r.Failures == 0 { // else whatever failed before is no reason to wait
+			wait = r.paused(now)
+		}
 	case !r.connected(), !r.refreshable():
 		return rest, 0
 	case w.rejected != "" && w.rejected == r.version() && r.cooling(now) <= 0:

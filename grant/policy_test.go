@@ -157,7 +157,8 @@ func TestPlan(t *testing.T) {
 		{"left long ago", hour(left("b", t0, 1)), spec, due, wish{}, refresh, 0},
 
 		{"asked", hour(nil), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, 0},
-		{"asked while backing off", hour(func(r *record) { r.NotBefore = at(58 * time.Minute) }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
+		{"asked while backing off", hour(func(r *record) { r.NotBefore, r.Failures = at(58*time.Minute), 1 }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
+		{"asked while another replica may be at the provider", hour(func(r *record) { r.NotBefore = due.Add(time.Minute) }), spec, due, ask(AskRefresh, "op1"), refresh, time.Minute},
 		{"asked for a refresh of a token without end", hour(func(r *record) { r.Expires = time.Time{} }), spec, due, ask(AskRefresh, "op1"), refresh, 0},
 		{"asked and done", hour(func(r *record) { r.Handled = "q" }), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, time.Minute},
 		{"asked and done, and something else since", hour(func(r *record) { *r = r.handled("q").handled("r") }), spec, due.Add(-time.Minute), ask(AskRefresh, "op1"), refresh, time.Minute},
@@ -386,7 +387,7 @@ func TestAnswered(t *testing.T) {
 		r.Lease = &lease{ID: "a"}
 	})
 	full := old.answered(oauth.Token{Access: secret.New("a2"), Refresh: secret.New("r2"), Scopes: []string{"x", "b", "x"}, Expiry: t0.Add(3 * time.Hour), Account: "quinn"}, "op2", t0.Add(time.Hour), t0.Add(time.Hour))
-	want := details{Provider: "anthropic", Account: "quinn", Requested: old.Requested, Consented: old.Consented, Granted: []string{"b", "x"}, Epoch: "op1", Generation: 1,
+	want := details{Provider: "anthropic", Account: "quinn", Requested: old.Requested, Consented: old.Consented, Granted: []string{"b", "x"}, Epoch: "op1", Origin: old.Origin, Generation: 1,
 		Issued: t0.Add(time.Hour), Expires: t0.Add(3 * time.Hour), Operation: "op2", Updated: t0.Add(time.Hour)}
 	if diff := cmp.Diff(want, full.details); diff != "" {
 		t.Errorf("full answer (-want +got):\n%s", diff)
@@ -395,7 +396,7 @@ func TestAnswered(t *testing.T) {
 		t.Error("tokens not replaced")
 	}
 	bare := old.answered(oauth.Token{Access: secret.New("a2")}, "op2", t0.Add(time.Hour), t0.Add(time.Hour))
-	want = details{Provider: "anthropic", Account: "pat", Requested: old.Requested, Consented: old.Consented, Granted: old.Granted, Epoch: "op1", Generation: 1,
+	want = details{Provider: "anthropic", Account: "pat", Requested: old.Requested, Consented: old.Consented, Granted: old.Granted, Epoch: "op1", Origin: old.Origin, Generation: 1,
 		Issued: t0.Add(time.Hour), Operation: "op2", Updated: t0.Add(time.Hour)}
 	if diff := cmp.Diff(want, bare.details); diff != "" {
 		t.Errorf("bare answer (-want +got):\n%s", diff)

@@ -1,6 +1,8 @@
 package grant
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -32,8 +34,9 @@ type details struct {
 	Consented []string          `json:"consented_scopes"` // of these, what the provider granted then
 	Granted   []string          `json:"granted_scopes"`   // by the last token response that named any
 
-	Epoch      string `json:"epoch"`      // new at each connect
-	Generation int    `json:"generation"` // token responses since the connect
+	Epoch      string `json:"epoch"`            // new at each connect
+	Origin     string `json:"origin,omitempty"` // tells apart the refresh tokens that consents began with; see again
+	Generation int    `json:"generation"`       // token responses since the connect
 
 	Issued         time.Time `json:"issued_at"`
 	Expires        time.Time `json:"expires_at,omitzero"`            // zero: never
@@ -91,11 +94,32 @@ func begun(spec Spec, epoch string) record {
 // newRecord is what a connect stores. A response without scopes granted what was asked for (RFC 6749 section 5.1).
 func newRecord(spec Spec, t oauth.Token, op string, now time.Time) record {
 	r := begun(spec, op).answered(t, op, now, now)
-	r.Generation, r.Consented = 0, r.Granted
+	r.Generation, r.Consented, r.Origin = 0, r.Granted, originOf(t.Refresh)
 	if spec.Kind == Consent && r.Refresh.IsZero() && !r.Expires.IsZero() {
 		r.LastError = "the provider gave no refresh token, so the grant ends when its token expires: " + askOffline
 	}
 	return r
+}
+
+func originOf(refresh secret.Text) string {
+	if refresh.IsZero() {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(refresh.Reveal()))
+	return hex.EncodeToString(sum[:16])
+}
+
+// again reports whether r is what known began with, imported once more, as scripts do that set machines up: its refresh token is spent since, and
+// to present it would cost the consent at many a provider.
+func (r record) again(known record) bool {
+	return r.Epoch != known.Epoch && r.Origin != "" && r.Origin == known.Origin && r.Provider == known.Provider &&
+		r.Generation < known.Generation && !r.Refresh.Equal(known.Refresh) && known.connected() && known.refreshable()
+}
+
+// keeping is r, which is again known, with the tokens of known.
+func (r record) keeping(known record) record {
+	known.Epoch, known.Requested, known.Consented = r.Epoch, r.Requested, r.Consented
+	return known
 }
 
 // askOffline is how a refresh token is had.

@@ -202,11 +202,21 @@ func (m *minder) renew(ctx context.Context) bool {
 		return true
 	}
 	cur, ver, err := getRecord(ctx, m.docs, m.spec.Name)
-	if err != nil || leaseID(cur) != l.ID {
-		return err != nil
+	switch {
+	case err != nil:
+		return true
+	case leaseID(cur) == l.ID: // an earlier renewal whose answer got lost
+		m.adopt(cur, ver)
+		return true
+	case cur.again(next): // imported meanwhile, over our lease
+		next = cur.keeping(next)
+	case cur.Lease == nil && !cur.Refresh.IsZero() && cur.Refresh.Equal(next.Refresh): // and mended already by who has not seen it
+		next = cur
+		next.Lease = &l
+	default:
+		return false
 	}
-	m.adopt(cur, ver) // an earlier renewal whose answer got lost
-	return true
+	return !errors.Is(m.put(ctx, next, ver), vault.ErrConflict)
 }
 
 // leave leaves an outcome to be saved: first on this machine, then in the store. If did is what an operator asks for, that is
@@ -303,6 +313,9 @@ func (m *minder) save(ctx context.Context) {
 	case err != nil && !errors.Is(err, vault.ErrNotFound):
 		m.writeErr = cmp.Or(putErr, err)
 		m.storeFailed()
+	case cur.again(o.next): // imported meanwhile
+		o.base, o.next, o.ver, o.doubtful = cur, cur.keeping(o.next), ver, false
+		m.conflict()
 	case superseded(cur, o.base, o.next): // also by nothing at all: disconnected
 		m.saved()
 		m.adopt(cur, ver)

@@ -1,0 +1,144 @@
+package grant
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"wayleave/oauth"
+	"wayleave/secret"
+)
+
+// Tokens that are imported once more, as by a script that sets machines up, take the place of none that the provider gave since: the refresh
+// token among them is spent.
+func TestImportedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		tokens := w.as.grant("files", "inference")
+		load := func() Summary {
+			s, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		load()
+		k, stop := w.run(Options{Holder: "a"})
+		other, _ := w.run(Options{Holder: "b"})
+		w.token(k)
+		load() // nothing came of the first one yet: it is the same
+		time.Sleep(10 * time.Second)
+		if w.logged("that this grant began with") != 0 {
+			t.Error("the same tokens are called older ones")
+		}
+		time.Sleep(2 * time.Hour)
+		now := w.token(k)
+		w.token(other)
+		for range 2 {
+			again := load()
+			time.Sleep(10 * time.Second)
+			for _, k := range []*Keeper{k, other} {
+				if got := w.token(k); !got.Access.Equal(now.Access) {
+					t.Error("another token than before")
+				}
+			}
+			if r := w.stored(); !r.Refresh.Equal(secret.New(w.as.live)) || r.Epoch != again.Epoch {
+				t.Error("the present refresh token is not stored, or not as the last import's")
+			}
+			if s := w.status(); s.Epoch != again.Epoch || s.State != Healthy {
+				t.Errorf("status %+v", s)
+			}
+		}
+		if w.logged("that this grant began with", "disconnect the grant") == 0 {
+			t.Error("nobody is told")
+		}
+		// What is asked for with the last import is done.
+		if _, err := Ask(t.Context(), w.docs, w.spec.Name, AskRefresh, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		if got := w.token(k); got.Access.Equal(now.Access) {
+			t.Error("it is not refreshed when that is asked for")
+		}
+		// Also by a gate that begins later.
+		stop()
+		load()
+		time.Sleep(10 * time.Second)
+		k, _ = w.run(Options{Holder: "c"})
+		time.Sleep(2 * time.Hour)
+		w.token(k)
+		w.as.mu.Lock()
+		defer w.as.mu.Unlock()
+		for _, n := range w.as.presented {
+			if n > 1 {
+				t.Errorf("a refresh token was presented %d times", n)
+			}
+		}
+		if w.as.revoked {
+			t.Error("the consent is lost")
+		}
+	})
+}
+
+// The same while a refresh is under way, whose answer is stored all the same.
+func TestImportedAgainDuringARefresh(t *testing.T) {
+	for _, refreshed := range []int{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, time.Hour)
+			tokens := w.as.grant("files", "inference")
+			load := func() {
+				if _, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			load()
+			k, _ := w.run(Options{Holder: "a"})
+			w.run(Options{Holder: "b"})
+			for range refreshed {
+				time.Sleep(70 * time.Minute)
+				w.token(k)
+			}
+			w.as.set(func(a *authority) { a.latency = 30 * time.Second })
+			for begun := w.as.count(); w.as.count() == begun; {
+				time.Sleep(time.Second)
+			}
+			load()
+			time.Sleep(time.Minute)
+			w.token(k)
+			if r := w.stored(); !r.Refresh.Equal(secret.New(w.as.live)) {
+				t.Error("the present refresh token is not stored")
+			}
+			w.as.once(t, refreshed+1)
+		})
+	}
+}
+
+// What is imported into a grant that has ended, or is of another consent, is taken.
+func TestImportedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		tokens := w.as.grant("files", "inference")
+		load := func(tok oauth.Token) {
+			if _, err := Connect(t.Context(), w.docs, w.spec, tok, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		load(tokens)
+		k, _ := w.run(Options{})
+		time.Sleep(2 * time.Hour)
+		w.token(k)
+		w.as.set(func(a *authority) { a.revoked = true })
+		time.Sleep(2 * time.Hour)
+		w.refused(k, NeedsReconnect)
+		load(tokens)
+		if r := w.stored(); !r.Refresh.Equal(tokens.Refresh) {
+			t.Error("what is imported into a grant that has ended is not stored")
+		}
+		fresh := w.as.grant("files", "inference")
+		load(fresh)
+		if got := w.token(k); !got.Access.Equal(fresh.Access) {
+			t.Error("another consent's token is not used")
+		}
+	})
+}
