@@ -17,7 +17,7 @@ import (
 // permission to read grants. A grant that got fewer scopes than requested is stored too: the summary says ScopeMissing.
 // An error that comes with a summary means that only the status document could not be written.
 func Connect(ctx context.Context, docs Documents, spec Spec, t oauth.Token, now time.Time) (Summary, error) {
-	if t.Access.IsZero() {
+	if t.Access.IsZero() && t.Refresh.IsZero() {
 		return Summary{}, fmt.Errorf("connecting grant %q: the provider gave no access token", spec.Name)
 	}
 	r := newRecord(spec, t, rand.Text(), now).happened(Event{At: now, What: Connected})

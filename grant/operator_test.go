@@ -257,3 +257,23 @@ func TestGatewaysSayWhatIsStored(t *testing.T) {
 		}
 	})
 }
+
+// A refresh token alone is enough: the first token comes by it.
+func TestRefreshTokenAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		tokens := w.as.grant()
+		tokens.Access, tokens.Expiry = secret.Text{}, time.Now()
+		s, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now())
+		if err != nil || s.State != Refreshing {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		k, _ := w.run(Options{})
+		w.token(k)
+		w.as.once(t, 1)
+		time.Sleep(10 * time.Second)
+		if s := w.status(); s.State != Healthy {
+			t.Errorf("status %+v", s)
+		}
+	})
+}

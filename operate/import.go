@@ -92,6 +92,9 @@ func (d Desk) readTokens(name string, data []byte) (t oauth.Token, warning strin
 		return oauth.Token{}, "", fmt.Errorf("this is %s, whose tokens are of preset %s, and the grant's provider is of preset %s", tokens.what, tokens.preset, preset)
 	}
 	p, _ := d.Config.ProviderOf(name)
+	if tokens.client != "" && p.ClientID != "" && tokens.client != p.ClientID {
+		return oauth.Token{}, "", fmt.Errorf("this is %s of another client, and refresh tokens are good for the client that they were given to; write its client_id and secret into the provider, or run `wayleave grant connect %s`", tokens.what, name)
+	}
 	tokens.Scopes = p.ReadScopes(tokens.Scopes)
 	tokens.Facts = p.FactsIn(map[string]string{"access_token": tokens.Access.Reveal(), "id_token": tokens.idToken})
 	if tokens.Refresh.IsZero() {

@@ -24,10 +24,11 @@ type importedTokens struct {
 	preset string // of the provider that gave them out; "" when the file does not tell
 
 	idToken string // "" when there is none
+	client  string // id of the client that it was given to; "" when the file does not tell
 }
 
-// readTokens reads a token response (RFC 6749 section 5.1), Claude Code's credentials file or Codex's. Errors never repeat what
-// is in it.
+// readTokens reads a token response (RFC 6749 section 5.1), Claude Code's credentials file or Codex's. A refresh token alone will do. Errors
+// never repeat what is in it.
 //
 // When the end of an access token is not known, and a refresh token is there, it counts as ended: expires_in counts from an
 // answer that came some time ago. The gate then refreshes at once, which also shows whether the refresh token is any good.
@@ -40,6 +41,8 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 		Scope        scopes          `json:"scope"`
 		IDToken      string          `json:"id_token"`
 		Error        json.RawMessage `json:"error"`
+		Type         string          `json:"type"`
+		ClientID     string          `json:"client_id"`
 
 		Claude *claudeCredentials `json:"claudeAiOauth"`
 		Codex  *codexTokens       `json:"tokens"`
@@ -54,7 +57,7 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 		t = f.Claude.tokens()
 	case f.Codex != nil:
 		t = f.Codex.tokens()
-	case f.AccessToken != "":
+	case f.AccessToken != "" || f.RefreshToken != "" && f.Error == nil:
 		if bound := strings.ToLower(f.TokenType); bound == "dpop" || bound == "mac" {
 			return importedTokens{}, fmt.Errorf("its token_type is %s, and a token that is bound to a client's key cannot be used", bound)
 		}
@@ -62,6 +65,9 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 			Access: secret.New(f.AccessToken), Refresh: secret.New(f.RefreshToken), Scopes: scopeList(f.Scope),
 			Account: accountIn(f.IDToken),
 		}, idToken: f.IDToken}
+		if f.Type == "authorized_user" { // as Google's programs keep their log-ins, without an access token
+			t.what, t.client = "a log-in of Google's", f.ClientID
+		}
 		if life := seconds(f.ExpiresIn); life > 0 && f.RefreshToken == "" {
 			t.Expiry = now.Add(life)
 		}
@@ -78,7 +84,7 @@ func readTokens(data []byte, now time.Time) (importedTokens, error) {
 		}
 	}
 	switch access := t.Access.Reveal(); {
-	case access == "":
+	case access == "" && t.Refresh.IsZero():
 		return importedTokens{}, errors.New("there is no access token in it: was it logged out?")
 	case strings.ContainsFunc(access, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return importedTokens{}, errors.New("its access token has characters that no header takes")

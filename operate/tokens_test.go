@@ -58,6 +58,8 @@ func TestReadTokens(t *testing.T) {
 			"Codex", fmt.Sprintf(`{"OPENAI_API_KEY":null,"tokens":{"id_token":%q,"access_token":%q,"refresh_token":"rt-1","account_id":"x"},"last_refresh":"2026-11-24T00:00:00Z"}`, jwt(map[string]any{"email": "a@b.example"}), codex),
 			codex, "rt-1", nil, in(time.Hour), "a@b.example", "openai-codex",
 		},
+		{"a refresh token alone", `{"refresh_token":"rt-1"}`, "", "rt-1", nil, now, "", ""},
+		{"Google's programs", `{"client_id":"c","client_secret":"s","refresh_token":"rt-1","type":"authorized_user"}`, "", "rt-1", nil, now, "", ""},
 		{"Codex with a token that says nothing", `{"tokens":{"access_token":"at-1","refresh_token":"rt-1","id_token":"x.y.z"}}`, "at-1", "rt-1", nil, now, "", "openai-codex"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -88,6 +90,21 @@ func TestReadTokens(t *testing.T) {
 	} {
 		if _, err := readTokens([]byte(tt.data), now); err == nil || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: got %v; want %q", tt.name, err, tt.says)
+		}
+	}
+}
+
+// A refresh token is good for the client that it was given to.
+func TestImportOfAnotherClient(t *testing.T) {
+	cfg, err := config.Parse("wayleave.yaml", []byte("providers: {google: {client_id: ours, auth_style: none}}\ngrants: {g: {provider: google}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Desk{Config: cfg, Specs: Specs(cfg), Now: time.Now}
+	for client, says := range map[string]string{"ours": "", "another": "of another client"} {
+		got, _, err := d.Read("g", []byte(`{"client_id":"`+client+`","refresh_token":"hunter2","type":"authorized_user"}`))
+		if says == "" && (err != nil || got.Refresh.Reveal() != "hunter2") || says != "" && (err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2")) {
+			t.Errorf("client %s: %v", client, err)
 		}
 	}
 }
