@@ -205,8 +205,11 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	if a.Role == "" && leftOut(claims, o.cfg.RolesClaim) {
 		return a, errLeftOut
 	}
-	if a.Role == "" {
-		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s)", a.Name, o.cfg.RolesClaim)
+	switch {
+	case a.Role == "" && len(values(claims, o.cfg.RolesClaim)) == 0: // some put it into access tokens alone, unless they are told otherwise
+		return a, fmt.Errorf("%s has none of the roles that may come in, as the identity provider says nothing in the claim %s; if you should have one, whoever runs it is to put that claim into the identity token or userinfo", a.Name, o.cfg.RolesClaim)
+	case a.Role == "":
+		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s); ask whoever runs the gate, who lists them in console.oidc.roles", a.Name, o.cfg.RolesClaim)
 	}
 	return a, nil
 }
