@@ -226,8 +226,7 @@ func (x *Exchanger) exchange(by trace.SpanContext, key exchangeKey, rule Exchang
 			ask.Actor = key.worker
 		}
 		got, err = rule.OAuth.TokenExchange(ctx, ask)
-		if e, ok := errors.AsType[*oauth.Error](err); ok && e.Kind() == oauth.KindInvalidGrant {
-			// The subject may have been revoked.
+		if e, ok := errors.AsType[*oauth.Error](err); ok && x.doubtsSubject(key.grant, e) {
 			if other, failed := x.keeper.Replace(ctx, key.grant, subject.Version, nil); failed == nil && other.Version != subject.Version {
 				subject, ask.Subject = other, other.Access
 				epoch = x.keeper.epochOf(key.grant, subject.Access)
@@ -269,6 +268,27 @@ func (x *Exchanger) exchange(by trace.SpanContext, key exchangeKey, rule Exchang
 			used:  e.used,
 		}
 	}
+}
+
+// doubtsSubject reports whether an exchange may have failed because the grant's token, the subject, was revoked. Servers are to call that an
+// invalid request (RFC 8693 section 2.2.2), as they do a wrong audience, say: which it is not where workers have had tokens.
+func (x *Exchanger) doubtsSubject(grant string, e *oauth.Error) bool {
+	switch {
+	case e.Outcome != oauth.Refused && e.Outcome != oauth.InvalidGrant:
+		return false
+	case e.Kind() == oauth.KindInvalidGrant, e.Code == "invalid_token":
+		return true
+	case e.Code != "invalid_request":
+		return false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for key, e := range x.entries {
+		if key.grant == grant && e.number > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // entry returns the entry of key, and makes room for a new one.
@@ -374,7 +394,11 @@ func exchangeRefused(key exchangeKey, err error) *Unusable {
 		return u
 	}
 	u.RetryAfter = e.RetryAfter
-	switch e.Kind() {
+	kind := e.Kind()
+	if e.Code == "invalid_token" {
+		kind = oauth.KindInvalidGrant
+	}
+	switch kind {
 	case oauth.KindInvalidGrant:
 		u.next = "wait for the grant's next token; if it lasts, run `wayleave grant connect " + key.grant + "`"
 	case oauth.KindInvalidScope, oauth.KindInvalidRequest:

@@ -258,12 +258,45 @@ func TestFailedExchangesAreNotRepeatedAtOnce(t *testing.T) {
 	})
 }
 
+// A grant's token that was revoked is replaced when an exchange shows it, whatever servers call that.
+func TestRevokedSubject(t *testing.T) {
+	for code, outcome := range map[string]oauth.Outcome{"invalid_grant": oauth.InvalidGrant, "invalid_token": oauth.Refused, "invalid_request": oauth.Refused} {
+		synctest.Test(t, func(t *testing.T) {
+			tr := &trader{life: time.Hour}
+			m := newMarket(t, tr, nil)
+			m.own("w1")
+			revoked := m.token(m.k).Access
+			tr.fail = func(n int) error {
+				tr.mu.Lock()
+				defer tr.mu.Unlock()
+				if tr.asked[n-1].Subject.Equal(revoked) {
+					return &oauth.Error{Outcome: outcome, Status: 400, Code: code}
+				}
+				return nil
+			}
+			for _, worker := range []string{"w2", "w3"} {
+				m.own(worker)
+			}
+			m.as.once(t, 1)
+		})
+	}
+	// What is asked for wrongly is no fault of the grant's.
+	synctest.Test(t, func(t *testing.T) {
+		m := newMarket(t, &trader{fail: func(int) error { return &oauth.Error{Outcome: oauth.Refused, Status: 400, Code: "invalid_request"} }}, nil)
+		if u := m.denied("w1", RefreshUnavailable); !strings.Contains(u.Error(), "check audience") {
+			t.Error(u)
+		}
+		m.as.once(t, 0)
+	})
+}
+
 func TestExchangeErrorsNameTheNextStep(t *testing.T) {
 	for _, tt := range []struct {
 		err  error
 		says string
 	}{
 		{&oauth.Error{Outcome: oauth.InvalidGrant, Status: 400, Code: "invalid_grant"}, "wayleave grant connect g"},
+		{&oauth.Error{Outcome: oauth.Refused, Status: 400, Code: "invalid_token"}, "wayleave grant connect g"},
 		{&oauth.Error{Outcome: oauth.Refused, Status: 400, Code: "invalid_scope"}, "scopes"},
 		{&oauth.Error{Outcome: oauth.Refused, Status: 401, Code: "invalid_client"}, "auth_style"},
 		{&oauth.Error{Outcome: oauth.Refused, Status: 400, Code: "unsupported_grant_type"}, "exchange"},
