@@ -18,6 +18,7 @@ const (
 	slowDown        = 5 * time.Second // RFC 8628 §3.5
 	shortestPoll    = time.Second
 	longestPoll     = 5 * time.Minute
+	longestRetry    = 30 * time.Second // between polls that fail
 	defaultDevice   = 15 * time.Minute // life of a code whose answer names none
 	longestDevice   = time.Hour
 	longestUserCode = 64
@@ -134,8 +135,9 @@ func (c *Client) AwaitDevice(ctx context.Context, d Device) (Token, error) {
 func (c *Client) await(ctx context.Context, d Device, poll func(context.Context) error) error {
 	last, cancel := outlasting(ctx)
 	defer cancel()
-	for interval := d.interval; ; {
-		if err := pause(ctx, interval); err != nil {
+	asked := d.interval // between two polls, at least, as the provider wants it
+	for wait := asked; ; {
+		if err := pause(ctx, wait); err != nil {
 			return err
 		}
 		if !c.now().Before(d.Expires) {
@@ -146,31 +148,36 @@ func (c *Client) await(ctx context.Context, d Device, poll func(context.Context)
 		if !failed {
 			return err
 		}
-		next, again := nextPoll(e, interval)
-		if !again {
+		var again bool
+		if asked, wait, again = nextPoll(e, asked, wait); !again {
 			if e.Code == "access_denied" {
 				e.Err = ErrDenied
 			}
 			return err
 		}
-		interval = next
+		// What was agreed to while polls failed is to be had once more before the code ends.
+		wait = max(asked, min(wait, d.Expires.Sub(c.now())-time.Second))
 	}
 }
 
-// nextPoll says whether to ask again after e, and how long to wait before (RFC 8628 §3.5).
-func nextPoll(e *Error, interval time.Duration) (time.Duration, bool) {
+// nextPoll says whether to ask again after e, how long the provider wants polls apart from now on, and how long to wait before this one
+// (RFC 8628 §3.5). Failures that are over slow nothing down.
+func nextPoll(e *Error, asked, waited time.Duration) (next, wait time.Duration, again bool) {
 	switch {
 	case e.Code == "authorization_pending":
+		wait = asked
 	case e.Code == "slow_down":
-		interval += slowDown
+		asked += slowDown
+		wait = asked
 	case e.Status == 429:
-		interval = max(interval+slowDown, e.RetryAfter)
+		asked += slowDown
+		wait = max(asked, e.RetryAfter)
 	case e.Outcome == NotSent, e.Outcome == Unknown && e.Kind() != KindBadAnswer:
-		interval = max(2*interval, e.RetryAfter)
+		wait = max(asked, min(2*waited, longestRetry), e.RetryAfter)
 	default:
-		return 0, false
+		return 0, 0, false
 	}
-	return min(interval, longestPoll), true
+	return min(asked, longestPoll), min(wait, longestPoll), true
 }
 
 // outlasting is ctx for a call whose answer can be had once only.
