@@ -108,7 +108,8 @@ func denyNames(domains map[string][]string, denied []string) {
 	}
 }
 
-// byServerName picks a chain for each of its names.
+// byServerName picks a chain for each of its names. Others than those of which host names are made have none: Envoy asks for a certificate by the
+// name as it came, and bytes that are no UTF-8 in it would be no string, and end the stream of all its configuration, again each time it came back.
 func byServerName(domains map[string][]string) *matcher.Matcher {
 	names := &matcher.ServerNameMatcher{}
 	for _, chain := range sortedKeys(domains) {
@@ -122,10 +123,25 @@ func byServerName(domains map[string][]string) *matcher.Matcher {
 			OnMatch: chainOf(chain),
 		})
 	}
-	return tree(&matcher.Matcher_MatcherTree{
+	return when(serverNameIs("[A-Za-z0-9._-]+"), then(tree(&matcher.Matcher_MatcherTree{
 		Input:    serverName(),
 		TreeType: &matcher.Matcher_MatcherTree_CustomMatch{CustomMatch: matchExtension("server_name", names)},
+	})))
+}
+
+// serverNameIs matches a server name that is all of what the expression matches.
+func serverNameIs(expression string) *matcher.Matcher_MatcherList_Predicate {
+	return single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
+		Input:   serverName(),
+		Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: wholly(expression)},
 	})
+}
+
+// when picks what is given for connections that meet the condition.
+func when(condition *matcher.Matcher_MatcherList_Predicate, picked *matcher.Matcher_OnMatch) *matcher.Matcher {
+	return &matcher.Matcher{MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{
+		Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{Predicate: condition, OnMatch: picked}},
+	}}}
 }
 
 func serverName() *matchercore.TypedExtensionConfig {

@@ -91,18 +91,11 @@ func proxyTLSListener(p plan) *listenerv3.Listener {
 	}
 }
 
-// unnamedOr picks chain for a client that sends no server name, and asks m about the others.
+// unnamedOr picks chain for a client that sends no server name, and asks m about the others, whatever bytes they are.
 func unnamedOr(chain string, m *matcher.Matcher) *matcher.Matcher {
-	return &matcher.Matcher{
-		MatcherType: &matcher.Matcher_MatcherList_{MatcherList: &matcher.Matcher_MatcherList{Matchers: []*matcher.Matcher_MatcherList_FieldMatcher{{
-			Predicate: not(single(&matcher.Matcher_MatcherList_Predicate_SinglePredicate{
-				Input:   serverName(),
-				Matcher: &matcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: wholly(".+")},
-			})),
-			OnMatch: chainOf(chain),
-		}}}},
-		OnNoMatch: then(m),
-	}
+	either := when(not(serverNameIs(`\C+`)), chainOf(chain))
+	either.OnNoMatch = then(m)
+	return either
 }
 
 func not(p *matcher.Matcher_MatcherList_Predicate) *matcher.Matcher_MatcherList_Predicate {
