@@ -187,6 +187,8 @@ func upstreamHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptio
 // anyHTTP speaks HTTP/2 or HTTP/1.1, as the upstream chooses by ALPN.
 func anyHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	h2 := http2Options()
+	// As much as all requests of one connection can leave unread: when the connection's window is taken up by some, the others wait for them.
+	h2.InitialConnectionWindowSize = number(requestsPerUpstream * streamWindow)
 	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(upstreamPings), Timeout: seconds(20 * time.Second)}
 	o := upstreamHTTP(filters)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
