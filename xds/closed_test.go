@@ -10,6 +10,10 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
 	"wayleave/envoy"
 	"wayleave/envoy/envoytest"
@@ -81,6 +85,62 @@ func TestEndedConnectionsLeaveNothing(t *testing.T) {
 			return fmt.Errorf("no such figures: %v", stats)
 		}
 		return nil
+	})
+}
+
+// A host that does not end its side of a tunnel when the worker is gone is let go all the same, if not at once.
+func TestDeafHostIsLetGo(t *testing.T) {
+	ca := newAuthority(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { close(done); _ = l.Close() })
+	settings := &tls.Config{Certificates: []tls.Certificate{ca.certificate(t, "localhost")}}
+	go func() {
+		for {
+			raw, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer raw.Close()
+				_ = tls.Server(raw, settings).HandshakeContext(t.Context())
+				<-done
+			}()
+		}
+	}()
+	_, port, _ := strings.Cut(l.Addr().String(), ":")
+	s := start(t, func(c *Config) {
+		c.Tunnel = []string{"localhost:" + port}
+		c.AllowPrivate = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	}, func(r *Resources) { // a day is too long here
+		for _, listener := range r.Listeners {
+			for _, chain := range listener.GetFilterChains() {
+				for _, filter := range chain.GetFilters() {
+					var proxy tcpproxyv3.TcpProxy
+					if packed := filter.GetTypedConfig(); packed.UnmarshalTo(&proxy) == nil && proxy.GetIdleTimeout().AsDuration() == 24*time.Hour {
+						proxy.IdleTimeout = seconds(time.Second)
+						filter.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: pack(&proxy)}
+					}
+				}
+			}
+		}
+	})
+	conn, err := s.connect("localhost:"+port, "localhost", ca.pool())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := conn.NetConn().(*net.TCPConn)
+	_ = raw.SetLinger(0)
+	_ = raw.Close()
+	envoytest.Await(t, "the tunnel to end", func() error {
+		stats, err := envoy.Stats(t.Context(), s.bootstrap().AdminSocket, `^cluster\.tunnel\.upstream_cx_(active|total)$`)
+		if err == nil && (stats["cluster.tunnel.upstream_cx_total"] != 1 || stats["cluster.tunnel.upstream_cx_active"] != 0) {
+			err = fmt.Errorf("%v", stats)
+		}
+		return err
 	})
 }
 

@@ -5,13 +5,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacconfig "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	snidfpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
-	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // tunnelChainName names the chain of the tunnelled hosts at a port. The port is not in the ClientHello, so it is
@@ -70,6 +70,10 @@ func wider(name string) string {
 	return "*." + parent
 }
 
+// tunnelSilent is after how long without a byte either way a tunnel ends, which may be silent for hours. Of a worker that is gone Envoy 1.40
+// knows no more here than that it will send nothing, and would keep the connection to a host that does not end its side of it.
+const tunnelSilent = 24 * time.Hour
+
 // tunnelChain passes TLS on untouched. No HTTP check looks inside, so the server name must be the very host the
 // CONNECT was allowed for: or a worker allowed one host would reach every tunnelled one.
 func tunnelChain(p plan, port uint16) *listenerv3.FilterChain {
@@ -87,7 +91,7 @@ func tunnelChain(p plan, port uint16) *listenerv3.FilterChain {
 			networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
 				StatPrefix:       "tunnel",
 				ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: clusterTunnel},
-				IdleTimeout:      durationpb.New(0),
+				IdleTimeout:      seconds(tunnelSilent),
 				AccessLog:        accessLog(p.accessLog, "tunnel", connectionLog),
 			}),
 		},
