@@ -263,7 +263,8 @@ var corpusHTTP1 = slices.Concat(
 		{"h2c", get("/a", bearer, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"), good("/a")},
 		{"another upgrade", get("/a", bearer, "Connection: Upgrade", "Upgrade: foo"), bad("403 malformed")},
 		{"two upgrades", get("/a", bearer, "Connection: Upgrade", "Upgrade: websocket, h2c", "Sec-WebSocket-Version: 13"), bad("403 malformed")},
-		{"an upgrade to TLS", get("/a", bearer, "Connection: Upgrade", "Upgrade: TLS/1.0"), bad("403 malformed")},
+		{"an upgrade to TLS", get("/a", bearer, "Connection: Upgrade", "Upgrade: TLS/1.2"), good("/a")}, // an offer, which is not taken
+		{"an upgrade to TLS or another", get("/a", bearer, "Connection: Upgrade", "Upgrade: TLS/1.2, foo"), bad("403 malformed")},
 		// It ends at the first hop, before anybody looks at it: the request goes on without (RFC 9110 section 7.6.1).
 		{"naming the credential", get("/a", bearer, "Connection: authorization"), []string{"/a"}},
 		{"naming the credential among others", get("/a", bearer, "Connection: x-a, AUTHORIZATION, x-b"), []string{"/a"}},

@@ -111,6 +111,14 @@ func TestPlainHosts(t *testing.T) {
 	if a := ask(t, g.dial(t), "GET http://u:p@"+name+"/ HTTP/1.1\r\nHost: evil.example\r\nProxy-Connection: x\r\nX-Wayleave-Identity: a\r\n"+auth+"\r\n"); a.status != 200 {
 		t.Errorf("with another Host: %v", a)
 	}
+	// An offer to go on with TLS is not taken, and the request is answered as if it were not there.
+	const offer = "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n"
+	if a := ask(t, g.dial(t), "GET http://"+name+"/offer HTTP/1.1\r\nHost: "+name+"\r\n"+offer+auth+"\r\n"); a.status != 200 {
+		t.Errorf("with an offer of TLS: %v", a)
+	}
+	if a := ask(t, g.dial(t), "CONNECT api.demo.test:443 HTTP/1.1\r\nHost: api.demo.test:443\r\n"+offer+auth+"\r\n"); a.status != 200 {
+		t.Errorf("CONNECT with an offer of TLS: %v", a)
+	}
 	fields := [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", name}, {":path", "/h2"}, {"proxy-authorization", strings.TrimSpace(strings.TrimPrefix(auth, "Proxy-Authorization: "))}}
 	if a, err := exchange(g.dial(t), fields); err != nil || a.status != 200 {
 		t.Errorf("over HTTP/2: %v, %v", a, err)
@@ -124,11 +132,11 @@ func TestPlainHosts(t *testing.T) {
 
 	mu.Lock()
 	defer mu.Unlock()
-	if len(arrived) != 4 {
+	if len(arrived) != 5 {
 		t.Errorf("%d requests arrived: %q", len(arrived), arrived)
 	}
 	for _, r := range arrived {
-		for _, never := range []string{placeholderMarker, "Proxy", "wls1", "Wayleave", "evil", "X-Forwarded", "X-Envoy", "X-Request-Id", "u:p"} {
+		for _, never := range []string{placeholderMarker, "Proxy", "wls1", "Wayleave", "evil", "X-Forwarded", "X-Envoy", "X-Request-Id", "u:p", "Upgrade"} {
 			if strings.Contains(r, never) {
 				t.Errorf("%s arrived: %s", never, r)
 			}

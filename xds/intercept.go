@@ -229,6 +229,8 @@ func interceptManager(p plan) *hcmv3.HttpConnectionManager {
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			HeaderKeyFormat: preserveCase(),
 			AcceptHttp_10:   true, // of old tools; it goes on as HTTP/1.1
+
+			IgnoreHttp_11Upgrade: toTLS(),
 		},
 		// No extended CONNECT (RFC 8441): clients then open WebSockets over HTTP/1.1, which every upstream knows.
 		Http2ProtocolOptions:       http2ForWorkers(),

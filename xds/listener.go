@@ -12,6 +12,7 @@ import (
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -97,7 +98,7 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 		RouteSpecifier: routesByName(routesProxy),
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "CONNECT"}},
 		// Python's http.client and openssl send "CONNECT … HTTP/1.0".
-		HttpProtocolOptions:  &corev3.Http1ProtocolOptions{AllowAbsoluteUrl: yes(), AcceptHttp_10: true},
+		HttpProtocolOptions:  &corev3.Http1ProtocolOptions{AllowAbsoluteUrl: yes(), AcceptHttp_10: true, IgnoreHttp_11Upgrade: toTLS()},
 		Http2ProtocolOptions: connectOverHTTP2(),
 		// The worker API is found by its path, so dots in it are resolved first, as clients resolve them.
 		NormalizePath: yes(),
@@ -123,6 +124,12 @@ func proxyManager(p plan) *hcmv3.HttpConnectionManager {
 			[]*hcmv3.HttpFilter{router()},
 		),
 	}
+}
+
+// toTLS are offers to go on with TLS (RFC 2817 section 3.1), which some clients, Apache's HttpClient since 5.4 among them, make with every
+// request without it. Nobody has to take them; Envoy would refuse the request, and a CONNECT too.
+func toTLS() []*matcherv3.StringMatcher {
+	return []*matcherv3.StringMatcher{{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "TLS/"}, IgnoreCase: true}}
 }
 
 func connectOverHTTP2() *corev3.Http2ProtocolOptions {
