@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -84,6 +87,68 @@ func TestRevokedTokenOfALongRequest(t *testing.T) {
 	}
 	if s := g.Provider.Stats(); s.Refreshes != 1 {
 		t.Errorf("%d refreshes", s.Refreshes)
+	}
+}
+
+// gRPC has no 401: that a token is not taken is a status of its own, in the headers of an answer without a body or in the trailers of one
+// with. The gate learns of it, and a later call gets through.
+func TestRevokedTokenOfGRPC(t *testing.T) {
+	t.Parallel()
+	for _, begun := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the answer has begun: %v", begun), func(t *testing.T) {
+			t.Parallel()
+			made := makeWorld(t)
+			var revoked atomic.Value
+			up := newUpstream(t, made.CA, "grpc.demo.test", func(w http.ResponseWriter, r *http.Request) {
+				status, token := "0", r.Header.Get("Authorization")
+				if token == revoked.Load() {
+					status = "16"
+				}
+				w.Header().Set("Content-Type", "application/grpc")
+				if status == "16" && !begun {
+					w.Header().Set("Grpc-Status", status)
+					return
+				}
+				_, _ = w.Write([]byte{0, 0, 0, 0, 0})
+				w.(http.Flusher).Flush()
+				w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
+				if status == "0" {
+					revoked.CompareAndSwap(nil, token) // from now on
+				}
+			})
+			g := startIn(t, made, base(fmt.Sprintf("  - {hosts: [grpc.demo.test], grant: claude, connect_to: \"%s\", alpn: [h2]}\n", up.address), "", ""), "claude")
+			w := g.enrol(t, "w", "ANTHROPIC_AUTH_TOKEN")
+			client := w.client(t, true)
+			call := func() error {
+				req := w.request(http.MethodPost, "https://grpc.demo.test/demo.Talk/Ask", bytes.NewReader(make([]byte, 5)))
+				req.Header.Set("Content-Type", "application/grpc")
+				req.Header.Set("Te", "trailers")
+				resp, err := client.Do(req)
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+					return err
+				}
+				if status := cmp.Or(resp.Trailer.Get("Grpc-Status"), resp.Header.Get("Grpc-Status")); resp.StatusCode != http.StatusOK || status != "0" {
+					return fmt.Errorf("%d, status %s of gRPC", resp.StatusCode, status)
+				}
+				return nil
+			}
+			if err := call(); err != nil {
+				t.Fatal(err)
+			}
+			if err := call(); err == nil || !strings.Contains(err.Error(), "200, status 16") {
+				t.Errorf("got %v; want the provider's own answer", err)
+			}
+			if err := eventually(call); err != nil {
+				t.Error(err)
+			}
+			if s := g.Provider.Stats(); s.Refreshes != 1 {
+				t.Errorf("%d refreshes", s.Refreshes)
+			}
+		})
 	}
 }
 

@@ -67,7 +67,7 @@ func (s *Server) requestEnded(node string, e entry) {
 	if noted == nil {
 		noted = e.proxy
 	}
-	x, verdict := ended(node, &e, noted)
+	x, verdict, answered := ended(node, &e, noted)
 	if e.open && e.took >= 2*s.openFor { // it was told of before
 		return
 	}
@@ -78,7 +78,7 @@ func (s *Server) requestEnded(node string, e entry) {
 	}
 	if e.own != nil && verdict != "" && !e.open { // it was let through
 		switch {
-		case !rejection(e.status, e.details):
+		case !rejection(e.status, e.details, answered):
 			s.failed(node, x.Revision, e.status, e.details)
 		case verdict == verdictSwap:
 			s.tokens.Reject(x.Grant, x.Worker, x.Token)
@@ -111,7 +111,7 @@ func (s *Server) requestEnded(node string, e entry) {
 
 // connectionEnded is told of tunnels that were redirected, and of handshakes that failed.
 func (s *Server) connectionEnded(node string, e entry) {
-	x, _ := ended(node, &e, e.redirected)
+	x, _, _ := ended(node, &e, e.redirected)
 	if x.RequestID == "" {
 		s.counts.add(node, "", Count{Requests: 1, Errors: 1}) // a request would have come
 		return
@@ -126,8 +126,8 @@ func (s *Server) connectionEnded(node string, e entry) {
 	s.ended(x)
 }
 
-// ended has what all kinds of ends have, and the verdict.
-func ended(node string, e *entry, noted []byte) (x Ended, verdict string) {
+// ended has what all kinds of ends have, the verdict, and what the provider answered to the token, where Envoy noted that.
+func ended(node string, e *entry, noted []byte) (x Ended, verdict, answered string) {
 	var note, lane string
 	for name, value := range texts(noted) {
 		switch name {
@@ -137,19 +137,21 @@ func ended(node string, e *entry, noted []byte) (x Ended, verdict string) {
 			note = value
 		case fieldLane:
 			lane = value
+		case fieldAnswered:
+			answered = value
 		}
 	}
 	x = Ended{Node: node, Flags: e.flags, Duration: e.took, Upstream: e.upstream}
 	x.Decided, _ = readNote(note)
 	x.Leased = lane != ""
 	x.At, x.Swapped, x.Answered = e.start, verdict == verdictSwap, verdict == "" && x.Reason == ""
-	return x, verdict
+	return x, verdict, answered
 }
 
 // protocols are HTTP's versions by their numbers in Envoy's log.
 var protocols = [...]string{1: "HTTP/1.0", 2: "HTTP/1.1", 3: "HTTP/2", 4: "HTTP/3"}
 
 // rejection reports whether the provider's answer was that it does not take the token.
-func rejection(status uint64, details string) bool {
-	return status == http.StatusUnauthorized || strings.HasPrefix(details, detailsTooLongAgain)
+func rejection(status uint64, details, answered string) bool {
+	return status == http.StatusUnauthorized || answered == statusUnauthenticated || strings.HasPrefix(details, detailsTooLongAgain)
 }

@@ -23,6 +23,8 @@ const (
 	headerRetryOn  = "x-envoy-retry-on"
 	retryOnStatus  = "retriable-status-codes"
 	statusRejected = "401"
+	// gRPC's UNAUTHENTICATED, which comes with status 200 and is not asked about.
+	statusUnauthenticated = "16"
 )
 
 // sent is a swap that was made, as Envoy keeps it.

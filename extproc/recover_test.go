@@ -105,11 +105,18 @@ func TestRejectionsAreLearnt(t *testing.T) {
 		edit(m.GetFilterMetadata()[metadataNamespace].GetFields())
 		return &dataaccesslogv3.HTTPAccessLogEntry{CommonProperties: &dataaccesslogv3.AccessLogCommon{Metadata: m}, Response: responded(401, "via_upstream")}
 	}
+	ok := func(answered string) *dataaccesslogv3.HTTPAccessLogEntry {
+		e := entry(func(m map[string]*structpb.Value) { m[fieldAnswered] = structpb.NewStringValue(answered) })
+		e.Response = responded(200, "via_upstream")
+		return e
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	stream := &logStream{ctx: ctx, messages: []*accesslogv3.StreamAccessLogsMessage{{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
 		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*dataaccesslogv3.HTTPAccessLogEntry{
 			entry(func(map[string]*structpb.Value) {}),
 			entry(func(m map[string]*structpb.Value) { m[metadataVerdict] = structpb.NewStringValue(verdictPass) }),
+			ok(""),
+			ok(statusUnauthenticated),
 			{},
 		}},
 	}}, {}}}
@@ -118,7 +125,7 @@ func TestRejectionsAreLearnt(t *testing.T) {
 	if err := f.server.StreamAccessLogs(stream); !errors.Is(err, io.EOF) {
 		t.Errorf("ended with %v", err)
 	}
-	if want := []string{"ci: rejected claude 1"}; !slices.Equal(f.vault.asked, want) {
+	if want := []string{"ci: rejected claude 1", "ci: rejected claude 1"}; !slices.Equal(f.vault.asked, want) {
 		t.Errorf("got %q, want %q", f.vault.asked, want)
 	}
 }

@@ -61,7 +61,8 @@ func ends(p plan, namespace, logger string, settings func(*grpcv3.CommonGrpcAcce
 		}
 		wanted := anyOf(wholeAccount(namespace), failed(), flagged())
 		if namespace == metadataNamespace {
-			wanted = anyOf(metadataFilter(namespace, metadataLane, present()), allOf(whenEnded(), wanted))
+			rejected := metadataFilter(namespace, metadataAnswered, exactly("16")) // with status 200
+			wanted = anyOf(metadataFilter(namespace, metadataLane, present()), allOf(whenEnded(), anyOf(wanted, rejected)))
 		}
 		all = append(all, &accesslogv3.AccessLog{
 			Name: logger, Filter: allOf(decided, wanted),

@@ -14,12 +14,13 @@ import (
 //
 // The router sends a swapped request again when the upstream answers 401, if the gate has said so at the swap. Only
 // then does the second ext_proc run, and it replaces the token that was rejected. A retry after a lost connection goes
-// by it: nothing is wrong with its token.
+// by it: nothing is wrong with its token. What gRPC answers comes with status 200, often behind a part of the answer, so that the router
+// cannot send such a request again; the gate is told of it as of all ends, and has another token for the next one.
 
 // filterAgain asks the gate about a retry.
 const filterAgain = "wayleave.ext_proc_again"
 
-// metadataAnswered is the status of the last attempt, where that matters.
+// metadataAnswered is the status of the last attempt, where that matters: 401, or 16, gRPC's UNAUTHENTICATED.
 const metadataAnswered = "answered"
 
 // upstreamVM is one for all clusters: Envoy would make each its own, of a quarter of a megabyte for each of its threads.

@@ -1,8 +1,9 @@
 -- Runs on the answer to each attempt of a request, between the upstream's connection and everything else.
 --
--- It notes a 401 to a swapped request, which lets the gate try once more with another token, and takes the credential
--- that was sent out of the headers and trailers that come back. A fault in it must not let a header through unseen.
--- Bodies are searched by the gate. Where a WebSocket was asked for they are not, so that only a WebSocket may have one.
+-- It notes a 401 to a swapped request, which lets the gate try once more with another token, and gRPC's word for it, which has the
+-- gate get another for the next one. It takes the credential that was sent out of the headers and trailers that come back. A fault
+-- in it must not let a header through unseen. Bodies are searched by the gate. Where a WebSocket was asked for they are not, so that
+-- only a WebSocket may have one.
 
 -- Compiling costs more than it saves here: the work on an answer is short, and made of calls that are not compiled.
 if jit then
@@ -129,17 +130,28 @@ local function unsearched(decision, status)
   return decision and decision.unsearched and status ~= "101"
 end
 
+-- Notes what the provider answered to the token, where that matters.
+local function answered(handle, status)
+  handle:streamInfo():dynamicMetadata():set("wayleave", "answered", status)
+end
+
+-- What gRPC has for a 401, in the headers of an answer or in its trailers.
+local function unauthenticated(map)
+  return map:get("grpc-status") == "16"
+end
+
 -- The texts that were searched for, or nothing where nothing is to be; and whether there may be no body.
 local function search(handle)
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local decision = metadata:get("wayleave")
+  local decision = handle:streamInfo():dynamicMetadata():get("wayleave")
   if not decision or decision.verdict ~= "swap" then
     return nil
   end
   local headers = handle:headers()
   local status = headers:get(":status")
   if status == "401" then
-    metadata:set("wayleave", "answered", "401")
+    answered(handle, "401")
+  elseif unauthenticated(headers) then
+    answered(handle, "16")
   end
   local texts = needles(handle, decision)
   scrub(headers, texts)
@@ -165,5 +177,7 @@ function envoy_on_response(handle)
   local trailers = handle:trailers()
   if trailers and not (ok and pcall(scrub, trailers, texts)) then
     empty(trailers)
+  elseif trailers and unauthenticated(trailers) then
+    answered(handle, "16")
   end
 end
