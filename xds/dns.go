@@ -10,6 +10,7 @@ import (
 	dfpcommon "github.com/envoyproxy/go-control-plane/envoy/extensions/common/dynamic_forward_proxy/v3"
 	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // dnsSettings is how the names of upstream hosts are resolved.
@@ -37,11 +38,15 @@ func planDNS(resolvers []string, allowPrivate []netip.Prefix) (dnsSettings, erro
 //
 // max_hosts and host_ttl bound what a worker can fill it with through a wildcard host.
 func dnsCache(d dnsSettings) *dfpcommon.DnsCacheConfig {
+	patience := 4 * time.Second // each of three resolvers is asked once
+	if len(d.resolvers) == 0 {
+		patience = 12 * time.Second // Envoy's own resolver waits for the first for five
+	}
 	c := &dfpcommon.DnsCacheConfig{
 		DnsLookupFamily:   clusterv3.Cluster_ALL, // both families, raced
 		DnsRefreshRate:    seconds(time.Minute),
 		DnsMinRefreshRate: seconds(5 * time.Second),
-		DnsQueryTimeout:   seconds(4 * time.Second),
+		DnsQueryTimeout:   seconds(patience),
 		DnsFailureRefreshRate: &clusterv3.Cluster_RefreshRate{
 			BaseInterval: seconds(time.Second),
 			MaxInterval:  seconds(10 * time.Second),
@@ -59,12 +64,16 @@ func dnsCache(d dnsSettings) *dfpcommon.DnsCacheConfig {
 	return c
 }
 
-// resolver asks the given servers; nil leaves Envoy its default, the servers of the system.
+// resolver asks the given servers, the next one when one has said nothing for a second; none leaves Envoy its default, the servers of the
+// system.
 func resolver(servers []netip.AddrPort) *corev3.TypedExtensionConfig {
 	if len(servers) == 0 {
 		return nil
 	}
-	c := &caresv3.CaresDnsResolverConfig{DnsResolverOptions: &corev3.DnsResolverOptions{NoDefaultSearchDomain: true}}
+	c := &caresv3.CaresDnsResolverConfig{
+		DnsResolverOptions:  &corev3.DnsResolverOptions{NoDefaultSearchDomain: true},
+		QueryTimeoutSeconds: wrapperspb.UInt64(1),
+	}
 	for _, s := range servers {
 		c.Resolvers = append(c.Resolvers, socketAddress(s.Addr().String(), uint32(s.Port())))
 	}
