@@ -176,7 +176,7 @@ func TestTracing(t *testing.T) {
 	req := w.request(http.MethodGet, "https://api.demo.test/echo?hidden=query", nil)
 	req.Header.Set("traceparent", ofWorker)
 	req.Header.Set("tracestate", "hidden=state")
-	req.Header.Set("user-agent", "hidden-agent")
+	req.Header.Set("user-agent", "hidden-agent \xff") // which is no text
 	if a, err := do(client, req); err != nil || a.status != http.StatusOK {
 		t.Fatal(a, err)
 	}

@@ -1,7 +1,6 @@
 package telemetry
 
 import (
-	"context"
 	"encoding/hex"
 	"net/http"
 	"net/netip"
@@ -10,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	collectortracev1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 )
@@ -18,21 +16,16 @@ import (
 // This file makes of an Envoy's spans what may leave. Envoy tells of a request as it came, so all that is handed on is listed
 // here, in the words of OpenTelemetry's conventions.
 
-// Export takes the spans of an Envoy. It is opentelemetry.proto.collector.trace.v1.TraceService.
-func (t *Telemetry) Export(_ context.Context, in *collectortracev1.ExportTraceServiceRequest) (*collectortracev1.ExportTraceServiceResponse, error) {
+// relay takes the spans of an Envoy, an ExportTraceServiceRequest.
+func (t *Telemetry) relay(request []byte) {
 	if !t.c.Tracing || t.wire == nil {
-		return &collectortracev1.ExportTraceServiceResponse{}, nil // an Envoy that is not told otherwise yet
+		return // an Envoy that is not told otherwise yet
 	}
-	for _, of := range in.GetResourceSpans() {
-		for _, within := range of.GetScopeSpans() {
-			for _, span := range within.GetSpans() {
-				if clean, ok := cleaned(span); ok {
-					t.spans.add(scoped{scopeEnvoy, clean})
-				}
-			}
+	for span := range spansOf(request) {
+		if clean, ok := cleaned(span); ok {
+			t.spans.add(scoped{scopeEnvoy, clean})
 		}
 	}
-	return &collectortracev1.ExportTraceServiceResponse{}, nil
 }
 
 // tagPrefix begins the names of tags with what the gate has noted of a request, as xds.TagPrefix does.

@@ -1,10 +1,12 @@
 package telemetry
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	collectortracev1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -74,6 +76,31 @@ func TestCleaned(t *testing.T) {
 		spoil(s)
 		if _, ok := cleaned(s); ok {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// Bytes that are no text are left out of the span that has them, and the others of the same message are read.
+func TestSpansThatAreNoText(t *testing.T) {
+	server := func(attributes ...string) *tracev1.Span { return of(tracev1.Span_SPAN_KIND_SERVER, "x", attributes...) }
+	request, err := proto.Marshal(&collectortracev1.ExportTraceServiceRequest{ResourceSpans: []*tracev1.ResourceSpans{{ScopeSpans: []*tracev1.ScopeSpans{
+		{Spans: []*tracev1.Span{server("http.method", "GET", "user_agent", "ODD!", "wayleave.route", "api"), server("http.method", "PUT")}},
+		{Spans: []*tracev1.Span{of(tracev1.Span_SPAN_KIND_SERVER, "ODD!"), server("ODD!", "x", "http.method", "POST")}},
+	}}, {ScopeSpans: []*tracev1.ScopeSpans{{Spans: []*tracev1.Span{server("http.method", "HEAD")}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request = bytes.ReplaceAll(request, []byte("ODD!"), []byte("\xff\xfe\xff\xfe"))
+	var got []string
+	for span := range spansOf(request) {
+		clean, _ := cleaned(span)
+		got = append(got, clean.GetName())
+	}
+	if diff := cmp.Diff([]string{"GET api", "PUT", "POST", "HEAD"}, got); diff != "" {
+		t.Error(diff)
+	}
+	for end := range request { // what is cut off is read as far as it goes
+		for range spansOf(request[:end]) {
 		}
 	}
 }

@@ -62,8 +62,6 @@ type Config struct {
 
 // Telemetry tells a collector. It is safe for concurrent use.
 type Telemetry struct {
-	collectortracev1.UnimplementedTraceServiceServer
-
 	c        Config
 	wire     wire // nil: there is no collector
 	resource *resourcev1.Resource
@@ -126,7 +124,7 @@ func (t *Telemetry) Tracer(name string) trace.Tracer { return t.provider.Tracer(
 
 // Register registers the service by which Envoys tell their spans.
 func (t *Telemetry) Register(r grpc.ServiceRegistrar) {
-	collectortracev1.RegisterTraceServiceServer(r, t)
+	r.RegisterService(&relayService, t)
 }
 
 // Run sends until ctx ends, and then what is left for a few seconds more.
