@@ -218,7 +218,7 @@ func TestPolicyOfAnEarlierRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := strings.Replace(string(now), `["168h", "5m"]`, `["5m"]`, 1)
-	for policy, backdate := range map[string]time.Duration{string(now): vault.IntermediateBackdate, before: vault.Backdate} {
+	for policy, backdate := range map[string]time.Duration{string(now): vault.Backdate, before: vault.BackdateBefore} {
 		text, err := json.Marshal(map[string]string{"policy": policy})
 		if err != nil {
 			t.Fatal(err)
@@ -574,7 +574,7 @@ func TestSignIntermediate(t *testing.T) {
 				len(issued.DNSNames) != 0 {
 				t.Errorf("issued: %+v", issued)
 			}
-			if life := issued.NotAfter.Sub(issued.NotBefore).Round(time.Minute); life != 24*time.Hour+vault.IntermediateBackdate {
+			if life := issued.NotAfter.Sub(issued.NotBefore).Round(time.Minute); life != 24*time.Hour+vault.Backdate {
 				t.Errorf("valid for %v, want 24h and a week before", life)
 			}
 			var many []string // more than a server takes strings in a request

@@ -77,7 +77,7 @@ func (c *Client) issuers(ctx context.Context) ([]issuer, error) {
 		return nil, fmt.Errorf("%w: the root CAs were changed while they were read: try again", ErrUnavailable)
 	}
 	slices.SortFunc(others, func(a, b issuer) int {
-		if d := a.cert.NotBefore.Compare(b.cert.NotBefore); d != 0 {
+		if d := SignedAt(a.cert).Compare(SignedAt(b.cert)); d != 0 {
 			return d
 		}
 		return strings.Compare(a.id, b.id)

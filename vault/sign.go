@@ -18,25 +18,30 @@ const (
 	RootName         = "Wayleave egress CA"
 )
 
-// Backdate is how far before its signature a root is valid already: workers' clocks run late. IntermediateBackdate is the same for an
-// intermediate: the clock of a worker's machine that goes on from a snapshot may be days late, and a provider's own certificate is older.
+// Backdate is how far before its signature a certificate is valid already: the clock of a worker's machine that goes on from a snapshot may be
+// days late, and a provider's own certificate is older. BackdateBefore is the same of what earlier releases had signed.
 const (
-	Backdate             = 5 * time.Minute
-	IntermediateBackdate = 7 * 24 * time.Hour
+	Backdate       = 7 * 24 * time.Hour
+	BackdateBefore = 5 * time.Minute
 )
 
 // Both as the gateway's policy wants them written.
 const (
-	backdate             = "5m"
-	intermediateBackdate = "168h"
+	backdate       = "168h"
+	backdateBefore = "5m"
 )
 
-// SignedAt is when an intermediate was signed; earlier releases signed as for a root.
-func SignedAt(intermediate *x509.Certificate) time.Time {
-	if intermediate.NotAfter.Sub(intermediate.NotBefore) > IntermediateBackdate {
-		return intermediate.NotBefore.Add(IntermediateBackdate)
+// SignedAt is when a certificate of ours was signed. A root that somebody imported seems to be as one of an earlier release.
+func SignedAt(c *x509.Certificate) time.Time {
+	life := c.NotAfter.Sub(c.NotBefore)
+	early := life > Backdate
+	if isRoot(c) {
+		early = (life - rootLife - Backdate).Abs() < BackdateBefore
 	}
-	return intermediate.NotBefore.Add(Backdate)
+	if early {
+		return c.NotBefore.Add(Backdate)
+	}
+	return c.NotBefore.Add(BackdateBefore)
 }
 
 // SignIntermediate has the CSR signed by root as a CA that may sign leaves only (path length 0), for domains and their
@@ -56,7 +61,7 @@ func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, c
 		"common_name":           IntermediateName,
 		"permitted_dns_domains": strings.Join(domains, ","), // one string: OpenBao takes a thousand
 		"max_path_length":       "0",
-		"not_before_duration":   intermediateBackdate,
+		"not_before_duration":   backdate,
 		"ttl":                   ttl.Round(time.Second).String(),
 		"exclude_cn_from_sans":  "true",
 	}
@@ -71,7 +76,7 @@ func (c *Client) SignIntermediate(ctx context.Context, root *x509.Certificate, c
 	err = ask()
 	if errors.Is(err, ErrDenied) { // a policy of an earlier release allows no more than this
 		c.log.Warn("certificates begin five minutes before they are made and not a week, as the policy is of an earlier release", "next", "run `wayleave vault setup`")
-		body["not_before_duration"] = backdate
+		body["not_before_duration"] = backdateBefore
 		err = ask()
 	}
 	if err != nil {

@@ -275,7 +275,7 @@ func testRoots(t *testing.T, a authority) {
 	second, err := a.PrepareRoot(ctx)
 	step(err)
 	if second.Subject.CommonName != vault.RootName+" 2" || second.MaxPathLen != 1 || second.NotAfter.Before(time.Now().AddDate(9, 11, 0)) ||
-		time.Since(second.NotBefore.Add(vault.Backdate)).Abs() > time.Minute {
+		time.Since(second.NotBefore.Add(vault.Backdate)).Abs() > time.Minute || time.Since(vault.SignedAt(second)).Abs() > time.Minute {
 		t.Errorf("the second root is %q, path length %d, from %v to %v", second.Subject.CommonName, second.MaxPathLen, second.NotBefore, second.NotAfter)
 	}
 	want("prepared", first, second)

@@ -232,7 +232,7 @@ func (d caDesk) printJSON(roots []*x509.Certificate, outcome, next string) error
 
 // untrusting says why a root may not sign yet: which workers may be without it. It is empty when there are none.
 func (d caDesk) untrusting(ctx context.Context, root *x509.Certificate) (string, error) {
-	given := root.NotBefore.Add(vault.Backdate + ca.LookTime) // by every gate that reaches Vault
+	given := vault.SignedAt(root).Add(ca.LookTime) // by every gate that reaches Vault
 	if d.now().Before(given) {
 		return fmt.Sprintf("gates may not give it to workers before %s", when(given)), nil
 	}
@@ -290,7 +290,7 @@ func (d caDesk) next(ctx context.Context, roots []*x509.Certificate) (string, er
 		return fmt.Sprintf("nothing before %s; then replace it, beginning with: wayleave ca prepare", signs.NotAfter.Add(-ca.Notice).Format(time.DateOnly)), nil
 	}
 	other := roots[1]
-	if !other.NotBefore.After(signs.NotBefore) {
+	if !vault.SignedAt(other).After(vault.SignedAt(signs)) {
 		return fmt.Sprintf("when no gate serves certificates of it any more, remove %q: wayleave ca retire; to go back: wayleave ca activate", other.Subject.CommonName), nil
 	}
 	why, err := d.untrusting(ctx, other)

@@ -103,7 +103,6 @@ func (m *Memory) SignIntermediate(ctx context.Context, by *x509.Certificate, csr
 	err = m.do(ctx, "sign", "issuer/sign-intermediate", func(bool) error {
 		return m.pki.do(func() error {
 			template := caTemplate(vault.IntermediateName, 0, ttl)
-			template.NotBefore = time.Now().Add(-vault.IntermediateBackdate)
 			template.PermittedDNSDomains, template.PermittedDNSDomainsCritical = domains, true
 			i, err := m.pki.index(by)
 			if err != nil {
@@ -157,7 +156,7 @@ func (m *Memory) ActivateRoot(ctx context.Context, cert *x509.Certificate) error
 			}
 			signs := m.pki.roots[i]
 			others := slices.Delete(slices.Clone(m.pki.roots), i, i+1)
-			slices.SortStableFunc(others, func(a, b root) int { return a.cert.NotBefore.Compare(b.cert.NotBefore) })
+			slices.SortStableFunc(others, func(a, b root) int { return vault.SignedAt(a.cert).Compare(vault.SignedAt(b.cert)) })
 			m.pki.roots = append([]root{signs}, others...)
 			return nil
 		})
