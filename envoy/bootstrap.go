@@ -16,6 +16,7 @@ import (
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/bootstrap/internal_listener/v3"
 	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	heapv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/fixed_heap/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -45,6 +46,9 @@ type Bootstrap struct {
 	LogCredentials bool
 	// MaxConnections is how many worker connections Envoy accepts at once; zero: 20,000.
 	MaxConnections int64
+	// Memory is how much there is for Envoy, in bytes. Near its end Envoy cuts what holds most of it and takes no more, rather than be
+	// killed with everything in it. Zero: nobody knows.
+	Memory uint64
 }
 
 const (
@@ -122,7 +126,7 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	overload, err := connectionLimit(b.MaxConnections)
+	overload, err := overload(b.MaxConnections, b.Memory)
 	if err != nil {
 		return nil, err
 	}
@@ -293,19 +297,53 @@ func statsWithoutCertificates() *metricsv3.StatsConfig {
 	}}
 }
 
-// connectionLimit keeps a flood of connections from using up the file descriptors.
-func connectionLimit(n int64) (*overloadv3.OverloadManager, error) {
-	if n <= 0 {
-		n = defaultConnections
+// overload keeps a flood of connections from using up the file descriptors, and what workers do not read, or send to nobody who reads it,
+// from using up the memory.
+func overload(connections int64, memory uint64) (*overloadv3.OverloadManager, error) {
+	if connections <= 0 {
+		connections = defaultConnections
 	}
-	monitor, err := anypb.New(&connectionsv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: n})
-	if err != nil {
+	m := &overloadv3.OverloadManager{}
+	if err := monitor(m, "envoy.resource_monitors.global_downstream_max_connections", &connectionsv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: connections}); err != nil {
 		return nil, err
 	}
-	return &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
-		Name:       "envoy.resource_monitors.global_downstream_max_connections",
-		ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: monitor},
-	}}}, nil
+	if memory == 0 {
+		return m, nil
+	}
+	// Beside Envoy's heap are its stacks, what the system keeps of its connections, and whoever started it.
+	if err := monitor(m, monitorHeap, &heapv3.FixedHeapConfig{MaxHeapSizeBytes: memory / 10 * 8}); err != nil {
+		return nil, err
+	}
+	m.RefreshInterval = durationpb.New(250 * time.Millisecond)
+	m.BufferFactoryConfig = &overloadv3.BufferFactoryConfig{MinimumAccountToTrackPowerOfTwo: 17} // 128 KiB, more than passes by at once
+	m.Actions = []*overloadv3.OverloadAction{
+		{Name: "envoy.overload_actions.shrink_heap", Triggers: []*overloadv3.Trigger{from(0.8)}},
+		{Name: "envoy.overload_actions.reset_high_memory_stream", Triggers: []*overloadv3.Trigger{between(0.85, 0.95)}},
+		{Name: "envoy.overload_actions.stop_accepting_connections", Triggers: []*overloadv3.Trigger{from(0.95)}},
+		{Name: "envoy.overload_actions.stop_accepting_requests", Triggers: []*overloadv3.Trigger{from(0.98)}},
+	}
+	return m, nil
+}
+
+const monitorHeap = "envoy.resource_monitors.fixed_heap"
+
+func monitor(m *overloadv3.OverloadManager, name string, settings proto.Message) error {
+	packed, err := anypb.New(settings)
+	if err != nil {
+		return err
+	}
+	m.ResourceMonitors = append(m.ResourceMonitors, &overloadv3.ResourceMonitor{Name: name, ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: packed}})
+	return nil
+}
+
+// from does all of something when so much of the heap is used.
+func from(share float64) *overloadv3.Trigger {
+	return &overloadv3.Trigger{Name: monitorHeap, TriggerOneof: &overloadv3.Trigger_Threshold{Threshold: &overloadv3.ThresholdTrigger{Value: share}}}
+}
+
+// between does more of something the more of the heap is used.
+func between(none, all float64) *overloadv3.Trigger {
+	return &overloadv3.Trigger{Name: monitorHeap, TriggerOneof: &overloadv3.Trigger_Scaled{Scaled: &overloadv3.ScaledTrigger{ScalingThreshold: none, SaturationThreshold: all}}}
 }
 
 // toYAML goes by JSON, whose text protojson deliberately varies; YAML is always the same.

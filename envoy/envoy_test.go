@@ -58,7 +58,9 @@ func TestBootstrapIsValid(t *testing.T) {
 	several.GateSockets = []string{"/run/wayleave/gate.a.sock", "/run/wayleave/gate.b.sock"}
 	grouped := sound()
 	grouped.Group = "canary"
-	for _, b := range []envoy.Bootstrap{sound(), several, grouped} {
+	bounded := sound()
+	bounded.Memory = 1 << 30
+	for _, b := range []envoy.Bootstrap{sound(), several, grouped, bounded} {
 		y, err := b.YAML()
 		if err != nil {
 			t.Fatal(err)

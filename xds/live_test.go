@@ -64,6 +64,7 @@ type stack struct {
 	config   Config
 	mutate   func(*Resources) // what a test breaks on purpose
 	logLevel string           // Envoy's
+	memory   uint64           // Envoy's; zero: it does not know how much there is
 
 	spans     spans         // that Envoy has told
 	log       func() string // Envoy's, so far
@@ -114,6 +115,7 @@ func (s *stack) bootstrap() envoy.Bootstrap {
 		GateSockets: []string{filepath.Join(s.dir, "gate.sock")},
 		AdminSocket: filepath.Join(s.dir, "admin.sock"),
 		LogLevel:    s.logLevel,
+		Memory:      s.memory,
 	}
 }
 

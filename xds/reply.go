@@ -30,6 +30,7 @@ const (
 	reasonTokenReplaced       = "token_replaced"
 
 	useConnect = "wayleave proxies https only: set HTTPS_PROXY and use an https URL, which makes the client send CONNECT. A host that speaks nothing else an operator lists in plain"
+	tooMuch    = "wayleave has no memory left for more requests at the moment; nothing was sent. Try again, and if it lasts tell the operator that Envoy needs more memory, or workers limits"
 	tooLarge   = "wayleave takes request headers of 96 KiB and 1,000 lines at most; nothing was sent. Send less, cookies for instance"
 
 	// ofEnvoy is true of a failure that nobody has given a reason. A success is the gate's, in the place of an upstream.
@@ -42,6 +43,8 @@ const (
 	brokeOff = "(response.code_details.startsWith('upstream_') && !response.code_details.contains('connection_failure') && !response.code_details.contains('connection_timeout') && !response.code_details.contains('overflow') && !response.code_details.contains('refused_stream'))"
 	// noRoutes is true while Envoy has not been told its routes.
 	noRoutes = "response.code_details.startsWith('route_')"
+	// noMemory is true when Envoy has no memory left for more (package envoy).
+	noMemory = "response.code_details == 'overload'"
 	// tooLongAgain is true when a request that was to be sent again turned out too long to have been kept.
 	tooLongAgain = "response.code_details.startsWith('request_payload_exceeded_retry_buffer_limit')"
 )
@@ -57,6 +60,7 @@ func proxyReplies() *hcmv3.LocalReplyConfig {
 		},
 		upstreamReplies("xds.route_name == '"+routePlain+"'", tunnelID),
 		[]*hcmv3.ResponseMapper{
+			replyWhen(ofEnvoy+" && "+noMemory, streamID, reasonGateUnavailable, again, tooMuch),
 			replyWhen(ofEnvoy, streamID, reasonGateUnavailable, again,
 				"wayleave cannot check this connection at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
 		},
@@ -79,6 +83,7 @@ func interceptReplies() *hcmv3.LocalReplyConfig {
 		},
 		upstreamReplies("true", requestID),
 		[]*hcmv3.ResponseMapper{
+			replyWhen(ofEnvoy+" && "+noMemory, tunnelID, reasonGateUnavailable, again, tooMuch),
 			replyWhen(ofEnvoy, requestID, reasonGateUnavailable, again,
 				"wayleave cannot decide on this request at the moment; nothing was sent. Try again, and if it lasts tell the operator to run: wayleave doctor"),
 		},
