@@ -87,7 +87,7 @@ func TestRender(t *testing.T) {
 		{
 			name: "auth_token is the default and sets exactly one variable", provider: "anthropic", scopes: all,
 			want:    Rendered{Env: map[string]string{"ANTHROPIC_AUTH_TOKEN": ph}},
-			removes: []string{"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_SCOPES"},
+			removes: []string{"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE", "ANTHROPIC_API_URL", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_SCOPES"},
 			keeps:   remoteControlOff,
 			says:    []string{"remote control is off", "oauth_env"},
 		},
@@ -122,12 +122,12 @@ func TestRender(t *testing.T) {
 		{
 			name: "API key of Anthropic", provider: "anthropic-api",
 			want:    Rendered{Env: map[string]string{"ANTHROPIC_API_KEY": ph}},
-			removes: []string{"ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL"},
+			removes: []string{"ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE", "ANTHROPIC_API_URL"},
 		},
 		{
 			name: "API key of OpenAI", provider: "openai-api",
 			want:    Rendered{Env: map[string]string{"OPENAI_API_KEY": ph, "CODEX_API_KEY": ph}},
-			removes: []string{"CODEX_ACCESS_TOKEN", "OPENAI_BASE_URL"},
+			removes: []string{"CODEX_ACCESS_TOKEN", "OPENAI_BASE_URL", "OPENAI_API_BASE", "OPENAI_API_TYPE"},
 		},
 		{
 			name: "token of GitHub", provider: "github-token",
