@@ -59,7 +59,7 @@ At debug and trace the parts of Envoy that print requests stay at info: after th
 				}
 				boot := bootstrap(cfg, absolute(runDir))
 				boot.LogLevel, boot.Components, boot.LogCredentials = cmp.Or(level, boot.LogLevel), parts, credentials
-				boot.Memory = envoy.Memory()
+				boot.Memory, boot.MaxConnections = envoy.Memory(), envoy.Connections()
 				return cfg, boot, nil
 			}
 			runDir = absolute(runDir)

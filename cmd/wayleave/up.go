@@ -255,7 +255,7 @@ func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, 
 		return supervise.Process{}, fmt.Errorf("making Envoy's directory: %w", err)
 	}
 	boot, file := bootstrap(u.cfg, g.sockets), u.state.path("envoy", "bootstrap.yaml")
-	boot.Memory = envoy.Memory()
+	boot.Memory, boot.MaxConnections = envoy.Memory(), envoy.Connections()
 	process, err := envoyProcess(binary, boot, file, func() []string { return boot.Args(file) })
 	if err != nil {
 		return supervise.Process{}, err
