@@ -210,7 +210,7 @@ func (m *minder) renew(ctx context.Context) bool {
 		return true
 	case cur.again(next): // imported meanwhile, over our lease
 		next = cur.keeping(next)
-	case cur.Lease == nil && !cur.Refresh.IsZero() && cur.Refresh.Equal(next.Refresh): // and mended already by who has not seen it
+	case cur.Epoch != next.Epoch && cur.Origin == next.Origin && cur.Lease == nil && !cur.Dead && cur.Refresh.Equal(next.Refresh): // and mended already by who has not seen it
 		next = cur
 		next.Lease = &l
 	default:
