@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"wayleave/envoy"
 	"wayleave/envoy/envoytest"
 	"wayleave/extproc"
 	"wayleave/grant"
@@ -259,7 +260,7 @@ type gateOf struct {
 // serveGate runs a gate at the socket that the configuration has for it.
 func (p *phaseStack) serveGate(name string) *gateOf {
 	p.t.Helper()
-	g := &gateOf{newAccount(), grpc.NewServer()}
+	g := &gateOf{newAccount(), newGate()}
 	p.server.Register(g.rpc)
 	healthpb.RegisterHealthServer(g.rpc, health.NewServer())
 	extproc.New(p.policy, p.sessions, twoTokens{}, g.options(name)).Register(g.rpc)
@@ -352,6 +353,20 @@ func TestEndsComeToTheGateThatDecided(t *testing.T) {
 	})
 	under := b.decided[len(before):]
 	b.rpc.Stop()
+	envoytest.Await(t, "Envoy to know that b is away", func() error { // what it tells in that moment is lost
+		stats, err := envoy.Stats(t.Context(), boot.AdminSocket, "^cluster."+endsCluster("b")+".(membership_healthy|upstream_cx_active)$")
+		for _, n := range stats {
+			if n != 0 {
+				err = fmt.Errorf("%v", stats)
+			}
+		}
+		return err
+	})
+	for i := range 2 * len(clients) { // all of its threads, which hear of it before they take these
+		if err := ask(i); err != nil {
+			t.Fatal(err)
+		}
+	}
 	leave()
 	asked.Wait()
 	a.last(t) // whose own do not wait for b

@@ -36,6 +36,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -119,6 +120,11 @@ func (s *stack) bootstrap() envoy.Bootstrap {
 	}
 }
 
+// newGate is a server that Envoy may ask as often as it does whether it is there: gRPC's own idea of that ends the connection after ten seconds.
+func newGate() *grpc.Server {
+	return grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))
+}
+
 // serve starts the control plane, again after stop.
 func (s *stack) serve() {
 	s.t.Helper()
@@ -127,7 +133,7 @@ func (s *stack) serve() {
 	},
 		Options{Log: slog.New(slog.NewTextHandler(s.logged, nil))})
 	s.publish()
-	g := grpc.NewServer()
+	g := newGate()
 	s.server.Register(g)
 	healthpb.RegisterHealthServer(g, health.NewServer())
 	authv3.RegisterAuthorizationServer(g, s.gate)
