@@ -20,7 +20,7 @@ routes:
   - {hosts: [api.openai.com], grant: key, connect_to: "$OPENAI"}
 profiles:
   plain: {grants: [console, key]}
-  own: {grants: [console, key], claude_code: login_file, modes: {key: codex_home}}
+  own: {grants: [console, key], modes: {console: claude_home, key: codex_home}}
 workers:
   plain: {profile: plain}
   own: {profile: own}
@@ -85,9 +85,11 @@ func TestKeysAtATerminal(t *testing.T) {
 		}
 		s.end()
 	}
+	carried.mu.Lock()
 	for _, seen := range carried.seen {
 		t.Errorf("something of the person's arrived at %s", seen)
 	}
+	carried.mu.Unlock()
 	out, err := run("plain", "true").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), ".claude/.credentials.json has a log-in") || !strings.Contains(string(out), ".codex/auth.json has a log-in") {
 		t.Errorf("whoever starts a worker where log-ins count is told %s, %v", out, err)

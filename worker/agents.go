@@ -113,7 +113,7 @@ func (m Machine) claudeCodeLogIn(vars map[string]string, credentials []Credentia
 			p.Fix = "write claude_code: oauth_env into the profile, or log out (`claude auth logout`)"
 		case c.Env["ANTHROPIC_API_KEY"] != "":
 			p.Means = "Claude Code sends beside the placeholder for " + c.Grant + ", and at a terminal in place of it"
-			p.Fix = "write claude_code: login_file into the profile, or log out (`claude auth logout`)"
+			p.Fix = "write modes: {" + c.Grant + ": claude_home} into the profile, or log out (`claude auth logout`)"
 		default: // a log-in of ours, which counts before it
 			continue
 		}

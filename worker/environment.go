@@ -32,7 +32,7 @@ func Environment(e Enrolment, base []string, f Files) (env, report []string) {
 	}
 	java := map[string]string{"JAVA_TOOL_OPTIONS": javaOptions(e, f.TrustStore)}
 	if f.JavaArguments != "" && !e.Transparent && !e.Relay.IsValid() {
-		java["JDK_JAVA_OPTIONS"] = javaWord("@" + f.JavaArguments)
+		java["JDK_JAVA_OPTIONS"] = javaWord("-XX:VMOptionsFile=" + f.JavaArguments)
 	}
 	for name, ours := range java {
 		options, _ := withoutJavaOptions(vars[name], ours)
@@ -258,9 +258,10 @@ func certificateVariables(f Files) map[string]string {
 	return set
 }
 
-// javaArguments is a file of arguments for java, which it takes up by JDK_JAVA_OPTIONS (Java 9): it prints that variable as it begins, and JAVA_TOOL_OPTIONS too,
-// so that a password may stand in neither. No property has java itself log in at a proxy, but build tools and HTTP clients read those that stand there.
-const javaArguments = "java-proxy.args"
+// javaArguments is a file of options that Java's machine reads (Java 9), by JDK_JAVA_OPTIONS: java prints that variable as it begins, and JAVA_TOOL_OPTIONS too,
+// so that a password may stand in neither; nor in a file of arguments, since where java starts itself anew (musl) these are its command line then. No
+// property has java itself log in at a proxy, but build tools and HTTP clients read those that stand there.
+const javaArguments = "java-proxy.options"
 
 // javaOptions are those that lead Java to the gate, and have it trust it.
 func javaOptions(e Enrolment, trustStore string) string {
@@ -319,8 +320,8 @@ var (
 	javaLeads = regexp.MustCompile(`^["']?-D(https?\.(?:proxy(?:Host|Port|User|Password)|nonProxyHosts)|socksProxy(?:Host|Port)|java\.net\.useSystemProxies|javax\.net\.ssl\.trustStore(?:Type|Password|Provider)?)=`)
 )
 
-// javaEarlier names the file of arguments of some session.
-var javaEarlier = regexp.MustCompile(`^["']?@.*/` + regexp.QuoteMeta(javaArguments) + `["']?$`)
+// javaEarlier names the file of options of some session.
+var javaEarlier = regexp.MustCompile(`^["']?-XX:VMOptionsFile=.*/` + regexp.QuoteMeta(javaArguments) + `["']?$`)
 
 // withoutJavaOptions are options without those and without ours, an earlier session's too, and the names of those that were somebody else's.
 func withoutJavaOptions(options, ours string) (kept string, taken []string) {
@@ -383,6 +384,7 @@ func leadsAround(name string) bool {
 	case "npm_config_proxy", "npm_config_https_proxy", "npm_config_noproxy", "npm_config_https-proxy",
 		"socks_proxy", "ws_proxy", "wss_proxy", // of Python's websockets
 		"pip_proxy", "cargo_http_proxy", "grpc_proxy", "no_grpc_proxy",
+		"openai_proxy", "anthropic_proxy", // of LangChain
 		"yarn_http_proxy", "yarn_https_proxy", "cloudsdk_proxy_type", "cloudsdk_proxy_address", "cloudsdk_proxy_port",
 		"conda_proxy_servers__http", "conda_proxy_servers__https",
 		"global_agent_http_proxy", "global_agent_https_proxy", "global_agent_no_proxy": // of Node's global-agent

@@ -13,7 +13,7 @@ import (
 	"wayleave/secret"
 )
 
-var testFiles = Files{CA: "/f/ca.pem", Bundle: "/f/bundle.pem", WgetRC: "/f/wgetrc", TrustStore: "/f/truststore.p12", JavaArguments: "/f/java-proxy.args", Credentials: map[string]string{"claude": "/f/credentials/claude"}}
+var testFiles = Files{CA: "/f/ca.pem", Bundle: "/f/bundle.pem", WgetRC: "/f/wgetrc", TrustStore: "/f/truststore.p12", JavaArguments: "/f/java-proxy.options", Credentials: map[string]string{"claude": "/f/credentials/claude"}}
 
 func testEnrolment(gate string, credentials ...Credential) Enrolment {
 	u, err := url.Parse(gate)
@@ -51,7 +51,7 @@ func TestEnvironment(t *testing.T) {
 		"npm_config_proxy": proxy, "npm_config_https_proxy": proxy, "npm_config_noproxy": "localhost,127.0.0.1,::1,0.0.0.0", "CARGO_HTTP_PROXY": proxy, "GIT_HTTP_PROXY_AUTHMETHOD": "basic", "YARN_HTTP_PROXY": proxy, "YARN_HTTPS_PROXY": proxy,
 		"GIT_CONFIG_PARAMETERS": "'http.proxy=" + proxy + "'",
 		"JAVA_TOOL_OPTIONS":     javaExpected,
-		"JDK_JAVA_OPTIONS":      "@/f/java-proxy.args",
+		"JDK_JAVA_OPTIONS":      "-XX:VMOptionsFile=/f/java-proxy.options",
 	}
 	if diff := cmp.Diff(want, environ(env)); diff != "" {
 		t.Error(diff)
@@ -171,7 +171,7 @@ func TestEnvironmentCredentials(t *testing.T) {
 			"JAVA_TOOL_OPTIONS=-Dhttp.nonProxyHosts=value-1 -Xmx1g", `MAVEN_OPTS=-Dhttps.proxyHost=value-2 -Dhttps.proxyPort=1 "-Djavax.net.ssl.trustStore=/value-3 x" -Xss1m -Dhttps.proxyHost=value-4`,
 			"JDK_JAVA_OPTIONS=-DsocksProxyHost=value-5", "_JAVA_OPTIONS=-Xmx2g", "BUILD_COMMAND=mvn -Dhttps.proxyHost=value-6",
 		},
-		want: map[string]string{"JAVA_TOOL_OPTIONS": "-Xmx1g " + javaExpected, "MAVEN_OPTS": "-Xss1m", "JDK_JAVA_OPTIONS": "@/f/java-proxy.args", "_JAVA_OPTIONS": "-Xmx2g", "BUILD_COMMAND": "mvn -Dhttps.proxyHost=value-6"},
+		want: map[string]string{"JAVA_TOOL_OPTIONS": "-Xmx1g " + javaExpected, "MAVEN_OPTS": "-Xss1m", "JDK_JAVA_OPTIONS": "-XX:VMOptionsFile=/f/java-proxy.options", "_JAVA_OPTIONS": "-Xmx2g", "BUILD_COMMAND": "mvn -Dhttps.proxyHost=value-6"},
 		report: []string{
 			"removed -Dhttp.nonProxyHosts from JAVA_TOOL_OPTIONS: programs would go around the gate, or not trust it",
 			"removed -Dhttps.proxyHost, -Dhttps.proxyPort, -Djavax.net.ssl.trustStore from MAVEN_OPTS: programs would go around the gate, or not trust it",
@@ -272,10 +272,10 @@ func TestJavaOptions(t *testing.T) {
 	spaced.TrustStore = "/with space/t.p12"
 	expected := strings.Replace(javaExpected, "-Djavax.net.ssl.trustStore=/f/truststore.p12", `"-Djavax.net.ssl.trustStore=/with space/t.p12"`, 1)
 	const odd = `-Xmx1g  -Dhttps.proxyHost=corp -Dhttp.nonProxyHosts="*.corp|a b" '-Djavax.net.ssl.trustStore=/corp store' "-Da=b c" -Dmy.https.proxyHost=x`
-	spaced.JavaArguments = "/with space/java-proxy.args"
-	env, _ := Environment(e, []string{"JAVA_TOOL_OPTIONS=" + odd, "JDK_JAVA_OPTIONS='@/an earlier/java-proxy.args' -Dx=y"}, spaced)
+	spaced.JavaArguments = "/with space/java-proxy.options"
+	env, _ := Environment(e, []string{"JAVA_TOOL_OPTIONS=" + odd, "JDK_JAVA_OPTIONS='-XX:VMOptionsFile=/an earlier/java-proxy.options' -Dx=y"}, spaced)
 	for range 2 {
-		if got, want := environ(env)["JDK_JAVA_OPTIONS"], `-Dx=y "@/with space/java-proxy.args"`; got != want {
+		if got, want := environ(env)["JDK_JAVA_OPTIONS"], `-Dx=y "-XX:VMOptionsFile=/with space/java-proxy.options"`; got != want {
 			t.Errorf("the launcher's options are %s, want %s", got, want)
 		}
 		if got, want := environ(env)["JAVA_TOOL_OPTIONS"], `-Xmx1g "-Da=b c" -Dmy.https.proxyHost=x `+expected; got != want {
@@ -285,7 +285,7 @@ func TestJavaOptions(t *testing.T) {
 	}
 	// Where a relay logs in, or there is no proxy, no password is of use.
 	for _, e := range []Enrolment{{Gate: e.Gate, Relay: netip.MustParseAddrPort("127.0.0.1:40001")}, {Gate: e.Gate, Transparent: true}} {
-		env, _ := Environment(e, []string{"JDK_JAVA_OPTIONS=@/earlier/java-proxy.args"}, testFiles)
+		env, _ := Environment(e, []string{"JDK_JAVA_OPTIONS=-XX:VMOptionsFile=/earlier/java-proxy.options"}, testFiles)
 		if got := environ(env); got["JDK_JAVA_OPTIONS"] != "" || strings.Contains(got["JAVA_TOOL_OPTIONS"], "tunneling") {
 			t.Errorf("java is told how to log in: %v", got)
 		}

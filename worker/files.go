@@ -34,7 +34,7 @@ type Files struct {
 	WgetRC string
 	// TrustStore holds the bundle as PKCS #12, for Java.
 	TrustStore string
-	// JavaArguments holds the user and the password of the proxy for java, as arguments; empty: it has none.
+	// JavaArguments holds the user and the password of the proxy for java, as options; empty: it has none.
 	JavaArguments string
 	// GitConfig is a file of git's with rules for addresses; empty: no credential has any.
 	GitConfig string

@@ -100,7 +100,11 @@ func TestMavenLogsIn(t *testing.T) {
 		t.Errorf("Maven asked the proxy %q: %s", got, out)
 	}
 	home := fstest.MapFS{"home/.m2/settings.xml": &fstest.MapFile{Data: []byte(text)}}
-	if _, found := Preferences([]string{"HOME=/home", "HTTPS_PROXY=http://gate"}, nil, Machine{Files: home, Git: noGit}); len(found) > 0 {
+	base := []string{"HOME=/home", "HTTPS_PROXY=http://gate"}
+	if _, found := Preferences(append(base, "JDK_JAVA_OPTIONS="+environ(env)["JDK_JAVA_OPTIONS"]), nil, Machine{Files: home, Git: noGit}); len(found) > 0 {
 		t.Errorf("the settings of the page lead around the gate: %v", found)
+	}
+	if _, found := Preferences(base, nil, Machine{Files: home, Git: noGit}); len(found) != 1 {
+		t.Errorf("they lead nowhere where Java is told no proxy, and what is said is %v", found)
 	}
 }

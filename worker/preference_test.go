@@ -72,7 +72,7 @@ func TestPreferences(t *testing.T) {
 			"/home/me/.claude/.credentials.json": `{"claudeAiOauth":{"accessToken":"value-1","refreshToken":"value-2"}}`,
 		}, want: []string{
 			"/home/me/.claude/.credentials.json has a log-in, which Claude Code sends beside the placeholder for claude: write claude_code: oauth_env into the profile, or log out (`claude auth logout`)",
-			"/home/me/.claude/.credentials.json has a log-in, which Claude Code sends beside the placeholder for console, and at a terminal in place of it: write claude_code: login_file into the profile, or log out (`claude auth logout`)",
+			"/home/me/.claude/.credentials.json has a log-in, which Claude Code sends beside the placeholder for console, and at a terminal in place of it: write modes: {console: claude_home} into the profile, or log out (`claude auth logout`)",
 		}},
 		"no log-in of Claude Code's": {credentials: []Credential{claude}, files: map[string]string{"/home/me/.claude/.credentials.json": `{"claudeAiOauth":{"accessToken":"` + Marker + `"},"mcpOAuth":{"x":{"accessToken":"value-1"}}}`}},
 		"a log-in of Codex's": {credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}, {Grant: "key", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{

@@ -78,7 +78,7 @@ func (a authorization) run(ctx context.Context) (operate.Stored, error) {
 	if tty := terminalOf(a.in); tty != nil {
 		if undo, err := keyByKey(tty); err == nil {
 			defer undo()
-			in = func() (string, error) { line, err := readLine(tty, a.out); return string(line), err }
+			in = func() (string, error) { line, err := readLine(tty, tty); return string(line), err }
 		}
 	}
 	// Reading a terminal cannot be interrupted: this goroutine ends with its line or with the process.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"wayleave/secret"
 	"wayleave/worker"
 )
 
@@ -103,7 +104,9 @@ command does not.`,
 		if here {
 			base, getenv = os.Environ(), startersEnv
 		}
-		files, err := worker.WriteFiles(dir, at, enrolment, roots, getenv)
+		mayRead := enrolment
+		mayRead.Password = secret.Text{} // java does not start where it cannot read its options, and what starts there has some of its own
+		files, err := worker.WriteFiles(dir, at, mayRead, roots, getenv)
 		if err != nil {
 			return err
 		}

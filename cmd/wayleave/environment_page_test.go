@@ -28,7 +28,7 @@ var ownVariables = []string{"WAYLEAVE_GATE", "WAYLEAVE_GATE_CA", "WAYLEAVE_TOKEN
 // removes is set to something else beforehand.
 func environmentPage(t *testing.T) string {
 	t.Helper()
-	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", JavaArguments: "{files}/java-proxy.args", GitConfig: "{files}/gitconfig", Credentials: map[string]string{}}
+	files := worker.Files{CA: "{files}/ca.pem", Bundle: "{files}/bundle.pem", WgetRC: "{files}/wgetrc", TrustStore: "{files}/truststore.p12", JavaArguments: "{files}/java-proxy.options", GitConfig: "{files}/gitconfig", Credentials: map[string]string{}}
 	gate := &url.URL{Scheme: "http", Host: "gate:3128"}
 	enrolment := worker.Enrolment{Gate: gate, Session: worker.Session{ID: "session"}, Password: secret.New("token")}
 

@@ -19,9 +19,9 @@ const isolatedCommand = "isolated"
 // runIsolated is worker.RunChild in a network whose only way out is the gate. It adds the way there to the enrolment, before
 // it calls environment.
 func runIsolated(child *exec.Cmd, e *worker.Enrolment, roots authority, environment func() []string, say func(string, ...any)) (worker.End, error) {
-	resolv, _ := os.ReadFile("/etc/resolv.conf") // without one there is no search list
-	hosts, _ := os.ReadFile("/etc/hosts")        // nor are there names in it
-	search, dots := isolate.SearchList(resolv)
+	resolv, _ := os.ReadFile("/etc/resolv.conf")                                                 // without one there is no search list
+	hosts, _ := os.ReadFile("/etc/hosts")                                                        // nor are there names in it
+	search, dots := isolate.SearchList(append(resolv, "\noptions "+os.Getenv("RES_OPTIONS")...)) // resolver(5): which counts before the file
 	var known []string
 	for _, c := range e.Credentials {
 		known = append(known, c.Names()...)

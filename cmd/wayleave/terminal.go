@@ -65,6 +65,7 @@ func keyByKey(tty *os.File) (undo func(), err error) {
 	now := *before
 	now.Lflag &^= unix.ICANON | unix.ECHO
 	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+	now.Cc[unix.VQUIT], now.Cc[unix.VSUSP] = noKey, noKey // which would leave the terminal so
 	return func() { _ = unix.IoctlSetTermios(fd, setTermios, before) }, unix.IoctlSetTermios(fd, setTermios, &now)
 }
 
@@ -72,21 +73,26 @@ func keyByKey(tty *os.File) (undo func(), err error) {
 func readLine(keys io.Reader, show io.Writer) ([]byte, error) {
 	const end, backspace, clear, escape, rubout = 0x04, '\b', 0x15, 0x1b, 0x7f // Ctrl-D, Ctrl-U
 	var line []byte
-	unlearned := false // in what an arrow, or another key without a character, sends
+	var sequence byte // in what an arrow, or another key without a character, sends: ESC, or [ or O after it (ECMA-48 section 5.4)
 	for key := make([]byte, 1); ; {
 		if _, err := io.ReadFull(keys, key); err != nil {
 			return nil, err
 		}
-		switch k := key[0]; {
-		case unlearned:
-			unlearned = k == '[' || k == 'O' || k < '@'
+		k, within := key[0], sequence
+		sequence = 0
+		switch {
 		case k == '\n' || k == '\r':
 			_, _ = io.WriteString(show, "\n")
 			return line, nil
+		case within == escape && (k == '[' || k == 'O'):
+			sequence = k
+		case within == '[' && k >= ' ' && k < '@': // a parameter
+			sequence = within
+		case (within == '[' || within == 'O') && k >= '@' && k <= '~': // its end
 		case k == end && len(line) == 0:
 			return nil, io.EOF
 		case k == escape:
-			unlearned = true
+			sequence = escape
 		case k == backspace || k == rubout || k == clear:
 			for more := true; more && len(line) > 0; more = k == clear {
 				_, size := utf8.DecodeLastRune(line)

@@ -3,3 +3,6 @@ package main
 import "golang.org/x/sys/unix"
 
 const getTermios, setTermios = unix.TIOCGETA, unix.TIOCSETA
+
+// noKey is in the place of a key that does nothing (_POSIX_VDISABLE).
+const noKey = 0xff
