@@ -51,8 +51,8 @@ lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
 	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know
 
 # What failed, once more at the end: a log that keeps its last lines only has it then.
-failures := awk '{ print; fflush() } /^ *--- FAIL|^FAIL\t|^panic:|^WARNING: DATA RACE/ { said = 8 } \
-  said > 0 && n < 80 && !/level=/ { short[++n] = substr($$0, 1, 200); said-- } END { if (n) print "\nIn short:"; for (i = 1; i <= n; i++) print short[i] }'
+failures := perl -ne 'BEGIN { $$| = 1 } print; $$said = 8 if /^ *--- FAIL|^FAIL\t|^panic:|^WARNING: DATA RACE/; \
+  if ($$said > 0 && @short < 80 && !/level=/) { push @short, substr($$_, 0, 200); $$said-- } END { print "\nIn short:\n", @short if @short }'
 
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector

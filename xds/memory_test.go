@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"wayleave/envoy"
+	"wayleave/envoy/envoytest"
 )
 
 // A worker that reads nothing of ever more answers fills Envoy's memory to a part of it, and then loses answers; the requests of others
@@ -44,14 +45,22 @@ func TestUnreadAnswersFillNoMemory(t *testing.T) {
 			s.memory = memory
 			s.startEnvoy()
 			ann := s.worker("ann")
+			goesOn := func(when string) { // at the latest when Envoy has looked at its memory again
+				t.Helper()
+				envoytest.Await(t, when, func() error {
+					a := get(t, ann, "https://"+apiHost+"/")
+					if a.status != http.StatusOK {
+						return fmt.Errorf("%d %q", a.status, a.body)
+					}
+					return nil
+				})
+			}
 			for n := 0; ; n++ {
 				if n == c.most {
 					t.Fatal("no answer was cut")
 				}
 				c.ask(s, s.proxyOverHTTP2())
-				if a := get(t, ann, "https://"+apiHost+"/"); a.status != http.StatusOK {
-					t.Fatalf("with %d connections of another: %d %q", n+1, a.status, a.body)
-				}
+				goesOn(fmt.Sprintf("an answer beside %d connections of another", n+1))
 				if held, err := envoy.Allocated(t.Context(), s.bootstrap().AdminSocket); err != nil || held > memory {
 					t.Fatalf("Envoy holds %d bytes: %v", held, err)
 				}
@@ -64,9 +73,7 @@ func TestUnreadAnswersFillNoMemory(t *testing.T) {
 					break
 				}
 			}
-			if a := get(t, ann, "https://"+apiHost+"/"); a.status != http.StatusOK {
-				t.Errorf("afterwards: %d %q", a.status, a.body)
-			}
+			goesOn("an answer afterwards")
 		})
 	}
 }
