@@ -113,6 +113,31 @@ func TestImportedAgainDuringARefresh(t *testing.T) {
 	}
 }
 
+// Whoever means the older tokens disconnects the grant before, however soon a gate looks again.
+func TestImportedAfterADisconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		tokens := w.as.grant("files", "inference")
+		load := func() {
+			if _, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		load()
+		k, _ := w.run(Options{})
+		time.Sleep(2 * time.Hour)
+		w.token(k)
+		if err := Disconnect(t.Context(), w.docs, w.spec.Name); err != nil {
+			t.Fatal(err)
+		}
+		load()
+		time.Sleep(10 * time.Second)
+		if r := w.stored(); !r.Refresh.Equal(tokens.Refresh) || w.logged("that this grant began with") > 0 {
+			t.Error("other tokens are stored than those that were imported")
+		}
+	})
+}
+
 // What is imported into a grant that has ended, or is of another consent, is taken.
 func TestImportedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

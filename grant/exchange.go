@@ -284,7 +284,7 @@ func (x *Exchanger) doubtsSubject(grant string, e *oauth.Error) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for key, e := range x.entries {
-		if key.grant == grant && e.number > 0 {
+		if key.grant == grant && !e.token.Access.IsZero() {
 			return true
 		}
 	}

@@ -353,7 +353,7 @@ func (m *minder) askedForAll() bool { return slices.Equal(m.rec.Requested, sorte
 // was set back to a backup: then only its version is taken over, and check-and-set tells which of the two it is.
 func (m *minder) adopt(r record, ver int) {
 	m.loaded = true
-	if r.again(m.rec) {
+	if ver > m.ver && r.again(m.rec) { // a disconnect lets versions begin anew, and then the older ones are meant
 		kept, now := r.keeping(m.rec), m.now()
 		kept.Last = r.Last
 		if kept.Lease == nil { // one that we have not seen may have been in what was written over

@@ -51,6 +51,11 @@ func (m *minder) call(do move) func(context.Context) {
 			m.endpoint.leave(m.now().run, err, m.jitter)
 			called(span, err)
 		}()
+		m.present <- struct{}{} // from here on a stop waits
+		defer func() { <-m.present }()
+		if m.ending.Err() != nil {
+			return
+		}
 		before := m.now()
 		if !m.lease(ctx, do) || !m.mark() {
 			return
@@ -163,8 +168,6 @@ func (m *minder) revoke(ctx context.Context, began moment) error {
 // whileLeased runs f, which must obey its context, and renews our lease until it ends: as long as we live, nobody else
 // presents the refresh token, however slow the provider is. A stop of the gateway does not cut it off.
 func (m *minder) whileLeased(ctx context.Context, f func(context.Context)) {
-	m.present <- struct{}{}
-	defer func() { <-m.present }()
 	call, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	done := make(chan struct{})
@@ -208,7 +211,7 @@ func (m *minder) renew(ctx context.Context) bool {
 	case leaseID(cur) == l.ID: // an earlier renewal whose answer got lost
 		m.adopt(cur, ver)
 		return true
-	case cur.again(next): // imported meanwhile, over our lease
+	case ver > m.ver && cur.again(next): // imported meanwhile, over our lease
 		next = cur.keeping(next)
 	case cur.Epoch != next.Epoch && cur.Origin == next.Origin && cur.Lease == nil && !cur.Dead && cur.Refresh.Equal(next.Refresh): // and mended already by who has not seen it
 		next = cur
@@ -216,7 +219,8 @@ func (m *minder) renew(ctx context.Context) bool {
 	default:
 		return false
 	}
-	return !errors.Is(m.put(ctx, next, ver), vault.ErrConflict)
+	_ = m.put(ctx, next, ver) // if somebody was faster, it is seen at the next renewal
+	return true
 }
 
 // leave leaves an outcome to be saved: first on this machine, then in the store. If did is what an operator asks for, that is
@@ -313,7 +317,7 @@ func (m *minder) save(ctx context.Context) {
 	case err != nil && !errors.Is(err, vault.ErrNotFound):
 		m.writeErr = cmp.Or(putErr, err)
 		m.storeFailed()
-	case cur.again(o.next): // imported meanwhile
+	case ver > o.ver && cur.again(o.next): // imported meanwhile
 		o.base, o.next, o.ver, o.doubtful = cur, cur.keeping(o.next), ver, false
 		m.conflict()
 	case superseded(cur, o.base, o.next): // also by nothing at all: disconnected
