@@ -130,7 +130,7 @@ func (m Machine) java(vars map[string]string) (found []Preference) {
 	}
 	settings := filepath.Join(vars["HOME"], ".m2/settings.xml")
 	for _, proxy := range mavenProxy.FindAll(xmlComment.ReplaceAll(m.read(settings), nil), -1) {
-		if !mavenInactive.Match(proxy) && !(mavenGate.Match(proxy) && strings.Contains(vars["JDK_JAVA_OPTIONS"], javaArguments)) { // else it is nowhere
+		if !mavenInactive.Match(proxy) && (!mavenGate.Match(proxy) || !strings.Contains(vars["JDK_JAVA_OPTIONS"], javaArguments)) { // else it is nowhere
 			add(settings, []string{"a proxy"}, "Maven")
 			break
 		}
