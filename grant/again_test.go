@@ -113,6 +113,33 @@ func TestImportedAgainDuringARefresh(t *testing.T) {
 	}
 }
 
+// What is imported once more while another gate presents it, and would be due at once, waits for that gate.
+func TestImportedAgainWhilePresented(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		tokens := w.as.grant("files", "inference")
+		load := func() {
+			tokens.Expiry = time.Now()
+			if _, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.as.set(func(a *authority) { a.latency = 50 * time.Second })
+		load()
+		k, _ := w.run(Options{Holder: "a"})
+		other, _ := w.run(Options{Holder: "b"})
+		for w.as.count() == 0 {
+			time.Sleep(time.Second)
+		}
+		time.Sleep(30 * time.Second) // both have seen whose it is
+		load()
+		time.Sleep(2 * time.Minute)
+		w.token(k)
+		w.token(other)
+		w.as.once(t, 1)
+	})
+}
+
 // Whoever means the older tokens disconnects the grant before, however soon a gate looks again.
 func TestImportedAfterADisconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -74,7 +74,7 @@ type owned struct {
 	inherited string        // id of the lease that the process before this one left; one of our name that comes later is a twin's
 	awaits    bool          // another replica's lease is waited for,
 	since     time.Duration // from then on
-	held      time.Duration // the token endpoint is not called before: it is busy, or down
+	held      time.Duration // the token endpoint is not called before: it is busy, or down, or another gate is there
 
 	calling bool // the provider, under our lease
 
@@ -368,6 +368,9 @@ func (m *minder) adopt(r record, ver int) {
 		(r.Generation < m.rec.Generation || r.Generation == m.rec.Generation && ver < m.ver) {
 		m.ver, m.behind = ver, r.Generation < m.rec.Generation
 		return
+	}
+	if r.Epoch != m.rec.Epoch && r.Lease == nil && m.rec.Lease != nil && r.Refresh.Equal(m.rec.Refresh) {
+		m.held = max(m.held, m.now().run+m.policy.lease+leaseSlack) // imported once more over the lease of who presents it, and renews that
 	}
 	m.behind = false
 	if r.Epoch != m.rec.Epoch || r.Generation != m.rec.Generation {
