@@ -56,7 +56,7 @@ func auditLines(t *testing.T, pattern string) (all []auditLine) {
 // counted there as missing.
 func TestAuditIsComplete(t *testing.T) {
 	t.Parallel()
-	s := newHouseOf(t, fleetConfig+"audit: {file: audit.jsonl, chain: true, grace: 5s}\n", "a", "b")
+	s := newHouseOf(t, fleetConfig+"audit: {file: audit.jsonl, chain: true, grace: 20s}\n", "a", "b")
 	g := &gate{world: s.world}
 	var workers []worker
 	for range 3 {

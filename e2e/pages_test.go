@@ -249,7 +249,7 @@ func TestPages(t *testing.T) {
 		"/etc/wayleave/wayleave.yaml", "wayleave.yaml", "--run-dir /run/wayleave", "",
 		"-- claude -p", "-- echo", "-- make release", "-- true", "-- python worker.py", "-- true",
 		"https://api.example.com/v1/items", "https://api.demo.test/public",
-		"| kubectl apply -f -", "| cat", "&& docker run --env-file wl.env -v ./wl:/wayleave:ro image", "", "reports --wait", "claude --wait",
+		"| kubectl apply --server-side -f -", "| cat", "&& docker run --env-file wl.env -v ./wl:/wayleave:ro image", "", "reports --wait", "claude --wait",
 	)
 
 	ran, used := 0, map[string]bool{}
