@@ -92,6 +92,39 @@ func (w *watch) over(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
+func (w *watch) all() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.seen)
+}
+
+// claudeAt is the address of a watched api.anthropic.com, which takes keys too.
+func (w *watch) claudeAt(t *testing.T, made *world) string {
+	t.Helper()
+	return newUpstream(t, made.CA, "api.anthropic.com", w.over(func(rw http.ResponseWriter, r *http.Request) {
+		if key := r.Header.Get("X-Api-Key"); key != "" { // the demo's API has tokens only
+			r.Header.Set("Authorization", "Bearer "+key)
+		}
+		made.API.ServeHTTP(rw, r)
+	})).address
+}
+
+// openAIAt is the address of a watched API of OpenAI's.
+func (w *watch) openAIAt(t *testing.T, made *world, host string) string {
+	t.Helper()
+	api := &openAI{}
+	return newUpstream(t, made.CA, host, w.over(func(rw http.ResponseWriter, r *http.Request) { api.serve(made, rw, r) })).address
+}
+
+// importKeys imports what the grants console and key hold.
+func importKeys(t *testing.T, g *gate) {
+	t.Helper()
+	for grant, scope := range map[string]string{"console": "user:inference", "key": "openid"} {
+		token, _ := g.Provider.Issue(scope)
+		g.importValue(t, grant, token)
+	}
+}
+
 const manyKinds = `
 listen: {proxy: $PROXY}
 upstream: {ca_files: [api-ca.pem]}
@@ -129,22 +162,9 @@ func TestInheritedEnvironment(t *testing.T) {
 	t.Parallel()
 	made := makeWorld(t)
 	var carried watch
-	claude := newUpstream(t, made.CA, "api.anthropic.com", carried.over(func(w http.ResponseWriter, r *http.Request) {
-		if key := r.Header.Get("X-Api-Key"); key != "" { // the demo's API has tokens only
-			r.Header.Set("Authorization", "Bearer "+key)
-		}
-		made.API.ServeHTTP(w, r)
-	}))
-	openAIAt := func(host string) string {
-		api := &openAI{}
-		return newUpstream(t, made.CA, host, carried.over(func(w http.ResponseWriter, r *http.Request) { api.serve(made, w, r) })).address
-	}
-	made.env = append(made.env, "CLAUDE_API="+claude.address, "CHATGPT="+openAIAt("chatgpt.com"), "OPENAI="+openAIAt("api.openai.com"))
+	made.env = append(made.env, "CLAUDE_API="+carried.claudeAt(t, made), "CHATGPT="+carried.openAIAt(t, made, "chatgpt.com"), "OPENAI="+carried.openAIAt(t, made, "api.openai.com"))
 	g := startIn(t, made, manyKinds, "claude", "codex")
-	for grant, scope := range map[string]string{"console": "user:inference", "key": "openid"} {
-		token, _ := made.Provider.Issue(scope)
-		g.importValue(t, grant, token)
-	}
+	importKeys(t, g)
 	script := func(name string) string {
 		path, err := filepath.Abs(filepath.Join("testdata/clients", name))
 		if err != nil {
@@ -177,7 +197,7 @@ func TestInheritedEnvironment(t *testing.T) {
 			}
 		}
 	}
-	for _, seen := range carried.seen {
+	for _, seen := range carried.all() {
 		t.Errorf("something inherited arrived at %s", seen)
 	}
 

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,20 +31,9 @@ func TestKeysAtATerminal(t *testing.T) {
 	t.Parallel()
 	made := makeWorld(t)
 	var carried watch
-	claude := newUpstream(t, made.CA, "api.anthropic.com", carried.over(func(w http.ResponseWriter, r *http.Request) {
-		if key := r.Header.Get("X-Api-Key"); key != "" { // the demo's API has tokens only
-			r.Header.Set("Authorization", "Bearer "+key)
-		}
-		made.API.ServeHTTP(w, r)
-	}))
-	api := &openAI{}
-	platform := newUpstream(t, made.CA, "api.openai.com", carried.over(func(w http.ResponseWriter, r *http.Request) { api.serve(made, w, r) }))
-	made.env = append(made.env, "CLAUDE_API="+claude.address, "OPENAI="+platform.address)
+	made.env = append(made.env, "CLAUDE_API="+carried.claudeAt(t, made), "OPENAI="+carried.openAIAt(t, made, "api.openai.com"))
 	g := startIn(t, made, keys)
-	for grant, scope := range map[string]string{"console": "user:inference", "key": "openid"} {
-		token, _ := made.Provider.Issue(scope)
-		g.importValue(t, grant, token)
-	}
+	importKeys(t, g)
 	home := g.newHome(t)
 	for path, text := range map[string]string{
 		".claude/.credentials.json": `{"claudeAiOauth":{"accessToken":"sk-ant-oat01-` + theirs + `","expiresAt":4102444800000,"scopes":["user:inference","user:profile"]}}`,
@@ -85,11 +73,9 @@ func TestKeysAtATerminal(t *testing.T) {
 		}
 		s.end()
 	}
-	carried.mu.Lock()
-	for _, seen := range carried.seen {
+	for _, seen := range carried.all() {
 		t.Errorf("something of the person's arrived at %s", seen)
 	}
-	carried.mu.Unlock()
 	out, err := run("plain", "true").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), ".claude/.credentials.json has a log-in") || !strings.Contains(string(out), ".codex/auth.json has a log-in") {
 		t.Errorf("whoever starts a worker where log-ins count is told %s, %v", out, err)

@@ -15,18 +15,11 @@ func TestImportedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, time.Hour)
 		tokens := w.as.grant("files", "inference")
-		load := func() Summary {
-			s, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now())
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
-		}
-		load()
+		w.load(tokens)
 		k, stop := w.run(Options{Holder: "a"})
 		other, _ := w.run(Options{Holder: "b"})
 		w.token(k)
-		load() // nothing came of the first one yet: it is the same
+		w.load(tokens) // nothing came of the first one yet: it is the same
 		time.Sleep(10 * time.Second)
 		if w.logged("that this grant began with") != 0 {
 			t.Error("the same tokens are called older ones")
@@ -35,7 +28,7 @@ func TestImportedAgain(t *testing.T) {
 		now := w.token(k)
 		w.token(other)
 		for range 2 {
-			again := load()
+			again := w.load(tokens)
 			time.Sleep(10 * time.Second)
 			for _, k := range []*Keeper{k, other} {
 				if got := w.token(k); !got.Access.Equal(now.Access) {
@@ -62,7 +55,7 @@ func TestImportedAgain(t *testing.T) {
 		}
 		// Also by a gate that begins later.
 		stop()
-		load()
+		w.load(tokens)
 		time.Sleep(10 * time.Second)
 		k, _ = w.run(Options{Holder: "c"})
 		time.Sleep(2 * time.Hour)
@@ -86,12 +79,7 @@ func TestImportedAgainDuringARefresh(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, time.Hour)
 			tokens := w.as.grant("files", "inference")
-			load := func() {
-				if _, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			load()
+			w.load(tokens)
 			k, _ := w.run(Options{Holder: "a"})
 			w.run(Options{Holder: "b"})
 			for range refreshed {
@@ -102,7 +90,7 @@ func TestImportedAgainDuringARefresh(t *testing.T) {
 			for begun := w.as.count(); w.as.count() == begun; {
 				time.Sleep(time.Second)
 			}
-			load()
+			w.load(tokens)
 			time.Sleep(time.Minute)
 			w.token(k)
 			if r := w.stored(); !r.Refresh.Equal(secret.New(w.as.live)) {
@@ -120,9 +108,7 @@ func TestImportedAgainWhilePresented(t *testing.T) {
 		tokens := w.as.grant("files", "inference")
 		load := func() {
 			tokens.Expiry = time.Now()
-			if _, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now()); err != nil {
-				t.Fatal(err)
-			}
+			w.load(tokens)
 		}
 		w.as.set(func(a *authority) { a.latency = 50 * time.Second })
 		load()
@@ -145,19 +131,14 @@ func TestImportedAfterADisconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, time.Hour)
 		tokens := w.as.grant("files", "inference")
-		load := func() {
-			if _, err := Connect(t.Context(), w.docs, w.spec, tokens, time.Now()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		load()
+		w.load(tokens)
 		k, _ := w.run(Options{})
 		time.Sleep(2 * time.Hour)
 		w.token(k)
 		if err := Disconnect(t.Context(), w.docs, w.spec.Name); err != nil {
 			t.Fatal(err)
 		}
-		load()
+		w.load(tokens)
 		time.Sleep(10 * time.Second)
 		if r := w.stored(); !r.Refresh.Equal(tokens.Refresh) || w.logged("that this grant began with") > 0 {
 			t.Error("other tokens are stored than those that were imported")
@@ -171,9 +152,7 @@ func TestImportedAnew(t *testing.T) {
 		w := newWorld(t, time.Hour)
 		tokens := w.as.grant("files", "inference")
 		load := func(tok oauth.Token) {
-			if _, err := Connect(t.Context(), w.docs, w.spec, tok, time.Now()); err != nil {
-				t.Fatal(err)
-			}
+			w.load(tok)
 			time.Sleep(10 * time.Second)
 		}
 		load(tokens)

@@ -179,7 +179,13 @@ func newWorldOn(t *testing.T, docs Documents, life time.Duration) *world {
 // connect is the operator's part.
 func (w *world) connect(scopes ...string) Summary {
 	w.Helper()
-	s, err := Connect(w.Context(), w.docs, w.spec, w.as.grant(scopes...), time.Now())
+	return w.load(w.as.grant(scopes...))
+}
+
+// load stores tokens as an operator's connect or import does.
+func (w *world) load(t oauth.Token) Summary {
+	w.Helper()
+	s, err := Connect(w.Context(), w.docs, w.spec, t, time.Now())
 	if err != nil {
 		w.Fatal(err)
 	}

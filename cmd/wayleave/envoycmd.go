@@ -57,9 +57,8 @@ At debug and trace the parts of Envoy that print requests stay at info: after th
 				if err != nil {
 					return nil, envoy.Bootstrap{}, err
 				}
-				boot := bootstrap(cfg, absolute(runDir))
+				boot := bootstrapHere(cfg, absolute(runDir))
 				boot.LogLevel, boot.Components, boot.LogCredentials = cmp.Or(level, boot.LogLevel), parts, credentials
-				boot.Memory, boot.MaxConnections = envoy.Memory(), envoy.Connections()
 				return cfg, boot, nil
 			}
 			runDir = absolute(runDir)

@@ -254,8 +254,7 @@ func (u upper) envoyProcess(ctx context.Context, g gate, binary program.Binary, 
 	if err := os.MkdirAll(u.state.path("envoy"), 0o700); err != nil {
 		return supervise.Process{}, fmt.Errorf("making Envoy's directory: %w", err)
 	}
-	boot, file := bootstrap(u.cfg, g.sockets), u.state.path("envoy", "bootstrap.yaml")
-	boot.Memory, boot.MaxConnections = envoy.Memory(), envoy.Connections()
+	boot, file := bootstrapHere(u.cfg, g.sockets), u.state.path("envoy", "bootstrap.yaml")
 	process, err := envoyProcess(binary, boot, file, func() []string { return boot.Args(file) })
 	if err != nil {
 		return supervise.Process{}, err

@@ -366,6 +366,13 @@ func bootstrap(cfg *config.Config, sockets string) envoy.Bootstrap {
 	}
 }
 
+// bootstrapHere is bootstrap for an Envoy that is started on this machine, which has only so much for it.
+func bootstrapHere(cfg *config.Config, sockets string) envoy.Bootstrap {
+	b := bootstrap(cfg, sockets)
+	b.Memory, b.MaxConnections = envoy.Memory(), envoy.Connections()
+	return b
+}
+
 // upstreamRoots are the authorities that may sign for a provider: the system's, and those of the configuration.
 func upstreamRoots(cfg *config.Config) ([]byte, error) {
 	roots, _, err := worker.SystemRoots(os.Getenv)
