@@ -73,30 +73,39 @@ func TestImportedAgain(t *testing.T) {
 	})
 }
 
-// The same while a refresh is under way, whose answer is stored all the same.
+// The same while a refresh is under way, whose answer is stored all the same: also where what is imported is what the gate had got meanwhile.
 func TestImportedAgainDuringARefresh(t *testing.T) {
-	for _, refreshed := range []int{0, 1} {
+	const latency = 33 * time.Second // no renewal of the lease in the last seconds
+	for _, tt := range []struct {
+		refreshed int
+		present   bool
+		left      time.Duration // until the answer
+	}{{0, true, latency}, {1, false, latency}, {1, true, latency}, {1, false, 2 * time.Second}, {1, true, 2 * time.Second}} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, time.Hour)
 			tokens := w.as.grant("files", "inference")
 			w.load(tokens)
 			k, _ := w.run(Options{Holder: "a"})
 			w.run(Options{Holder: "b"})
-			for range refreshed {
+			for range tt.refreshed {
 				time.Sleep(70 * time.Minute)
 				w.token(k)
 			}
-			w.as.set(func(a *authority) { a.latency = 30 * time.Second })
+			if r := w.stored(); tt.present {
+				tokens.Access, tokens.Refresh, tokens.Expiry = r.Access, r.Refresh, r.Expires
+			}
+			w.as.set(func(a *authority) { a.latency = latency })
 			for begun := w.as.count(); w.as.count() == begun; {
 				time.Sleep(time.Second)
 			}
+			time.Sleep(latency - tt.left)
 			w.load(tokens)
 			time.Sleep(time.Minute)
 			w.token(k)
 			if r := w.stored(); !r.Refresh.Equal(secret.New(w.as.live)) {
 				t.Error("the present refresh token is not stored")
 			}
-			w.as.once(t, refreshed+1)
+			w.as.once(t, tt.refreshed+1)
 		})
 	}
 }
@@ -123,6 +132,33 @@ func TestImportedAgainWhilePresented(t *testing.T) {
 		w.token(k)
 		w.token(other)
 		w.as.once(t, 1)
+	})
+}
+
+// The same while a gate is thought to present the present ones, which has ended: whoever begins now must not find those that are spent.
+func TestImportedAgainOverALeaseLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		tokens := w.as.grant("files", "inference")
+		w.load(tokens)
+		k, _ := w.run(Options{Holder: "a", Reread: 5 * time.Second})
+		time.Sleep(70 * time.Minute)
+		w.token(k)
+		r, ver, err := getRecord(t.Context(), w.docs, w.spec.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := lease{ID: "left", Holder: "b", Deadline: time.Now().Add(time.Minute), Attempt: 1}
+		if _, err := putRecord(t.Context(), w.docs, w.spec.Name, r.leased(left, ""), ver); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		w.token(k)
+		w.load(tokens)
+		time.Sleep(10 * time.Second)
+		if r := w.stored(); !r.Refresh.Equal(secret.New(w.as.live)) || leaseID(r) != left.ID {
+			t.Error("the tokens that were imported once more are left in the store, or nobody is thought to present the present ones")
+		}
 	})
 }
 

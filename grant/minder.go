@@ -209,7 +209,7 @@ func (m *minder) next(now moment) (task func(context.Context), pause time.Durati
 	if !m.loaded || m.readErr != nil || storeWait > 0 {
 		return m.read, storeWait
 	}
-	if m.behind && m.rec.Lease == nil {
+	if m.behind {
 		return m.putBack, 0
 	}
 	move, wait := m.policy.plan(m.rec, m.spec, now, m.wish())
@@ -349,12 +349,17 @@ func (m *minder) read(ctx context.Context) {
 // configuration.
 func (m *minder) askedForAll() bool { return slices.Equal(m.rec.Requested, sorted(m.spec.Scopes)) }
 
-// adopt takes over what is stored. What is older than what we know comes from a standby that lags, or from a store that
-// was set back to a backup: then only its version is taken over, and check-and-set tells which of the two it is.
+// adopt takes over what is stored, if it holds. Of what is older only the version is taken over: check-and-set tells whether a standby lags or
+// the store was set back.
 func (m *minder) adopt(r record, ver int) {
 	m.loaded = true
-	if ver > m.ver && r.again(m.rec) { // a disconnect lets versions begin anew, and then the older ones are meant
-		kept, now := r.keeping(m.rec), m.now()
+	now := m.now()
+	switch r.standing(ver, m.rec, m.ver) {
+	case older:
+		m.ver, m.behind = ver, r.Generation < m.rec.Generation
+		return
+	case spentAgain:
+		kept := r.keeping(m.rec)
 		kept.Last = r.Last
 		if kept.Lease == nil { // one that we have not seen may have been in what was written over
 			kept.NotBefore = wall(now.day.Add(m.policy.lease + leaseSlack))
@@ -363,21 +368,16 @@ func (m *minder) adopt(r record, ver int) {
 		m.log.Warn("the tokens that were imported are those that this grant began with; those that the provider gave for them since are kept",
 			"next", "if the older ones are meant, disconnect the grant without revoking, and import them again")
 		return
-	}
-	if r.connected() && r.Epoch == m.rec.Epoch &&
-		(r.Generation < m.rec.Generation || r.Generation == m.rec.Generation && ver < m.ver) {
-		m.ver, m.behind = ver, r.Generation < m.rec.Generation
-		return
-	}
-	if r.Epoch != m.rec.Epoch && r.Lease == nil && m.rec.Lease != nil && r.Refresh.Equal(m.rec.Refresh) {
-		m.held = max(m.held, m.now().run+m.policy.lease+leaseSlack) // imported once more over the lease of who presents it, and renews that
+	case sameAgain: // whoever presents them takes the lease up again
+		m.held = max(m.held, now.run+m.policy.lease+leaseSlack)
+	case newer:
 	}
 	m.behind = false
 	if r.Epoch != m.rec.Epoch || r.Generation != m.rec.Generation {
 		m.jitter = rand.Float64()
 		m.writeErr = nil // what failed to be written is of no more interest
 	}
-	m.rec, m.ver = r.noted(m.rec, m.now()), ver
+	m.rec, m.ver = r.noted(m.rec, now), ver
 	m.rescope = m.rescope && !m.askedForAll()
 }
 

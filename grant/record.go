@@ -35,7 +35,7 @@ type details struct {
 	Granted   []string          `json:"granted_scopes"`   // by the last token response that named any
 
 	Epoch      string `json:"epoch"`            // new at each connect
-	Origin     string `json:"origin,omitempty"` // tells apart the refresh tokens that consents began with; see again
+	Origin     string `json:"origin,omitempty"` // tells apart the refresh tokens that consents began with; see standing
 	Generation int    `json:"generation"`       // token responses since the connect
 
 	Issued         time.Time `json:"issued_at"`
@@ -109,16 +109,36 @@ func originOf(refresh secret.Text) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// again reports whether r is what known began with, imported once more, as scripts do that set machines up: its refresh token is spent since, and
-// to present it would cost the consent at many a provider.
-func (r record) again(known record) bool {
-	return r.Epoch != known.Epoch && r.Origin != "" && r.Origin == known.Origin && r.Provider == known.Provider &&
-		r.Generation < known.Generation && !r.Refresh.Equal(known.Refresh) && known.connected() && known.refreshable()
+// standing is what a stored record means to whoever knows another one of the same grant.
+type standing int
+
+const (
+	newer      standing = iota // a further step, or another consent: it holds
+	older                      // a step before: from a standby that lags, or a store that was set back to a backup
+	spentAgain                 // tokens imported once more, as by a script that sets machines up, and spent since: to present them would cost the consent at many a provider
+	sameAgain                  // imported once more over the lease of who presents them
+)
+
+// standing says what r, read as version ver, means to who knows another as version knownVer. A disconnect lets versions begin anew: what is
+// imported after it is meant, however old it is.
+func (r record) standing(ver int, known record, knownVer int) standing {
+	switch {
+	case r.Epoch == known.Epoch:
+		if r.connected() && (r.Generation < known.Generation || r.Generation == known.Generation && ver < knownVer) {
+			return older
+		}
+	case ver > knownVer && r.Origin != "" && r.Origin == known.Origin && r.Provider == known.Provider && r.Generation < known.Generation &&
+		!r.Refresh.Equal(known.Refresh) && known.connected() && known.refreshable():
+		return spentAgain
+	case known.Lease != nil && r.Lease == nil && !r.Dead && !r.Refresh.IsZero() && r.Refresh.Equal(known.Refresh):
+		return sameAgain
+	}
+	return newer
 }
 
-// keeping is r, which is again known, with the tokens of known.
+// keeping is r, whose tokens are spent, with those that known has in their place.
 func (r record) keeping(known record) record {
-	known.Epoch, known.Requested, known.Consented = r.Epoch, r.Requested, r.Consented
+	known.Epoch, known.Origin, known.Requested, known.Consented = r.Epoch, r.Origin, r.Requested, r.Consented
 	return known
 }
 

@@ -28,6 +28,12 @@ type outcome struct {
 // rotated reports whether next holds tokens that are nowhere else.
 func (o *outcome) rotated() bool { return o.next.Generation > o.base.Generation }
 
+// spends reports whether cur is another consent's by its name only: its refresh token is one in the place of which next has another.
+func (o *outcome) spends(cur record, ver int) bool {
+	return cur.standing(ver, o.next, o.ver) == spentAgain ||
+		cur.Epoch != o.base.Epoch && ver > o.ver && cur.Refresh.Equal(o.base.Refresh) && !o.next.Refresh.Equal(o.base.Refresh)
+}
+
 // lost is the error of a gateway that had to end before the store took the outcome.
 func (o *outcome) lost(name string, why error) error {
 	if o.spooled {
@@ -205,18 +211,20 @@ func (m *minder) renew(ctx context.Context) bool {
 		return true
 	}
 	cur, ver, err := getRecord(ctx, m.docs, m.spec.Name)
-	switch {
-	case err != nil:
+	if err != nil {
 		return true
-	case leaseID(cur) == l.ID: // an earlier renewal whose answer got lost
+	}
+	if leaseID(cur) == l.ID { // an earlier renewal whose answer got lost
 		m.adopt(cur, ver)
 		return true
-	case ver > m.ver && cur.again(next): // imported meanwhile, over our lease
+	}
+	switch cur.standing(ver, next, m.ver) {
+	case spentAgain:
 		next = cur.keeping(next)
-	case cur.Epoch != next.Epoch && cur.Origin == next.Origin && cur.Lease == nil && !cur.Dead && cur.Refresh.Equal(next.Refresh): // and mended already by who has not seen it
+	case sameAgain:
 		next = cur
 		next.Lease = &l
-	default:
+	case newer, older:
 		return false
 	}
 	_ = m.put(ctx, next, ver) // if somebody was faster, it is seen at the next renewal
@@ -317,7 +325,7 @@ func (m *minder) save(ctx context.Context) {
 	case err != nil && !errors.Is(err, vault.ErrNotFound):
 		m.writeErr = cmp.Or(putErr, err)
 		m.storeFailed()
-	case ver > o.ver && cur.again(o.next): // imported meanwhile
+	case o.spends(cur, ver): // imported meanwhile
 		o.base, o.next, o.ver, o.doubtful = cur, cur.keeping(o.next), ver, false
 		m.conflict()
 	case superseded(cur, o.base, o.next): // also by nothing at all: disconnected
