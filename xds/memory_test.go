@@ -2,6 +2,7 @@ package xds
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -17,20 +18,18 @@ import (
 // go on.
 func TestUnreadAnswersFillNoMemory(t *testing.T) {
 	const memory = 64 << 20
+	var many bytes.Buffer
+	for eve, n := newSpeaker(t, &many), 0; n < 5; n++ {
+		eve.get("/endless")
+	}
 	for _, c := range []struct {
 		name string
-		most int                                    // connections, which would take much more
-		ask  func(s *stack, proxy *http.ClientConn) // for answers, and read none
+		most int    // connections, which would take much more
+		alpn string // of each, on which
+		asks string // for answers, of which none is read
 	}{
-		{"HTTP/2", 100, func(s *stack, proxy *http.ClientConn) {
-			eve := newSpeaker(t, s.tunnelOver(proxy, "eve", "h2"))
-			for range 5 {
-				eve.get("/endless")
-			}
-		}},
-		{"HTTP/1.1", 300, func(s *stack, proxy *http.ClientConn) {
-			fmt.Fprintf(s.tunnelOver(proxy, "eve", "http/1.1"), "GET /endless HTTP/1.1\r\nHost: %s\r\n\r\n", apiHost)
-		}},
+		{"HTTP/2", 100, "h2", many.String()},
+		{"HTTP/1.1", 300, "http/1.1", fmt.Sprintf("GET /endless HTTP/1.1\r\nHost: %s\r\n\r\n", apiHost)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, _ := startWith(t, func(w http.ResponseWriter, r *http.Request) {
@@ -59,7 +58,14 @@ func TestUnreadAnswersFillNoMemory(t *testing.T) {
 				if n == c.most {
 					t.Fatal("no answer was cut")
 				}
-				c.ask(s, s.proxyOverHTTP2())
+				proxy := s.proxyOverHTTP2()
+				envoytest.Await(t, "a tunnel for eve", func() error { // there may be no memory for it until some is cut
+					tunnel, err := s.triedOver(proxy, "eve", c.alpn)
+					if err == nil {
+						_, _ = io.WriteString(tunnel, c.asks) // or that is cut
+					}
+					return err
+				})
 				goesOn(fmt.Sprintf("an answer beside %d connections of another", n+1))
 				if held, err := envoy.Allocated(t.Context(), s.bootstrap().AdminSocket); err != nil || held > memory {
 					t.Fatalf("Envoy holds %d bytes: %v", held, err)

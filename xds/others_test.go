@@ -26,15 +26,24 @@ import (
 // Envoy's, and so on one connection to the upstream.
 func (s *stack) tunnelOver(proxy *http.ClientConn, user string, alpn ...string) *tls.Conn {
 	s.t.Helper()
-	tunnel, status, err := connectOver(s.t.Context(), proxy, user, apiHost+":443")
-	if err != nil || status != http.StatusOK {
-		s.t.Fatalf("%s: %d, %v", user, status, err)
-	}
-	conn := tls.Client(tunnel, &tls.Config{ServerName: apiHost, RootCAs: s.leaves.pool(), NextProtos: alpn})
-	if err := conn.HandshakeContext(s.t.Context()); err != nil {
+	conn, err := s.triedOver(proxy, user, alpn...)
+	if err != nil {
 		s.t.Fatal(err)
 	}
 	return conn
+}
+
+// triedOver is tunnelOver where that may be refused.
+func (s *stack) triedOver(proxy *http.ClientConn, user string, alpn ...string) (*tls.Conn, error) {
+	tunnel, status, err := connectOver(s.t.Context(), proxy, user, apiHost+":443")
+	if err != nil {
+		return nil, err
+	}
+	if status != http.StatusOK {
+		return nil, fmt.Errorf("%s: %d", user, status)
+	}
+	conn := tls.Client(tunnel, &tls.Config{ServerName: apiHost, RootCAs: s.leaves.pool(), NextProtos: alpn})
+	return conn, conn.HandshakeContext(s.t.Context())
 }
 
 // workerOver is a client with one such connection.
