@@ -50,13 +50,15 @@ lint: ## gofmt, golangci-lint (vet is a part of it), govulncheck, spelling
 	nice govulncheck -db "$(GOVULNDB)" ./...
 	git ls-files -z | xargs -0 .tools/docs/bin/codespell # .codespellrc has the words that it does not know
 
-# What failed, once more at the end: a log that keeps its last lines only has it then.
-failures := perl -ne 'BEGIN { $$| = 1 } print; $$said = 8 if /^ *--- FAIL|^FAIL\t|^panic:|^WARNING: DATA RACE/; \
-  if ($$said > 0 && @short < 80 && !/level=/) { push @short, substr($$_, 0, 200); $$said-- } END { print "\nIn short:\n", @short if @short }'
+# At the end the names of what failed. That is run once more by itself, so that one look says whether it needs a busy machine to fail; a mend it needs
+# all the same. A data race always fails.
+gotest := gotestsum --hide-summary=skipped,output --rerun-fails=1 --rerun-fails-max-failures=5 --rerun-fails-abort-on-data-race
 
 .PHONY: unit
 unit: ## unit tests and fuzz seeds, with the race detector
-	go test -race -vet=off -ldflags=-w -timeout 30m -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) $$(go list ./... | grep -v '/e2e$$') | $(failures) # most of them wait; lint vets, and nobody debugs these
+	@deploy/tools/fetch.sh gotestsum
+	$(gotest) --format pkgname-and-test-fails --packages "$$(go list ./... | grep -v '/e2e$$' | xargs)" -- \
+	  -race -vet=off -ldflags=-w -timeout 30m -p $$((2 * $$(getconf _NPROCESSORS_ONLN))) # most of them wait; lint vets, and nobody debugs these
 
 .PHONY: shapes
 shapes: ## what deploy/ has for Kubernetes, systemd, compose and the rest, by the tools that read it there
@@ -79,7 +81,8 @@ images: ## the images wayleave and wayleave-envoy, with docker
 
 .PHONY: e2e
 e2e: tools ## the stories of e2e/, over real Envoy, OpenBao and clients
-	go test -race -vet=off -ldflags=-w -timeout 60m ./e2e | $(failures)
+	@deploy/tools/fetch.sh gotestsum
+	$(gotest) --format testname --packages ./e2e -- -race -vet=off -ldflags=-w -timeout 60m
 
 .PHONY: remote-control
 remote-control: tools ## Claude Code's remote control, of the pinned version or CLAUDE_CODE_VERSION=latest (UPDATE=-update records it)

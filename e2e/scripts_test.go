@@ -48,7 +48,7 @@ func TestStories(t *testing.T) {
 			}
 			e.Defer(func() {
 				_ = w.Close()
-				if err := errors.Join(w.leaks(), leaksBelow(e.WorkDir, 0)); err != nil {
+				if err := stands(errors.Join(w.leaks(), leaksBelow(e.WorkDir, 0))); err != nil {
 					e.T().Fatal(err)
 				}
 			})
@@ -235,7 +235,7 @@ func eventuallyCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (s *stage) leakCmd(ts *testscript.TestScript, _ []string) error {
-	return errors.Join(s.gate.adminLeaks(), s.gate.liveLeaks(), s.leaks())
+	return stands(errors.Join(s.gate.adminLeaks(), s.gate.liveLeaks(), s.leaks()))
 }
 
 func (s *stage) signalCmd(ts *testscript.TestScript, args []string) error {

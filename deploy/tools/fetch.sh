@@ -14,12 +14,14 @@
 #   docs      MkDocs with its theme, and codespell (PyPI wheels, sha256 in docs.txt)
 #   mitmproxy what bench compares with (PyPI wheels, sha256 in mitmproxy.txt)
 #   lint      golangci-lint, govulncheck and the Go vulnerability database (Go modules, checked by the Go checksum database)
+#   gotestsum what runs the tests      (Go modules, likewise)
 # Package indexes are whatever pip, npm, go and apt are configured to use.
 set -euo pipefail
 
 GOLANGCI_LINT=v2.15.0
 GOVULNCHECK=v1.9.0
 ACTIONLINT=v1.7.12
+GOTESTSUM=v1.13.0
 VULNDB=v0.0.0-20261105234957-e22db6528018 # raise it to learn of newer vulnerabilities, or set GOVULNDB
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -227,6 +229,13 @@ END
   stamp nft "$key"
 }
 
+gotestsum() {
+  if fresh gotestsum "$GOTESTSUM"; then return; fi
+  say "building gotestsum $GOTESTSUM"
+  GOBIN="$tools/bin" GOFLAGS= go install "gotest.tools/gotestsum@$GOTESTSUM"
+  stamp gotestsum "$GOTESTSUM"
+}
+
 lint() {
   if ! fresh golangci-lint "$GOLANGCI_LINT"; then
     say "building golangci-lint $GOLANGCI_LINT"
@@ -249,7 +258,7 @@ lint() {
 
 for what in "$@"; do
   case "$what" in
-    binaries | sdks | clients | agents | gh | promtool | browser | servers | shapes | docs | mitmproxy | lint) "$what" ;;
-    *) die "unknown tool set '$what'; know: binaries sdks clients agents gh promtool browser servers shapes docs mitmproxy lint" ;;
+    binaries | sdks | clients | agents | gh | promtool | browser | servers | shapes | docs | mitmproxy | lint | gotestsum) "$what" ;;
+    *) die "unknown tool set '$what'; know: binaries sdks clients agents gh promtool browser servers shapes docs mitmproxy lint gotestsum" ;;
   esac
 done
