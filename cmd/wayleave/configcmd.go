@@ -128,8 +128,9 @@ func newConfigCheck() *cobra.Command {
 	var path string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "check",
-		Short: "Report every fault of the configuration with its line and its fix",
+		Use:        "check",
+		SuggestFor: []string{"validate", "lint"},
+		Short:      "Report every fault of the configuration with its line and its fix",
 		Example: `  wayleave config check -c wayleave.yaml
   wayleave config check -c wayleave.yaml --json`,
 		Args: exactArgs(),

@@ -37,8 +37,9 @@ func newConsole() *cobra.Command {
 	var noBrowser bool
 	var runDir string
 	c := &cobra.Command{
-		Use:   "console",
-		Short: "Open the operators' pages of the gate on this machine",
+		Use:        "console",
+		SuggestFor: []string{"login", "ui"},
+		Short:      "Open the operators' pages of the gate on this machine",
 		Long: `Console prints a link that logs you in to the console of the gate on this machine, and opens it in a browser. The link is
 good once; the next call has another. It is for consoles on loopback: whoever may read the gate's state directory may use it.
 Elsewhere operators log in with OIDC (console.oidc in the configuration).`,

@@ -21,8 +21,9 @@ func newDoctor() *cobra.Command {
 	var asJSON bool
 	var runDir string
 	c := &cobra.Command{
-		Use:   "doctor",
-		Short: "Say what was found on this machine, what is missing and what to do",
+		Use:        "doctor",
+		SuggestFor: []string{"status", "health"},
+		Short:      "Say what was found on this machine, what is missing and what to do",
 		Long: `Doctor looks at the configuration, the Envoy and OpenBao that would run and why those, the gate and the Envoy that run, the
 CA and a certificate that workers are shown, the workers' tokens, what in this environment would lead programs around the gate,
 the audit, the names and token endpoints of the configuration, Vault and our rights in it, clocks, and the grants. Below what is not as

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	_ "time/tzdata" // conditions may name time zones, and containers may lack them
@@ -124,25 +125,59 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	return group(root, newUp(), newServe(), newEnvoy(), newRun(), newIsolated(), newEnv(), newGrant(), newSession(), newApproval(), newRollout(), newFleet(), newConsole(), newNotify(), newAudit(), newLogCommand(), newProvider(), newConfig(), newPolicy(), newWorker(), newVault(), newCA(), newDoctor(), newExplain())
+	return group(root, newUp(), newServe(), newEnvoy(), newRun(), newIsolated(), newEnv(), newGrant(), newSession(), newApproval(), newRollout(), newFleet(), newConsole(), newNotify(), newAudit(), newLogCommand(), newProvider(), newConfig(), newPolicy(), newWorker(), newVault(), newCA(), newDoctor(), newExplain(), newVersion())
 }
 
 // group makes c a command that only holds others: alone it shows its help, with a name it does not know it says so.
 func group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	c.AddCommand(commands...)
-	c.SuggestionsMinimumDistance = 2
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return c.Help()
 		}
 		hint := fmt.Sprintf("see '%s --help'", c.CommandPath())
-		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-			hint = fmt.Sprintf("did you mean %s?", strings.Join(near, " or "))
+		if near := meant(c, args[0]); len(near) > 0 && len(near) <= 3 {
+			hint = fmt.Sprintf("did you mean '%s'?", strings.Join(near, "' or '"))
 		}
 		return usageError{fmt.Errorf("unknown command %q; %s", args[0], hint)}
 	}
 	return c
+}
+
+// meant are the commands below c that somebody may mean by a name: those of that name further down, or else those of nearly that name.
+func meant(c *cobra.Command, name string) (paths []string) {
+	var look func(*cobra.Command)
+	look = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			if sub.IsAvailableCommand() && (sub.Name() == name || slices.Contains(sub.SuggestFor, name)) {
+				paths = append(paths, sub.CommandPath())
+			}
+			look(sub)
+		}
+	}
+	look(c)
+	if len(paths) > 0 {
+		return paths
+	}
+	c.SuggestionsMinimumDistance = min(2, len(name)/3) // else two letters are like any two
+	for _, near := range c.SuggestionsFor(name) {
+		paths = append(paths, c.CommandPath()+" "+near)
+	}
+	return paths
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version, as --version does",
+		Example: `  wayleave version`,
+		Args:    exactArgs(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), "wayleave version", version())
+			return err
+		},
+	}
 }
 
 // version is the module's version as the Go toolchain recorded it.

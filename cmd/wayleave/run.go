@@ -21,8 +21,9 @@ import (
 func newRun() *cobra.Command {
 	var transparent, isolated, keepSession bool
 	c := &cobra.Command{
-		Use:   "run [flags] -- COMMAND [ARG…]",
-		Short: "Run a worker with placeholders in its environment and the gate as its way out",
+		Use:        "run [flags] -- COMMAND [ARG…]",
+		SuggestFor: []string{"exec"},
+		Short:      "Run a worker with placeholders in its environment and the gate as its way out",
 		Long: `Run enrols at the gate, gives the command an environment in which its credentials are
 placeholders, its proxy is the gate and its trust store knows the gate's CA, and passes signals and the exit code through.
 It renews the session while the command runs, and ends it afterwards.

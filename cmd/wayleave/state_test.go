@@ -114,7 +114,13 @@ func TestExitCodes(t *testing.T) {
 		{"run --gate http://127.0.0.1:1 -- true", 1, "WAYLEAVE_TOKEN"},
 		{"grant connect -c x", 2, "NAME"},
 		{"worker token", 0, ""},
-		{"grant conect", 2, "did you mean connect?"},
+		{"grant conect", 2, "did you mean 'wayleave grant connect'?"},
+		{"connect claude", 2, "did you mean 'wayleave grant connect'?"},
+		{"grants", 2, "did you mean 'wayleave grant'?"},
+		{"validate", 2, "did you mean 'wayleave config check'?"},
+		{"ls", 2, "see 'wayleave --help'"},   // is like many
+		{"list", 2, "see 'wayleave --help'"}, // and is many
+		{"version", 0, ""},
 		{"__complete grant connect -c testdata/example.yaml ", 0, ""},
 	} {
 		t.Run(c.args, func(t *testing.T) {

@@ -27,8 +27,9 @@ import (
 func newUp() *cobra.Command {
 	var configPath string
 	c := &cobra.Command{
-		Use:   "up -c wayleave.yaml",
-		Short: "Run everything on this machine: OpenBao, the gate and Envoy",
+		Use:        "up -c wayleave.yaml",
+		SuggestFor: []string{"start", "init"},
+		Short:      "Run everything on this machine: OpenBao, the gate and Envoy",
 		Long: `Up starts an OpenBao of its own (unless the configuration or VAULT_ADDR names a Vault), the gate, and Envoy, keeps
 them running, and stops them with Ctrl-C, or when its terminal is closed. What it makes is kept in --state; the next start resumes it.
 
