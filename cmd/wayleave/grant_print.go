@@ -269,11 +269,12 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// when is a time as the terminal's machine has it; with its zone, as the console and notifications have UTC.
 func when(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return t.Local().Format("2006-01-02 15:04:05")
+	return t.Local().Format("2006-01-02 15:04:05 -0700")
 }
 
 func orDash(s string) string {

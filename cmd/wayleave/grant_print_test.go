@@ -75,7 +75,7 @@ next step      check client_id, the client's secret or key and auth_style of the
 
 What happened last ('wayleave grant history robot' has more):
 
-WHEN                 WHAT       BY           GENERATION  TOOK
+WHEN                       WHAT       BY           GENERATION  TOOK
 ` + when(noon) + `  connected  an operator  0           -
 ` + when(noon.Add(time.Hour)) + `  refreshed  gate-1       1           1.235s
   no longer granted: write
@@ -88,6 +88,17 @@ WHEN                 WHAT       BY           GENERATION  TOOK
 	}
 	if diff := cmp.Diff(strings.TrimPrefix(want, "\n"), got.String()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// A time says of which zone it is: the console shows the same one in UTC.
+func TestWhen(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	if got, err := time.Parse("2006-01-02 15:04:05 -0700", when(at)); err != nil || !got.Equal(at) {
+		t.Errorf("%q, %v", when(at), err)
+	}
+	if got := when(time.Time{}); got != "" {
+		t.Errorf("no time is %q", got)
 	}
 }
 
