@@ -254,7 +254,7 @@ func printRecord(w io.Writer, r audit.Record, asJSON bool) error {
 		add("request=", r.Request)
 	}
 	add("reason=", r.Reason)
-	_, err := fmt.Fprintln(w, strings.Join(parts, " "))
+	_, err := fmt.Fprintln(w, printable(strings.Join(parts, " ")))
 	return err
 }
 
