@@ -105,9 +105,9 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, method string,
 	for _, step := range path {
 		escaped += "/" + url.PathEscape(step)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	within, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, method, c.root.String()+escaped, body)
+	r, err := http.NewRequestWithContext(within, method, c.root.String()+escaped, body)
 	if err != nil {
 		return fmt.Errorf("asking %s: %w", c.root.Host, err)
 	}
@@ -121,6 +121,12 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, method string,
 		var withURL *url.Error
 		if errors.As(err, &withURL) {
 			err = withURL.Err
+		}
+		switch {
+		case ctx.Err() != nil: // which is no fault of the gate's
+			return fmt.Errorf("asking %s: %w", c.root.Host, context.Cause(ctx))
+		case within.Err() != nil:
+			return passing{fmt.Errorf("the gate at %s has not answered within %v: %w; see whether it is well", c.root.Host, timeout, err)}
 		}
 		return c.unreached(err)
 	}

@@ -112,6 +112,32 @@ func TestProblems(t *testing.T) {
 	}
 }
 
+// Who is interrupted while a gate is asked is not told to look for a fault there; a gate that does not answer is one.
+func TestUnanswered(t *testing.T) {
+	asked := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	t.Cleanup(slow.Close)
+	at, err := url.Parse(slow.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := New(at, secret.New(token), Options{})
+	t.Cleanup(c.Close)
+	interrupted := errors.New("interrupt signal received")
+	ctx, stop := context.WithCancelCause(t.Context())
+	go func() { <-asked; stop(interrupted) }()
+	if _, err := c.List(ctx); !errors.Is(err, interrupted) || Passes(err) || strings.Contains(err.Error(), "cannot be reached") {
+		t.Errorf("interrupted: %v", err)
+	}
+	go func() { <-asked }()
+	if err := c.call(t.Context(), 50*time.Millisecond, http.MethodGet, nil, nil, "grants"); !Passes(err) || !strings.Contains(err.Error(), "has not answered within 50ms") {
+		t.Errorf("no answer: %v", err)
+	}
+}
+
 // A gate or a Vault that is away for a while is waited out, and a refusal is not.
 func TestWatchWaitsOut(t *testing.T) {
 	g, c := newGate(t, `503 {"status":503,"error":"Vault is away"}`, `502 <html>`, `200 {"grant":{"name":"a","state":"refreshing"}}`, `200 {"grant":{"name":"a","state":"healthy"}}`)
