@@ -130,8 +130,18 @@ func (c *Client) Post(ctx context.Context, id string, message any) ([]byte, erro
 		return nil, fmt.Errorf("reading the answer of %s: %w", req.URL.Host, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
-		return nil, fmt.Errorf("calling %s: %w", req.URL.Host, &StatusError{resp.StatusCode, time.Duration(max(0, seconds)) * time.Second})
+		return nil, fmt.Errorf("calling %s: %w", req.URL.Host, &StatusError{resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), c.now())})
 	}
 	return answer, nil
+}
+
+// retryAfter reads seconds or a date (RFC 9110 section 10.2.3).
+func retryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(value); err == nil {
+		return time.Duration(max(0, seconds)) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(0, at.Sub(now))
+	}
+	return 0
 }

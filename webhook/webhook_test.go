@@ -134,6 +134,17 @@ func TestFailuresTellNoAddress(t *testing.T) {
 	}
 }
 
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for value, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "-7": 0, "soon": 0, "Fri, 02 Jan 2026 03:05:05 GMT": time.Minute, "Fri, 02 Jan 2026 03:04:00 GMT": 0,
+	} {
+		if got := retryAfter(value, now); got != want {
+			t.Errorf("%q: %v, want %v", value, got, want)
+		}
+	}
+}
+
 func TestParseKey(t *testing.T) {
 	for text, ok := range map[string]bool{
 		testKey: true, "": false, "whsec_": false, "whsec_c2hvcnQ=": false, "not base64 at all, but long enough": false,
