@@ -33,6 +33,8 @@ const (
 	consentNotice = 7 * 24 * time.Hour
 )
 
+const quoted = 300 // characters of what a worker wrote
+
 // OfGrant is what is wrong with a grant.
 func OfGrant(g grant.Summary, now time.Time, pages Pages) (Alert, bool) {
 	a := Alert{
@@ -143,9 +145,18 @@ func OfEnvoy(node, refused, gate string, pages Pages) (Alert, bool) {
 func OfApproval(a approval.Approval, pages Pages) Alert {
 	return Alert{
 		Key: "approval/" + a.ID, Kind: Approval, Subject: a.Worker, Severity: Warning, Local: true,
-		Title: "a request of " + a.Worker + " waits for an operator until " + clock(a.Until), Text: a.Method + " " + a.Host + a.Path + ": " + a.Words,
+		Title: "a request of " + a.Worker + " waits for an operator until " + clock(a.Until), Text: asCode(a.Method+" "+a.Host+a.Path) + ": " + a.Words,
 		Next: "run `wayleave approval allow " + a.ID + "` or `wayleave approval deny " + a.ID + "`", URL: pages.at("/approvals"),
 	}
+}
+
+// asCode is what a worker wrote, for people to see as it is: chat services make links, formats and calls of a whole channel of other text.
+func asCode(text string) string {
+	text = strings.ReplaceAll(text, "`", "'")
+	if r := []rune(text); len(r) > quoted {
+		text = string(r[:quoted]) + "…"
+	}
+	return "`" + text + "`"
 }
 
 // haltedFor is how long a rollout that went back is a trouble when nothing is rolled out after it: the file may have been mended by

@@ -98,10 +98,28 @@ func TestOfApproval(t *testing.T) {
 	a := OfApproval(approval.Approval{ID: "abc", Until: time.Unix(0, 0), Request: approval.Request{Worker: "ci", Method: "DELETE", Host: "api.test:443", Path: "/x", Words: "why"}}, func(path string) string { return "https://gate.example.com" + path })
 	want := Alert{
 		Key: "approval/abc", Kind: Approval, Subject: "ci", Severity: Warning, Title: "a request of ci waits for an operator until 1970-01-01 00:00 UTC",
-		Text: "DELETE api.test:443/x: why", Next: "run `wayleave approval allow abc` or `wayleave approval deny abc`", URL: "https://gate.example.com/approvals", Local: true,
+		Text: "`DELETE api.test:443/x`: why", Next: "run `wayleave approval allow abc` or `wayleave approval deny abc`", URL: "https://gate.example.com/approvals", Local: true,
 	}
 	if a != want {
 		t.Errorf("%+v", a)
+	}
+}
+
+// What a worker has in the path of a request calls nobody and leads nowhere, in whatever chat it is read.
+func TestPathsInMessages(t *testing.T) {
+	for path, want := range map[string]string{
+		"/x/@channel/*all*":             "`GET api.test/x/@channel/*all*`: why",
+		"/[here](https://evil.example)": "`GET api.test/[here](https://evil.example)`: why",
+		"/`@here`":                      "`GET api.test/'@here'`: why",
+		"/" + strings.Repeat("ä", 1000): "`GET api.test/" + strings.Repeat("ä", quoted-len("GET api.test/")) + "…`: why",
+	} {
+		a := OfApproval(approval.Approval{Request: approval.Request{Method: "GET", Host: "api.test", Path: path, Words: "why"}}, nil)
+		if a.Text != want {
+			t.Errorf("%.100s: %.400s", path, a.Text)
+		}
+		if text := slackText(Message{Firing: []Alert{a}}); strings.Count(text, "`")%2 != 0 {
+			t.Errorf("%.100s: %.400s", path, text)
+		}
 	}
 }
 
