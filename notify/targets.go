@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	netmail "net/mail"
+	"net/textproto"
 	"os"
 	"slices"
 	"strconv"
@@ -216,8 +217,12 @@ func (s SMTP) Send(ctx context.Context, m Message) error {
 	return fmt.Errorf("sending mail by %s: %w", s.Address, err)
 }
 
-// code is that of a server's refusal; 5xx does not mend itself (RFC 5321 section 4.2.1). 0: the server refused nothing.
+// code is that of a server's refusal, of a mail or of whoever wants to send one; 5xx does not mend itself (RFC 5321 section 4.2.1). 0: the server
+// refused nothing.
 func code(err error) int {
+	if stranger, ok := errors.AsType[*textproto.Error](err); ok {
+		return stranger.Code
+	}
 	refusal, _ := errors.AsType[*mail.SendError](err)
 	return refusal.ErrorCode()
 }

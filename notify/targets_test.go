@@ -299,6 +299,9 @@ func TestMail(t *testing.T) {
 				if len(srv.got) > 0 {
 					t.Errorf("the server got %q", srv.got)
 				}
+				if _, permanent := errors.AsType[Permanent](err); permanent != (c.password == "wrong") { // which is not tried until the account is locked
+					t.Errorf("%v, permanent is %v", err, permanent)
+				}
 				return
 			}
 			if err != nil {
