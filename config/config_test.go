@@ -231,6 +231,23 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// At port 465 a server waits for TLS, and a client that waits for its greeting does so in vain.
+func TestMailEncryption(t *testing.T) {
+	for lines, want := range map[string]string{
+		"address: mail.example.com:587":                       "starttls",
+		"address: mail.example.com:25":                        "starttls",
+		"address: mail.example.com:465":                       "tls",
+		"address: mail.example.com:465, encryption: starttls": "starttls",
+		"address: '[2001:db8::1]:465'":                        "tls",
+		"address: 127.0.0.1:25, encryption: none":             "none",
+	} {
+		c := parse(t, valid+"notify: {targets: {mail: {type: smtp, from: gate@example.com, to: [a@example.com], "+lines+"}}}\n")
+		if got := c.Notify.Targets["mail"].Encryption; got != want {
+			t.Errorf("%s: %s, want %s", lines, got, want)
+		}
+	}
+}
+
 func TestHeaderDefaults(t *testing.T) {
 	for _, tt := range []struct {
 		yaml string

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"wayleave/secret"
@@ -52,7 +53,7 @@ type NotifyTarget struct {
 	Address string `yaml:"address"`
 
 	// How the connection to the mail server is encrypted: starttls (usual for port 587), tls from its first byte (port 465), or none,
-	// for a server on this machine.
+	// for a server on this machine. Default: tls for port 465, else starttls.
 	Encryption string `yaml:"encryption" jsonschema:"enum=starttls,enum=tls,enum=none"`
 
 	// Who logs in to the mail server. Default: nobody.
@@ -85,7 +86,11 @@ func (n *Notify) applyDefaults(given func(string) bool) {
 		n.RepeatInterval = time.Hour
 	}
 	for name, t := range n.Targets {
-		if t.Type == NotifySMTP {
+		switch _, port, _ := net.SplitHostPort(t.Address); {
+		case t.Type != NotifySMTP:
+		case port == "465": // whose servers say nothing before the connection is encrypted (RFC 8314 section 3.3)
+			fill(&t.Encryption, "tls")
+		default:
 			fill(&t.Encryption, "starttls")
 		}
 		n.Targets[name] = t
