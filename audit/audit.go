@@ -137,6 +137,8 @@ type Filter struct {
 	Text        string // a part of any text of the record, whatever its case
 	From        time.Time
 	To          time.Time
+	// After is where a search got to, which this one goes on from: only what is older.
+	After Place
 }
 
 // Match reports whether the record is one of those.

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -133,6 +134,59 @@ func TestSearchAll(t *testing.T) {
 	found, err := SearchAll(t.Context(), [][]string{{a}, {b}}, Filter{}, 4)
 	if err != nil || !slices.Equal(ids(found), []string{"9", "8", "7", "6"}) || found.Back.IsZero() {
 		t.Errorf("%v %v %v", ids(found), found.Back, err)
+	}
+}
+
+// Whoever goes on where a search got to sees each record once, however many have one time, in whatever order they ended, and of which gate.
+func TestSearchGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	want := map[string]bool{}
+	record := func(to, run string, n int, at, took time.Duration) {
+		r := Record{Time: start.Add(at), Kind: Request, Outcome: Swapped, Run: run, Seq: uint64(n), Request: fmt.Sprintf("%s-%d", run, n), DurationMS: float64(took.Milliseconds()), Worker: fmt.Sprintf("w%d", n%2)}
+		write(t, to, r)
+		want[r.Request] = true
+	}
+	for n := 1; n <= 40; n++ {
+		record(a+".1", "r1", n, 0, 0) // all at once
+	}
+	for n := 1; n <= 30; n++ {
+		record(a, "r2", n, time.Duration(60-n)*time.Second, time.Duration(2*n)*time.Second) // who began later ended earlier
+		if n%3 == 0 {
+			record(b, "r3", n, time.Duration(60+n)*time.Second, 0)
+		}
+	}
+	write(t, a, Record{Time: start.Add(time.Hour), Kind: Gap, Dropped: 1, Run: "r2", Seq: 32})
+	gates := [][]string{{a, a + ".1"}, {b}}
+	for _, f := range []Filter{{}, {Worker: "w1"}, {From: start}} {
+		for _, limit := range []int{1, 7, 40, 100} {
+			got, f := map[string]bool{}, f
+			for {
+				found, err := SearchAll(t.Context(), gates, f, limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, r := range found.Records {
+					if got[r.Request] {
+						t.Errorf("%+v, %d at a time: %s again", f, limit, r.Request)
+					}
+					got[r.Request] = true
+				}
+				if f.After = found.Next; f.After == "" {
+					break
+				}
+			}
+			for id := range want {
+				if n := id[strings.Index(id, "-")+1:]; got[id] != (f.Worker == "" || strings.ContainsAny(n[len(n)-1:], "13579")) {
+					t.Errorf("%+v, %d at a time: %s is there: %v", f, limit, id, got[id])
+				}
+			}
+		}
+	}
+	for _, place := range []Place{"x", "r1.1,r2.2,r3.3"} {
+		if _, err := SearchAll(t.Context(), gates, Filter{After: place}, 10); !errors.Is(err, ErrPlace) {
+			t.Errorf("%s: %v", place, err)
+		}
 	}
 }
 

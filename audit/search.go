@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -28,15 +30,55 @@ type Found struct {
 	Missing int `json:"missing,omitempty"`
 	// Back is how far the search got: everything after it was looked at. Zero: everything was.
 	Back time.Time `json:"back,omitzero"`
+	// Next is where to look for what is older; empty: there is no more.
+	Next Place `json:"next,omitempty"`
 
 	ended map[string]struct{} // requests that were open before, of which the end was found
 	late  int                 // how many of those missing were found
+	after string              // the record that it begins behind, until it came there; empty: none
+	got   string              // the last record that was looked at
 }
 
-// Search looks through the files, the newest one first, for so many of the newest records. It ends early with ctx, and then says how
-// far it got. A file that is not there is empty.
-func Search(ctx context.Context, files []string, f Filter, limit int) (found Found, err error) {
-	found = Found{Records: []Record{}, ended: map[string]struct{}{}}
+// Place is how far a search got in the files of each gate. Times are none: several records have the same, and they are in no strict order.
+type Place string
+
+// ErrPlace says that something is none of these gates'.
+var ErrPlace = errors.New("is not what a search of this audit said as next")
+
+const wholly = "-" // everything of a gate's was looked at
+
+// of is the place in the files of each of n gates.
+func (p Place) of(n int) ([]string, error) {
+	if p == "" {
+		return make([]string, n), nil
+	}
+	all := strings.Split(string(p), ",")
+	if len(all) != n {
+		return nil, ErrPlace
+	}
+	return all, nil
+}
+
+// place tells a record from all others of a gate; those that gates wrote before they had numbers have none, and nothing is looked for behind them.
+func (r *Record) place() string {
+	if r.Run == "" {
+		return wholly
+	}
+	return r.Run + "." + strconv.FormatUint(r.Seq, 10)
+}
+
+// Search looks through the files of a gate, the newest one first, for so many of the newest records. It ends early with ctx, and then says how
+// far it got. A file that is not there is empty. It is SearchAll that goes on where another one got to.
+func Search(ctx context.Context, files []string, f Filter, limit int) (Found, error) {
+	return search(ctx, files, f, limit, "")
+}
+
+// search is Search behind a place in these files.
+func search(ctx context.Context, files []string, f Filter, limit int, after string) (found Found, err error) {
+	found = Found{Records: []Record{}, ended: map[string]struct{}{}, after: after, got: after}
+	if after == wholly {
+		return found, nil
+	}
 	defer func() { found.Missing = max(0, found.Missing-found.late) }()
 	for _, name := range files {
 		more, err := found.searchFile(ctx, name, f, limit)
@@ -47,31 +89,67 @@ func Search(ctx context.Context, files []string, f Filter, limit int) (found Fou
 			return found, nil
 		}
 	}
-	found.Back = time.Time{}
+	found.Back, found.got = time.Time{}, wholly
 	return found, nil
 }
 
 // SearchAll is Search through the files of several gates, each the newest one first.
 func SearchAll(ctx context.Context, gates [][]string, f Filter, limit int) (Found, error) {
 	all := Found{Records: []Record{}}
-	for _, files := range gates {
-		found, err := Search(ctx, files, f, limit)
-		if err != nil {
+	after, err := f.After.of(len(gates))
+	if err != nil {
+		return all, err
+	}
+	each := make([]Found, len(gates))
+	for i, files := range gates {
+		if each[i], err = search(ctx, files, f, limit, after[i]); err != nil {
 			return all, err
 		}
-		all.Records = append(all.Records, found.Records...)
-		all.Unreadable += found.Unreadable
-		all.Missing += found.Missing
-		if found.Back.After(all.Back) {
-			all.Back = found.Back
+		all.Unreadable += each[i].Unreadable
+		all.Missing += each[i].Missing
+		if each[i].Back.After(all.Back) {
+			all.Back = each[i].Back
 		}
 	}
+	taken := all.merge(each, limit)
+	more, left := false, false
+	for i := range each {
+		left = left || taken[i] < len(each[i].Records)
+		switch n := taken[i]; {
+		case n == len(each[i].Records):
+			after[i] = each[i].got
+		case n > 0:
+			after[i] = each[i].Records[n-1].place()
+		}
+		more = more || after[i] != wholly
+	}
+	if more {
+		all.Next = Place(strings.Join(after, ","))
+	}
 	slices.SortStableFunc(all.Records, func(a, b Record) int { return b.Time.Compare(a.Time) })
-	if len(all.Records) > limit {
-		all.Records = all.Records[:limit]
+	if left && all.Records[limit-1].Time.After(all.Back) {
 		all.Back = all.Records[limit-1].Time
 	}
 	return all, nil
+}
+
+// merge takes the newest records of all gates, those of each in their order, and returns how many it has of each.
+func (found *Found) merge(each []Found, limit int) (taken []int) {
+	taken = make([]int, len(each))
+	for len(found.Records) < limit {
+		newest := -1
+		for i := range each {
+			if taken[i] < len(each[i].Records) && (newest < 0 || each[i].Records[taken[i]].ended().After(each[newest].Records[taken[newest]].ended())) {
+				newest = i
+			}
+		}
+		if newest < 0 {
+			break
+		}
+		found.Records = append(found.Records, each[newest].Records[taken[newest]])
+		taken[newest]++
+	}
+	return taken
 }
 
 // searchFile reports whether it is of use to look further back.
@@ -110,20 +188,27 @@ func (found *Found) searchFile(ctx context.Context, name string, f Filter, limit
 			found.late++
 		}
 		if !f.From.IsZero() && r.ended().Before(f.From.Add(-longest)) { // they are in the order of their ends, about
-			found.Back = time.Time{}
+			found.Back, found.got = time.Time{}, wholly
 			return false, nil
 		}
+		if found.after != "" { // what was found before
+			if found.superseded(&r); r.place() == found.after {
+				found.after = ""
+			}
+			continue
+		}
 		if found.superseded(&r) {
+			found.got = r.place()
 			continue
 		}
 		found.Back = r.Time
-		if !f.Match(&r) {
-			continue
+		if f.Match(&r) {
+			if len(found.Records) == limit {
+				return false, nil
+			}
+			found.Records = append(found.Records, r)
 		}
-		if len(found.Records) == limit {
-			return false, nil
-		}
-		found.Records = append(found.Records, r)
+		found.got = r.place()
 	}
 	return false, nil
 }

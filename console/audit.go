@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -31,7 +32,7 @@ var auditParameters = []parameter{
 	{"worker", "only this worker's"}, {"session", "only this session's"}, {"grant", "only for this grant"}, {"host", "only where the host has this in it"},
 	{"status", "only what was answered with this status, such as 429, or a class of them, such as 5xx"}, {"fingerprint", "only with the token that has this fingerprint"}, {"open", "true: only requests whose end is not known"},
 	{"actor", "only what this operator did"}, {"request", "only the request with this id"}, {"text", "only where some text has this in it, whatever its case"},
-	{"from", "only what ended at this time or later (RFC 3339)"}, {"to", "only what ended before this time (RFC 3339)"}, {"limit", "how many at most, up to 1000; 200 if not said"},
+	{"from", "only what began at this time or later (RFC 3339)"}, {"to", "only what began before this time (RFC 3339)"}, {"after", "only what is older than what was found before: what that answer has as next"}, {"limit", "how many at most, up to 1000; 200 if not said"},
 }
 
 func (s *Server) listAudit(c *call) (any, error) {
@@ -49,7 +50,11 @@ func (s *Server) searchAudit(ctx context.Context, f audit.Filter, limit int) (au
 	}
 	ctx, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
-	return s.SearchAudit(ctx, f, limit)
+	found, err := s.SearchAudit(ctx, f, limit)
+	if errors.Is(err, audit.ErrPlace) {
+		err = fmt.Errorf("%w: after %w", errBadRequest, err)
+	}
+	return found, err
 }
 
 // auditFilter reads what somebody looks for.
@@ -57,6 +62,7 @@ func auditFilter(q url.Values) (f audit.Filter, limit int, err error) {
 	f = audit.Filter{
 		Kind: audit.Kind(q.Get("kind")), Outcome: audit.Outcome(q.Get("outcome")), Reason: q.Get("reason"), Worker: q.Get("worker"), Session: q.Get("session"),
 		Fingerprint: q.Get("fingerprint"), Open: q.Get("open") == "true", Grant: q.Get("grant"), Host: q.Get("host"), Actor: q.Get("actor"), Request: q.Get("request"), Text: q.Get("text"),
+		After: audit.Place(q.Get("after")),
 	}
 	for name, at := range map[string]*time.Time{"from": &f.From, "to": &f.To} {
 		if *at, err = timeOf(q.Get(name)); err != nil {
@@ -80,11 +86,22 @@ func timeOf(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	at, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		at, err = time.Parse("2006-01-02T15:04", text)
+	var at time.Time
+	var err error
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04"} {
+		if at, err = time.Parse(layout, text); err == nil {
+			break
+		}
 	}
 	return at, err
+}
+
+// field is a time as the field of a page has it, which takes nothing else; empty for none.
+func field(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	return at.UTC().Format("2006-01-02T15:04:05")
 }
 
 type auditView struct {
@@ -95,6 +112,7 @@ type auditView struct {
 	Grants   []string
 	Workers  []string
 	Limit    int
+	Older    string // the address of what is older; empty: there is no more
 }
 
 func (s *Server) auditPage(r *http.Request, _ actor) (string, string, any, error) {
@@ -103,12 +121,15 @@ func (s *Server) auditPage(r *http.Request, _ actor) (string, string, any, error
 	if err != nil {
 		return "", "", nil, err
 	}
-	v := auditView{Filter: f, From: q.Get("from"), To: q.Get("to"), Limit: limit, Grants: s.grantNames(), Workers: s.workerNames()}
+	v := auditView{Filter: f, From: field(f.From), To: field(f.To), Limit: limit, Grants: s.grantNames(), Workers: s.workerNames()}
 	if s.SearchAudit == nil {
 		v.None = "This gate keeps no audit. Write audit.file into the configuration, and start it again."
 		return "Audit", "audit", v, nil
 	}
-	v.Found, err = s.searchAudit(r.Context(), f, limit)
+	if v.Found, err = s.searchAudit(r.Context(), f, limit); v.Found.Next != "" {
+		q.Set("after", string(v.Found.Next))
+		v.Older = r.URL.Path + "?" + q.Encode()
+	}
 	return "Audit", "audit", v, err
 }
 

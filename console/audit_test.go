@@ -1,9 +1,41 @@
 package console
 
 import (
+	"context"
 	"net/http"
+	"strings"
 	"testing"
+
+	"wayleave/audit"
 )
+
+// What does not fit a page is on those behind it, to its last record.
+func TestOlderAudit(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.SearchAudit = func(_ context.Context, f audit.Filter, limit int) (found audit.Found, err error) {
+			if f.Worker != "ci" {
+				t.Errorf("looked for %+v", f)
+			}
+			switch f.After {
+			case "":
+				found.Next = "r.7,-"
+			case "r.7,-":
+			default:
+				return found, audit.ErrPlace
+			}
+			found.Records = []audit.Record{{Time: auditRecords[1].Time, Kind: audit.Request, Outcome: audit.Swapped, Request: "behind " + string(f.After)}}
+			return found, nil
+		}
+	})
+	b := w.loggedIn()
+	b.wants("the latest", b.get("/audit?worker=ci&limit=1"), http.StatusOK, "behind <", "1 shown", `href="/audit?after=r.7%2C-&amp;limit=1&amp;worker=ci" rel="next">Older</a>`)
+	last := b.get("/audit?after=r.7%2C-&limit=1&worker=ci")
+	b.wants("the rest", last, http.StatusOK, "behind r.7,-")
+	if strings.Contains(last.body, "Older") || strings.Contains(last.body, `name="after"`) {
+		t.Errorf("there is more, or another search begins behind this: %s", last.body)
+	}
+	b.wants("nowhere", b.get("/audit?after=x&worker=ci"), http.StatusBadRequest, "after is not what a search of this audit said as next")
+}
 
 // How requests ended is on the page, with which token, and where records are missing.
 func TestAuditPage(t *testing.T) {
@@ -14,5 +46,9 @@ func TestAuditPage(t *testing.T) {
 	b.wants("by status", b.get("/audit?status=2XX&fingerprint=9f86d081884c7d65"), http.StatusOK, "r-1", `value="2xx"`)
 	b.wants("of another status", b.get("/audit?status=5xx"), http.StatusOK, "Nothing like that was found")
 	b.wants("of none", b.get("/audit?status=soon"), http.StatusBadRequest, "neither a status")
+	const one = "/audit?kind=request&from=2026-01-02T03:04:04Z&to=2026-01-02T05:04:05%2B02:00"
+	b.wants("within a second", b.get(one), http.StatusOK, "r-1", `step="1" value="2026-01-02T03:04:04"`, `step="1" value="2026-01-02T03:04:05"`)
+	b.wants("as the fields have it", b.get("/audit?from=2026-01-02T03:04:04&to=2026-01-02T03:04:05"), http.StatusOK, "r-1")
+	b.wants("without seconds", b.get("/audit?from=2026-01-02T03:05"), http.StatusOK, "Nothing like that was found")
 	b.wants("open ones", b.get("/audit?open=true"), http.StatusOK, "Nothing like that was found")
 }
