@@ -231,7 +231,9 @@ func checks(v fleet.View, p operate.Progress) []check {
 
 func (s *Server) leadForm(do leading, done string) func(*http.Request, actor) (string, notice, error) {
 	return func(r *http.Request, who actor) (string, notice, error) {
-		_, err := do(s.Desk(), r.Context(), who.Name, r.PostFormValue("note"))
+		desk := s.Desk()
+		desk.Rollout = r.PostFormValue("rollout") // whose page it is, which may have waited for its operator
+		_, err := do(desk, r.Context(), who.Name, r.PostFormValue("note"))
 		return "/rollouts", notice{Text: done}, err
 	}
 }

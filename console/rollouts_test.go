@@ -76,7 +76,11 @@ func TestRolloutsPage(t *testing.T) {
 	b.wants("paused", b.get("/rollouts"), http.StatusOK, "The rollout is paused.", "Paused by local operator: lunch.", "paused</span>", `action="/rollouts/resume"`)
 	b.wants("pause again", b.post("/rollouts/pause"), http.StatusSeeOther)
 	b.wants("paused already", b.get("/rollouts"), http.StatusOK, "That did not work.", "paused already")
-	b.wants("abort", b.post("/rollouts/abort", "note", "wrong host"), http.StatusSeeOther)
+	for _, what := range []string{"promote", "abort", "resume", "pause"} { // from a page of before, which waited while a note was written
+		b.wants(what+" another", b.post("/rollouts/"+what, "note", "wrong host", "rollout", "r1"), http.StatusSeeOther)
+		b.wants("nothing is done to another", b.get("/rollouts"), http.StatusOK, "That did not work.", "the rollout r1 is over, and nothing was done", `name="rollout" value="r2"`, "paused</span>")
+	}
+	b.wants("abort", b.post("/rollouts/abort", "note", "wrong host", "rollout", "r2"), http.StatusSeeOther)
 	b.wants("aborted", b.get("/rollouts"), http.StatusOK, "Nothing is being rolled out", "aborted", "by local operator: wrong host")
 	if said := w.events(); !strings.Contains(said, "rollout.pause  by local operator via link") || !strings.Contains(said, "rollout.abort") || !strings.Contains(said, "rollout.start") {
 		t.Errorf("the audit says:\n%s", said)

@@ -102,7 +102,12 @@ func (d Desk) change(ctx context.Context, note string, f func(rollout.State, tim
 	if err := CheckNote(note); err != nil {
 		return rollout.State{}, err
 	}
-	s, err := fleet.Change(ctx, d.Docs, func(s rollout.State) (rollout.State, error) { return f(s, d.Now()) })
+	s, err := fleet.Change(ctx, d.Docs, func(s rollout.State) (rollout.State, error) {
+		if d.Rollout != "" && (s.Current == nil || s.Current.ID != d.Rollout) {
+			return s, refuse(NotNow, "the rollout %s is over, and nothing was done; see what is under way now", d.Rollout)
+		}
+		return f(s, d.Now())
+	})
 	if errors.Is(err, rollout.ErrNone) {
 		err = refuse(NotNow, "%v; `wayleave rollout history` shows those that were", err)
 	}

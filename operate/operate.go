@@ -31,6 +31,8 @@ type Desk struct {
 	Docs   grant.Documents
 	Now    func() time.Time
 	Every  time.Duration // between two looks at what gates wrote
+	// Rollout is the one that is led, for who has seen it under way: no other one is. Empty: whichever it is.
+	Rollout string
 	// Validate is what speaks against what Envoy would be told by a configuration, as *Objections. Nil: nobody is asked.
 	Validate func(context.Context, *config.Config) error
 }
