@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+
+	"golang.org/x/net/idna"
 )
 
 // This file checks where operators' pages are, and who may use them.
@@ -30,6 +33,12 @@ func (k *checker) console() {
 		u, err := url.Parse(c.PublicURL)
 		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" || u.Scheme != "https" {
 			k.fault("console.public_url", quote(c.PublicURL)+" is not an https address without a path", "write https://gate.example.com")
+		} else if strings.ContainsFunc(u.Host, func(c rune) bool { return c > unicode.MaxASCII }) {
+			written := "as the browser's address has it, beginning with xn--"
+			if name, err := idna.Lookup.ToASCII(u.Hostname()); err == nil {
+				written = "https://" + strings.Replace(u.Host, u.Hostname(), name, 1)
+			}
+			k.fault("console.public_url", quote(c.PublicURL)+" is not how browsers write that name when they ask for it", "write "+written)
 		}
 	}
 	for i, p := range c.TrustedProxies {

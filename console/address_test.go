@@ -128,6 +128,26 @@ func TestBehindAReverseProxy(t *testing.T) {
 	}
 }
 
+// A console knows itself by what browsers and reverse proxies write as its Host, and by nothing else.
+func TestCalled(t *testing.T) {
+	for address, hosts := range map[string]map[string]bool{
+		"https://gate.example.com":      {"gate.example.com": true, "Gate.Example.COM": true, "gate.example.com:443": true, "gate.example.com:8443": false, "evil.example": false, "gate.example.com.evil.example": false, "": false, "10.0.0.7:3180": false},
+		"https://gate.example.com:8443": {"gate.example.com:8443": true, "gate.example.com": true, "gate.example.com:443": true, "gate.example.com:80": false},
+		"https://[2001:db8::1]:8443":    {"[2001:db8::1]:8443": true, "[2001:db8::1]": true, "[2001:db8::2]": false},
+		"http://127.0.0.1:3180":         {"127.0.0.1:3180": true, "127.0.0.1": false, "127.0.0.1:443": false},
+	} {
+		at, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for host, want := range hosts {
+			if got := (&Server{Config: Config{URL: at}}).called(host); got != want {
+				t.Errorf("%s is called %q: %v", address, host, got)
+			}
+		}
+	}
+}
+
 // Addresses of IPv6 that one customer has are one source: else there would be no end of them.
 func TestSource(t *testing.T) {
 	for address, want := range map[string]string{"192.0.2.1": "192.0.2.1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "2001:db8:1:2::9": "2001:db8:1:2::/64", "nobody": "nobody"} {

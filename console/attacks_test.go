@@ -294,7 +294,7 @@ func TestForgery(t *testing.T) {
 	}
 	r = b.request(http.MethodGet, "/", "")
 	r.Host = "evil.example"
-	b.wants("rebinding", b.do(r), http.StatusMisdirectedRequest, "This is the console at")
+	b.wants("rebinding", b.do(r), http.StatusMisdirectedRequest, "This is the console at "+w.address+", and the request is for &#34;evil.example&#34;; where a reverse proxy is before it")
 	if n := len(w.console.flows.byID); n != 0 {
 		t.Errorf("%d connects were begun", n)
 	}

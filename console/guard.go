@@ -49,7 +49,8 @@ func (s *Server) protected(next http.Handler) http.Handler {
 			h.Set("Strict-Transport-Security", "max-age=31536000")
 		}
 		switch {
-		case r.Host == s.URL.Host:
+		case s.called(r.Host):
+			r.Host = s.URL.Host
 		case s.Alias != nil && s.Alias(r.Host):
 			// Cookies belong to a host: there must be one.
 			if !s.secure() && (r.Method == http.MethodGet || r.Method == http.MethodHead) && !strings.HasPrefix(r.URL.Path, "/api/") {
@@ -57,12 +58,20 @@ func (s *Server) protected(next http.Handler) http.Handler {
 				return
 			}
 		default: // a name that somebody made point here
-			s.fail(w, r, http.StatusMisdirectedRequest, fmt.Errorf("this is the console at %s", s.URL))
+			s.fail(w, r, http.StatusMisdirectedRequest, fmt.Errorf("this is the console at %s, and the request is for %.100q; where a reverse proxy is before it, that is to pass on the Host that the browser sent", s.URL, r.Host))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, operate.MaxImport+64<<10)
 		inner.ServeHTTP(w, r)
 	})
+}
+
+// called reports whether a request's Host is ours. Behind a reverse proxy it is the name alone that counts: some leave the port out, and some write
+// that of https to it.
+func (s *Server) called(host string) bool {
+	at := url.URL{Host: host}
+	return strings.EqualFold(host, s.URL.Host) ||
+		s.secure() && strings.EqualFold(at.Hostname(), s.URL.Hostname()) && (at.Port() == "" || at.Port() == "443")
 }
 
 // isAPI reports whether a request is a program's.

@@ -274,7 +274,7 @@ func (d *consoleDoor) prepare(l net.Listener) error {
 	return nil
 }
 
-// consoleURL is where operators reach a console that listens on address.
+// consoleURL is where operators reach a console that listens on address, as browsers write it.
 func (g gate) consoleURL(address string) (*url.URL, error) {
 	c := g.cfg.Console
 	if c.PublicURL == "" {
@@ -288,7 +288,7 @@ func (g gate) consoleURL(address string) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("console.public_url: %w", err) // checked before
 	}
-	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+	return &url.URL{Scheme: u.Scheme, Host: strings.TrimSuffix(strings.ToLower(u.Host), ":443")}, nil
 }
 
 // serve serves operators until ctx ends. It waits for the address if another gate has it.
