@@ -166,6 +166,8 @@ func TestAPIFaults(t *testing.T) {
 		says               string
 	}{
 		{"GET", "/nowhere", "", 404, "nothing at this address"},
+		{"GET", "/grants/acme/refresh", "", 405, "/api/v1/grants/acme/refresh takes POST, and not \"GET\""},
+		{"PUT", "/tokens", "{}", 405, "takes GET and POST"},
 		{"GET", "/audit?limit=0", "", 400, "limit is not a number from 1 to 1000"},
 		{"GET", "/audit?from=yesterday", "", 400, "from is no time"},
 		{"GET", "/approvals/none", "", 404, "no approval"},

@@ -184,7 +184,8 @@ func digestOf(v any) [sha256.Size]byte {
 // events is a stream of server-sent events. It ends with the log-in it was begun under.
 func (s *Server) events(w http.ResponseWriter, r *http.Request, who actor) {
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would keep them back
+	w.Header().Set("X-Accel-Buffering", "no")                 // nginx would keep them back
+	w.Header().Set("Cache-Control", "no-store, no-transform") // and so would who compresses them
 	out := http.NewResponseController(w)
 	send := func(topic string) bool {
 		_ = out.SetWriteDeadline(time.Now().Add(30 * time.Second))

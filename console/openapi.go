@@ -83,7 +83,7 @@ func (s *Server) openAPI() ([]byte, error) {
 		at[strings.ToLower(e.method)] = operation
 	}
 	paths["/events"] = object{"get": object{
-		"summary": "Hear of changes, as server-sent events without content: grants, fleet, decisions, approvals, tick", "operationId": "getEvents",
+		"summary": "Hear of changes, as server-sent events without content: all at the beginning, and when Vault answers again or does not; then grants, sessions, approvals, decisions, fleet and tick; over before it ends with the log-in or token", "operationId": "getEvents",
 		"description": "Needs the role viewer.",
 		"responses":   object{"200": object{"description": "A stream that lasts.", "content": object{"text/event-stream": object{"schema": object{"type": "string"}}}}},
 	}}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"embed"
+	"fmt"
 	"net/http"
 	"path"
 	"strings"
@@ -35,6 +36,11 @@ func (s *Server) routes() (http.Handler, error) {
 	mux.Handle("GET "+api.Root+"/events", s.guarded(Viewer, s.events))
 	mux.Handle("GET /events", s.guarded(Viewer, s.events))
 	mux.HandleFunc(api.Root+"/", func(w http.ResponseWriter, r *http.Request) {
+		if takes := methods(mux.ServeMux, r); len(takes) > 0 {
+			w.Header().Set("Allow", strings.Join(takes, ", "))
+			s.fail(w, r, http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s, and not %.20q", r.URL.Path, strings.Join(takes, " and "), r.Method))
+			return
+		}
 		s.fail(w, r, http.StatusNotFound, errNoPage)
 	})
 	if err := s.pages(mux); err != nil {
@@ -44,6 +50,16 @@ func (s *Server) routes() (http.Handler, error) {
 		return nil, err
 	}
 	return s.protected(mux), nil
+}
+
+// methods are those that there is something for at the address of a request.
+func methods(mux *http.ServeMux, r *http.Request) (takes []string) {
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		if _, pattern := mux.Handler(&http.Request{Method: method, Host: r.Host, URL: r.URL}); strings.HasPrefix(pattern, method+" ") {
+			takes = append(takes, method)
+		}
+	}
+	return takes
 }
 
 // serveStatic serves what pages are made of, which has no secrets. The names in pages change with the content, so browsers keep
