@@ -166,12 +166,16 @@ func (s *Server) answerConnect(c *call) (any, error) {
 	return s.answer(c.Context(), c.who, c.PathValue("id"), c.in.(*api.AnswerRequest).Answer)
 }
 
+// answer finishes a connect. An answer that is sent a second time, as by two clicks, is that of the first.
 func (s *Server) answer(ctx context.Context, who actor, id, answer string) (api.Flow, error) {
-	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return x.ID == id })
-	if !ok {
-		return api.Flow{}, errFlowGone
+	this := func(x *flow) bool { return x.ID == id }
+	if x, ok := s.flows.take(who.owner(), this); ok {
+		return s.finishConnect(ctx, x, strings.TrimSpace(answer)), nil
 	}
-	return s.finishConnect(ctx, x, strings.TrimSpace(answer)), nil
+	if f, known := s.flows.known(who.owner(), this); known && (f.State == api.FlowStoring || f.State == api.FlowConnected) {
+		return f, nil
+	}
+	return api.Flow{}, errFlowGone
 }
 
 func (s *Server) refresh(c *call) (any, error) {

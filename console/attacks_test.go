@@ -385,7 +385,12 @@ func TestCallback(t *testing.T) {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	b.wants("connected", b.get("/grants/acme"), http.StatusOK, "acme is connected.")
-	b.wants("replayed", b.get(back), http.StatusForbidden, "begun elsewhere")
+	before := w.events()
+	a := b.get(back) // as when somebody goes back
+	b.wants("what became of it", b.get(a.to()), http.StatusOK, "The gate has it, and workers can use it.")
+	if w.events() != before {
+		t.Errorf("an answer that comes again changes something:\n%s", strings.TrimPrefix(w.events(), before))
+	}
 
 	// A code of somebody else's consent fails at the provider, which has our challenge (PKCE).
 	first, second := begin(), begin()
@@ -399,7 +404,11 @@ func TestCallback(t *testing.T) {
 	// One that took too long is over.
 	late := begin()
 	w.later(flowLife + time.Minute)
-	b.wants("late", b.get(late), http.StatusForbidden, "is over")
+	b.wants("late", b.get(b.get(late).to()), http.StatusOK, "Nobody agreed in time; connect again.")
+	w.later(flowKept)
+	b.get("/grants/acme")
+	b.post("/grants/acme/connect") // which has those forgotten that are over
+	b.wants("later still", b.get(late), http.StatusForbidden, "is over")
 }
 
 func mustQuery(address string) url.Values {

@@ -75,6 +75,17 @@ func TestConnectByPasting(t *testing.T) {
 	a = b.post("/connects/"+f.ID+"/answer", "answer", u.Query().Get("code")+"#"+u.Query().Get("state"))
 	b.wants("connected", b.get(a.to()), http.StatusOK, "pasted is connected.", "healthy")
 
+	// Two clicks connect once, and neither says that it did not work.
+	a = b.post("/connects/"+f.ID+"/answer", "answer", u.Query().Get("code"))
+	b.wants("clicked twice", b.get(a.to()), http.StatusOK, "pasted is connected.", "healthy")
+	if n := strings.Count(w.events(), "grant.connect pasted by"); n != 1 {
+		t.Errorf("connected %d times:\n%s", n, w.events())
+	}
+	late := b.post("/grants/pasted/connect").to()
+	w.later(flowLife + time.Minute)
+	a = b.post(late+"/answer", "answer", "c")
+	b.wants("too late", b.get(a.to()), http.StatusOK, "Nobody agreed in time; connect again.", "Connect again")
+
 	// Clients that may only come back to loopback of the operator's machine paste the address.
 	a = b.post("/grants/acme/connect", "way", "code", "paste", "1")
 	if !strings.HasPrefix(a.to(), "/connects/") {

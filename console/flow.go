@@ -105,6 +105,19 @@ func (f *flows) find(id, owner string) (api.Flow, bool) {
 	return x.Flow, true
 }
 
+// known is the flow of the owner's that chosen says, as it is.
+func (f *flows) known(owner string, chosen func(*flow) bool) (api.Flow, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range f.byID {
+		if x.owner == owner && x.consent != nil && chosen(x) {
+			f.expire(x)
+			return x.Flow, true
+		}
+	}
+	return api.Flow{}, false
+}
+
 // expire fails a flow that nobody finished. The mutex is held. That of a device ends by itself: its last answer may be under way.
 func (f *flows) expire(x *flow) {
 	if x.consent != nil && x.State == api.FlowWaiting && f.now().After(x.Ends) {

@@ -80,10 +80,16 @@ func (s *Server) connectPage(r *http.Request, who actor) (string, string, any, e
 func (s *Server) answerForm(r *http.Request, who actor) (string, notice, error) {
 	f, err := s.answer(r.Context(), who, r.PathValue("id"), r.PostFormValue("answer"))
 	if err != nil {
+		if f, known := s.flows.find(r.PathValue("id"), who.owner()); known { // its page says what became of it
+			return "/connects/" + f.ID, notice{}, nil
+		}
 		return "/", notice{}, err
 	}
-	if f.State == api.FlowWaiting {
+	switch f.State {
+	case api.FlowWaiting:
 		return "/connects/" + f.ID, notice{Text: f.Error + "; paste it again", Failed: true}, nil
+	case api.FlowStoring:
+		return "/connects/" + f.ID, notice{}, nil
 	}
 	return "/grants/" + f.Grant, outcome(f), nil
 }
@@ -100,10 +106,16 @@ func outcome(f api.Flow) notice {
 	return notice{Text: fmt.Sprintf("connecting %s: %s", f.Grant, f.Error), Failed: true}
 }
 
-// callback is where a provider sends the browser back to. Only the log-in that began a connect finishes it, and once.
+// callback is where a provider sends the browser back to. Only the log-in that began a connect finishes it, and once: who comes again, as by going
+// back, sees what became of it.
 func (s *Server) callback(w http.ResponseWriter, r *http.Request, who actor) {
 	state := r.URL.Query().Get("state")
-	x, ok := s.flows.take(who.owner(), func(x *flow) bool { return x.ours && state != "" && x.consent.State() == state })
+	this := func(x *flow) bool { return x.ours && state != "" && x.consent.State() == state }
+	x, ok := s.flows.take(who.owner(), this)
+	if f, known := s.flows.known(who.owner(), this); known && !ok {
+		http.Redirect(w, r, "/connects/"+f.ID, http.StatusSeeOther)
+		return
+	}
 	if !ok {
 		s.did(who, from(r), "grant.connect", "", errFlowGone)
 		r.URL.RawQuery = ""
