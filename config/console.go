@@ -62,8 +62,8 @@ type OIDC struct {
 	// Scopes to ask for, openid among them. Default: openid, email, profile.
 	Scopes []string `yaml:"scopes" jsonschema:"uniqueItems=true"`
 
-	// Claim of the identity token that says what somebody is: a string or a list of strings. A dot leads into an object, as in
-	// realm_access.roles.
+	// Claim of the identity token that says what somebody is: a string, a list of strings, or an object of objects, whose names count, as in
+	// urn:zitadel:iam:org:project:roles. A dot leads into an object, as in realm_access.roles.
 	RolesClaim string `yaml:"roles_claim" jsonschema:"default=groups"`
 
 	// Whether an address counts of which the provider does not say that it has verified it (email_verified): else somebody could write

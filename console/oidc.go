@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -174,7 +175,8 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 		return actor{}, fmt.Errorf("reading the identity token: %w", err)
 	}
 	o.distrust(claims)
-	if len(values(claims, o.cfg.RolesClaim)) == 0 && p.UserInfoEndpoint() != "" {
+	said := values(claims, o.cfg.RolesClaim)
+	if len(said) == 0 && p.UserInfoEndpoint() != "" {
 		info, err := p.UserInfo(ctx, oauth2.StaticTokenSource(tok))
 		switch { // without it nobody knows whether they have a role
 		case err != nil && leftOut(claims, o.cfg.RolesClaim):
@@ -189,6 +191,7 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 			return actor{}, fmt.Errorf("reading what the identity provider says of you: %w", err)
 		}
 		o.distrust(more)
+		said = values(more, o.cfg.RolesClaim)
 		for k, v := range more {
 			if _, known := claims[k]; !known {
 				claims[k] = v
@@ -200,18 +203,32 @@ func (o *oidcLogin) who(ctx context.Context, p *oidc.Provider, id *oidc.IDToken,
 	if called := text("preferred_username"); name == id.Subject && called != "" && called != name { // which people may choose (OpenID Connect Core section 5.7)
 		name = shortened(called, 40) + " (" + id.Subject + ")"
 	}
-	a := actor{Name: shortened(name, 100), Via: "oidc", id: o.id(id.Subject), is: o.counted(values(claims, o.cfg.RolesClaim))}
+	a := actor{Name: shortened(name, 100), Via: "oidc", id: o.id(id.Subject), is: o.counted(said)}
 	a.Role = o.role(a.is)
 	if a.Role == "" && leftOut(claims, o.cfg.RolesClaim) {
 		return a, errLeftOut
 	}
 	switch {
-	case a.Role == "" && len(values(claims, o.cfg.RolesClaim)) == 0: // some put it into access tokens alone, unless they are told otherwise
+	case a.Role == "" && len(said) == 0: // some put it into access tokens alone, unless they are told otherwise
 		return a, fmt.Errorf("%s has none of the roles that may come in, as the identity provider says nothing in the claim %s; if you should have one, whoever runs it is to put that claim into the identity token or userinfo", a.Name, o.cfg.RolesClaim)
 	case a.Role == "":
-		return a, fmt.Errorf("%s has none of the roles that may come in (claim %s); ask whoever runs the gate, who lists them in console.oidc.roles", a.Name, o.cfg.RolesClaim)
+		return a, fmt.Errorf("%s has none of the roles that may come in: the identity provider says %s in the claim %s; ask whoever runs the gate, who lists them in console.oidc.roles", a.Name, listed(said), o.cfg.RolesClaim)
 	}
 	return a, nil
+}
+
+// listed are values as they are written in a list, of which nobody reads more than a few.
+func listed(all []string) string {
+	few, more := cut(all, 8)
+	var quoted []string
+	for _, v := range few {
+		quoted = append(quoted, strconv.Quote(shortened(v, 60)))
+	}
+	line := strings.Join(quoted, ", ")
+	if more > 0 {
+		line += fmt.Sprintf(" and %d more", more)
+	}
+	return line
 }
 
 // leftOut reports whether a provider says of a claim that it is to be had elsewhere (OpenID Connect Core section 5.6.2). Nobody asks there:
@@ -253,30 +270,41 @@ func (o *oidcLogin) role(have []string) Role {
 	return ""
 }
 
-// values are those of a claim: a string, or a list of strings, at a path whose steps dots separate.
+// values are those of a claim, at a path whose steps dots separate: a string, a list of strings, or the names in an object of objects, as
+// Zitadel writes roles. A name may have dots itself, as those of clients at Keycloak.
 func values(claims map[string]any, path string) []string {
-	v, ok := claims[path]
-	if !ok {
-		first, rest, dotted := strings.Cut(path, ".")
-		inner, isObject := claims[first].(map[string]any)
-		if !dotted || !isObject {
-			return nil
-		}
-		return values(inner, rest)
+	if v, ok := claims[path]; ok {
+		return texts(v)
 	}
+	for i, c := range path {
+		if inner, isObject := claims[path[:i]].(map[string]any); c == '.' && isObject {
+			if found := values(inner, path[i+1:]); found != nil {
+				return found
+			}
+		}
+	}
+	return nil
+}
+
+// texts are the strings that a claim's value has.
+func texts(v any) (out []string) {
 	switch v := v.(type) {
 	case string:
 		return []string{v}
 	case []any:
-		var out []string
 		for _, e := range v {
 			if s, ok := e.(string); ok {
 				out = append(out, s)
 			}
 		}
-		return out
+	case map[string]any:
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			if of, isObject := v[name].(map[string]any); isObject && len(of) > 0 { // of whom it is a role; one that is false is none
+				out = append(out, name)
+			}
+		}
 	}
-	return nil
+	return out
 }
 
 // shortened is a name that fits a page and a log, without what is not seen and changes what is (Unicode's Cc and Cf).

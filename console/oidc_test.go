@@ -199,10 +199,13 @@ func TestRolesByClaim(t *testing.T) {
 		{"a list", with("groups", []string{"other", "engineering"}), nil, Viewer, ""},
 		{"a string", with("groups", "leads"), nil, Admin, ""},
 		{"the highest", with("groups", []string{"engineering", "leads", "platform"}), nil, Admin, ""},
-		{"none that counts", with("groups", []string{"sales"}), nil, "", "none of the roles that may come in (claim groups); ask whoever runs the gate"},
+		{"none that counts", with("groups", []string{"sales"}), nil, "", "none of the roles that may come in: the identity provider says &#34;sales&#34; in the claim groups; ask whoever runs the gate"},
+		{"many, none of which counts", with("groups", []string{"/platform", "b", "c", "d", "e", "f", "g", "h", "i", "j"}), nil, "", "&#34;/platform&#34;, &#34;b&#34;, &#34;c&#34;, &#34;d&#34;, &#34;e&#34;, &#34;f&#34;, &#34;g&#34;, &#34;h&#34; and 2 more in the claim"},
 		{"no claim", with("groups", nil), map[string]any{"sub": "u1"}, "", "to put that claim into the identity token or userinfo"},
+		{"names in an object", with("groups", map[string]any{"platform": map[string]any{"4711": "example.com"}, "leads": map[string]any{}}), nil, Operator, ""}, // as Zitadel writes them
 		{"something else", with("groups", map[string]any{"platform": true}), map[string]any{"sub": "u1"}, "", "to put that claim into the identity token or userinfo"},
 		{"in userinfo", with("groups", nil), map[string]any{"sub": "u1", "groups": []string{"platform"}}, Operator, ""},
+		{"nothing here, and in userinfo", with("groups", []string{}), map[string]any{"sub": "u1", "groups": []string{"platform"}}, Operator, ""},
 		{"in somebody else's userinfo", with("groups", nil), map[string]any{"sub": "u2", "groups": []string{"leads"}}, "", "of somebody else"},
 		{"too many to be told", tooMany, map[string]any{"sub": "u1"}, "", "too many groups"},
 		{"too many to be told, and a userinfo that fails", tooMany, map[string]any{"sub": 1}, "", "too many groups"},
@@ -225,8 +228,25 @@ func TestRolesByClaim(t *testing.T) {
 			}
 		})
 	}
-	if got := values(map[string]any{"realm_access": map[string]any{"roles": []any{"a", 1, "b"}}}, "realm_access.roles"); strings.Join(got, " ") != "a b" {
-		t.Error(got)
+	for _, tt := range []struct{ claims, path, want string }{
+		{`{"realm_access": {"roles": ["a", 1, "b"]}}`, "realm_access.roles", "a b"},
+		{`{"resource_access": {"gate.example.com": {"roles": ["a"]}, "gate": {"roles": ["b"]}}}`, "resource_access.gate.example.com.roles", "a"}, // a client's id at Keycloak
+		{`{"https://example.com/roles": ["a"]}`, "https://example.com/roles", "a"},                                                               // as Auth0 wants it
+		{`{"a": {"b": {"c": ["1"]}}, "a.b": {"c": ["2"]}}`, "a.b.c", "1"},
+		{`{"a": {"x": 1}, "a.b": {"c": ["2"]}}`, "a.b.c", "2"},
+		{`{"a.b.c": "3", "a": {"b": {"c": ["1"]}}}`, "a.b.c", "3"},
+		{`{"a": {"b": "1"}}`, "a", ""},
+		{`{"a": {"b": {"org": "x"}, "c": {}, "d": false}}`, "a", "b"},
+		{`{"a": "1"}`, "a.b", ""},
+		{`{"a": {"": "1"}}`, "a.", "1"},
+	} {
+		var claims map[string]any
+		if err := json.Unmarshal([]byte(tt.claims), &claims); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(values(claims, tt.path), " "); got != tt.want {
+			t.Errorf("%s in %s: %q, want %q", tt.path, tt.claims, got, tt.want)
+		}
 	}
 }
 
