@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/oauth2"
+	"golang.org/x/sync/singleflight"
 
 	"wayleave/config"
 	"wayleave/oauth"
@@ -38,9 +40,11 @@ type oidcLogin struct {
 	redirect string
 	http     *http.Client
 	now      func() time.Time
+	asking   singleflight.Group // the issuer
 
 	mu       sync.Mutex
 	provider *oidc.Provider   // guarded by mu; nil until its issuer has answered once
+	client   *oauth2.Config   // guarded by mu; with provider
 	asked    map[string]asked // guarded by mu; by the digest of its state
 }
 
@@ -60,32 +64,66 @@ func newOIDC(c Config) *oidcLogin {
 	}
 }
 
-// discover is the provider, as its issuer describes it. One that does not answer is asked again at the next log-in.
-func (o *oidcLogin) discover(ctx context.Context) (*oidc.Provider, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.provider != nil {
-		return o.provider, nil
+// discover has the provider's issuer describe it, and returns us as its client. One that does not answer is asked again at the next log-in; all
+// that wait for it at a time ask once.
+func (o *oidcLogin) discover(ctx context.Context) (*oauth2.Config, error) {
+	if _, client := o.known(); client != nil {
+		return client, nil
 	}
-	// The provider keeps this context for its keys.
-	p, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), o.http), o.cfg.Issuer)
+	client, err, _ := o.asking.Do("", func() (any, error) {
+		// The provider keeps this context for its keys.
+		p, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), o.http), o.cfg.Issuer)
+		if err != nil {
+			return nil, fmt.Errorf("the identity provider %s cannot be used: %w", o.cfg.Issuer, err)
+		}
+		c := o.clientOf(p)
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.provider, o.client = p, c
+		return c, nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("the identity provider %s cannot be used: %w", o.cfg.Issuer, err)
+		return nil, err
 	}
-	o.provider = p
-	return p, nil
+	return client.(*oauth2.Config), nil
 }
 
-func (o *oidcLogin) config(p *oidc.Provider) oauth2.Config {
-	return oauth2.Config{
-		ClientID: o.cfg.ClientID, ClientSecret: o.cfg.ClientSecret.Reveal(), Endpoint: p.Endpoint(), RedirectURL: o.redirect, Scopes: o.cfg.Scopes,
+// known is the provider and we as its client; nil if its issuer has not answered yet.
+func (o *oidcLogin) known() (*oidc.Provider, *oauth2.Config) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.provider, o.client
+}
+
+func (o *oidcLogin) clientOf(p *oidc.Provider) *oauth2.Config {
+	at := p.Endpoint()
+	at.AuthStyle = o.authStyle(p)
+	return &oauth2.Config{
+		ClientID: o.cfg.ClientID, ClientSecret: o.cfg.ClientSecret.Reveal(), Endpoint: at, RedirectURL: o.redirect, Scopes: o.cfg.Scopes,
 	}
+}
+
+// authStyle is how the client says who it is when it presents a code, where there is one way only. Where there are more, oauth2 tries one and
+// then the other, and remembers what worked; but some providers take a code as spent whatever was wrong with its first presentation.
+func (o *oidcLogin) authStyle(p *oidc.Provider) oauth2.AuthStyle {
+	var says struct {
+		Methods []string `json:"token_endpoint_auth_methods_supported"`
+	}
+	_ = p.Claims(&says) // what was read before
+	basic, post := slices.Contains(says.Methods, "client_secret_basic"), slices.Contains(says.Methods, "client_secret_post")
+	switch {
+	case o.cfg.ClientSecret.IsZero(), post && !basic: // who has no secret has its name in the form (RFC 6749 section 3.2.1)
+		return oauth2.AuthStyleInParams
+	case basic && !post:
+		return oauth2.AuthStyleInHeader
+	}
+	return oauth2.AuthStyleAutoDetect
 }
 
 // begin returns where to send the browser, and what its cookie is to hold: what it holds already, if another of its tabs has begun
 // too, whose log-in would be over otherwise.
-func (o *oidcLogin) begin(ctx context.Context, source, next, had string) (url, cookie string, err error) {
-	p, err := o.discover(ctx)
+func (o *oidcLogin) begin(ctx context.Context, source, next, had string) (to, cookie string, err error) {
+	c, err := o.discover(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -100,7 +138,6 @@ func (o *oidcLogin) begin(ctx context.Context, source, next, had string) (url, c
 	makeRoom(o.asked, askedOfOne, maxAsked, func(other asked) (bool, time.Time) { return other.source == source, other.until })
 	o.asked[digest(state)] = a
 	o.mu.Unlock()
-	c := o.config(p)
 	return c.AuthCodeURL(state, oidc.Nonce(a.nonce), oauth2.S256ChallengeOption(a.verifier)), cookie, nil
 }
 
@@ -117,7 +154,10 @@ func (o *oidcLogin) awaits(cookie string) bool {
 	return false
 }
 
-var errLoginOver = errors.New("this log-in was not begun in this browser, or is over; begin again")
+var (
+	errLoginOver   = errors.New("this log-in was not begun in this browser, or is over; begin again")
+	errOtherAnswer = errors.New("this is no answer to the log-in that was begun in this browser; begin again")
+)
 
 // finish is who came back, and where they wanted to go. A log-in is finished once, by the browser that began it.
 func (o *oidcLogin) finish(r *http.Request, cookie string) (who actor, next string, err error) {
@@ -128,22 +168,21 @@ func (o *oidcLogin) finish(r *http.Request, cookie string) (who actor, next stri
 	if ok = ok && a.browser == digest(cookie); ok {
 		delete(o.asked, key)
 	}
-	p := o.provider
 	o.mu.Unlock()
+	p, c := o.known()
 	switch {
 	case !ok || p == nil || o.now().After(a.until):
 		return actor{}, "", errLoginOver
-	case q.Get("error") != "":
-		return actor{}, "", fmt.Errorf("the identity provider refused the log-in (%.100q)", q.Get("error"))
 	case q.Has("iss") && q.Get("iss") != o.cfg.Issuer: // RFC 9207
-		return actor{}, "", errLoginOver
+		return actor{}, "", errOtherAnswer
+	case q.Get("error") != "":
+		return actor{}, "", refusedLogin(q)
 	}
 	ctx, cancel := context.WithTimeout(oidc.ClientContext(r.Context(), o.http), 30*time.Second)
 	defer cancel()
-	c := o.config(p)
 	tok, err := c.Exchange(ctx, q.Get("code"), oauth2.VerifierOption(a.verifier))
 	if err != nil {
-		return actor{}, "", fmt.Errorf("the identity provider did not take its own code: %w", plainly(err))
+		return actor{}, "", notExchanged(err)
 	}
 	raw, _ := tok.Extra("id_token").(string)
 	id, err := p.Verifier(&oidc.Config{ClientID: o.cfg.ClientID, Now: o.now}).Verify(ctx, raw)
@@ -154,18 +193,31 @@ func (o *oidcLogin) finish(r *http.Request, cookie string) (who actor, next stri
 		return actor{}, "", fmt.Errorf("the identity token is not good: %w", err)
 	}
 	if id.Nonce != a.nonce {
-		return actor{}, "", errLoginOver
+		return actor{}, "", errOtherAnswer
 	}
 	who, err = o.who(ctx, p, id, tok)
 	return who, a.next, err
 }
 
-// plainly is an error of the token endpoint without the answer's body, which may have anything in it.
-func plainly(err error) error {
-	if e, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
-		return fmt.Errorf("%s (%.100q)", e.Response.Status, e.ErrorCode)
+// refusedLogin is why the provider lets somebody not log in here, in its own words if it has some: most name what is to be changed there.
+func refusedLogin(q url.Values) error {
+	why := fmt.Sprintf("the identity provider refused the log-in (%.100q)", q.Get("error"))
+	if words := shortened(q.Get("error_description"), 300); words != "" {
+		why += ": " + words
 	}
-	return err
+	return errors.New(why)
+}
+
+// notExchanged is why there is no token for a code, without the answer's body, which may have anything in it.
+func notExchanged(err error) error {
+	e, answered := errors.AsType[*oauth2.RetrieveError](err)
+	switch {
+	case !answered:
+		return fmt.Errorf("the identity provider did not take its own code: %w", err)
+	case e.ErrorCode == "invalid_client" || e.ErrorCode == "unauthorized_client":
+		return fmt.Errorf("the identity provider does not know the gate by its client_id and secret (%s, %q): tell whoever runs the gate to compare console.oidc with the client that is registered there", e.Response.Status, e.ErrorCode)
+	}
+	return fmt.Errorf("the identity provider did not take its own code: %s (%.100q)", e.Response.Status, e.ErrorCode)
 }
 
 // who reads name and role from the identity token, and from the provider's userinfo what is not in it.

@@ -33,6 +33,11 @@ type identity struct {
 	claims func(map[string]any) map[string]any // of the identity token; nil: as they should be
 	info   map[string]any                      // what userinfo says
 	posted url.Values                          // to the token endpoint
+
+	methods   []string                 // that it says clients may authenticate by; nil: it does not say
+	refuses   func(*http.Request) bool // what the token endpoint refuses; nil: nothing
+	presented int                      // how often a code was
+	asks      chan struct{}            // is read when somebody asks for its description, and again before it answers; nil: never
 }
 
 func newIdentity(t *testing.T) *identity {
@@ -47,10 +52,18 @@ func newIdentity(t *testing.T) *identity {
 		_ = json.NewEncoder(w).Encode(v)
 	}
 	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]any{
+		if p.asks != nil {
+			<-p.asks
+			<-p.asks
+		}
+		says := map[string]any{
 			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys",
 			"userinfo_endpoint": p.URL + "/userinfo", "id_token_signing_alg_values_supported": []string{"RS256"},
-		})
+		}
+		if p.methods != nil {
+			says["token_endpoint_auth_methods_supported"] = p.methods
+		}
+		answer(w, says)
 	})
 	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Algorithm: "RS256", Use: "sig"}}})
@@ -61,6 +74,13 @@ func newIdentity(t *testing.T) *identity {
 		defer p.mu.Unlock()
 		_ = r.ParseForm()
 		p.posted = r.PostForm
+		p.presented++
+		if p.refuses != nil && p.refuses(r) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = w.Write([]byte(`{"error": "invalid_client", "error_description": "of the code c"}`))
+			return
+		}
 		claims := map[string]any{
 			"iss": p.URL, "aud": "wayleave", "sub": "u1", "exp": p.now().Add(time.Hour).Unix(), "iat": p.now().Unix(),
 			"nonce": p.asked.Get("nonce"), "email": "maria@example.com", "email_verified": true, "groups": []string{"platform"},
@@ -345,6 +365,9 @@ func TestForgedLogIns(t *testing.T) {
 		"another browser": func(_, other *browser, back string) answer { return other.get(back) },
 		"another issuer":  func(b, _ *browser, back string) answer { return b.get(back + "&iss=https%3A%2F%2Fevil.example") },
 		"refused":         func(b, _ *browser, back string) answer { return b.get(back + "&error=access_denied") },
+		"another issuer's refusal": func(b, _ *browser, back string) answer {
+			return b.get(back + "&error=access_denied&error_description=Call+us&iss=https%3A%2F%2Fevil.example")
+		},
 	} {
 		w.later(10 * time.Minute)
 		b, other := w.browser(), w.browser()
@@ -359,6 +382,90 @@ func TestForgedLogIns(t *testing.T) {
 	back := p.begin(b)
 	w.later(askedFor + time.Minute)
 	b.wants("late", b.get(back), http.StatusForbidden, "begin again")
+}
+
+// Whoever may not log in reads why, in the words of the identity provider: they mostly say what is to be changed there.
+func TestRefusedLogIn(t *testing.T) {
+	p := newIdentity(t)
+	w := newWorld(t, withIdentity(p))
+	p.now = w.now
+	b := w.browser()
+	b.wants("refused", b.get(p.begin(b)+"&"+url.Values{"error": {"access_denied"}, "error_description": {"AADSTS50105: maria is not <assigned>\x1b[2J to a role."}}.Encode()),
+		http.StatusForbidden, "refused the log-in (&#34;access_denied&#34;): AADSTS50105: maria is not &lt;assigned&gt;[2J to a role.</p>")
+	if page := b.get(p.begin(b) + "&error=access_denied&error_description=Call+us&iss=https%3A%2F%2Fevil.example").body; strings.Contains(page, "Call us") {
+		t.Error("the words of another provider are shown")
+	}
+	p.refuses = func(*http.Request) bool { return true }
+	a := b.get(p.begin(b))
+	b.wants("a wrong secret", a, http.StatusForbidden, "does not know the gate by its client_id and secret (401 Unauthorized, &#34;invalid_client&#34;)")
+	if strings.Contains(a.body, "of the code") {
+		t.Error("the page has what the token endpoint says of a code")
+	}
+}
+
+// A code is presented once where there is one way for a client to say who it is, and later where it was found out: some providers take
+// it as spent whatever was wrong with it.
+func TestCodesArePresentedOnce(t *testing.T) {
+	byForm := func(r *http.Request) bool {
+		_, _, basic := r.BasicAuth()
+		return !basic && r.PostForm.Get("client_id") == "wayleave"
+	}
+	for name, tt := range map[string]struct {
+		methods       []string
+		secret        secret.Text
+		wants         func(*http.Request) bool
+		first, second int // presentations by two log-ins
+	}{
+		"in the form alone":            {[]string{"client_secret_post", "private_key_jwt"}, secret.New("s"), byForm, 1, 1},
+		"in the header alone":          {[]string{"client_secret_basic"}, secret.New("s"), func(r *http.Request) bool { return !byForm(r) }, 1, 1},
+		"a public client":              {[]string{"client_secret_basic", "client_secret_post", "none"}, secret.Text{}, byForm, 1, 1},
+		"one of two":                   {[]string{"client_secret_basic", "client_secret_post"}, secret.New("s"), byForm, 2, 1},
+		"a provider that says nothing": {nil, secret.New("s"), byForm, 2, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newIdentity(t)
+			p.methods = tt.methods
+			p.refuses = func(r *http.Request) bool { return !tt.wants(r) }
+			w := newWorld(t, func(c *Config) { withIdentity(p)(c); c.OIDC.ClientSecret = tt.secret })
+			p.now = w.now
+			for i, want := range []int{tt.first, tt.second} {
+				p.presented = 0
+				b := w.browser()
+				if a := b.get(p.begin(b)); a.to() != "/workers" {
+					t.Fatalf("%d %s", a.status, a.body)
+				}
+				if p.presented != want {
+					t.Errorf("log-in %d: presented %d times, want %d", i+1, p.presented, want)
+				}
+			}
+		})
+	}
+}
+
+// While an identity provider takes its time nothing else waits, and it is asked once for all.
+func TestIdentityProviderIsSlow(t *testing.T) {
+	p := newIdentity(t)
+	p.asks = make(chan struct{})
+	w := newWorld(t, withIdentity(p))
+	o := w.console.oidc
+	begun := make(chan error, 1)
+	begin := func() { _, _, err := o.begin(t.Context(), "192.0.2.1", "/", ""); begun <- err }
+	go begin()
+	p.asks <- struct{}{} // it is asked, and waits
+	others := make(chan bool, 1)
+	go func() { others <- o.awaits("x") }()
+	select {
+	case <-others:
+	case <-time.After(30 * time.Second):
+		t.Error("other log-ins wait for it")
+	}
+	p.asks <- struct{}{}
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	if begin(); <-begun != nil { // it is not asked again
+		t.Error("the second log-in is not begun")
+	}
 }
 
 // An identity provider that does not answer is tried again, and says so.
