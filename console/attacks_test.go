@@ -243,6 +243,23 @@ func TestTwoConsolesOfOneHost(t *testing.T) {
 	a.wants("the first, when the second is left", a.get("/"), http.StatusOK, "Overview")
 }
 
+// The tabs of a log-in that ends are told so at once: by its operator, or by another log-in in its place.
+func TestTabsAreToldOfTheEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	for what, end := range map[string]func(*browser){
+		"log out":      func(b *browser) { b.post("/logout") },
+		"log in again": func(b *browser) { b.post("/login", "token", w.once()) },
+	} {
+		b := w.loggedIn()
+		l := w.console.hub.listen()
+		end(b)
+		if heard := w.console.hub.heard(l); !slices.Contains(heard, topicTick) {
+			t.Errorf("%s: the streams hear of %v", what, heard)
+		}
+		w.console.hub.leave(l)
+	}
+}
+
 // A cookie is out of reach for scripts, other sites and, over TLS, everybody who could read or set it on the way or by a sister name.
 func TestCookies(t *testing.T) {
 	for address, want := range map[string]string{

@@ -28,7 +28,13 @@ func (s *Server) showLogin(w http.ResponseWriter, r *http.Request, status int, p
 	}})
 }
 
+// loginPage is for who is not logged in: a tab that was led here goes on when another one has logged in.
 func (s *Server) loginPage(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	if _, _, in := s.logins.find(s.cookie(r, loginCookie), false); in && q.Get("token") == "" {
+		http.Redirect(w, r, local(q.Get("next")), http.StatusSeeOther)
+		return
+	}
 	s.showLogin(w, r, http.StatusOK, "")
 }
 
@@ -52,11 +58,15 @@ func (s *Server) loginByLink(w http.ResponseWriter, r *http.Request) {
 // welcome logs somebody in, under a new id whatever the browser had before.
 func (s *Server) welcome(w http.ResponseWriter, r *http.Request, who actor, next string) {
 	id := s.logins.begin(who, s.cookie(r, loginCookie))
+	s.logInsEnded()
 	s.setCookie(w, loginCookie, id)
 	s.setCookie(w, nextCookie, "")
 	s.did(who, from(r), "login", "", nil)
 	http.Redirect(w, r, local(next), http.StatusSeeOther)
 }
+
+// logInsEnded has every stream see whether its log-in stands, so that the other tabs of one that has ended do not go on until there is news.
+func (s *Server) logInsEnded() { s.hub.publish(topicTick) }
 
 func (s *Server) loginStart(w http.ResponseWriter, r *http.Request) {
 	if s.oidc == nil {
@@ -88,9 +98,14 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 	}
 	if who.id != "" { // it is known who they are, whether they may come in or not
 		s.logins.follow(who)
+		s.logInsEnded()
 		if err := s.tokens.know(r.Context(), who); err != nil {
 			s.Log.Warn("the tokens of somebody who logged in may do what they could before", "operator", who.Name, "err", err, "fix", "once Vault answers, log in again or end the tokens")
 		}
+	}
+	if _, _, in := s.logins.find(s.cookie(r, loginCookie), false); in && errors.Is(err, errLoginOver) { // as when somebody goes back, or loads the page again
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+		return
 	}
 	if err != nil {
 		s.limiter.Failed(source(r), s.now())
@@ -111,6 +126,7 @@ func (s *Server) loginCallback(w http.ResponseWriter, r *http.Request) {
 func (s *Server) logout(w http.ResponseWriter, r *http.Request, who actor) {
 	if who.login != nil {
 		s.logins.end(who.login)
+		s.logInsEnded()
 	}
 	s.did(who, from(r), "logout", "", nil)
 	s.setCookie(w, loginCookie, "")
