@@ -1,10 +1,12 @@
 package console
 
 import (
+	"html"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -227,6 +229,28 @@ func TestLogInsAreBounded(t *testing.T) {
 	if want := map[string]int{"5": 5, "6": 6, "7": 7, "8": 8, "9": 9}; !maps.Equal(all, want) {
 		t.Errorf("%v, want %v", all, want)
 	}
+}
+
+// A page that was made for a log-in of before gets no forms of another one: it has the name of one operator, and would act for the other.
+func TestPagesOfAnotherLogIn(t *testing.T) {
+	w := newWorld(t, nil)
+	b := w.loggedIn()
+	asked := regexp.MustCompile(`hx-get="([^"]+)"`)
+	live := func() string {
+		t.Helper()
+		m := asked.FindStringSubmatch(b.get("/workers?find=c").body)
+		if m == nil {
+			t.Fatal("the page is not brought up to date")
+		}
+		return html.UnescapeString(m[1])
+	}
+	before := live()
+	b.wants("the same log-in", b.get(before), http.StatusOK, ">ci<")
+	b.post("/login", "token", w.once()) // in another tab
+	if a := b.get(before); a.status != http.StatusNoContent || a.header.Get("HX-Refresh") != "true" || a.body != "" {
+		t.Errorf("another log-in: %d %v %s", a.status, a.header, a.body)
+	}
+	b.wants("a page of the other one", b.get(live()), http.StatusOK, ">ci<")
 }
 
 // Cookies know hosts and no ports: two consoles of one host leave each other's alone.

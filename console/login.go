@@ -111,6 +111,9 @@ func (l *logins) begin(a actor, old string) (id string) {
 	return id
 }
 
+// mark tells the pages that were made for it from others.
+func (n *login) mark() string { return digest(n.csrf)[:8] }
+
 // rotate makes another secret.
 func (n *login) rotate(now time.Time) (hashed, id string) {
 	secret := rand.Text()

@@ -61,9 +61,9 @@ func parsePages() (map[string]*template.Template, error) {
 
 // show writes a page. A template that fails is a fault of ours, and shows nothing by half.
 func (s *Server) show(w http.ResponseWriter, r *http.Request, status int, name string, who *actor, v view) {
-	v.Now, v.Version, v.Path = s.now(), s.Version, pathOf(r)
+	v.Now, v.Version = s.now(), s.Version
 	if who != nil && who.login != nil {
-		v.Me, v.CSRF = &Me{who.Name, who.Role, who.Via}, who.login.csrf
+		v.Me, v.CSRF, v.Path = &Me{who.Name, who.Role, who.Via}, who.login.csrf, pathOf(r, who.login)
 		if !isLive(r) {
 			v.Notice = s.logins.told(who.login)
 		}
@@ -79,11 +79,17 @@ func (s *Server) show(w http.ResponseWriter, r *http.Request, status int, name s
 	_, _ = w.Write(out.Bytes())
 }
 
-// pathOf is the address of a page, for it to be asked for again by itself.
-func pathOf(r *http.Request) string {
+// pathOf is the address of a page, for it to be asked for again by itself; it says for which log-in it was made.
+func pathOf(r *http.Request, n *login) string {
 	q := r.URL.Query()
-	q.Set("live", "")
+	q.Set("live", n.mark())
 	return r.URL.Path + "?" + q.Encode()
+}
+
+// otherLogin reports whether a page that asks by itself was made for a log-in of before: it has the name of who that was, and forms of theirs.
+func otherLogin(r *http.Request, n *login) bool {
+	of := r.URL.Query().Get("live")
+	return of != "" && of != n.mark()
 }
 
 // failPage says in a page that something could not be done.
@@ -98,6 +104,11 @@ func (s *Server) failPage(w http.ResponseWriter, r *http.Request, status int, er
 // page is the handler of a page that is looked at.
 func (s *Server) page(needs Role, name string, topics string, f func(*http.Request, actor) (title, nav string, data any, err error)) http.Handler {
 	return s.guarded(needs, func(w http.ResponseWriter, r *http.Request, who actor) {
+		if otherLogin(r, who.login) {
+			w.Header().Set("HX-Refresh", "true")
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
 		title, nav, data, err := f(r, who)
 		if err != nil {
 			s.fail(w, r, statusOf(err), err)

@@ -119,7 +119,8 @@ func TestConsoleTabs(t *testing.T) {
 	first.sees("host not allowed 2")
 
 	// What is written, open, selected and focused stays, while the page goes on.
-	b := first.beside(at + "/grants/acme")
+	written := first.beside(at + "/grants/acme")
+	b := written
 	b.is(connection, "live")
 	b.js(`
 		document.querySelector("#disconnect").open = true
@@ -164,12 +165,75 @@ func TestConsoleTabs(t *testing.T) {
 	b.is(`document.querySelectorAll("form.decide").length`, "2")
 	b.is(connection, "live")
 
+	// What cannot be had is not shown as if it were new, and what is gone is not shown any more.
+	b = tabs["/fleet"]
+	b.js(`
+		window.elsewhere = ""
+		const asked = XMLHttpRequest.prototype.open
+		XMLHttpRequest.prototype.open = function (method, url, ...rest) { return asked.call(this, method, window.elsewhere || url, ...rest) }
+		window.elsewhere = "/audit?status=soon"
+		htmx.trigger("#live", "stale")`)
+	b.is(connection, "not up to date")
+	b.js(`window.elsewhere = ""; htmx.trigger("#live", "stale")`)
+	b.is(connection, "live")
+	b.js(`window.elsewhere = "/nowhere"; htmx.trigger("#live", "stale")`)
+	b.is("typeof window.elsewhere", "undefined")
+	b.is(connection, "live")
+
+	// What somebody reads that could not be done stays, whatever other tabs do.
+	b = first.beside(at + "/nowhere")
+	b.js(`window.heard = 0; new BroadcastChannel("wayleave").onmessage = (event) => { window.heard += event.data.loggedIn ? 1 : 0 }`)
+	for _, heard := range []string{"1", "2"} { // an address that it was led to would be there by the second
+		tabs["/routes"].do("load again", chromedp.Navigate(at+"/routes"), visible("#live"))
+		b.is("window.heard", heard)
+	}
+	b.is("location.pathname", "/nowhere")
+	if err := chromedp.Cancel(b); err != nil {
+		t.Fatal(err)
+	}
+
+	// Whoever logs in anew in one tab does so in all of them, but where something is written.
+	for _, b := range tabs {
+		b.js("window.before = true")
+	}
+	link, err := w.command("wayleave", "console", "--no-browser").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.do("log in anew", chromedp.Navigate(strings.TrimSpace(string(link))), click("button.primary"), visible("#live"))
+	for _, b := range tabs {
+		b.is("typeof window.before", "undefined")
+		b.is(connection, "live")
+	}
+	written.is(connection, "open it again")
+	if err := chromedp.Cancel(written); err != nil {
+		t.Fatal(err)
+	}
+
 	// A Vault that does not answer is said, and what the gate remembers is shown; it is over by itself.
 	g.hit(t, baoPID, syscall.SIGSTOP)
 	tabs["/"].sees("Vault does not answer; this is what this gate remembers")
 	tabs["/"].sees("The vault does not answer Requests whose tokens are not in memory are refused.")
 	g.hit(t, baoPID, syscall.SIGCONT)
 	tabs["/"].is(`document.body.innerText.includes("Vault does not answer")`, "false")
+
+	// A stream that dies without a word, as when a machine was asleep, is missed, and begun anew.
+	for _, b := range tabs {
+		b.js(`{ const later = setTimeout; window.setTimeout = (f, ms, ...rest) => later(f, ms === 75000 ? 2000 : ms, ...rest) }`)
+	}
+	run(`wayleave run --worker ci -- sh -c 'curl -sS https://silent.example || true'`)
+	tabs["/requests"].sees("silent.example")
+	for _, step := range []struct {
+		signal syscall.Signal
+		says   string
+	}{{syscall.SIGSTOP, "not up to date"}, {syscall.SIGCONT, "live"}} {
+		if err := g.cmd.Process.Signal(step.signal); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range tabs {
+			b.is(connection, step.says)
+		}
+	}
 
 	// A gate that was away is found again, and so is the log-in.
 	if err := g.stop(); err != nil {

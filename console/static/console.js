@@ -55,26 +55,38 @@ for (const type of ["focusout", "input", "selectionchange"]) {
   }));
 }
 
-// Whoever is not logged in any more is led to the log-in and back, unless they would lose what they wrote.
+// Whoever is not logged in any more is led to the log-in and back, and who has logged in anew meanwhile, maybe as somebody else, gets the page anew,
+// unless they would lose what they wrote. So does who looks at what is gone, which the page then says.
+let link; // where they go when they like; undefined: they may stay
 document.addEventListener("htmx:beforeOnLoad", (event) => {
-  if (!event.detail.xhr.getResponseHeader("HX-Redirect")) return;
+  const { xhr } = event.detail;
+  const here = location.pathname + location.search;
+  link = undefined;
+  if (xhr.getResponseHeader("HX-Redirect")) link = ["/login?next=" + encodeURIComponent(here), "log in again"];
+  else if (xhr.getResponseHeader("HX-Refresh") || xhr.status === 404) link = [here, "open it again"];
+  if (!link) return;
   event.preventDefault();
-  const login = "/login?next=" + encodeURIComponent(location.pathname + location.search);
-  if (written("main")) show(login);
-  else location.assign(login);
+  if (!written("main")) location.assign(link[0]);
+});
+
+let failed = false; // what is new was asked for, and not given
+document.addEventListener("htmx:afterRequest", (event) => {
+  failed = !event.detail.successful;
+  show();
 });
 
 let state = ""; // of the stream: live, lost, or not known yet
-function show(login) {
+function show() {
   const shown = document.getElementById("connection");
   if (!shown) return;
-  shown.classList.toggle("lost", state === "lost" || Boolean(login));
-  if (login) {
-    const link = document.createElement("a");
-    [link.href, link.textContent] = [login, "log in again"];
-    shown.replaceChildren(link);
+  const old = state === "lost" || failed;
+  shown.classList.toggle("lost", old);
+  if (link) {
+    const a = document.createElement("a");
+    [a.href, a.textContent] = link;
+    shown.replaceChildren(a);
   } else {
-    shown.textContent = state === "lost" ? "not up to date" : kept && busy() || state;
+    shown.textContent = old ? "not up to date" : kept && busy() || state;
   }
 }
 
@@ -95,23 +107,37 @@ function tell(said) {
   tabs.postMessage(said);
 }
 
+const silence = 75_000; // in which there are two ticks
 let stream; // undefined: this tab does not have it
 let leave; // ends having the stream, or waiting for it; undefined: this tab does neither
 function join() {
   if (leave || document.hidden || !page()?.dataset.topics) return;
   const waiting = new AbortController();
   let again;
+  let silent; // ends a connection that died without a word, as when a machine was asleep: the browser would wait for it
+  const heard = (said) => {
+    clearTimeout(silent);
+    silent = setTimeout(() => {
+      stream.close();
+      tell({ state: "lost" });
+      tell({ topic: "all" });
+      open();
+    }, silence);
+    if (said) tell(said);
+  };
   const open = () => {
     stream = new EventSource("/events");
-    stream.onopen = () => tell({ state: "live" });
+    heard();
+    stream.onopen = () => heard({ state: "live" });
     stream.onerror = () => {
       tell({ state: "lost" });
       if (stream.readyState !== EventSource.CLOSED) return; // the browser tries again
+      clearTimeout(silent);
       tell({ topic: "all" }); // who is not logged in any more finds out by asking
       again = setTimeout(open, 5000);
     };
     for (const topic of ["all", "grants", "fleet", "decisions", "approvals", "sessions", "tick", "over"]) {
-      stream.addEventListener(topic, () => tell({ topic }));
+      stream.addEventListener(topic, () => heard({ topic }));
     }
   };
   const ended = new Promise((end) => {
@@ -119,6 +145,7 @@ function join() {
       leave = undefined;
       waiting.abort();
       clearTimeout(again);
+      clearTimeout(silent);
       stream?.close();
       stream = undefined;
       end();
@@ -149,7 +176,7 @@ document.addEventListener("visibilitychange", () => {
 });
 addEventListener("pagehide", () => leave?.());
 
-const login = document.querySelector(".login");
+const login = document.querySelector(".login[data-next]");
 tabs.onmessage = ({ data }) => {
   if (login) {
     if (data.loggedIn) location.replace(login.dataset.next);
