@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,6 +33,17 @@ func TestMain(m *testing.M) {
 				fmt.Fprintln(os.Stderr, err)
 			}
 			end.Follow()
+			os.Exit(end.Code)
+		case "testOnlyHide": // without root's rights to see everything, which what is started anew then has no more
+			runtime.LockOSThread()
+			for _, right := range []uintptr{unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN, unix.CAP_PERFMON} {
+				_ = unix.Prctl(unix.PR_CAPBSET_DROP, right, 0, 0, 0)
+			}
+			fmt.Fprintln(os.Stderr, syscall.Exec("/proc/self/exe", []string{os.Args[0], "testOnlyHidden", os.Args[2]}, os.Environ()))
+			os.Exit(1)
+		case "testOnlyHidden":
+			Hide()
+			end, _ := RunChild(&exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", os.Args[2]}, Env: []string{"PATH=" + os.Getenv("PATH")}, Stdout: os.Stdout, Stderr: os.Stderr})
 			os.Exit(end.Code)
 		case "testOnlyCount":
 			countSignals()
@@ -133,6 +145,23 @@ func TestRunChildExitCodes(t *testing.T) {
 
 // As the first process of a container it takes in what is left behind, which would otherwise be there until the end, and its exit codes and
 // signals are as ever.
+// A program may be of the same user and still not read what is not passed on to it where it came from.
+func TestWhatIsNotPassedOnIsHidden(t *testing.T) {
+	for script, want := range map[string]bool{
+		`cat /proc/$PPID/environ`:          false,
+		`cat /proc/$PPID/maps`:             false,
+		`cat /proc/$$/environ >/dev/null`:  true, // of its own
+		`tr '\0' '\n' </proc/$PPID/status`: true, // of no concern
+	} {
+		cmd := exec.Command(self(t), "testOnlyHide", script)
+		cmd.Env = append(os.Environ(), "NOT_PASSED_ON=a-token")
+		out, err := cmd.CombinedOutput()
+		if (err == nil) != want || strings.Contains(string(out), "a-token") {
+			t.Errorf("%s: %v\n%s", script, err, out)
+		}
+	}
+}
+
 func TestRunChildAsProcess1(t *testing.T) {
 	run := func(script string) *exec.Cmd {
 		cmd := exec.Command(self(t), "testOnlyRun", "sh", "-c", script)

@@ -97,6 +97,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		} else {
 			child.Env = environment()
 			end, err = worker.RunChild(child)
+			worker.Hide()
 		}
 		if err != nil {
 			say("%v", err)
