@@ -269,6 +269,21 @@ func TestIsolated(t *testing.T) {
 	}
 }
 
+// Whatever keeps a machine from making the network, the words are the same.
+func TestExplain(t *testing.T) {
+	for _, no := range []error{unix.EPERM, unix.EACCES, unix.ENOSPC} {
+		start := fmt.Errorf("starting agent: %w", &os.PathError{Op: "fork/exec", Path: "/usr/bin/wayleave", Err: no})
+		if err := Explain(start); !errors.Is(err, ErrNotPermitted) || !errors.Is(err, no) {
+			t.Errorf("%v: %v", no, err)
+		}
+	}
+	for _, other := range []error{nil, io.EOF, &exec.Error{Name: "agent", Err: exec.ErrNotFound}, &os.PathError{Op: "fork/exec", Path: "/usr/bin/wayleave", Err: unix.ENOENT}} {
+		if err := Explain(other); errors.Is(err, ErrNotPermitted) || !errors.Is(err, other) {
+			t.Errorf("%v: %v", other, err)
+		}
+	}
+}
+
 func TestIsolatedProgramsThatDoNotStart(t *testing.T) {
 	g := newGate(t)
 	notExecutable := t.TempDir() + "/program"

@@ -116,9 +116,10 @@ func (c *Child) Close() {
 
 // Explain returns the error of a program that did not start, in words where the machine does not let us make its network.
 func Explain(err error) error {
-	for _, no := range []error{syscall.EPERM, syscall.ENOSPC, syscall.EUSERS, syscall.EINVAL, syscall.ENOSYS} {
+	// SELinux, and AppArmor with a profile around us, say EACCES.
+	for _, no := range []error{syscall.EPERM, syscall.EACCES, syscall.ENOSPC, syscall.EUSERS, syscall.EINVAL, syscall.ENOSYS} {
 		if errors.Is(err, no) && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w (%w): allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns; in a container its seccomp profile), "+
+			return fmt.Errorf("%w (%w): allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns; what AppArmor or SELinux has for this program; in a container its seccomp profile), "+
 				"or leave --isolate away and keep the network from letting workers out", ErrNotPermitted, no)
 		}
 	}
