@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,6 @@ import (
 	"wayleave/console"
 	"wayleave/extproc"
 	"wayleave/journal"
-	"wayleave/oauth"
 	"wayleave/secret"
 	"wayleave/vault"
 	"wayleave/webhook"
@@ -108,7 +108,7 @@ func (g gate) auditSinks() (all []audit.Target, err error) {
 		all = append(all, audit.Target{Name: "stdout", Sink: audit.To(os.Stdout), Line: line})
 	}
 	if h := cfg.Webhook; h.URL != "" {
-		roots, err := rootsAnd(g.cfg.Path(h.CAFile))
+		client, err := trustingClient(func() (*x509.CertPool, error) { return rootsAnd(g.cfg.Path(h.CAFile)) })
 		if err != nil {
 			return nil, fmt.Errorf("audit.webhook.ca_file: %w", err)
 		}
@@ -116,7 +116,7 @@ func (g gate) auditSinks() (all []audit.Target, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("audit.webhook.secret_file: %w", err)
 		}
-		all = append(all, audit.Target{Name: "webhook", Sink: auditHook{webhook.New(secret.New(h.URL), key, oauth.NewHTTPClient(roots), nil), time.Now}, Line: line})
+		all = append(all, audit.Target{Name: "webhook", Sink: auditHook{webhook.New(secret.New(h.URL), key, client, nil), time.Now}, Line: line})
 	}
 	if cfg.OTLP {
 		all = append(all, audit.Target{Name: "otlp", Sink: g.auditLogs, Line: line})

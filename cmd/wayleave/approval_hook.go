@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 
 	"wayleave/approval"
 	"wayleave/config"
-	"wayleave/oauth"
 	"wayleave/operate"
 	"wayleave/secret"
 	"wayleave/webhook"
@@ -41,7 +41,7 @@ func asking(cfg *config.Config, log *slog.Logger) (func(context.Context, approva
 
 func newApprovalHook(cfg *config.Config, log *slog.Logger) (*approvalHook, error) {
 	h := cfg.Approvals.Webhook
-	roots, err := rootsAnd(cfg.Path(h.CAFile))
+	asks, err := trustingClient(func() (*x509.CertPool, error) { return rootsAnd(cfg.Path(h.CAFile)) })
 	if err != nil {
 		return nil, fmt.Errorf("ca_file: %w", err)
 	}
@@ -53,7 +53,7 @@ func newApprovalHook(cfg *config.Config, log *slog.Logger) (*approvalHook, error
 	if err != nil {
 		return nil, errors.New("url: it is no URL")
 	}
-	client := webhook.New(secret.New(h.URL), signing, oauth.NewHTTPClient(roots), nil)
+	client := webhook.New(secret.New(h.URL), signing, asks, nil)
 	return &approvalHook{client: client, host: address.Host, pauses: []time.Duration{time.Second, 5 * time.Second}, log: log}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -19,7 +20,6 @@ import (
 	"wayleave/fleet"
 	"wayleave/grant"
 	"wayleave/notify"
-	"wayleave/oauth"
 	"wayleave/webhook"
 	"wayleave/xds"
 )
@@ -30,11 +30,11 @@ func targets(cfg *config.Config) ([]notify.Target, error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Notify.Targets)) {
 		t := cfg.Notify.Targets[name]
 		key := "notify.targets." + name
-		roots, err := rootsAnd(cfg.Path(t.CAFile))
+		client, err := trustingClient(func() (*x509.CertPool, error) { return rootsAnd(cfg.Path(t.CAFile)) })
 		if err != nil {
 			return nil, fmt.Errorf("%s.ca_file: %w", key, err)
 		}
-		sender, err := sender(t, roots)
+		sender, err := sender(t, cfg.Path(t.CAFile), client)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", key, err)
 		}
@@ -47,9 +47,13 @@ func targets(cfg *config.Config) ([]notify.Target, error) {
 	return out, nil
 }
 
-func sender(t config.NotifyTarget, roots *x509.CertPool) (notify.Sender, error) {
+func sender(t config.NotifyTarget, caFile string, client *http.Client) (notify.Sender, error) {
 	if t.Type == config.NotifySMTP {
 		host, _, err := net.SplitHostPort(t.Address)
+		if err != nil {
+			return nil, err
+		}
+		roots, err := rootsAnd(caFile)
 		if err != nil {
 			return nil, err
 		}
@@ -68,11 +72,11 @@ func sender(t config.NotifyTarget, roots *x509.CertPool) (notify.Sender, error) 
 			return nil, fmt.Errorf("secret_file: %w", err)
 		}
 	}
-	client := webhook.New(t.Secrets.URL, signing, oauth.NewHTTPClient(roots), nil)
+	hook := webhook.New(t.Secrets.URL, signing, client, nil)
 	if t.Type == config.NotifySlack {
-		return notify.Slack(client), nil
+		return notify.Slack(hook), nil
 	}
-	return notify.Webhook(client), nil
+	return notify.Webhook(hook), nil
 }
 
 // notifier tells operators what goes wrong at this gate.

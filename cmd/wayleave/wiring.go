@@ -24,7 +24,6 @@ import (
 	"wayleave/grant"
 	"wayleave/identity"
 	"wayleave/limit"
-	"wayleave/oauth"
 	"wayleave/policy"
 	"wayleave/provider"
 	"wayleave/secret"
@@ -61,19 +60,26 @@ func issuers(cfg *config.Config, log *slog.Logger) (*identity.Verifier, error) {
 	var all []identity.Issuer
 	for _, name := range slices.Sorted(maps.Keys(cfg.Issuers)) {
 		i := cfg.Issuers[name]
-		var roots *x509.CertPool // the system's
-		if i.CAFile != "" {
+		client, err := trustingClient(func() (*x509.CertPool, error) {
+			if i.CAFile == "" {
+				return nil, nil
+			}
 			text, err := cfg.ReadFile(i.CAFile)
 			if err != nil {
-				return nil, fmt.Errorf("issuers.%s.ca_file: %w", name, err)
+				return nil, err
 			}
-			if roots = x509.NewCertPool(); !roots.AppendCertsFromPEM(text) {
-				return nil, fmt.Errorf("issuers.%s.ca_file: %s holds no PEM certificate; name the file of the authority", name, i.CAFile)
+			roots := x509.NewCertPool()
+			if !roots.AppendCertsFromPEM(text) {
+				return nil, fmt.Errorf("%s holds no PEM certificate; name the file of the authority", i.CAFile)
 			}
+			return roots, nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("issuers.%s.ca_file: %w", name, err)
 		}
 		tokenFile := cfg.Path(i.TokenFile)
 		all = append(all, identity.Issuer{
-			Name: name, Issuer: i.Issuer, Audience: i.Audience, HTTP: oauth.NewHTTPClient(roots), JWKSURL: i.JWKSURL,
+			Name: name, Issuer: i.Issuer, Audience: i.Audience, HTTP: client, JWKSURL: i.JWKSURL,
 			API: i.API, APIToken: func() (secret.Text, error) { return readSecretFile(tokenFile) },
 		})
 	}
