@@ -22,7 +22,8 @@ const (
 
 // An Issuer vouches for workers with JSON web tokens: a CI system, a Kubernetes cluster, any OpenID Connect provider.
 type Issuer struct {
-	// Who issues the tokens, to the byte as their claim iss has it, such as https://token.actions.githubusercontent.com.
+	// Who issues the tokens, to the byte as their claim iss has it, such as https://token.actions.githubusercontent.com. Of JWT-SVIDs without that claim, their trust domain:
+	// spiffe://example.org, with its trust bundle as jwks_url.
 	Issuer string `yaml:"issuer" jsonschema:"required"`
 
 	// Who a token must be for (its claim aud): a name that no other service goes by, or a token that a worker has shown

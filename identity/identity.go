@@ -165,9 +165,16 @@ func (v *Verifier) Verify(ctx context.Context, token secret.Text) (Proof, error)
 	if err := parsed.UnsafeClaimsWithoutVerification(&said); err != nil {
 		return Proof{}, &Refusal{Reason: Invalid, Words: "the claims of its token cannot be read: present the issuer's token as it is"}
 	}
-	refusal := &Refusal{Reason: UnknownIssuer, Words: fmt.Sprintf("its token is of issuer %s, which this gate does not know: ask its operator to add it to issuers", quote(said.Issuer))}
+	named := said.Issuer
+	if named == "" && SPIFFEFault(said.Subject) == "" {
+		named = "spiffe://" + TrustDomain(said.Subject) // a JWT-SVID has no other issuer, unless somebody gave it one
+	}
+	refusal := &Refusal{Reason: UnknownIssuer, Words: fmt.Sprintf("its token is of issuer %s, which this gate does not know: ask its operator to add it to issuers", quote(named))}
+	if named == "" {
+		refusal.Words = "its token names no issuer, so that nobody can be asked about it: present one that does (iss)"
+	}
 	for _, i := range v.issuers {
-		if i.Issuer.Issuer != said.Issuer {
+		if i.Issuer.Issuer != named {
 			continue
 		}
 		proof, r := i.verify(ctx, text, parsed, said)

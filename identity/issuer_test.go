@@ -222,6 +222,42 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// A JWT-SVID as the standard has it: it names no issuer but by its trust domain, whose bundle has keys for it and for certificates.
+func TestVerifySVIDs(t *testing.T) {
+	s, svids, certificates := newIssuer(t), newSigner(t, "svids", jose.ES256), newSigner(t, "certificates", jose.ES256)
+	s.set(func() {
+		for key, use := range map[*signer]string{svids: "jwt-svid", certificates: "x509-svid"} {
+			public := key.public()
+			public.Use, public.Algorithm = use, ""
+			s.keys = append(s.keys, public)
+		}
+	})
+	v := s.verifier(func(i *Issuer) { i.Issuer, i.JWKSURL = "spiffe://example.org", s.URL+"/keys" })
+	const agent = "spiffe://example.org/ns/builds/sa/agent"
+	proof, err := v.Verify(t.Context(), svids.sign("", map[string]any{"iss": nil, "sub": agent}))
+	if err != nil || proof.Issuer != "ci" || proof.Subject != agent {
+		t.Errorf("got %+v, %v", proof, err)
+	}
+	for name, c := range map[string]struct {
+		signer  *signer
+		changes map[string]any
+		reason  Reason
+		says    string
+	}{
+		"a key for certificates": {certificates, map[string]any{"iss": nil, "sub": agent}, Invalid, "with a key that issuer ci does not have"},
+		"another trust domain":   {svids, map[string]any{"iss": nil, "sub": "spiffe://example.com/ns/builds/sa/agent"}, UnknownIssuer, `"spiffe://example.com"`},
+		"an issuer by name":      {svids, map[string]any{"iss": "https://example.org", "sub": agent}, UnknownIssuer, `"https://example.org"`},
+		"no SPIFFE ID":           {svids, map[string]any{"iss": nil}, UnknownIssuer, "names no issuer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.pass(fetchFloor) // or a key that is not known is not looked for
+			token := c.signer.sign("", c.changes)
+			_, err := v.Verify(t.Context(), token)
+			refusedWith(t, err, token, c.reason, c.says)
+		})
+	}
+}
+
 // What a token must have, each with the reason that its lack is refused with.
 func TestVerifyRefuses(t *testing.T) {
 	at := func(d time.Duration) int64 { return start.Add(d).Unix() }

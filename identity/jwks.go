@@ -193,7 +193,12 @@ func fetchKeys(ctx context.Context, i Issuer) ([]jose.JSONWebKey, error) {
 
 // verifies reports whether a key is the public half of one that signs.
 func verifies(k jose.JSONWebKey) bool {
-	if !k.Valid() || k.Use != "" && k.Use != "sig" {
+	switch k.Use {
+	case "", "sig", "jwt-svid": // the last in a trust bundle of SPIFFE's
+	default:
+		return false
+	}
+	if !k.Valid() {
 		return false
 	}
 	switch key := k.Key.(type) {
