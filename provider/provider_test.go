@@ -117,7 +117,8 @@ func TestRender(t *testing.T) {
 		},
 		{
 			name: "github", provider: "github",
-			want: Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
+			want:    Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
+			removes: []string{"GH_HOST", "COPILOT_GITHUB_TOKEN"},
 		},
 		{
 			name: "API key of Anthropic", provider: "anthropic-api",
@@ -131,7 +132,8 @@ func TestRender(t *testing.T) {
 		},
 		{
 			name: "token of GitHub", provider: "github-token",
-			want: Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
+			want:    Rendered{Env: map[string]string{"GH_TOKEN": ph, "GITHUB_TOKEN": ph}},
+			removes: []string{"GH_HOST", "COPILOT_GITHUB_TOKEN", "MISE_GITHUB_TOKEN"},
 		},
 		{
 			name: "token of GitHub, git", provider: "github-token", mode: "git",
@@ -178,6 +180,7 @@ esac
 					"adc.json": `{"type":"authorized_user","client_id":"wayleave","client_secret":"wayleave","refresh_token":"` + ph + `"}` + "\n",
 				},
 			},
+			removes: []string{"GOOGLE_OAUTH_ACCESS_TOKEN", "GOOGLE_CREDENTIALS", "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE"},
 		},
 		{
 			name: "Google, workload identity federation", provider: "google", mode: "external_account",
