@@ -14,31 +14,33 @@ import (
 
 // What coding agents have in files of their own and prefer to their environment.
 
-// claudeCode are the files of Claude Code.
-func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (found []Preference) {
+// claudeCodeFiles are the file of Claude Code's with accounts, and its settings: the organization's, which a person cannot change, and others.
+func (m Machine) claudeCodeFiles(vars map[string]string) (account string, organizations, settings []string) {
 	own, account := vars["CLAUDE_CONFIG_DIR"], filepath.Join(vars["CLAUDE_CONFIG_DIR"], ".claude.json")
 	if own == "" {
 		own, account = filepath.Join(vars["HOME"], ".claude"), filepath.Join(vars["HOME"], ".claude.json")
 	}
-	paths := []string{account}
-	organizations := map[string]bool{} // which a person cannot change
 	for _, managed := range []string{"/etc/claude-code", "/Library/Application Support/ClaudeCode"} {
 		parts, _ := fs.Glob(m.Files, managed[1:]+"/managed-settings.d/*.json")
-		paths = append(paths, managed+"/managed-settings.json")
+		organizations = append(organizations, managed+"/managed-settings.json")
 		for _, part := range parts {
-			paths = append(paths, "/"+part)
+			organizations = append(organizations, "/"+part)
 		}
 	}
-	for _, path := range paths {
-		organizations[path] = path != account
-	}
-	paths = append(paths, filepath.Join(own, "settings.json"))
+	settings = append(settings, filepath.Join(own, "settings.json"))
 	if m.Dir != "" {
-		paths = append(paths, filepath.Join(m.Dir, ".claude", "settings.json"), filepath.Join(m.Dir, ".claude", "settings.local.json"))
+		settings = append(settings, filepath.Join(m.Dir, ".claude", "settings.json"), filepath.Join(m.Dir, ".claude", "settings.local.json"))
 		if root := m.repository(); root != m.Dir && root != "" {
-			paths = append(paths, filepath.Join(root, ".claude", "settings.local.json"))
+			settings = append(settings, filepath.Join(root, ".claude", "settings.local.json"))
 		}
 	}
+	return account, organizations, settings
+}
+
+// claudeCode are the files of Claude Code.
+func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (found []Preference) {
+	account, organizations, others := m.claudeCodeFiles(vars)
+	paths := slices.Concat([]string{account}, organizations, others)
 	gate := gateVariables()
 	for _, path := range paths {
 		var settings struct {
@@ -87,7 +89,7 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 			} else if settings.ForcedOrg != nil {
 				forced = "forceLoginOrgUUID"
 			}
-			if organizations[path] && forced != "" && c.Env["ANTHROPIC_AUTH_TOKEN"]+c.Env["ANTHROPIC_API_KEY"] != "" {
+			if slices.Contains(organizations, path) && forced != "" && c.Env["ANTHROPIC_AUTH_TOKEN"]+c.Env["ANTHROPIC_API_KEY"] != "" {
 				found = append(found, Preference{File: path, Has: forced, Means: "has Claude Code refuse the placeholder for " + c.Grant + ", which is no log-in to it as one is with claude_code: oauth_env in the profile"})
 			}
 		}
@@ -103,7 +105,14 @@ func (m Machine) claudeCodeLogIn(vars map[string]string, credentials []Credentia
 	}
 	_ = json.Unmarshal(m.read(path), &own)
 	if tokens := own.LogIn.AccessToken + own.LogIn.RefreshToken; tokens == "" || strings.Contains(tokens, Marker) {
-		return nil
+		var account struct {
+			Whose any `json:"oauthAccount"` // of servers' log-ins there is none
+		}
+		_ = json.Unmarshal(m.read(filepath.Join(vars["HOME"], ".claude.json")), &account)
+		if m.Keychain == nil || vars["CLAUDE_CONFIG_DIR"] != "" || account.Whose == nil || !m.Keychain("Claude Code-credentials") {
+			return nil
+		}
+		path = "the keychain (Claude Code-credentials)"
 	}
 	for _, c := range credentials {
 		p := Preference{File: path, Has: "a log-in"}
@@ -296,6 +305,58 @@ func codexServers(text string) (names []string) {
 	return slices.DeleteFunc(names, func(name string) bool { return led[name] })
 }
 
+// gemini are the settings of Gemini's command line, which say what it logs in with whatever its environment has.
+func (m Machine) gemini(vars map[string]string, credentials []Credential) (found []Preference) {
+	paths := []string{"/etc/gemini-cli/settings.json", filepath.Join(vars["HOME"], ".gemini/settings.json")}
+	for _, dir := range m.project() {
+		paths = append(paths, filepath.Join(dir, ".gemini/settings.json"))
+	}
+	for _, path := range paths {
+		var settings struct {
+			Security struct {
+				Auth struct{ SelectedType, EnforcedType string }
+			}
+			Earlier string `json:"selectedAuthType"`
+		}
+		_ = json.Unmarshal(plainJSON(m.read(path)), &settings)
+		var has []string
+		for name, value := range map[string]string{"security.auth.selectedType": settings.Security.Auth.SelectedType, "security.auth.enforcedType": settings.Security.Auth.EnforcedType, "selectedAuthType": settings.Earlier} {
+			if value != "" && value != "gemini-api-key" {
+				has = append(has, name)
+			}
+		}
+		slices.Sort(has)
+		for _, c := range credentials {
+			if len(has) > 0 && c.Env["GEMINI_API_KEY"] != "" {
+				found = append(found, Preference{File: path, Has: strings.Join(has, ", "), Means: "has Gemini use something else than the placeholder for " + c.Grant, Fix: "write gemini-api-key there"})
+			}
+		}
+	}
+	return found
+}
+
+// Some agents take comments in JSON, and commas that nothing follows.
+var (
+	jsonComments = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|//[^\n]*|/\*(?s:.*?)\*/`)
+	jsonCommas   = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|,\s*[}\]]`)
+)
+
+// plainJSON is JSON without those.
+func plainJSON(text []byte) []byte {
+	for _, more := range []*regexp.Regexp{jsonComments, jsonCommas} {
+		text = more.ReplaceAllFunc(text, func(found []byte) []byte {
+			switch found[0] {
+			case '"':
+				return found
+			case ',':
+				return found[1:]
+			}
+			return nil
+		})
+	}
+	return text
+}
+
 // opencodeKeys are the variables of the providers that opencode knows by these names.
 var opencodeKeys = map[string]string{"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
 
@@ -304,12 +365,14 @@ func (m Machine) opencode(vars map[string]string, credentials []Credential) (fou
 	home := vars["HOME"]
 	logIns := filepath.Join(cmp.Or(vars["XDG_DATA_HOME"], filepath.Join(home, ".local/share")), "opencode/auth.json")
 	config := filepath.Join(cmp.Or(vars["XDG_CONFIG_HOME"], filepath.Join(home, ".config")), "opencode")
-	paths := []string{logIns, filepath.Join(config, "config.json"), filepath.Join(config, "opencode.json")}
-	if m.Dir != "" {
-		if root := m.repository(); root != m.Dir && root != "" {
-			paths = append(paths, filepath.Join(root, "opencode.json"))
+	paths := []string{logIns, filepath.Join(config, "config.json"), filepath.Join(config, "opencode.json"), filepath.Join(config, "opencode.jsonc")}
+	if named := vars["OPENCODE_CONFIG"]; filepath.IsAbs(named) {
+		paths = append(paths, named)
+	}
+	for _, dir := range m.project() {
+		for _, name := range []string{"opencode.json", "opencode.jsonc", ".opencode/opencode.json", ".opencode/opencode.jsonc"} {
+			paths = append(paths, filepath.Join(dir, name))
 		}
-		paths = append(paths, filepath.Join(m.Dir, "opencode.json"))
 	}
 	for _, path := range paths {
 		has := map[string][]string{} // by provider
@@ -327,7 +390,7 @@ func (m Machine) opencode(vars map[string]string, credentials []Credential) (fou
 					Options struct{ APIKey, BaseURL string }
 				}
 			}
-			_ = json.Unmarshal(m.read(path), &settings)
+			_ = json.Unmarshal(plainJSON(m.read(path)), &settings)
 			for provider, p := range settings.Provider {
 				if key := p.Options.APIKey; key != "" && !strings.Contains(key, "{env:") && !strings.Contains(key, Marker) {
 					has[provider] = append(has[provider], "provider."+provider+".options.apiKey")
@@ -358,11 +421,8 @@ func (m Machine) dotenv(vars map[string]string, credentials []Credential) (found
 	if slices.ContainsFunc(credentials, Credential.codex) {
 		paths = append(paths, codex)
 	}
-	if m.Dir != "" {
-		if root := m.repository(); root != m.Dir && root != "" {
-			paths = append(paths, filepath.Join(root, ".env"))
-		}
-		paths = append(paths, filepath.Join(m.Dir, ".env"))
+	for _, dir := range m.project() {
+		paths = append(paths, filepath.Join(dir, ".env"))
 	}
 	gate := gateVariables()
 	for i, path := range paths {

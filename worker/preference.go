@@ -41,6 +41,8 @@ type Machine struct {
 	Git func(env []string, args ...string) ([]byte, error)
 	// Listens reports whether a program listens at a unix socket; nil: none does.
 	Listens func(socket string) bool
+	// Keychain reports whether macOS keeps a secret by this name for the user; nil: there is no such thing.
+	Keychain func(service string) bool
 }
 
 // Preferences looks for what programs would prefer to an environment that [Environment] made. What it can counter it does in the environment that it
@@ -50,6 +52,8 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	found := slices.Concat(m.claudeCode(vars, credentials), m.claudeCodeLogIn(vars, credentials), m.codex(vars, credentials))
 	more := map[string]string{}
 	found = append(found, m.opencode(vars, credentials)...)
+	found = append(found, m.gemini(vars, credentials)...)
+	found = append(found, m.mcpServers(vars, credentials)...)
 	found = append(found, m.npm(credentials)...)
 	found = append(found, m.dotenv(vars, credentials)...)
 	for _, p := range []func(map[string]string, []Credential, map[string]string) []Preference{m.netrc, m.proxies} {
@@ -89,6 +93,17 @@ func (m Machine) repository() string {
 			return ""
 		}
 	}
+}
+
+// project are the directories of a project that agents look for settings in: that of its repository, if there is one above ours, and ours.
+func (m Machine) project() (dirs []string) {
+	if m.Dir == "" {
+		return nil
+	}
+	if root := m.repository(); root != m.Dir && root != "" {
+		dirs = append(dirs, root)
+	}
+	return append(dirs, m.Dir)
 }
 
 // npmLogIn is a line of an .npmrc that says how to log in at a registry.

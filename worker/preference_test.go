@@ -166,6 +166,44 @@ func TestPreferences(t *testing.T) {
 		"a placeholder of opencode's": {credentials: []Credential{{Grant: "keys", Env: map[string]string{"ANTHROPIC_API_KEY": "ph"}}}, files: map[string]string{
 			"/home/me/.local/share/opencode/auth.json": `{"anthropic":{"type":"api","key":"sk-` + Marker + `"}}`, "/work/opencode.json": "// a comment\n{}",
 		}},
+		"opencode's, with comments": {env: []string{"OPENCODE_CONFIG=/own.json"}, credentials: []Credential{{Grant: "keys", Env: map[string]string{"OPENAI_API_KEY": "ph"}}}, files: map[string]string{
+			"/work/opencode.json":            "{\n// \"a comment\"\n\"provider\": {\"openai\": {\"options\": {\"baseURL\": \"https://value-1//x\", /* , } */ }, // ,\n }, },\n}",
+			"/work/.opencode/opencode.jsonc": `{"provider":{"openai":{"options":{"apiKey":"value-2\\",}}}}`,
+			"/own.json":                      `{"provider":{"openai":{"options":{"apiKey":"value-3"}}}}`,
+		}, want: []string{
+			"/own.json has provider.openai.options.apiKey, which opencode prefers to the placeholder for keys: take that out of the file",
+			"/work/opencode.json has provider.openai.options.baseURL, which opencode prefers to the placeholder for keys: take that out of the file",
+			"/work/.opencode/opencode.jsonc has provider.openai.options.apiKey, which opencode prefers to the placeholder for keys: take that out of the file",
+		}},
+		"MCP servers'": {env: []string{"HTTPS_PROXY=http://gate", "NO_PROXY=localhost"}, credentials: []Credential{github, claude}, files: map[string]string{
+			"/home/me/.claude.json":             `{"mcpServers":{"hub":{"command":"x","env":{"GH_TOKEN":"value-1","OTHER":"value-2"}}},"projects":{"/work":{"mcpServers":{"local":{"env":{"HTTPS_PROXY":"value-3"}}}},"/elsewhere":{"mcpServers":{"x":{"env":{"GH_TOKEN":"value-4"}}}}}}`,
+			"/work/.mcp.json":                   `{"mcpServers":{"hub":{"env":{"GH_TOKEN":"${GH_TOKEN}","NO_PROXY":"localhost, 127.0.0.1"}},"b":{"env":{"GH_TOKEN":"value-5","ANTHROPIC_API_KEY":"value-6"}},"remote":{"url":"value-7"},"n":{"env":{"PORT":1}}}}`,
+			"/home/me/.gemini/settings.json":    "{ // a comment\n\"mcpServers\":{\"hub\":{\"env\":{\"GH_TOKEN\":\"value-8\"}}}}",
+			"/home/me/.copilot/mcp-config.json": `{"mcpServers":{"hub":{"env":{"GH_TOKEN":"` + Marker + `"}}}}`,
+			"/home/me/.codex/config.toml":       "model = \"m\"\n[mcp_servers.hub]\nurl = \"value-10\"\nenv = { \"GH_TOKEN\" = \"value-11\", OTHER = 'value-12' }\n[mcp_servers.b.env]\nOTHER = \"value-13\"\nGH_TOKEN = 'value-14'\n[mcp_servers.c]\nenv_vars = [\"GH_TOKEN\"]\n[tools.env]\nGH_TOKEN = \"value-15\"\n",
+			"/work/opencode.json":               `{"mcp":{"hub":{"environment":{"GH_TOKEN":"{env:GH_TOKEN}"}},"other":{"environment":{"GH_TOKEN":"value-9"}}}}`,
+		}, want: []string{
+			"/home/me/.claude.json has projects.….mcpServers.local.env.HTTPS_PROXY, which MCP servers prefer to the way to the gate: take that out of the file",
+			"/home/me/.claude.json has mcpServers.hub.env.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
+			"/home/me/.gemini/settings.json has mcpServers.hub.env.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
+			"/home/me/.codex/config.toml has mcp_servers.b.env.GH_TOKEN, mcp_servers.hub.env.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
+			"/work/.mcp.json has mcpServers.b.env.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
+			"/work/.mcp.json has mcpServers.b.env.ANTHROPIC_API_KEY, which MCP servers prefer to the placeholder for claude: take that out of the file",
+			"/work/opencode.json has mcp.other.environment.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
+		}},
+		"Gemini's": {credentials: []Credential{claude, {Grant: "gemini", Env: map[string]string{"GEMINI_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.gemini/settings.json": "{\n// value-1\n\"security\": {\"auth\": {\"selectedType\": \"oauth-personal\"}}, \"selectedAuthType\": \"vertex-ai\"}",
+			"/work/.gemini/settings.json":    `{"security":{"auth":{"selectedType":"gemini-api-key"}}}`,
+		}, want: []string{
+			"/home/me/.gemini/settings.json has security.auth.selectedType, selectedAuthType, which has Gemini use something else than the placeholder for gemini: write gemini-api-key there",
+		}},
+		"a log-in in the keychain": {credentials: []Credential{claude, login}, files: map[string]string{
+			"/home/me/.claude.json": `{"oauthAccount":{"emailAddress":"value-1"}}`, "/keychain/Claude Code-credentials": "",
+		}, want: []string{
+			"the keychain (Claude Code-credentials) has a log-in, which Claude Code sends beside the placeholder for claude: write claude_code: oauth_env into the profile, or log out (`claude auth logout`)",
+		}},
+		"log-ins of servers in the keychain": {credentials: []Credential{claude}, files: map[string]string{"/home/me/.claude.json": `{}`, "/keychain/Claude Code-credentials": ""}},
+		"an account without a keychain":      {credentials: []Credential{claude}, files: map[string]string{"/home/me/.claude.json": `{"oauthAccount":{"emailAddress":"value-1"}}`}},
 		"Java's": {env: []string{"HTTPS_PROXY=http://gate"}, files: map[string]string{
 			"/home/me/.m2/settings.xml":          "<settings><proxies><!-- <proxy><host>x</host></proxy> --><proxy>\n<active> false</active><host>value-1</host></proxy><proxy><host>value-2</host></proxy></proxies></settings>",
 			"/home/me/.gradle/gradle.properties": "org.gradle.daemon=false\nsystemProp.https.proxyHost=value-3\n# systemProp.http.proxyHost=x\nsystemProp.javax.net.ssl.trustStore : value-4\nsystemProp.https.proxyHost=value-5\n",
@@ -183,6 +221,7 @@ func TestPreferences(t *testing.T) {
 		}
 		env := append(c.env, "HOME=/home/me")
 		m := Machine{Dir: "/work", Files: files, Git: noGit, Listens: func(socket string) bool { return files[socket[1:]] != nil }}
+		m.Keychain = func(service string) bool { return files["keychain/"+service] != nil }
 		now, found := Preferences(env, c.credentials, m)
 		var got []string
 		for _, p := range found {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -96,8 +97,8 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 			end, err = runIsolated(child, &enrolment, me.roots, environment, say)
 		} else {
 			child.Env = environment()
-			end, err = worker.RunChild(child)
 			worker.Hide()
+			end, err = worker.RunChild(child)
 		}
 		if err != nil {
 			say("%v", err)
@@ -123,13 +124,21 @@ func command(ctx context.Context, args []string) *exec.Cmd {
 // thisMachine is where we were started, for what we start.
 func thisMachine() worker.Machine {
 	here, _ := os.Getwd() // without one there are no settings of a project
-	return worker.Machine{Dir: here, Files: os.DirFS("/"), Listens: listens, Git: func(env []string, args ...string) ([]byte, error) {
+	ask := func(env []string, name string, args ...string) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		c := exec.CommandContext(ctx, "git", args...)
+		c := exec.CommandContext(ctx, name, args...)
 		c.Env = env
 		return c.Output()
-	}}
+	}
+	m := worker.Machine{Dir: here, Files: os.DirFS("/"), Listens: listens, Git: func(env []string, args ...string) ([]byte, error) { return ask(env, "git", args...) }}
+	if runtime.GOOS == "darwin" {
+		m.Keychain = func(service string) bool { // without -w, which asks the user
+			_, err := ask(os.Environ(), "security", "find-generic-password", "-s", service)
+			return err == nil
+		}
+	}
+	return m
 }
 
 // listens reports whether a program of this machine's listens at a socket, which a file that was left behind does not say.
