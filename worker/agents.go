@@ -97,6 +97,50 @@ func (m Machine) claudeCode(vars map[string]string, credentials []Credential) (f
 	return found
 }
 
+var (
+	npmLeads   = regexp.MustCompile(`(?m)^[ \t]*(?:https?-proxy|proxy|noproxy)[ \t]*=`)
+	cargoLeads = regexp.MustCompile(`(?m)^[ \t]*(?:http\.)?proxy[ \t]*=`)
+)
+
+// sandbox is Claude Code's for the commands that it runs: a network of their own, in which nothing but a proxy of the client's can be reached, which goes on to the gate. The
+// common variables name that one there, and variables of single programs the gate still, which is out of reach: without returns those that are of no use, as
+// their programs have no other proxy.
+func (m Machine) sandbox(vars map[string]string, credentials []Credential) (found []Preference, without []string) {
+	if !slices.ContainsFunc(credentials, func(c Credential) bool { return slices.Contains(c.concerns(), "ANTHROPIC_API_KEY") }) {
+		return nil, nil
+	}
+	npm, cargo := []string{filepath.Join(vars["HOME"], ".npmrc"), vars[npmFile]}, []string{filepath.Join(vars["HOME"], ".cargo/config.toml")}
+	for _, dir := range m.project() {
+		npm, cargo = append(npm, filepath.Join(dir, ".npmrc")), append(cargo, filepath.Join(dir, ".cargo/config.toml"))
+	}
+	led := func(files []string, by *regexp.Regexp) bool {
+		return slices.ContainsFunc(files, func(path string) bool { return by.Match(m.read(path)) })
+	}
+	if !led(npm, npmLeads) {
+		without = append(without, "npm_config_proxy", "npm_config_https_proxy", "npm_config_noproxy")
+	}
+	if !led(cargo, cargoLeads) {
+		without = append(without, "CARGO_HTTP_PROXY")
+	}
+	without = slices.DeleteFunc(without, func(name string) bool { return vars[name] == "" })
+	_, organizations, others := m.claudeCodeFiles(vars)
+	for _, path := range slices.Concat(organizations, others) {
+		var settings struct {
+			Sandbox struct{ Enabled bool } `json:"sandbox"`
+		}
+		if json.Unmarshal(m.read(path), &settings) == nil && settings.Sandbox.Enabled && len(without) > 0 {
+			found = append(found, Preference{
+				File: path, Has: "sandbox.enabled", Means: "has commands go to the gate by way of Claude Code alone",
+				Countered: "programs find that way without " + strings.Join(without, ", ") + "; Yarn 2 and later, and Java, find none there",
+			})
+		}
+	}
+	if len(found) == 0 {
+		return nil, nil
+	}
+	return found, without
+}
+
 // claudeCodeLogIn is the log-in of Claude Code's own, which it sends beside a placeholder that is none to it, with requests that are no message's.
 func (m Machine) claudeCodeLogIn(vars map[string]string, credentials []Credential) (found []Preference) {
 	path := filepath.Join(cmp.Or(vars["CLAUDE_CONFIG_DIR"], filepath.Join(vars["HOME"], ".claude")), ".credentials.json")

@@ -61,12 +61,14 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	}
 	found = append(found, m.java(vars)...)
 	found = append(found, m.git(env, credentials)...)
-	if len(more) == 0 {
+	sandboxed, without := m.sandbox(vars, credentials)
+	found = append(found, sandboxed...)
+	if len(more) == 0 && len(without) == 0 {
 		return env, found
 	}
 	env = slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return more[name] != ""
+		return more[name] != "" || slices.Contains(without, name)
 	})
 	for _, name := range slices.Sorted(maps.Keys(more)) {
 		env = append(env, name+"="+more[name])

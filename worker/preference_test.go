@@ -28,6 +28,7 @@ func TestPreferences(t *testing.T) {
 		files       map[string]string
 		want        []string
 		set         map[string]string
+		unset       []string
 	}{
 		"no files": {credentials: []Credential{claude}},
 		"nothing of ours": {credentials: []Credential{claude, github}, files: map[string]string{
@@ -191,6 +192,15 @@ func TestPreferences(t *testing.T) {
 			"/work/.mcp.json has mcpServers.b.env.ANTHROPIC_API_KEY, which MCP servers prefer to the placeholder for claude: take that out of the file",
 			"/work/opencode.json has mcp.other.environment.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
 		}},
+		"a sandbox": {env: []string{"HTTPS_PROXY=http://gate", "npm_config_proxy=http://gate", "npm_config_https_proxy=http://gate", "CARGO_HTTP_PROXY=http://gate"}, credentials: []Credential{claude}, files: map[string]string{
+			user: `{"sandbox":{"enabled":true}}`, project: `{"sandbox":{"enabled":false}}`, "/home/me/.npmrc": "registry=https://x\n", "/work/.cargo/config.toml": "[http]\nproxy-x = 1\n",
+		}, unset: []string{"npm_config_proxy", "npm_config_https_proxy", "CARGO_HTTP_PROXY"}, want: []string{
+			user + " has sandbox.enabled, which has commands go to the gate by way of Claude Code alone: programs find that way without npm_config_proxy, npm_config_https_proxy, CARGO_HTTP_PROXY; Yarn 2 and later, and Java, find none there",
+		}},
+		"a sandbox beside other proxies": {env: []string{"HTTPS_PROXY=http://gate", "npm_config_proxy=http://gate", "CARGO_HTTP_PROXY=http://gate"}, credentials: []Credential{claude}, files: map[string]string{
+			user: `{"sandbox":{"enabled":true}}`, "/home/me/.npmrc": "https-proxy = value-1\n", "/home/me/.cargo/config.toml": "[http]\nproxy = \"value-2\"\n",
+		}},
+		"a sandbox of nobody": {env: []string{"npm_config_proxy=http://gate"}, credentials: []Credential{github}, files: map[string]string{user: `{"sandbox":{"enabled":true}}`}},
 		"Gemini's": {credentials: []Credential{claude, {Grant: "gemini", Env: map[string]string{"GEMINI_API_KEY": "ph"}}}, files: map[string]string{
 			"/home/me/.gemini/settings.json": "{\n// value-1\n\"security\": {\"auth\": {\"selectedType\": \"oauth-personal\"}}, \"selectedAuthType\": \"vertex-ai\"}",
 			"/work/.gemini/settings.json":    `{"security":{"auth":{"selectedType":"gemini-api-key"}}}`,
@@ -232,6 +242,9 @@ func TestPreferences(t *testing.T) {
 		}
 		want := environ(env)
 		maps.Copy(want, c.set)
+		for _, name := range c.unset {
+			delete(want, name)
+		}
 		if diff := cmp.Diff(want, environ(now)); diff != "" || len(now) != len(want) {
 			t.Errorf("%s: %s", name, diff)
 		}
