@@ -291,6 +291,7 @@ func (c Credential) at(host string) bool {
 }
 
 var (
+	uvLeads   = regexp.MustCompile(`(?m)^[ \t]*(https?-proxy|no-proxy)[ \t]*=`)
 	pipProxy  = regexp.MustCompile(`(?m)^[ \t]*proxy[ \t]*[=:][ \t]*[^ \t\n]`)
 	curlLeads = regexp.MustCompile(`(?m)^[ \t]*(?:--)?((?:no|pre)?proxy|proxy-(?:user|ntlm|negotiate|digest|cacert)|socks(?:4a?|5|5-hostname)|cacert)(?:[ \t=:]|$)|^[ \t]*-([xU])`)
 )
@@ -309,6 +310,22 @@ func (m Machine) proxies(vars map[string]string, _ []Credential, more map[string
 		if path != "" && vars["PIP_PROXY"] != gate && pipProxy.Match(m.read(path)) {
 			found = append(found, Preference{File: path, Has: "proxy", Means: "leads pip around the gate", Countered: "PIP_PROXY is the gate"})
 			more["PIP_PROXY"] = gate
+		}
+	}
+	uv := []string{"/etc/uv/uv.toml", filepath.Join(config, "uv/uv.toml")}
+	for _, dir := range m.project() {
+		uv = append(uv, filepath.Join(dir, "uv.toml"), filepath.Join(dir, "pyproject.toml"))
+	}
+	if named := vars["UV_CONFIG_FILE"]; filepath.IsAbs(named) { // in place of those
+		uv = []string{named}
+	}
+	for _, path := range uv {
+		var has []string
+		for _, key := range uvLeads.FindAllStringSubmatch(string(m.read(path)), -1) {
+			has = append(has, key[1])
+		}
+		if len(has) > 0 {
+			found = append(found, Preference{File: path, Has: strings.Join(has, ", "), Means: "uv prefers to the way to the gate"})
 		}
 	}
 	for _, dir := range []string{vars["CURL_HOME"], vars["XDG_CONFIG_HOME"], home} {

@@ -131,6 +131,15 @@ func TestPreferences(t *testing.T) {
 			"/conf/pip/pip.conf has proxy, which leads pip around the gate: PIP_PROXY is the gate",
 			"/home/me/.curlrc has proxy, which curl prefers to the way to the gate: take that out of the file",
 		}},
+		"uv's": {env: []string{"HTTPS_PROXY=http://gate"}, files: map[string]string{
+			"/home/me/.config/uv/uv.toml": "native-tls = true\nhttps-proxy = \"value-1\"\nno-proxy = [\"value-2\"]\n", "/work/uv.toml": "# http-proxy = x\nhttp-proxy=\"value-3\"\n",
+			"/.git/HEAD": "", "/pyproject.toml": "[tool.uv]\nhttps-proxy = \"value-4\"\n",
+		}, want: []string{
+			"/home/me/.config/uv/uv.toml has https-proxy, no-proxy, which uv prefers to the way to the gate: take that out of the file",
+			"/pyproject.toml has https-proxy, which uv prefers to the way to the gate: take that out of the file",
+			"/work/uv.toml has http-proxy, which uv prefers to the way to the gate: take that out of the file",
+		}},
+		"uv's elsewhere": {env: []string{"HTTPS_PROXY=http://gate", "UV_CONFIG_FILE=/own.toml"}, files: map[string]string{"/work/uv.toml": "http-proxy=\"value-1\"", "/own.toml": "offline = true"}},
 		"curl's log-ins and authorities": {env: []string{"HTTPS_PROXY=http://gate"}, files: map[string]string{"/home/me/.curlrc": "--proxy-ntlm\ncacert = value-1\n-U value-2\n-u value-3\nuser-agent = \"proxy = x\"\nsocks5-hostname value-4"}, want: []string{
 			"/home/me/.curlrc has proxy-ntlm, cacert, -U, socks5-hostname, which curl prefers to the way to the gate: take that out of the file",
 		}},
