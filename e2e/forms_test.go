@@ -39,6 +39,7 @@ func TestForms(t *testing.T) {
 	for host, more := range map[string]string{
 		"bearer": "", "keyed": "header: {in: x-api-key}", "goog": "header: {in: x-goog-api-key}", "azure": "header: {in: api-key}", "private": "header: {in: private-token}",
 		"turned": "header: {in: x-api-key, out: authorization}", "basic": "header: {out_scheme: Basic}",
+		"bare": `header: {in_scheme: ""}`, "turned-bare": `header: {in: x-api-key, out: authorization, out_scheme: ""}`,
 		"query": "header: {in: x-goog-api-key, in_query: key}", "replace": "foreign_bearer: replace", "cookies": "response: {set_cookie: pass}",
 	} {
 		routes += fmt.Sprintf("  - {hosts: [%s.forms.demo.test], grant: claude, connect_to: \"%s\"%s}\n", host, up.address, strings.TrimSuffix(", "+more, ", "))
@@ -80,6 +81,8 @@ func TestForms(t *testing.T) {
 		{"basic password", "https://bearer.forms.demo.test/", []string{"Authorization", basic("me", w.placeholder)}, "authorization", basic("me", real), "/"},
 		{"basic user", "https://bearer.forms.demo.test/", []string{"Authorization", basic(w.placeholder, "x")}, "authorization", basic(real, "x"), "/"},
 		{"token", "https://bearer.forms.demo.test/", []string{"Authorization", "token " + w.placeholder}, "authorization", "token " + real, "/"},
+		{"no word", "https://bare.forms.demo.test/", []string{"Authorization", w.placeholder}, "authorization", real, "/"},
+		{"no word out", "https://turned-bare.forms.demo.test/", []string{"X-Api-Key", w.placeholder}, "authorization", real, "/"},
 		{"x-api-key", "https://keyed.forms.demo.test/", []string{"X-Api-Key", w.placeholder}, "x-api-key", real, "/"},
 		{"x-goog-api-key", "https://goog.forms.demo.test/", []string{"X-Goog-Api-Key", w.placeholder}, "x-goog-api-key", real, "/"},
 		{"api-key", "https://azure.forms.demo.test/", []string{"Api-Key", w.placeholder}, "api-key", real, "/"},

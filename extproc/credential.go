@@ -17,22 +17,24 @@ type presented struct {
 	parameters     bool // of another scheme, whose value may be a comma-separated list (RFC 9110 section 11.4)
 }
 
-// present takes the value of the credential header apart. In authorization it understands Bearer, token, Basic and the
-// route's scheme; in any other header the route's scheme, or the bare value when the route has none.
+// present takes the value of the credential header apart. In authorization it understands Bearer, token, Basic and the route's
+// scheme; there and in any other header also the bare value when the route has no scheme.
 func present(r *Route, value string) presented {
-	if r.SchemeIn == "" {
+	common := r.HeaderIn == "authorization"
+	if r.SchemeIn == "" && !common {
 		return presented{value: value, understood: true}
 	}
 	scheme, rest, ok := strings.Cut(value, " ")
 	rest = strings.TrimLeft(rest, " ") // 1*SP, RFC 9110 section 11.4
 	is := func(s string) bool { return ok && strings.EqualFold(scheme, s) }
-	common := r.HeaderIn == "authorization"
 	switch {
 	case is("basic") && (common || is(r.SchemeIn)):
 		user, password, ok := basic(rest)
 		return presented{scheme: scheme, value: rest, basic: true, user: user, password: password, understood: ok}
 	case is(r.SchemeIn), common && (is("bearer") || is("token")):
 		return presented{scheme: scheme, value: rest, understood: true}
+	case r.SchemeIn == "" && !ok:
+		return presented{value: value, understood: true}
 	}
 	return presented{value: value, parameters: ok}
 }

@@ -35,7 +35,11 @@ var testConfig = Config{
 	}, {
 		Name: "either", Hosts: []string{"either.example.com"}, Credential: "either", HeaderIn: "x-api-key", AlsoIn: "authorization",
 	}, {
-		Name: "turned", Hosts: []string{"turned.example.com"}, Credential: "turned", HeaderIn: "x-api-key", HeaderOut: "authorization",
+		Name: "turned", Hosts: []string{"turned.example.com"}, Credential: "turned", HeaderIn: "x-api-key", HeaderOut: "authorization", SchemeOut: "Bearer",
+	}, {
+		Name: "bare", Hosts: []string{"bare.example.com"}, Credential: "plain", HeaderIn: "authorization", HeaderOut: "authorization",
+	}, {
+		Name: "turned-bare", Hosts: []string{"turned-bare.example.com"}, Credential: "turned", HeaderIn: "x-api-key", HeaderOut: "authorization",
 	}, {
 		Name: "basic", Hosts: []string{"basic.example.com"}, Credential: "basic", SchemeOut: "Basic", BasicUser: "oauth2",
 	}, {
@@ -158,6 +162,9 @@ func TestDecideSwaps(t *testing.T) {
 		{"Basic without a user of its own: password", f.to("plain.example.com", "GET", "/", "authorization", basicAuth("me", plain)), "authorization", basicAuth("me", "TOKEN"), nil, "", nil},
 		{"Basic without a user of its own: user", f.to("plain.example.com", "GET", "/", "authorization", basicAuth(plain, "x")), "authorization", basicAuth("TOKEN", "x"), nil, "", nil},
 		{"Basic without a user of its own: both", f.to("plain.example.com", "GET", "/", "authorization", basicAuth(plain, plain)), "authorization", basicAuth("TOKEN", "TOKEN"), nil, "", nil},
+		{"no word, where the route has none", f.to("bare.example.com", "GET", "/", "authorization", plain), "authorization", "TOKEN", nil, "", nil},
+		{"a word, where the route has none", f.to("bare.example.com", "GET", "/", "authorization", "Bearer "+plain), "authorization", "Bearer TOKEN", nil, "", nil},
+		{"out without a word", f.to("turned-bare.example.com", "GET", "/", "x-api-key", turned), "authorization", "TOKEN", nil, "x-api-key", nil},
 		{"wildcard host", f.to("raw.githubusercontent.com", "GET", "/", "authorization", "Bearer "+github), "authorization", "Bearer TOKEN", nil, "", nil},
 		{"raw header", func() request {
 			r := f.to("keyed.example.com", "GET", "/", "x-api-key", keyed)

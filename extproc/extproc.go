@@ -91,7 +91,7 @@ type Route struct {
 	Credential string
 	// Imported says that an operator imports the credential's value and does not connect it.
 	Imported bool
-	// HeaderIn is the header, in lower case, in which workers send the placeholder. Empty: authorization.
+	// HeaderIn is the header, in lower case, in which workers send the placeholder. Empty: authorization, with Bearer unless SchemeIn says otherwise.
 	HeaderIn string
 	// ParameterIn is a query parameter in which workers may send it instead. The token is sent in HeaderOut all the same, and
 	// the parameter taken away: addresses end up in logs. Empty: none.
@@ -99,13 +99,13 @@ type Route struct {
 	// AlsoIn is another header in which workers may send it instead, with the usual word before it. Where HeaderOut is HeaderIn, the token then
 	// leaves in this one. Empty: none.
 	AlsoIn string
-	// SchemeIn is the word before it. In authorization, Bearer, token and Basic (as user or as password) are understood
-	// whatever is set here. Empty: Bearer in authorization, none elsewhere.
+	// SchemeIn is the word before it; empty: none. In authorization, Bearer, token and Basic (as user or as password) are understood
+	// whatever is set here.
 	SchemeIn string
-	// HeaderOut is the header in which the real token is sent. Empty: HeaderIn.
+	// HeaderOut is the header in which the real token is sent. Empty: HeaderIn, with SchemeIn unless SchemeOut says otherwise.
 	HeaderOut string
-	// SchemeOut is the word before it. With HeaderOut and SchemeOut as HeaderIn and SchemeIn, the token goes out in the
-	// form the placeholder came in. Empty: SchemeIn when the header is the same, else Bearer in authorization, none elsewhere.
+	// SchemeOut is the word before it; empty: none. With HeaderOut and SchemeOut as HeaderIn and SchemeIn, the token goes out in the
+	// form the placeholder came in.
 	SchemeOut string
 	// BasicUser is the user name that goes with a token sent as Basic. Empty: the one the worker sent.
 	BasicUser string

@@ -122,7 +122,7 @@ func newPolicy(cfg Config) *policy {
 func withDefaults(r Route) Route {
 	if r.AlsoIn != "" {
 		other := r
-		other.HeaderIn, other.SchemeIn, other.AlsoIn = r.AlsoIn, "", ""
+		other.HeaderIn, other.SchemeIn, other.AlsoIn = r.AlsoIn, usualScheme(r.AlsoIn), ""
 		other.Lane = "" // what is leased is what comes in the other header
 		if cmp.Or(r.HeaderOut, r.HeaderIn) == r.HeaderIn {
 			other.HeaderOut, other.SchemeOut = "", ""
@@ -130,19 +130,13 @@ func withDefaults(r Route) Route {
 		other = withDefaults(other)
 		r.other = &other
 	}
-	scheme := func(header string) string {
-		if header == "authorization" {
-			return "Bearer"
-		}
-		return ""
+	if r.HeaderIn == "" {
+		r.HeaderIn = "authorization"
+		r.SchemeIn = cmp.Or(r.SchemeIn, usualScheme(r.HeaderIn))
 	}
-	r.HeaderIn = cmp.Or(r.HeaderIn, "authorization")
-	r.SchemeIn = cmp.Or(r.SchemeIn, scheme(r.HeaderIn))
-	r.HeaderOut = cmp.Or(r.HeaderOut, r.HeaderIn)
-	if r.HeaderOut == r.HeaderIn {
+	if r.HeaderOut == "" {
+		r.HeaderOut = r.HeaderIn
 		r.SchemeOut = cmp.Or(r.SchemeOut, r.SchemeIn)
-	} else {
-		r.SchemeOut = cmp.Or(r.SchemeOut, scheme(r.HeaderOut))
 	}
 	// Header names are compared with those Envoy sends, which are in lower case.
 	ensure := map[string]string{}
@@ -151,6 +145,14 @@ func withDefaults(r Route) Route {
 	}
 	r.EnsureHeaders, r.ensured = ensure, slices.Sorted(maps.Keys(ensure))
 	return r
+}
+
+// usualScheme is the word before a credential in a header.
+func usualScheme(header string) string {
+	if header == "authorization" {
+		return "Bearer"
+	}
+	return ""
 }
 
 // add makes pattern stand for t; routes that share a pattern stand beside one another. What is no pattern stands for
