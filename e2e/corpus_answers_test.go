@@ -41,6 +41,9 @@ var corpusAnswers = []answerEntry{
 	{"after hints", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + okHead + "Content-Length: 2\r\n\r\nok", "200 ok"},
 	{"after a needless continue", "HTTP/1.1 100 Continue\r\n\r\n" + okHead + "Content-Length: 2\r\n\r\nok", "200 ok"},
 
+	{"an offer of HTTP/2", okHead + "Connection: Upgrade\r\nUpgrade: h2,h2c\r\nContent-Length: 2\r\n\r\nok", "200 ok"}, // as Apache makes it with every answer
+	{"an offer of HTTP/2, chunked", okHead + "Connection: Upgrade, Keep-Alive\r\nUpgrade: h2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "200 ok"},
+
 	{"more than one", okHead + "Content-Length: 2\r\n\r\nok" + okHead + "Content-Length: 6\r\n\r\npoison", "200 ok"},
 	{"more than it says", okHead + "Content-Length: 2\r\n\r\nokpoison", "200 ok"},
 	{"more behind the last chunk", okHead + "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\npoison", "200 ok"},
