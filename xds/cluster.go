@@ -23,6 +23,11 @@ const (
 	// whose streams are silent is pinged for as long as they are.
 	upstreamPings = 6 * time.Minute
 
+	// An HTTP/2 connection on which nothing came for so long is pinged once before it gets another request, of which no server complains: it
+	// may be dead, as after a suspended machine's night or behind a balancer that has forgotten it, and requests would wait for the pings above.
+	upstreamQuiet = 10 * time.Second
+	upstreamPong  = 20 * time.Second // until it counts as dead
+
 	// Servers end an HTTP/2 connection, with all its streams, of which too many were reset: Netty's 200 in half a minute, Envoy 500 in all.
 	// They cannot tell a worker that cancels from the others on it, whose answers would be cut. So another one is begun before.
 	requestsPerUpstream = 200
@@ -189,7 +194,9 @@ func anyHTTP(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	h2 := http2Options()
 	// As much as all requests of one connection can leave unread: when the connection's window is taken up by some, the others wait for them.
 	h2.InitialConnectionWindowSize = number(requestsPerUpstream * streamWindow)
-	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(upstreamPings), Timeout: seconds(20 * time.Second)}
+	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(upstreamPings), Timeout: seconds(upstreamPong), ConnectionIdleInterval: seconds(upstreamQuiet)}
+	// Frames with nothing in them are odd and no attack. Envoy ends a connection after two in a row otherwise, with all of its requests.
+	h2.MaxConsecutiveInboundFramesWithEmptyPayload = number(10_000)
 	o := upstreamHTTP(filters)
 	o.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig{
 		HttpProtocolOptions:  http1(),

@@ -94,19 +94,31 @@ func refuseFirst(nth int32, f *http2.Framer, stream uint32) bool {
 	return answer200(f, stream)
 }
 
+// leaveFirst ends the connection in order, and says that it has not processed the first request.
+func leaveFirst(nth int32, f *http2.Framer, stream uint32) bool {
+	if nth == 1 {
+		return f.WriteGoAway(0, http2.ErrCodeNo, nil) == nil
+	}
+	return answer200(f, stream)
+}
+
 // A request that the upstream says it has not processed (RFC 9113 section 8.7) is sent again, and the worker sees nothing.
 func TestRefusedStreamIsRetried(t *testing.T) {
-	var up *fickle
-	s := start(t, func(c *Config) {
-		ca := newAuthority(t)
-		up = newFickle(t, ca, refuseFirst)
-		c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
-	}, nil)
-	if a := post(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != http.StatusOK {
-		t.Errorf("got %d %q", a.status, a.body)
-	}
-	if n := up.streams.Load(); n != 2 {
-		t.Errorf("the upstream got %d requests", n)
+	for name, behave := range map[string]func(int32, *http2.Framer, uint32) bool{"the stream is refused": refuseFirst, "the connection ends before it": leaveFirst} {
+		t.Run(name, func(t *testing.T) {
+			var up *fickle
+			s := start(t, func(c *Config) {
+				ca := newAuthority(t)
+				up = newFickle(t, ca, behave)
+				c.UpstreamCA, c.Routes[0].ConnectTo = ca.pem, up.address
+			}, nil)
+			if a := post(t, s.worker("ann"), "https://"+apiHost+"/"); a.status != http.StatusOK {
+				t.Errorf("got %d %q", a.status, a.body)
+			}
+			if n := up.streams.Load(); n != 2 {
+				t.Errorf("the upstream got %d requests", n)
+			}
+		})
 	}
 }
 
