@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"wayleave/audit"
@@ -59,21 +60,22 @@ func (s *Server) searchAudit(ctx context.Context, f audit.Filter, limit int) (au
 
 // auditFilter reads what somebody looks for.
 func auditFilter(q url.Values) (f audit.Filter, limit int, err error) {
+	is := func(name string) string { return strings.TrimSpace(q.Get(name)) } // with what else was copied along
 	f = audit.Filter{
-		Kind: audit.Kind(q.Get("kind")), Outcome: audit.Outcome(q.Get("outcome")), Reason: q.Get("reason"), Worker: q.Get("worker"), Session: q.Get("session"),
-		Fingerprint: q.Get("fingerprint"), Open: q.Get("open") == "true", Grant: q.Get("grant"), Host: q.Get("host"), Actor: q.Get("actor"), Request: q.Get("request"), Text: q.Get("text"),
-		After: audit.Place(q.Get("after")),
+		Kind: audit.Kind(is("kind")), Outcome: audit.Outcome(is("outcome")), Reason: is("reason"), Worker: is("worker"), Session: is("session"),
+		Fingerprint: is("fingerprint"), Open: is("open") == "true", Grant: is("grant"), Host: is("host"), Actor: is("actor"), Request: is("request"), Text: q.Get("text"),
+		After: audit.Place(is("after")),
 	}
 	for name, at := range map[string]*time.Time{"from": &f.From, "to": &f.To} {
-		if *at, err = timeOf(q.Get(name)); err != nil {
+		if *at, err = timeOf(is(name)); err != nil {
 			return f, 0, fmt.Errorf("%w: %s is no time such as 2026-01-31T12:00:00Z", errBadRequest, name)
 		}
 	}
-	if f.Status, err = audit.ParseStatuses(q.Get("status")); err != nil {
+	if f.Status, err = audit.ParseStatuses(is("status")); err != nil {
 		return f, 0, fmt.Errorf("%w: status: %w", errBadRequest, err)
 	}
 	limit = shownAudit
-	if text := q.Get("limit"); text != "" {
+	if text := is("limit"); text != "" {
 		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > mostAudit {
 			return f, 0, fmt.Errorf("%w: limit is not a number from 1 to %d", errBadRequest, mostAudit)
 		}

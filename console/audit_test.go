@@ -2,7 +2,9 @@ package console
 
 import (
 	"context"
+	"html"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -50,5 +52,20 @@ func TestAuditPage(t *testing.T) {
 	b.wants("within a second", b.get(one), http.StatusOK, "r-1", `step="1" value="2026-01-02T03:04:04"`, `step="1" value="2026-01-02T03:04:05"`)
 	b.wants("as the fields have it", b.get("/audit?from=2026-01-02T03:04:04&to=2026-01-02T03:04:05"), http.StatusOK, "r-1")
 	b.wants("without seconds", b.get("/audit?from=2026-01-02T03:05"), http.StatusOK, "Nothing like that was found")
+	b.wants("pasted with what is around it", b.get("/audit?status=+201%09&fingerprint=9f86d081884c7d65+&host=+acme.example%0A"), http.StatusOK, "r-1", `value="9f86d081884c7d65"`)
 	b.wants("open ones", b.get("/audit?open=true"), http.StatusOK, "Nothing like that was found")
+}
+
+// A browser takes for a status what the search does, and says so where it was written: else what was looked for is lost.
+func TestStatusField(t *testing.T) {
+	m := regexp.MustCompile(`name="status"[^>]* pattern="([^"]+)"`).FindStringSubmatch(newWorld(t, nil).loggedIn().get("/audit").body)
+	if m == nil {
+		t.Fatal("the field takes anything")
+	}
+	takes := regexp.MustCompile("^(" + html.UnescapeString(m[1]) + ")$")
+	for _, text := range []string{"429", "5xx", "2XX", "20x", "2x0", "599", "600", "099", "xxx", "42", "4290", "soon", "4xX", "4x4"} {
+		if _, err := audit.ParseStatuses(text); takes.MatchString(text) != (err == nil) {
+			t.Errorf("%s: the search says %v", text, err)
+		}
+	}
 }
