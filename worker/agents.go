@@ -207,6 +207,7 @@ func loopbackOnly(noProxy string) bool {
 var (
 	codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
 	codexCommand   = regexp.MustCompile(`(?m)^[ \t]*command[ \t]*=`)
+	codexNetwork   = regexp.MustCompile(`(?m)^[ \t]*(?:\[features\.network_proxy\]|(?:features\.)?network_proxy(?:\.enabled)?[ \t]*=[ \t]*(?:true|\{))`)
 	codexForced    = regexp.MustCompile(`(?m)^[ \t]*forced_login_method[ \t]*=[ \t]*["'](api|chatgpt)["']`)
 )
 
@@ -261,8 +262,10 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 		}
 		keeps := codexKeeps(string(text))
 		var servers []string
+		network := false
 		if strings.Contains(vars["HTTPS_PROXY"], "@") { // else they are led to the gate without
 			servers = codexServers(string(text))
+			network = codexNetwork.Match(text)
 		}
 		for _, c := range credentials {
 			if !c.codex() {
@@ -284,6 +287,10 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 					Fix: `add env_vars = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "NODE_USE_ENV_PROXY", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] there`,
 				})
 				servers = nil
+			}
+			if network {
+				found = append(found, Preference{File: path, Has: "features.network_proxy", Means: "has the commands that Codex runs go out by a proxy of its own, which logs in at no other, so that the gate does not know them"})
+				network = false
 			}
 			if len(keeps) > 0 {
 				found = append(found, Preference{File: path, Has: strings.Join(keeps, ", "), Means: "keeps from the commands that Codex runs variables that lead them to the gate or are their placeholder"})

@@ -99,6 +99,12 @@ func TestPreferences(t *testing.T) {
 		}, want: []string{
 			"/home/me/.codex/config.toml has mcp_servers.memory, which Codex starts without the variables that lead to the gate: add env_vars = [\"HTTPS_PROXY\", \"HTTP_PROXY\", \"NO_PROXY\", \"NODE_USE_ENV_PROXY\", \"NODE_EXTRA_CA_CERTS\", \"SSL_CERT_FILE\"] there",
 		}},
+		"a proxy of Codex's": {env: []string{"HTTPS_PROXY=http://session:token@gate"}, credentials: []Credential{github, {Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.codex/config.toml": "[features]\nnetwork_proxy = true\n", "/work/.codex/config.toml": "[features.network_proxy]\nenabled = true\n", "/etc/codex/config.toml": "[features]\nnetwork_proxy = false\n",
+		}, want: []string{
+			"/home/me/.codex/config.toml has features.network_proxy, which has the commands that Codex runs go out by a proxy of its own, which logs in at no other, so that the gate does not know them: take that out of the file",
+			"/work/.codex/config.toml has features.network_proxy, which has the commands that Codex runs go out by a proxy of its own, which logs in at no other, so that the gate does not know them: take that out of the file",
+		}},
 		"a Codex of before": {env: []string{"CODEX_HOME=/own"}, credentials: []Credential{claude, {Grant: "codex", Env: map[string]string{"CODEX_ACCESS_TOKEN": "ph"}}}, files: map[string]string{
 			"/own/app-server-control/app-server-control.sock": "", "/home/me/.codex/app-server-control/app-server-control.sock": "",
 		}, want: []string{
