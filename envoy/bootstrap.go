@@ -46,6 +46,8 @@ type Bootstrap struct {
 	LogCredentials bool
 	// MaxConnections is how many worker connections Envoy accepts at once; zero: 20,000.
 	MaxConnections int64
+	// MaxForClusters is how many connections Envoy makes at once for some clusters, by name, where that is less than the clusters say. Nil: as they say.
+	MaxForClusters map[string]int64
 	// Memory is how much there is for Envoy, in bytes. Near its end Envoy cuts what holds most of it and takes no more, rather than be
 	// killed with everything in it. Zero: nobody knows.
 	Memory uint64
@@ -130,11 +132,15 @@ func (b Bootstrap) message() (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtime, err := structpb.NewStruct(map[string]any{
+	settings := map[string]any{
 		"re2.max_program_size.error_level": regexProgramSize,
 		// An end of a connection inside Envoy is no reset: of a redirected connection a reset takes the answer with it.
 		"envoy.reloadable_features.enable_send_rst_on_user_space_socket": false,
-	})
+	}
+	for cluster, most := range b.MaxForClusters { // which have it from the gate, and that does not know this machine
+		settings["circuit_breakers."+cluster+".default.max_connections"] = most
+	}
+	runtime, err := structpb.NewStruct(settings)
 	if err != nil {
 		return nil, err
 	}

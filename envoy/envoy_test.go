@@ -59,7 +59,7 @@ func TestBootstrapIsValid(t *testing.T) {
 	grouped := sound()
 	grouped.Group = "canary"
 	bounded := sound()
-	bounded.Memory = 1 << 30
+	bounded.Memory, bounded.MaxForClusters = 1<<30, map[string]int64{"upstream": 10, "tunnel": 20}
 	for _, b := range []envoy.Bootstrap{sound(), several, grouped, bounded} {
 		y, err := b.YAML()
 		if err != nil {

@@ -33,6 +33,9 @@ const (
 	requestsPerUpstream = 200
 )
 
+// HostClusters are those of connections to hosts, wherever the hosts' names lead. Each route with a ConnectTo has clusters of its own beside them.
+var HostClusters = []string{clusterUpstream, clusterUpstreamH1, clusterTunnel, clusterPlain}
+
 func clusters(p plan) []*clusterv3.Cluster {
 	filters, ca := upstreamFilters(p), upstreamCA(p).GetName()
 	list := append(endsClusters(p),

@@ -66,6 +66,7 @@ type stack struct {
 	mutate   func(*Resources) // what a test breaks on purpose
 	logLevel string           // Envoy's
 	memory   uint64           // Envoy's; zero: it does not know how much there is
+	most     map[string]int64 // connections of clusters
 
 	spans     spans         // that Envoy has told
 	log       func() string // Envoy's, so far
@@ -117,6 +118,8 @@ func (s *stack) bootstrap() envoy.Bootstrap {
 		AdminSocket: filepath.Join(s.dir, "admin.sock"),
 		LogLevel:    s.logLevel,
 		Memory:      s.memory,
+
+		MaxForClusters: s.most,
 	}
 }
 

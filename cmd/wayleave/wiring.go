@@ -375,7 +375,8 @@ func bootstrap(cfg *config.Config, sockets string) envoy.Bootstrap {
 // bootstrapHere is bootstrap for an Envoy that is started on this machine, which has only so much for it.
 func bootstrapHere(cfg *config.Config, sockets string) envoy.Bootstrap {
 	b := bootstrap(cfg, sockets)
-	b.Memory, b.MaxConnections = envoy.Memory(), envoy.Connections()
+	b.Memory = envoy.Memory()
+	b.MaxConnections, b.MaxForClusters = envoy.Connections(xds.HostClusters...)
 	return b
 }
 
