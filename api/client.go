@@ -116,23 +116,33 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, method string,
 	if in != nil {
 		r.Header.Set("Content-Type", "application/json")
 	}
+	late := func(err error) error {
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil: // which is no fault of the gate's
+			return fmt.Errorf("asking %s: %w", c.root.Host, context.Cause(ctx))
+		case within.Err() != nil:
+			return passing{fmt.Errorf("the gate at %s has not answered within %v: %w; see whether it is well", c.root.Host, timeout, err)}
+		}
+		return nil
+	}
 	resp, err := c.http.Do(r)
 	if err != nil {
 		var withURL *url.Error
 		if errors.As(err, &withURL) {
 			err = withURL.Err
 		}
-		switch {
-		case ctx.Err() != nil: // which is no fault of the gate's
-			return fmt.Errorf("asking %s: %w", c.root.Host, context.Cause(ctx))
-		case within.Err() != nil:
-			return passing{fmt.Errorf("the gate at %s has not answered within %v: %w; see whether it is well", c.root.Host, timeout, err)}
+		if over := late(err); over != nil {
+			return over
 		}
 		return c.unreached(err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
+	if over := late(err); over != nil {
+		return over
+	} else if err != nil {
 		return passing{fmt.Errorf("reading the answer of %s: %w", c.root.Host, err)}
 	}
 	if resp.StatusCode != http.StatusOK {

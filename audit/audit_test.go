@@ -183,6 +183,16 @@ func TestSearchGoesOn(t *testing.T) {
 			}
 		}
 	}
+	// Without the time to come there it is told that older ones were not looked at.
+	first, err := SearchAll(t.Context(), gates, Filter{}, 30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithDeadline(t.Context(), start)
+	defer cancel()
+	if found, err := SearchAll(ctx, gates, Filter{After: first.Next}, 30); err != nil || len(found.Records) > 0 || found.Back.IsZero() || found.Next != first.Next {
+		t.Errorf("without time: %+v, %v", found, err)
+	}
 	for _, place := range []Place{"x", "r1.1,r2.2,r3.3"} {
 		if _, err := SearchAll(t.Context(), gates, Filter{After: place}, 10); !errors.Is(err, ErrPlace) {
 			t.Errorf("%s: %v", place, err)

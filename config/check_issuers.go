@@ -35,6 +35,8 @@ func (k *checker) issuers() {
 			address("api", i.API)
 		case i.JWKSURL != "":
 			address("jwks_url", i.JWKSURL)
+		case strings.HasPrefix(i.Issuer, "spiffe://"):
+			k.fault(path+".jwks_url", "is missing", "write where the trust domain's bundle is")
 		case i.Issuer != "":
 			address("issuer", i.Issuer)
 		}

@@ -98,6 +98,9 @@ func (s *Server) failPage(w http.ResponseWriter, r *http.Request, status int, er
 	if n, _, ok := s.logins.find(s.cookie(r, loginCookie), false); ok {
 		who = &n.actor
 	}
+	if status == http.StatusNotFound && isLive(r) { // what somebody looks at is gone
+		w.Header().Set("HX-Refresh", "true")
+	}
 	s.show(w, r, status, "error", who, view{Title: http.StatusText(status), Data: sentence(err.Error())})
 }
 

@@ -176,7 +176,7 @@ func TestConsoleTabs(t *testing.T) {
 	b.is(connection, "not up to date")
 	b.js(`window.elsewhere = ""; htmx.trigger("#live", "stale")`)
 	b.is(connection, "live")
-	b.js(`window.elsewhere = "/nowhere"; htmx.trigger("#live", "stale")`)
+	b.js(`window.elsewhere = "/nowhere?live="; htmx.trigger("#live", "stale")`)
 	b.is("typeof window.elsewhere", "undefined")
 	b.is(connection, "live")
 

@@ -60,8 +60,18 @@ var meant = []struct{ file, kind string }{
 }
 
 // leaks looks for secrets in everything the world's directory holds: logs, state, what commands printed, what clients saved, and
-// OpenBao's own files.
-func (w *world) leaks() error { return errors.Join(w.learn(), leaksBelow(w.dir, 1)) }
+// OpenBao's own files. It reports data races of the world's programs too.
+func (w *world) leaks() error { return errors.Join(w.learn(), w.races(), leaksBelow(w.dir, 1)) }
+
+// races are those that programs of the world reported.
+func (w *world) races() error {
+	reports, err := filepath.Glob(filepath.Join(w.dir, "race.*"))
+	for _, report := range reports {
+		text, e := os.ReadFile(report)
+		err = errors.Join(err, e, fmt.Errorf("a data race:\n%s", text))
+	}
+	return err
+}
 
 // leaksBelow looks for secrets in all files of a directory, which are so many at least.
 func leaksBelow(dir string, least int) error {

@@ -209,7 +209,7 @@ func TestProtocols(t *testing.T) {
 	if g.API.Saw(placeholderMarker) || odd.sawText(placeholderMarker) || rpc.sawText(placeholderMarker) {
 		t.Error("a placeholder arrived")
 	}
-	if err := g.adminLeaks(); err != nil {
+	if err := stands(g.adminLeaks()); err != nil {
 		t.Error(err)
 	}
 }

@@ -100,7 +100,7 @@ func (s searchedScript) Verbose() bool { return true }
 
 func (s searchedScript) Log(args ...any) {
 	text := fmt.Sprint(args...)
-	if err := leaksIn("what the script printed", []byte(text)); err != nil {
+	if err := stands(leaksIn("what the script printed", []byte(text))); err != nil {
 		s.Error(err)
 	}
 	if testing.Verbose() || s.Failed() {

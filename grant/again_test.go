@@ -110,6 +110,31 @@ func TestImportedAgainDuringARefresh(t *testing.T) {
 	}
 }
 
+// Where the provider keeps its refresh token, what is imported again while it is presented is refreshed at once when that is over: nobody else presents it.
+func TestImportedAgainWhereNothingRotates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Hour)
+		w.as.keeps = true
+		tokens := w.as.grant("files", "inference")
+		w.load(tokens)
+		k, _ := w.run(Options{Holder: "a"})
+		w.as.set(func(a *authority) { a.latency = 33 * time.Second })
+		for w.as.count() == 0 {
+			time.Sleep(time.Second)
+		}
+		time.Sleep(31 * time.Second) // the lease is renewed no more
+		tokens.Expiry = time.Now()
+		w.load(tokens)
+		w.as.set(func(a *authority) { a.latency = time.Second })
+		time.Sleep(5 * time.Second) // the call is over
+		begun := time.Now()
+		w.token(k)
+		if took := time.Since(begun); took > 10*time.Second {
+			t.Errorf("a token after %v", took)
+		}
+	})
+}
+
 // What is imported once more while another gate presents it, and would be due at once, waits for that gate.
 func TestImportedAgainWhilePresented(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

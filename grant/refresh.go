@@ -31,7 +31,7 @@ func (o *outcome) rotated() bool { return o.next.Generation > o.base.Generation 
 // spends reports whether cur is another consent's by its name only: its refresh token is one in the place of which next has another.
 func (o *outcome) spends(cur record, ver int) bool {
 	return cur.standing(ver, o.next, o.ver) == spentAgain ||
-		cur.Epoch != o.base.Epoch && ver > o.ver && cur.Refresh.Equal(o.base.Refresh) && !o.next.Refresh.Equal(o.base.Refresh)
+		o.rotated() && cur.Epoch != o.base.Epoch && ver > o.ver && cur.Refresh.Equal(o.base.Refresh) && !o.next.Refresh.Equal(o.base.Refresh)
 }
 
 // lost is the error of a gateway that had to end before the store took the outcome.
@@ -330,6 +330,7 @@ func (m *minder) save(ctx context.Context) {
 		m.conflict()
 	case superseded(cur, o.base, o.next): // also by nothing at all: disconnected
 		m.saved()
+		m.rec.Lease = nil // nobody presents what was imported anew meanwhile
 		m.adopt(cur, ver)
 	default:
 		o.ver, o.doubtful = ver, false

@@ -132,6 +132,7 @@ func (m Machine) sandbox(vars map[string]string, credentials []Credential) (foun
 			found = append(found, Preference{
 				File: path, Has: "sandbox.enabled", Means: "has commands go to the gate by way of Claude Code alone",
 				Countered: "programs find that way without " + strings.Join(without, ", ") + "; Yarn 2 and later, and Java, find none there",
+				Fix:       "unset " + strings.Join(without, ", "),
 			})
 		}
 	}
@@ -208,6 +209,7 @@ var (
 	codexElsewhere = regexp.MustCompile(`(?m)^[ \t]*(openai_base_url|chatgpt_base_url|model_provider)[ \t]*=[ \t]*(.*)$`)
 	codexCommand   = regexp.MustCompile(`(?m)^[ \t]*command[ \t]*=`)
 	codexNetwork   = regexp.MustCompile(`(?m)^[ \t]*(?:\[features\.network_proxy\]|(?:features\.)?network_proxy(?:\.enabled)?[ \t]*=[ \t]*(?:true|\{))`)
+	codexNoNetwork = regexp.MustCompile(`(?m)^[ \t]*(?:\[features\.network_proxy\][^\[]*\n[ \t]*|(?:features\.)?network_proxy[ \t]*=[ \t]*\{[^}\n]*)enabled[ \t]*=[ \t]*false`)
 	codexForced    = regexp.MustCompile(`(?m)^[ \t]*forced_login_method[ \t]*=[ \t]*["'](api|chatgpt)["']`)
 )
 
@@ -265,7 +267,7 @@ func (m Machine) codex(vars map[string]string, credentials []Credential) (found 
 		network := false
 		if strings.Contains(vars["HTTPS_PROXY"], "@") { // else they are led to the gate without
 			servers = codexServers(string(text))
-			network = codexNetwork.Match(text)
+			network = codexNetwork.Match(text) && !codexNoNetwork.Match(text)
 		}
 		for _, c := range credentials {
 			if !c.codex() {
@@ -392,8 +394,11 @@ var (
 	jsonCommas   = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|,\s*[}\]]`)
 )
 
-// plainJSON is JSON without those.
+// plainJSON is JSON without those. Nobody writes comments by the megabyte, and to look for them there takes long.
 func plainJSON(text []byte) []byte {
+	if len(text) > 1<<20 || json.Valid(text) {
+		return text
+	}
 	for _, more := range []*regexp.Regexp{jsonComments, jsonCommas} {
 		text = more.ReplaceAllFunc(text, func(found []byte) []byte {
 			switch found[0] {

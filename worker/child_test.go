@@ -143,8 +143,6 @@ func TestRunChildExitCodes(t *testing.T) {
 	}
 }
 
-// As the first process of a container it takes in what is left behind, which would otherwise be there until the end, and its exit codes and
-// signals are as ever.
 // A program may be of the same user and still not read what is not passed on to it where it came from.
 func TestWhatIsNotPassedOnIsHidden(t *testing.T) {
 	for script, want := range map[string]bool{
@@ -162,6 +160,8 @@ func TestWhatIsNotPassedOnIsHidden(t *testing.T) {
 	}
 }
 
+// As the first process of a container it takes in what is left behind, which would otherwise be there until the end, and its exit codes and
+// signals are as ever.
 func TestRunChildAsProcess1(t *testing.T) {
 	run := func(script string) *exec.Cmd {
 		cmd := exec.Command(self(t), "testOnlyRun", "sh", "-c", script)

@@ -58,6 +58,18 @@ func addCodexServers(set map[string]string, text string) {
 	}
 }
 
+var (
+	variableAlone = regexp.MustCompile(`^\$[A-Za-z_][A-Za-z0-9_]*$`)
+	credentialOf  = regexp.MustCompile(`TOKEN|KEY|CREDENTIAL|_URL$|_HOST$`)
+)
+
+// ofCredentials are the variables that hold credential, or lead to where it is used: not those that only have to do with it.
+func ofCredentials(c Credential) []string {
+	return slices.DeleteFunc(c.concerns(), func(name string) bool {
+		return !strings.Contains(c.Env[name], Marker) && !credentialOf.MatchString(name)
+	})
+}
+
 // mcpServers are the variables that agents give to MCP servers of theirs, and that count before those the agents have.
 func (m Machine) mcpServers(vars map[string]string, credentials []Credential) (found []Preference) {
 	home := vars["HOME"]
@@ -95,6 +107,9 @@ func (m Machine) mcpServers(vars map[string]string, credentials []Credential) (f
 		for _, dir := range m.project() {
 			file.Projects[dir].Servers.add(set, "projects.….mcpServers")
 		}
+		if strings.HasSuffix(path, ".gemini/settings.json") { // Gemini reads $NAME as others read ${NAME}
+			maps.DeleteFunc(set, func(_, value string) bool { return variableAlone.MatchString(value) })
+		}
 		has := func(counts func(name, value string) bool) string {
 			at := slices.DeleteFunc(slices.Sorted(maps.Keys(set)), func(at string) bool { return !counts(afterLast(at, "."), set[at]) })
 			return strings.Join(at, ", ")
@@ -103,9 +118,9 @@ func (m Machine) mcpServers(vars map[string]string, credentials []Credential) (f
 			found = append(found, Preference{File: path, Has: around, Means: "MCP servers prefer to the way to the gate"})
 		}
 		for _, c := range credentials {
-			concerns := c.concerns()
+			concerns := ofCredentials(c)
 			if names := has(func(name, value string) bool {
-				return slices.Contains(concerns, name) && !strings.Contains(value, Marker)
+				return slices.Contains(concerns, name) && !strings.Contains(value, Marker) && value != vars[name]
 			}); names != "" {
 				found = append(found, Preference{File: path, Has: names, Means: "MCP servers prefer to the placeholder for " + c.Grant})
 			}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Preference is what a program has in a file of its own and prefers to its environment: with it, it goes around the gate or uses something else
@@ -63,6 +64,9 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	found = append(found, m.git(env, credentials)...)
 	sandboxed, without := m.sandbox(vars, credentials)
 	found = append(found, sandboxed...)
+	for i := range found {
+		found[i].File, found[i].Has, found[i].Means = plainText(found[i].File), plainText(found[i].Has), plainText(found[i].Means)
+	}
 	if len(more) == 0 && len(without) == 0 {
 		return env, found
 	}
@@ -76,9 +80,26 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 	return env, found
 }
 
-// read returns what an absolute path holds, nil when it cannot be read.
+// plainText is a text of which a terminal, or whoever reads a job's log for commands, makes nothing else: names in files are anybody's.
+func plainText(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+const longestFile = 16 << 20 // of a program's settings
+
+// read returns what an absolute path holds, nil when it cannot be read or is no file of settings.
 func (m Machine) read(path string) []byte {
-	text, err := fs.ReadFile(m.Files, strings.TrimPrefix(filepath.ToSlash(filepath.Clean(path)), "/"))
+	name := strings.TrimPrefix(filepath.ToSlash(filepath.Clean(path)), "/")
+	info, err := fs.Stat(m.Files, name)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > longestFile {
+		return nil
+	}
+	text, err := fs.ReadFile(m.Files, name)
 	if err != nil {
 		return nil
 	}

@@ -207,6 +207,16 @@ func TestPreferences(t *testing.T) {
 			"/work/.mcp.json has mcpServers.b.env.ANTHROPIC_API_KEY, which MCP servers prefer to the placeholder for claude: take that out of the file",
 			"/work/opencode.json has mcp.other.environment.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file",
 		}},
+		"MCP servers' that are none of the credential's": {env: []string{"GIT_X=1"}, credentials: []Credential{github, {Grant: "claude", Env: map[string]string{"ANTHROPIC_API_KEY": "ph", "GIT_X": "1"}, Unset: []string{"DISABLE_TELEMETRY"}}}, files: map[string]string{
+			"/work/.mcp.json":             `{"mcpServers":{"hub":{"env":{"DISABLE_TELEMETRY":"1","GIT_X":"2"}}}}`,
+			"/work/.gemini/settings.json": `{"mcpServers":{"hub":{"env":{"GH_TOKEN":"$GH_TOKEN"}}}}`,
+		}},
+		"names that are commands": {credentials: []Credential{github}, files: map[string]string{
+			"/work/.mcp.json": `{"mcpServers":{"x\n::stop-commands::y\u001b[2J":{"env":{"GH_TOKEN":"value-1"}}}}`,
+		}, want: []string{"/work/.mcp.json has mcpServers.x?::stop-commands::y?[2J.env.GH_TOKEN, which MCP servers prefer to the placeholder for hub: take that out of the file"}},
+		"Codex's proxy, turned off": {env: []string{"HTTPS_PROXY=http://u:p@gate"}, credentials: []Credential{{Grant: "codex", Env: map[string]string{"CODEX_API_KEY": "ph"}}}, files: map[string]string{
+			"/home/me/.codex/config.toml": "[features.network_proxy]\n# not now\nenabled = false\n[other]\nx = 1\n", "/work/.codex/config.toml": "[features]\nnetwork_proxy = { enabled = false }\n",
+		}},
 		"a sandbox": {env: []string{"HTTPS_PROXY=http://gate", "npm_config_proxy=http://gate", "npm_config_https_proxy=http://gate", "CARGO_HTTP_PROXY=http://gate"}, credentials: []Credential{claude}, files: map[string]string{
 			user: `{"sandbox":{"enabled":true}}`, project: `{"sandbox":{"enabled":false}}`, "/home/me/.npmrc": "registry=https://x\n", "/work/.cargo/config.toml": "[http]\nproxy-x = 1\n",
 		}, unset: []string{"npm_config_proxy", "npm_config_https_proxy", "CARGO_HTTP_PROXY"}, want: []string{

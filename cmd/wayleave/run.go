@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,6 +82,9 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		child := command(context.WithoutCancel(c.Context()), args)
 		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }
 		environment := func() []string {
+			if slices.ContainsFunc(enrolment.Proofs, func(name string) bool { return os.Getenv(name) != "" }) {
+				worker.Hide() // not before: with --isolate we have written by then what only a visible process can
+			}
 			env, report := worker.Environment(enrolment, os.Environ(), files)
 			env, preferred := worker.Preferences(env, enrolment.Credentials, thisMachine())
 			for _, line := range report {
@@ -97,7 +101,6 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 			end, err = runIsolated(child, &enrolment, me.roots, environment, say)
 		} else {
 			child.Env = environment()
-			worker.Hide()
 			end, err = worker.RunChild(child)
 		}
 		if err != nil {
@@ -134,7 +137,7 @@ func thisMachine() worker.Machine {
 	m := worker.Machine{Dir: here, Files: os.DirFS("/"), Listens: listens, Git: func(env []string, args ...string) ([]byte, error) { return ask(env, "git", args...) }}
 	if runtime.GOOS == "darwin" {
 		m.Keychain = func(service string) bool { // without -w, which asks the user
-			_, err := ask(os.Environ(), "security", "find-generic-password", "-s", service)
+			_, err := ask([]string{"HOME=" + os.Getenv("HOME")}, "/usr/bin/security", "find-generic-password", "-s", service)
 			return err == nil
 		}
 	}

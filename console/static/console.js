@@ -56,14 +56,15 @@ for (const type of ["focusout", "input", "selectionchange"]) {
 }
 
 // Whoever is not logged in any more is led to the log-in and back, and who has logged in anew meanwhile, maybe as somebody else, gets the page anew,
-// unless they would lose what they wrote. So does who looks at what is gone, which the page then says.
+// unless they would lose what they wrote. So does who looks at what is gone, which the page then says. The console says each in a header: an answer
+// without may be of a proxy before it, whose page would not lead back.
 let link; // where they go when they like; undefined: they may stay
 document.addEventListener("htmx:beforeOnLoad", (event) => {
   const { xhr } = event.detail;
   const here = location.pathname + location.search;
   link = undefined;
   if (xhr.getResponseHeader("HX-Redirect")) link = ["/login?next=" + encodeURIComponent(here), "log in again"];
-  else if (xhr.getResponseHeader("HX-Refresh") || xhr.status === 404) link = [here, "open it again"];
+  else if (xhr.getResponseHeader("HX-Refresh")) link = [here, "open it again"];
   if (!link) return;
   event.preventDefault();
   if (!written("main")) location.assign(link[0]);
