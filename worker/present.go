@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,11 @@ const (
 	githubURLVariable   = "ACTIONS_ID_TOKEN_REQUEST_URL"
 	githubTokenVariable = "ACTIONS_ID_TOKEN_REQUEST_TOKEN" //nolint:gosec // a name
 )
+
+// ProofIn reports whether an environment has in it what proves who the worker is: a token, and not the name of a file with one.
+func (e Enrolment) ProofIn(getenv func(string) string) bool {
+	return slices.ContainsFunc(append([]string{tokenVariable, idTokenVariable, githubTokenVariable}, e.Proofs...), func(name string) bool { return getenv(name) != "" })
+}
 
 // Sources are where a worker finds what it presents.
 type Sources struct {

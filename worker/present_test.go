@@ -384,3 +384,12 @@ func TestHowARefusedCertificateShows(t *testing.T) {
 		}
 	}
 }
+
+func TestProofIn(t *testing.T) {
+	e := Enrolment{Proofs: []string{"JOB_TOKEN"}}
+	for name, want := range map[string]bool{"WAYLEAVE_TOKEN": true, "WAYLEAVE_ID_TOKEN": true, "ACTIONS_ID_TOKEN_REQUEST_TOKEN": true, "JOB_TOKEN": true, "WAYLEAVE_TOKEN_FILE": false, "WAYLEAVE_KEY": false} {
+		if got := e.ProofIn(func(asked string) string { return map[string]string{name: "x"}[asked] }); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -82,7 +81,7 @@ user namespaces. Services on this machine's loopback addresses cannot be reached
 		child := command(context.WithoutCancel(c.Context()), args)
 		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), "wayleave: "+format+"\n", args...) }
 		environment := func() []string {
-			if slices.ContainsFunc(enrolment.Proofs, func(name string) bool { return os.Getenv(name) != "" }) {
+			if enrolment.ProofIn(os.Getenv) {
 				worker.Hide() // not before: with --isolate we have written by then what only a visible process can
 			}
 			env, report := worker.Environment(enrolment, os.Environ(), files)
