@@ -229,9 +229,11 @@ func (found *Found) searchFile(ctx context.Context, name string, f Filter, limit
 // passes reports whether a line is surely of no use before the record that the search begins behind: to read each would take as long at every page as at
 // the first.
 func (found *Found) passes(line []byte) bool {
+	if found.after == "" || bytes.Contains(line, []byte(`"after_open":true`)) {
+		return false
+	}
 	run, seq, _ := strings.Cut(found.after, ".")
-	return found.after != "" && !bytes.Contains(line, []byte(`"after_open":true`)) &&
-		!(bytes.Contains(line, []byte(run)) && bytes.Contains(line, []byte(`"seq":`+seq)))
+	return !bytes.Contains(line, []byte(run)) || !bytes.Contains(line, []byte(`"seq":`+seq))
 }
 
 // longest is by how much records may be out of order: what waits to be written together.
