@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"cmp"
 	"encoding/json"
 	"maps"
 	"path/filepath"
@@ -72,10 +71,10 @@ func ofCredentials(c Credential) []string {
 
 // mcpServers are the variables that agents give to MCP servers of theirs, and that count before those the agents have.
 func (m Machine) mcpServers(vars map[string]string, credentials []Credential) (found []Preference) {
-	home := vars["HOME"]
-	opencode := filepath.Join(cmp.Or(vars["XDG_CONFIG_HOME"], filepath.Join(home, ".config")), "opencode")
+	home, opencode := vars["HOME"], opencodeHome(vars)
+	account, _, _ := m.claudeCodeFiles(vars)
 	paths := []string{
-		"/etc/claude-code/managed-mcp.json", filepath.Join(cmp.Or(vars["CLAUDE_CONFIG_DIR"], home), ".claude.json"), filepath.Join(home, ".copilot/mcp-config.json"),
+		"/etc/claude-code/managed-mcp.json", account, filepath.Join(home, ".copilot/mcp-config.json"),
 		filepath.Join(home, ".gemini/settings.json"), filepath.Join(home, ".cursor/mcp.json"), filepath.Join(opencode, "opencode.json"), filepath.Join(opencode, "opencode.jsonc"),
 		"/etc/codex/config.toml", filepath.Join(codexHome(vars), "config.toml"),
 	}

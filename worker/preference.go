@@ -83,7 +83,7 @@ func Preferences(env []string, credentials []Credential, m Machine) ([]string, [
 // plainText is a text of which a terminal, or whoever reads a job's log for commands, makes nothing else: names in files are anybody's.
 func plainText(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || !unicode.IsPrint(r) {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r

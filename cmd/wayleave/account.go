@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -108,7 +107,7 @@ func (g gate) auditSinks() (all []audit.Target, err error) {
 		all = append(all, audit.Target{Name: "stdout", Sink: audit.To(os.Stdout), Line: line})
 	}
 	if h := cfg.Webhook; h.URL != "" {
-		client, err := trustingClient(func() (*x509.CertPool, error) { return rootsAnd(g.cfg.Path(h.CAFile)) })
+		client, err := trustingFile(g.cfg.Path(h.CAFile))
 		if err != nil {
 			return nil, fmt.Errorf("audit.webhook.ca_file: %w", err)
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,7 +40,7 @@ func asking(cfg *config.Config, log *slog.Logger) (func(context.Context, approva
 
 func newApprovalHook(cfg *config.Config, log *slog.Logger) (*approvalHook, error) {
 	h := cfg.Approvals.Webhook
-	asks, err := trustingClient(func() (*x509.CertPool, error) { return rootsAnd(cfg.Path(h.CAFile)) })
+	asks, err := trustingFile(cfg.Path(h.CAFile))
 	if err != nil {
 		return nil, fmt.Errorf("ca_file: %w", err)
 	}

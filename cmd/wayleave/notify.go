@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -30,7 +29,7 @@ func targets(cfg *config.Config) ([]notify.Target, error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Notify.Targets)) {
 		t := cfg.Notify.Targets[name]
 		key := "notify.targets." + name
-		client, err := trustingClient(func() (*x509.CertPool, error) { return rootsAnd(cfg.Path(t.CAFile)) })
+		client, err := trustingFile(cfg.Path(t.CAFile))
 		if err != nil {
 			return nil, fmt.Errorf("%s.ca_file: %w", key, err)
 		}

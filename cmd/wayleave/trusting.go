@@ -28,6 +28,11 @@ func trustingClient(roots func() (*x509.CertPool, error)) (*http.Client, error) 
 	return client, nil
 }
 
+// trustingFile is trustingClient with the system's roots and those in a file; empty: there is none.
+func trustingFile(path string) (*http.Client, error) {
+	return trustingClient(func() (*x509.CertPool, error) { return rootsAnd(path) })
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *trusting) RoundTrip(req *http.Request) (*http.Response, error) {
 	if roots, err := t.roots(); err == nil {
